@@ -1,12 +1,17 @@
 """Data that passes between the parts, and the one axis legend.
 
-Axes: `B` sequences, `P` prompt tokens, `T` completion tokens, `L = P + T` tokens of a sequence, `N` counted tokens of
-a batch laid end to end, `H` hidden size, `V` vocabulary.
+Axes: `B` sequences, `P` prompt tokens, `T` completion tokens, `L` tokens of the longest sequence of a batch, `N` counted
+tokens of a batch laid end to end, `H` hidden size, `V` vocabulary, `K` tokens that a sampler allowed at a position.
 
 Masks are boolean and mean one thing everywhere: True where a sampled token counts.
 """
 
-from typing import TypedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypedDict
+
+import torch
+from torch import Tensor
 
 
 class Message(TypedDict):
@@ -17,3 +22,125 @@ class Message(TypedDict):
 
 
 Prompt = str | list[Message]
+
+
+@dataclass(slots=True)
+class Completion:
+    """What an engine sampled for one prompt."""
+
+    ids: list[int]
+    logprobs: list[float]  # of the distribution that each token was drawn from, by the sampler's own arithmetic
+    stopped: bool  # ended by a stop token or stop string; False when the length limit cut it off
+    support: list[Tensor] | None = (
+        None  # per token, ids (K,) that top-k, top-p or min-p left; None: the whole vocabulary
+    )
+
+
+@dataclass(slots=True)
+class Trajectory:
+    """One prompt with the completion sampled for it; scoring and the forward passes fill in the rest."""
+
+    row: Mapping[str, Any]  # the data set's row: `prompt` and every other column
+    prompt_ids: list[int]
+    completion: Completion
+    text: str  # the completion, special tokens left out
+    score: float | None = None  # weighted sum of the rewards; None: unscored, so it does not count
+    rewards: dict[str, float | None] = field(default_factory=dict)  # each reward by name, unweighted
+    logprobs: Tensor | None = None  # (T,) by the trainer's own forward pass, as are the next three
+    reference_logprobs: Tensor | None = None  # (T,)
+    values: Tensor | None = None  # (T,) of the state before each token
+    entropy: Tensor | None = None  # (T,)
+
+    @property
+    def prompt(self) -> Prompt:
+        """The prompt as the data set gave it."""
+        return self.row["prompt"]
+
+
+@dataclass(slots=True)
+class Sequences:
+    """Prompts with completions as one right-padded batch. Moves with `.to(device)`, selects rows with `[rows]`."""
+
+    input_ids: Tensor  # (B, L)
+    attention_mask: Tensor  # (B, L) True on real tokens
+    prompt_lengths: Tensor  # (B,)
+    mask: Tensor  # (B, T)
+    support: list[list[Tensor] | None] | None = None  # B lists of T tensors (K,)
+
+    @classmethod
+    def from_trajectories(cls, trajectories: "Sequence[Trajectory]", *, scored_only: bool = False) -> "Sequences":
+        """Pad `B` trajectories. With `scored_only`, the tokens of those without a score do not count."""
+        completions = [trajectory.completion for trajectory in trajectories]
+        return cls.from_ids(
+            [trajectory.prompt_ids for trajectory in trajectories],
+            [completion.ids for completion in completions],
+            [
+                [not scored_only or trajectory.score is not None] * len(trajectory.completion.ids)
+                for trajectory in trajectories
+            ],
+            [completion.support for completion in completions],
+        )
+
+    @classmethod
+    def from_ids(
+        cls,
+        prompts: Sequence[Sequence[int]],
+        completions: Sequence[Sequence[int]],
+        masks: Sequence[Sequence[bool]] | None = None,
+        support: list[list[Tensor] | None] | None = None,
+    ) -> "Sequences":
+        """Pad `B` prompts and completions. `masks` default to every completion token counting."""
+        lengths = [len(prompt) + len(completion) for prompt, completion in zip(prompts, completions, strict=True)]
+        input_ids = torch.zeros(len(prompts), max(lengths), dtype=torch.long)
+        attention_mask = torch.zeros_like(input_ids, dtype=torch.bool)
+        mask = torch.zeros(len(prompts), max(max(map(len, completions)), 1), dtype=torch.bool)
+        for b, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
+            input_ids[b, : lengths[b]] = torch.tensor([*prompt, *completion])
+            attention_mask[b, : lengths[b]] = True
+            mask[b, : len(completion)] = True if masks is None else torch.tensor(masks[b], dtype=torch.bool)
+        prompt_lengths = torch.tensor([len(prompt) for prompt in prompts])
+        return cls(input_ids, attention_mask, prompt_lengths, mask, support)
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+    def __getitem__(self, rows: Tensor) -> "Sequences":
+        """The sequences `rows`, with the padding that they do not need cut off."""
+        length = int(self.attention_mask[rows].sum(dim=1).max())
+        return Sequences(
+            self.input_ids[rows, :length],
+            self.attention_mask[rows, :length],
+            self.prompt_lengths[rows],
+            self.mask[rows, : trimmed_width(self.mask[rows])],
+            None if self.support is None else [self.support[int(row)] for row in rows],
+        )
+
+    def to(self, device: torch.device | str) -> "Sequences":
+        """The same batch on `device`."""
+        return Sequences(
+            self.input_ids.to(device),
+            self.attention_mask.to(device),
+            self.prompt_lengths.to(device),
+            self.mask.to(device),
+            self.support,
+        )
+
+    @property
+    def counted(self) -> tuple[Tensor, Tensor]:
+        """Row and completion column of every counted token, in reading order: two tensors `(N,)`."""
+        rows, columns = self.mask.nonzero(as_tuple=True)
+        return rows, columns
+
+    def counted_support(self) -> Tensor | None:
+        """Allowed ids `(N, K)` of the counted tokens, padded with -1; None when nothing was cut off."""
+        if self.support is None or all(row is None for row in self.support):
+            return None
+        rows, columns = self.counted
+        ids = [self.support[b][t] for b, t in zip(rows.tolist(), columns.tolist(), strict=True)]  # pyright: ignore
+        return torch.nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=-1).to(self.input_ids.device)
+
+
+def trimmed_width(mask: Tensor) -> int:
+    """Columns of `mask` `(B, T)` up to the last one with a True in it; at least 1."""
+    columns = mask.any(dim=0).nonzero()
+    return int(columns[-1]) + 1 if len(columns) else 1

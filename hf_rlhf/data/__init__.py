@@ -1,0 +1,24 @@
+"""Rows in: files and Hub sets become checked prompts, preference pairs and padded batches.
+
+load_rows("pairs.jsonl.gz")      -> datasets.Dataset, or one InputError that names the file and line
+prepare_preferences(dataset)     -> pairs in the TRL format, and a report of what was dropped and why
+prepare_prompts(dataset)         -> prompts with their token ids, made once
+pad_sequences(sequences)         -> (B, L)
+"""
+
+from hf_rlhf.data.collate import lengths_to_mask, pad_sequences
+from hf_rlhf.data.files import load_rows
+from hf_rlhf.data.preferences import PreferenceReport, PreparedPreferences, check_no_leak, prepare_preferences
+from hf_rlhf.data.prompts import prepare_prompts, require_rows
+
+__all__ = [
+    "PreferenceReport",
+    "PreparedPreferences",
+    "check_no_leak",
+    "lengths_to_mask",
+    "load_rows",
+    "pad_sequences",
+    "prepare_preferences",
+    "prepare_prompts",
+    "require_rows",
+]

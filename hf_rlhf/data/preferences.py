@@ -1,0 +1,324 @@
+"""Preference sets of every common layout, checked as a whole and turned into the TRL preference format.
+
+Layouts whose rows are whole dialogues (HH text, implicit-prompt conversations) are split here, and a dialogue that
+cannot be split is dropped and counted. Layouts that name their prompt are taken at their word: a bad value is an error.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from hf_rlhf.data.files import list_rows, read_columns, require_columns, require_dataset
+from hf_rlhf.errors import InputError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from hf_rlhf.types import Message, Prompt
+
+HH = "HH dialogues"
+TEXT = "text, explicit prompt"
+CONVERSATIONAL = "conversational, explicit prompt"
+IMPLICIT_CONVERSATIONAL = "conversational, implicit prompt"
+IMPLICIT_TEXT = "text, implicit prompt"
+
+HH_TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):(?=\s|$)")
+HH_ROLES = {"Human": "user", "Assistant": "assistant"}
+
+
+class Pair(NamedTuple):
+    """One row: `prompt` is None for implicit-prompt text."""
+
+    prompt: Prompt | None
+    chosen: Prompt
+    rejected: Prompt
+
+
+class MalformedDialogue(ValueError):
+    """A whole dialogue cannot be split into prompt and answers; the message is the reason that is counted."""
+
+
+@dataclass(frozen=True, slots=True)
+class PreferenceReport:
+    """What became of the rows: `rows_in = rows_out + malformed + identical + duplicates`.
+
+    `contradictions` counts pairs that are also there the other way round (A > B and B > A); both rows are kept.
+    `malformed_reasons` maps each reason to its number of rows.
+    """
+
+    source: str
+    layout: str
+    rows_in: int
+    rows_out: int
+    identical: int
+    duplicates: int
+    contradictions: int
+    malformed: int
+    malformed_reasons: Mapping[str, int] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        reasons = ", ".join(f"{reason}: {count}" for reason, count in self.malformed_reasons.items())
+        dropped = [
+            f"{self.malformed} malformed ({reasons})" if self.malformed else "",
+            f"{self.identical} with chosen equal to rejected" if self.identical else "",
+            f"{self.duplicates} duplicates" if self.duplicates else "",
+        ]
+        summary = f"{self.source}: {self.rows_out} of {self.rows_in} pairs kept [{self.layout}]"
+        summary += f"; dropped {', '.join(filter(None, dropped))}" if any(dropped) else ""
+        return summary + (f"; {self.contradictions} contradictions kept" if self.contradictions else "")
+
+
+class PreparedPreferences(NamedTuple):
+    """`dataset` with the columns `prompt` (absent for implicit-prompt text), `chosen`, `rejected` and those it had."""
+
+    dataset: Dataset
+    report: PreferenceReport
+
+
+def prepare_preferences(dataset: Dataset, *, source: str) -> PreparedPreferences:
+    """Check every row, then give the set in the TRL preference format with a report of what was dropped.
+
+    Raises InputError for missing columns, for values that are None, empty or of the wrong kind (row numbers count
+    from 0), for a `margin` that is no number, and when no row is left.
+    """
+    dataset = require_dataset(dataset, source=source)
+    require_columns(dataset, ("chosen", "rejected"), source=source)
+    columns = read_columns(
+        dataset, [n for n in ("prompt", "chosen", "rejected", "margin") if n in dataset.column_names]
+    )
+    layout = find_layout(columns)
+    check_values(columns, layout, source=source)
+
+    counts, reasons = Counter[str](), Counter[str]()
+    kept: dict[bytes, tuple[int, Pair]] = {}  # by fingerprint, in the order of the rows
+    for row in range(len(dataset)):
+        try:
+            pair = split_row({name: values[row] for name, values in columns.items()}, layout)
+        except MalformedDialogue as error:
+            reasons[str(error)] += 1
+            continue
+        key = fingerprint(*pair)
+        if pair.chosen == pair.rejected:
+            counts["identical"] += 1
+        elif key in kept:
+            counts["duplicates"] += 1
+        else:
+            counts["contradictions"] += fingerprint(pair.prompt, pair.rejected, pair.chosen) in kept
+            kept[key] = (row, pair)
+
+    report = PreferenceReport(
+        source=source,
+        layout=layout,
+        rows_in=len(dataset),
+        rows_out=len(kept),
+        identical=counts["identical"],
+        duplicates=counts["duplicates"],
+        contradictions=counts["contradictions"],
+        malformed=reasons.total(),
+        malformed_reasons=dict(reasons),
+    )
+    if not kept:
+        raise InputError(f"{report}. No pair is left: every row needs two different answers to one prompt")
+    rows, pairs = zip(*kept.values(), strict=True)
+    return PreparedPreferences(_with_pairs(dataset, rows, pairs), report)
+
+
+def check_no_leak(train: Dataset, test: Dataset) -> int:
+    """Number of distinct prompts that two prepared sets share.
+
+    Raises InputError when a pair (one prompt and its two answers, in either order) is in both sets.
+    """
+    train_prompts, train_pairs = _fingerprints(train)
+    test_prompts, test_pairs = _fingerprints(test)
+    known = set(train_pairs)
+    leaked = [row for row, pair in enumerate(test_pairs) if pair in known]
+    if leaked:
+        raise InputError(
+            f"{list_rows(leaked)} of {len(test_pairs)} of the test set are in the training set too, so the test would "
+            "measure memory. Remove them from one of the two, or split by prompt"
+        )
+    return len(set(train_prompts) & set(test_prompts))
+
+
+def _fingerprints(dataset: Dataset) -> tuple[list[bytes], list[bytes]]:
+    """(prompts, pairs without their order) of a prepared set; no prompts for implicit-prompt text."""
+    require_columns(dataset, ("chosen", "rejected"), source="a set to check for leaks")
+    columns = read_columns(dataset, [name for name in ("prompt", "chosen", "rejected") if name in dataset.column_names])
+    answers = zip(columns["chosen"], columns["rejected"], strict=True)
+    unordered = [sorted(fingerprint(answer).hex() for answer in pair) for pair in answers]
+    prompts = columns.get("prompt")
+    pairs = [
+        fingerprint(prompt, pair) for prompt, pair in zip(prompts or [None] * len(dataset), unordered, strict=True)
+    ]
+    return [fingerprint(prompt) for prompt in prompts or []], pairs
+
+
+def fingerprint(*values: Any) -> bytes:
+    """A digest that is equal for equal prompts and answers; keys that `datasets` filled with None do not count."""
+
+    def without_none(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: without_none(item) for key, item in value.items() if item is not None}
+        return [without_none(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+    text = json.dumps(without_none(values), sort_keys=True, default=str)
+    return hashlib.blake2b(text.encode(), digest_size=16).digest()
+
+
+# --- layouts -----------------------------------------------------------------------------------------------------
+
+
+def find_layout(columns: Mapping[str, Sequence[Any]]) -> str:
+    """The layout that most rows have, by their first value and by how dialogues begin."""
+    chosen = [value for value in columns["chosen"] if value is not None]
+    prompt = next((value for value in columns.get("prompt", ()) if value is not None), None)
+    if chosen and isinstance(chosen[0], list):
+        return CONVERSATIONAL if isinstance(prompt, list) else IMPLICIT_CONVERSATIONAL
+    if "prompt" in columns:
+        return TEXT
+    dialogues = sum(isinstance(value, str) and value.lstrip().startswith("Human:") for value in chosen)
+    return HH if dialogues > len(chosen) / 2 else IMPLICIT_TEXT
+
+
+def split_row(row: Mapping[str, Any], layout: str) -> Pair:
+    """One checked row as a pair. Raises MalformedDialogue when whole dialogues cannot be split."""
+    prompt, chosen, rejected = row.get("prompt"), row["chosen"], row["rejected"]
+    if layout == HH:
+        pair = split_dialogues(parse_hh(chosen), parse_hh(rejected))
+        if max(len(pair.chosen), len(pair.rejected)) > 1:
+            raise MalformedDialogue("the dialogues part before the last answer")
+        return pair
+    if layout == IMPLICIT_CONVERSATIONAL:
+        asked: list[Message] = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else []
+        inside = chosen[0]["role"] != "assistant"  # a text prompt may stand beside dialogues that hold it already
+        return split_dialogues(chosen, rejected) if inside else split_dialogues(asked + chosen, asked + rejected)
+    return Pair(prompt, chosen, rejected)
+
+
+def parse_hh(text: str) -> list[Message]:
+    r"""Messages of "\n\nHuman: ...\n\nAssistant: ..."; turns of one speaker in a row are joined into one.
+
+    Raises MalformedDialogue when the text does not start with a Human turn.
+    """
+    before, *parts = HH_TURN.split(text.lstrip())
+    if before or not parts or parts[0] != "Human":
+        raise MalformedDialogue("does not start with a Human turn")
+    messages: list[Message] = []
+    for speaker, content in zip(parts[::2], parts[1::2], strict=True):
+        role, content = HH_ROLES[speaker], content.strip()
+        if messages and messages[-1]["role"] == role:
+            content = f"{messages.pop()['content']}\n\n{content}".strip()
+        messages.append({"role": role, "content": content})
+    return messages
+
+
+def split_dialogues(chosen: Sequence[Message], rejected: Sequence[Message]) -> Pair:
+    """The common leading messages as the prompt, what follows them as the answers.
+
+    Raises MalformedDialogue unless both end in an answer that is not empty and both part after a message of the user.
+    """
+    for dialogue in (chosen, rejected):
+        if dialogue[-1]["role"] != "assistant":
+            raise MalformedDialogue("does not end in an assistant turn")
+        if is_empty(dialogue[-1]):
+            raise MalformedDialogue("empty last answer")
+    common = 0
+    last = min(len(chosen), len(rejected)) - 1  # of equal dialogues, the last message is the answer
+    while common < last and chosen[common] == rejected[common]:
+        common += 1
+    prompt = list(chosen[:common])
+    if not prompt:
+        raise MalformedDialogue("no common prompt")
+    if prompt[-1]["role"] == "assistant" or not chosen[common]["role"] == rejected[common]["role"] == "assistant":
+        raise MalformedDialogue("the dialogues part in a turn that is not the assistant's")
+    return Pair(prompt, list(chosen[common:]), list(rejected[common:]))
+
+
+# --- values ------------------------------------------------------------------------------------------------------
+
+
+def check_values(columns: Mapping[str, Sequence[Any]], layout: str, *, source: str) -> None:
+    """Raise one InputError that lists every column's bad values with their rows."""
+    dialogues = layout in (CONVERSATIONAL, IMPLICIT_CONVERSATIONAL)
+    problems: list[str] = []
+    for name, values in columns.items():
+        if name == "margin":
+            found = [margin_problem(value) for value in values]
+        elif dialogues and not (name == "prompt" and layout == IMPLICIT_CONVERSATIONAL):
+            found = [messages_problem(value, may_end_empty=layout == IMPLICIT_CONVERSATIONAL) for value in values]
+        else:
+            found = [text_problem(value) for value in values]
+        problems += list_problems(name, found)
+    if problems:
+        total = len(columns["chosen"])
+        raise InputError(
+            f"{source}: values that cannot be used, in a set of {total} rows [{layout}] (rows count from 0):\n  "
+            + "\n  ".join(problems)
+            + "\nMend these rows, or leave them out with dataset.filter(...)"
+        )
+
+
+def list_problems(column: str, found: Iterable[str | None]) -> list[str]:
+    """`column "chosen": None in 2 rows (3, 7)` for each kind of problem; None means no problem."""
+    rows: dict[str, list[int]] = {}
+    for row, problem in enumerate(found):
+        if problem:
+            rows.setdefault(problem, []).append(row)
+    return [f'column "{column}": {problem} in {list_rows(numbers)}' for problem, numbers in rows.items()]
+
+
+def text_problem(value: Any) -> str | None:
+    if value is None:
+        return "None"
+    if not isinstance(value, str):
+        return f"{type(value).__name__} instead of text"
+    return None if value.strip() else "empty text"
+
+
+def messages_problem(value: Any, *, may_end_empty: bool = False) -> str | None:
+    if value is None:
+        return "None"
+    if not isinstance(value, list):
+        return f"{type(value).__name__} instead of a list of messages"
+    if not value:
+        return "no messages"
+    for message in value:
+        if not (isinstance(message, Mapping) and isinstance(message.get("role"), str)):
+            return 'a message without "role" and "content"'
+        if not (isinstance(message.get("content"), str) or message.get("tool_calls")):
+            return 'a message whose "content" is not text'
+    return "empty last message" if is_empty(value[-1]) and not may_end_empty else None
+
+
+def is_empty(message: Mapping[str, Any]) -> bool:
+    """No text and no tool call."""
+    return not (message.get("content") or "").strip() and not message.get("tool_calls")
+
+
+def margin_problem(value: Any) -> str | None:
+    if value is None:
+        return "None"
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return f"{type(value).__name__} instead of a number"
+    return None if math.isfinite(value) else str(value)
+
+
+def _with_pairs(dataset: Dataset, rows: Sequence[int], pairs: Sequence[Pair]) -> Dataset:
+    """The kept rows with their pairs in front of every other column."""
+    from datasets import Dataset, concatenate_datasets
+
+    columns = {name: [getattr(pair, name) for pair in pairs] for name in Pair._fields}
+    if pairs[0].prompt is None:
+        del columns["prompt"]
+    others = (
+        dataset.with_format(None).select(rows).remove_columns([n for n in Pair._fields if n in dataset.column_names])
+    )
+    made = Dataset.from_dict(columns)
+    return concatenate_datasets([made, others], axis=1) if others.column_names else made

@@ -1,0 +1,1 @@
+"""Did it get better, and by how much: measures, pictures and the report page."""

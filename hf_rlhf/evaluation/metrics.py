@@ -1,0 +1,106 @@
+"""Numbers that compare two models on the same prompts, each with its uncertainty."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean, stdev
+
+Z_95 = 1.959964  # the normal quantile of a two-sided 95% interval
+
+
+@dataclass(frozen=True, slots=True)
+class WinRate:
+    """How often "after" beat "before"; `rate` counts a tie as half a win, `low` and `high` bound it at 95%."""
+
+    rate: float
+    low: float
+    high: float
+    wins: int
+    ties: int
+    losses: int
+
+    @property
+    def n(self) -> int:
+        return self.wins + self.ties + self.losses
+
+    def __str__(self) -> str:
+        return f"{self.rate:.0%} (95% interval {self.low:.0%} to {self.high:.0%}, {self.n} prompts)"
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """Mean and sample standard deviation of some scores; `low` and `high` bound the mean at 95%."""
+
+    n: int
+    mean: float
+    std: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class BeforeAfter:
+    """One row of a before/after table. `percent` shows the numbers as percentages, `digits` counts their decimals."""
+
+    metric: str
+    before: float
+    after: float
+    digits: int = 2
+    percent: bool = False
+
+    @property
+    def change(self) -> float:
+        return self.after - self.before
+
+    def formatted(self) -> tuple[str, str, str]:
+        """Before, after and signed change as text; a change in percentages is in points ("+12 pp")."""
+        if self.percent:
+            before, after = (f"{100 * x:.{self.digits}f}%" for x in (self.before, self.after))
+            return before, after, f"{100 * self.change:+.{self.digits}f} pp"
+        return f"{self.before:.{self.digits}f}", f"{self.after:.{self.digits}f}", f"{self.change:+.{self.digits}f}"
+
+
+def win_rate(before_scores: Sequence[float], after_scores: Sequence[float], *, tie_margin: float = 1e-9) -> WinRate:
+    """Compare scores prompt by prompt; differences up to `tie_margin` are ties.
+
+    rate = (wins + ties / 2) / n, with the Wilson (1927) score interval. Raises `ValueError` where the scores are empty,
+    of different length or not finite.
+    """
+    if len(before_scores) != len(after_scores):
+        raise ValueError(f"{len(before_scores)} scores before and {len(after_scores)} after: give one pair per prompt")
+    _check(before_scores, "before_scores")
+    _check(after_scores, "after_scores")
+    gains = [after - before for before, after in zip(before_scores, after_scores, strict=True)]
+    wins = sum(gain > tie_margin for gain in gains)
+    losses = sum(gain < -tie_margin for gain in gains)
+    ties = len(gains) - wins - losses
+    rate = (wins + ties / 2) / len(gains)
+    low, high = wilson_interval(rate, len(gains))
+    return WinRate(rate=rate, low=low, high=high, wins=wins, ties=ties, losses=losses)
+
+
+def wilson_interval(rate: float, n: int, z: float = Z_95) -> tuple[float, float]:
+    """(p + z^2/2n +- z * sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n)  (Wilson 1927); stays inside [0, 1]."""
+    centre = rate + z * z / (2 * n)
+    half = z * math.sqrt(rate * (1 - rate) / n + z * z / (4 * n * n))
+    scale = 1 + z * z / n
+    return max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale)
+
+
+def summarize(scores: Sequence[float]) -> Summary:
+    """Mean +- z * std / sqrt(n). Raises `ValueError` where the scores are empty or not finite."""
+    _check(scores, "scores")
+    mean = fmean(scores)
+    std = stdev(scores) if len(scores) > 1 else 0.0
+    half = Z_95 * std / math.sqrt(len(scores))
+    return Summary(n=len(scores), mean=mean, std=std, low=mean - half, high=mean + half)
+
+
+def _check(scores: Sequence[float], name: str) -> None:
+    if not scores:
+        raise ValueError(f"{name} is empty: nothing was evaluated")
+    for i, score in enumerate(scores):
+        if not math.isfinite(score):
+            raise ValueError(f"{name}[{i}]={score} is not a finite number: score every reply before comparing")

@@ -1,0 +1,239 @@
+"""Pictures of a run, drawn from the rows of `metrics.jsonl`. Needs the extra `report`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+
+from hf_rlhf.errors import InputError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's colours, which stay apart under colour blindness.
+BLUE, ORANGE, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#AA4488"
+INK, MUTED, GRID = "#22272E", "#667080", "#E6E9ED"
+DPI = 150
+
+Rows = Sequence[Mapping[str, Any]]
+
+
+def plot_training(rows: Rows, path_png: str | Path, *, title: str = "PPO training") -> Path:
+    """Draw reward, KL, the update, the value function, length and entropy over iterations into one PNG.
+
+    A key that no row has leaves a panel that says "not logged". Returns the path. Raises `InputError` without matplotlib.
+    """
+    figure = _new_figure(14.0, 8.0)
+    axes = figure.subplots(2, 3)
+    _reward(axes[0, 0], rows)
+    _kl(axes[0, 1], rows)
+    _lengths(axes[0, 2], rows)
+    _value(axes[1, 0], rows)
+    _update(axes[1, 1], rows)
+    _entropy(axes[1, 2], rows)
+    for ax in axes[1]:
+        ax.set_xlabel("iteration", color=MUTED, fontsize=9.5)
+    figure.suptitle(title, x=0.014, ha="left", fontsize=16, fontweight="bold", color=INK)
+    return _save(figure, path_png)
+
+
+def plot_score_histogram(
+    before: Sequence[float], after: Sequence[float], path: str | Path, *, label: str = "annotator score"
+) -> Path:
+    """Draw the two distributions of scores and their means into one PNG. Returns the path.
+
+    Raises `ValueError` where either is empty and `InputError` without matplotlib.
+    """
+    if not before or not after:
+        raise ValueError(f"{len(before)} scores before and {len(after)} after: both are needed for a histogram")
+    figure = _new_figure(10.0, 4.0)
+    ax = figure.subplots()
+    low, high = min(0.0, *before, *after), max(1.0, *before, *after)
+    bins = [low + (high - low) * i / 20 for i in range(21)]
+    _style(ax, "Scores on held-out prompts, before and after training")
+    for scores, color, name in ((before, MUTED, "before"), (after, BLUE, "after")):
+        mean = fmean(scores)
+        ax.hist(scores, bins=bins, color=color, alpha=0.45, edgecolor="white", linewidth=0.8, zorder=2)
+        ax.hist(scores, bins=bins, histtype="step", color=color, linewidth=1.4, zorder=3)
+        ax.axvline(mean, color=color, linewidth=1.8, linestyle=(0, (4, 2)), zorder=4, label=f"{name}, mean {mean:.2f}")
+    ax.set_xlim(low, high)
+    ax.set_xlabel(label, color=MUTED, fontsize=9.5)
+    ax.set_ylabel("replies", color=MUTED, fontsize=9.5)
+    _whole_numbers(ax.yaxis)
+    _legend(ax)
+    return _save(figure, path)
+
+
+def _reward(ax: Axes, rows: Rows) -> None:
+    _style(ax, "Reward", "mean score per reply")
+    key = "objective/scores" if _series(rows, "objective/scores")[0] else "reward"
+    x, y = _series(rows, key)
+    std = dict(zip(*_series(rows, "reward_std"), strict=True))
+    if x and all(i in std for i in x):
+        low, high = ([v + sign * std[i] for i, v in zip(x, y, strict=True)] for sign in (-1, 1))
+        ax.fill_between(x, low, high, color=BLUE, alpha=0.12, linewidth=0, label="± std")
+    _line(ax, rows, key, BLUE, "training")
+    _points(ax, rows, "eval_reward", ORANGE, "held-out")
+    _finish(ax)
+
+
+def _kl(ax: Axes, rows: Rows) -> None:
+    _style(ax, "KL divergence from the reference", "nats per reply")
+    _line(ax, rows, "objective/kl", BLUE, "training")
+    _points(ax, rows, "eval_kl", ORANGE, "held-out")
+    coefficient = _twin(ax, "KL coefficient", PURPLE)
+    _line(coefficient, rows, "objective/kl_coef", PURPLE, "KL coefficient (right)", dashed=True)
+    _finish(ax, coefficient)
+
+
+def _lengths(ax: Axes, rows: Rows) -> None:
+    _style(ax, "Length of the replies", "tokens")
+    _line(ax, rows, "completions/mean_length", BLUE, "mean length")
+    share = _twin(ax, "share cut off", ORANGE)
+    _line(share, rows, "completions/clipped_ratio", ORANGE, "cut off at the limit (right)", dashed=True)
+    _percent(share, top=1.0)
+    _finish(ax, share)
+
+
+def _value(ax: Axes, rows: Rows) -> None:
+    _style(ax, "Value function", "value loss")
+    _line(ax, rows, "loss/value_avg", BLUE, "value loss")
+    explained = _twin(ax, "explained variance", GREEN)
+    _line(explained, rows, "val/explained_variance", GREEN, "explained variance (right)", dashed=True)
+    _, values = _series(rows, "val/explained_variance")
+    if values:
+        explained.set_ylim(max(-1.0, min(0.0, *values) - 0.05), 1.05)
+    _finish(ax, explained)
+
+
+def _update(ax: Axes, rows: Rows) -> None:
+    _style(ax, "Size of the update", "tokens clipped")
+    _line(ax, rows, "policy/clipfrac_avg", BLUE, "clip fraction")
+    _percent(ax)
+    approximate = _twin(ax, "nats per token", GREEN)
+    _line(approximate, rows, "policy/approxkl_avg", GREEN, "KL old to new policy (right)", dashed=True)
+    _finish(ax, approximate)
+
+
+def _entropy(ax: Axes, rows: Rows) -> None:
+    _style(ax, "Entropy of the policy", "nats per token")
+    _line(ax, rows, "objective/entropy", BLUE, "entropy")
+    _finish(ax)
+
+
+def _series(rows: Rows, key: str) -> tuple[list[float], list[float]]:
+    """The iterations at which a key has a finite number, and the numbers; rows without an iteration count from 1."""
+    points = [
+        (float(row.get("iteration") or i), float(row[key]))
+        for i, row in enumerate(rows, start=1)
+        if isinstance(row.get(key), (int, float)) and math.isfinite(row[key])
+    ]
+    return [x for x, _ in points], [y for _, y in points]
+
+
+def _line(ax: Axes, rows: Rows, key: str, color: str, label: str, *, dashed: bool = False) -> None:
+    """Draw a key; a long series is drawn pale, with its moving average over it."""
+    x, y = _series(rows, key)
+    if not x:
+        return
+    dashes = (0, (5, 2)) if dashed else "-"
+    if len(x) <= 40:
+        marker = "o" if len(x) < 3 else ""
+        ax.plot(x, y, color=color, linestyle=dashes, linewidth=1.8, marker=marker, zorder=3, label=label)
+        return
+    half = max(2, len(y) // 40)
+    windows = [y[max(0, i - half) : i + half + 1] for i in range(len(y))]
+    ax.plot(x, y, color=color, linewidth=0.9, alpha=0.35, zorder=3)
+    ax.plot(x, [fmean(w) for w in windows], color=color, linestyle=dashes, linewidth=2.0, zorder=3, label=label)
+
+
+def _points(ax: Axes, rows: Rows, key: str, color: str, label: str) -> None:
+    x, y = _series(rows, key)
+    if x:
+        marker = "o" if len(x) <= 30 else ""
+        ax.plot(x, y, color=color, linewidth=1.5, marker=marker, markeredgecolor="white", zorder=4, label=label)
+
+
+def _new_figure(width: float, height: float) -> Figure:
+    """A figure of its own: no pyplot, so nothing global is read or changed."""
+    try:
+        from matplotlib.figure import Figure
+        from matplotlib.layout_engine import ConstrainedLayoutEngine
+    except ImportError as error:
+        raise InputError('plots need matplotlib; install it with: pip install "hf-rlhf[report]"') from error
+    layout = ConstrainedLayoutEngine(w_pad=0.14, h_pad=0.12, wspace=0.03, hspace=0.03)  # pads in inches
+    return Figure(figsize=(width, height), dpi=DPI, facecolor="white", layout=layout)
+
+
+def _style(ax: Axes, title: str, ylabel: str = "") -> None:
+    ax.set_title(title, loc="left", fontsize=11.5, fontweight="bold", color=INK, pad=25)
+    ax.set_ylabel(ylabel, color=MUTED, fontsize=9.5)
+    ax.grid(color=GRID, linewidth=0.8)
+    ax.set_axisbelow(True)
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.spines[["left", "bottom"]].set_color("#C5CBD3")
+    ax.tick_params(colors=MUTED, labelsize=9, length=3)
+
+
+def _twin(ax: Axes, ylabel: str, color: str) -> Axes:
+    """A second scale on the right, in the colour of its line and without a grid of its own."""
+    twin = ax.twinx()
+    twin.set_ylabel(ylabel, color=color, fontsize=9.5)
+    twin.spines[["top", "left", "bottom"]].set_visible(False)
+    twin.spines["right"].set_color("#C5CBD3")
+    twin.tick_params(colors=color, labelsize=9, length=3)
+    return twin
+
+
+def _percent(ax: Axes, top: float | None = None) -> None:
+    from matplotlib.ticker import PercentFormatter
+
+    ax.yaxis.set_major_formatter(PercentFormatter(xmax=1.0))
+    ax.set_ylim(bottom=0.0, top=top)
+
+
+def _whole_numbers(axis: Axis) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axis.set_major_locator(MaxNLocator(nbins=8, integer=True, min_n_ticks=1))
+
+
+def _finish(ax: Axes, twin: Axes | None = None) -> None:
+    """One legend for both scales; a scale that has nothing is hidden, and an empty panel says so."""
+    if twin is not None and not twin.lines:
+        twin.set_axis_off()
+    if not ax.lines and (twin is None or not twin.lines):
+        ax.set_xticks([])
+        ax.set_yticks([])
+        ax.set_ylabel("")
+        ax.text(0.5, 0.5, "not logged", transform=ax.transAxes, ha="center", va="center", color=MUTED, fontsize=11)
+        return
+    if not ax.lines:
+        ax.set_yticks([])
+        ax.set_ylabel("")
+    _whole_numbers(ax.xaxis)
+    _legend(ax, twin)
+
+
+def _legend(ax: Axes, twin: Axes | None = None) -> None:
+    """One legend for both scales, between the title and the panel, where it never covers data."""
+    handles, labels = ax.get_legend_handles_labels()
+    if twin is not None:
+        more_handles, more_labels = twin.get_legend_handles_labels()
+        handles, labels = handles + more_handles, labels + more_labels
+    ax.legend(
+        handles, labels, loc="lower left", bbox_to_anchor=(-0.02, 0.985), ncols=len(labels), frameon=False,
+        fontsize=8.8, labelcolor=INK, handlelength=1.7, handletextpad=0.5, columnspacing=1.3,
+    )  # fmt: skip
+
+
+def _save(figure: Figure, path: str | Path) -> Path:
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, format="png", dpi=DPI)
+    return path

@@ -1,0 +1,1 @@
+"""Human feedback: who gave it, what they preferred, and simulated people for tests and demonstrations."""

@@ -1,0 +1,176 @@
+"""Model cards of policies and reward models: metadata for the Hub, and a body that says what was measured.
+
+Values are data: none is read as a template. Short values are escaped for Markdown, and whatever a model or a user wrote
+at length stands in a fenced block whose fence is longer than any run of backticks inside.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from hf_rlhf.evaluation.metrics import BeforeAfter
+from hf_rlhf.evaluation.report import SamplePair
+
+
+def policy_card(
+    *,
+    model_id: str,
+    base_model: str,
+    description: str = "",
+    headline: str = "",
+    results: Sequence[BeforeAfter] = (),
+    settings: Mapping[str, Any] | None = None,
+    samples: Sequence[SamplePair] = (),
+    curve_image: str | None = None,
+    reward_model: str | None = None,
+    datasets: Sequence[str] = (),
+    license: str = "apache-2.0",
+    language: str = "en",
+    demonstration: bool = False,
+    simulated_annotator: bool = False,
+    limits: Sequence[str] = (),
+) -> str:
+    """The README of a LoRA adapter trained by PPO.
+
+    `model_id` is where the adapter will be loaded from ("owner/name"), `base_model` what it was trained on; a local path
+    is shown by its last part only and stays out of the metadata. `curve_image` is a path inside the repository.
+    """
+    return _card(
+        "policy.md.j2",
+        tags=["hf_rlhf", "ppo", "rlhf", "lora"],
+        pipeline_tag="text-generation",
+        model_id=model_id,
+        base_model=base_model,
+        description=description,
+        headline=headline,
+        results=[(row.metric, *row.formatted()) for row in results],
+        settings=settings or {},
+        samples=samples,
+        curve_image=quote(curve_image) if curve_image else None,
+        reward_model=reward_model,
+        datasets=datasets,
+        license=license,
+        language=language,
+        demonstration=demonstration,
+        simulated_annotator=simulated_annotator,
+        limits=limits,
+    )
+
+
+def reward_model_card(
+    *,
+    model_id: str,
+    base_model: str,
+    description: str = "",
+    headline: str = "",
+    results: Mapping[str, Any] | None = None,
+    settings: Mapping[str, Any] | None = None,
+    curve_image: str | None = None,
+    datasets: Sequence[str] = (),
+    license: str = "apache-2.0",
+    language: str = "en",
+    demonstration: bool = False,
+    simulated_annotator: bool = False,
+    limits: Sequence[str] = (),
+) -> str:
+    """The README of a reward model: a LoRA adapter with a score head, trained with TRL's `RewardTrainer`.
+
+    The fields are those of `policy_card`; `results` maps each metric to its value ("held-out accuracy": 0.91).
+    """
+    return _card(
+        "reward_model.md.j2",
+        tags=["hf_rlhf", "reward-model", "rlhf", "lora", "trl", "reward-trainer"],
+        pipeline_tag="text-classification",
+        model_id=model_id,
+        base_model=base_model,
+        description=description,
+        headline=headline,
+        results=results or {},
+        settings=settings or {},
+        curve_image=quote(curve_image) if curve_image else None,
+        datasets=datasets,
+        license=license,
+        language=language,
+        demonstration=demonstration,
+        simulated_annotator=simulated_annotator,
+        limits=limits,
+    )
+
+
+def template_folder() -> Path:
+    """Where the templates are: `hf_rlhf/_model_cards` in an installed wheel, `model_cards` at the root of a checkout."""
+    package = Path(__file__).resolve().parents[1]
+    folders = (package / "_model_cards", package.parent / "model_cards")
+    for folder in folders:
+        if (folder / "policy.md.j2").is_file():
+            return folder
+    raise FileNotFoundError(f"no model card templates in {' or '.join(map(str, folders))}; install hf-rlhf again")
+
+
+def _card(
+    template: str,
+    *,
+    tags: list[str],
+    pipeline_tag: str,
+    model_id: str,
+    base_model: str,
+    datasets: Sequence[str],
+    license: str,
+    language: str,
+    **fields: Any,
+) -> str:
+    from huggingface_hub import ModelCardData
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    metadata = ModelCardData(
+        library_name="peft",
+        base_model=base_model if _is_hub_id(base_model) else None,
+        tags=tags,
+        pipeline_tag=pipeline_tag,
+        license=license,
+        language=language,
+        datasets=list(datasets) or None,
+    )
+    environment = Environment(
+        loader=FileSystemLoader(template_folder()),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {"inline": inline, "fence": fence, "json": json.dumps}
+    body = environment.get_template(template).render(
+        name=model_id.rsplit("/", 1)[-1],
+        model_id=model_id,
+        base_model=base_model if _is_hub_id(base_model) else Path(base_model).name,
+        datasets=datasets,
+        license=license,
+        **fields,
+    )
+    return f"---\n{metadata.to_yaml()}\n---\n\n{body}"
+
+
+def inline(value: object) -> str:
+    """One line of plain text in Markdown: no HTML, table cell, link, code, emphasis, heading or rule comes out of it."""
+    line = html.escape(" ".join(str(value).split()), quote=False)
+    line = re.sub(r"([\\`*\[\]|~])", r"\\\1", line)
+    line = re.sub(r"(?<![^\W_])_|_(?![^\W_])", r"\\_", line)  # an underscore between letters is plain already
+    return re.sub(r"^([#+=-])", r"\\\1", line)
+
+
+def fence(text: str, language: str = "") -> str:
+    """A fenced code block that the text cannot close."""
+    longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
+    ticks = "`" * max(3, longest + 1)
+    return f"{ticks}{language}\n{text.rstrip()}\n{ticks}"
+
+
+def _is_hub_id(name: str) -> bool:
+    """Shaped like "name" or "owner/name", and no folder of this machine."""
+    return bool(re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?", name)) and not Path(name).exists()

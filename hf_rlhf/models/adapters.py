@@ -1,0 +1,115 @@
+"""Named adapters on one frozen backbone. Nothing else in the package switches adapters.
+
+Names: `policy`, `critic`, `reward` (`reward_1`, ... for more than one), `reference` when a run starts from an adapter.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from hf_rlhf.errors import InputError
+
+POLICY, REFERENCE, REWARD = "policy", "reference", "reward"
+
+
+def is_peft_model(model: nn.Module) -> bool:
+    """Whether `model` is wrapped by PEFT."""
+    from peft import PeftModel
+
+    return isinstance(model, PeftModel)
+
+
+def base_of(model: nn.Module) -> nn.Module:
+    """The transformers model inside a PEFT wrapper (with its adapter layers in place), or the model itself."""
+    return model.get_base_model() if is_peft_model(model) else model  # pyright: ignore[reportCallIssue]
+
+
+@contextlib.contextmanager
+def use_adapter(model: nn.Module, name: str | None) -> Iterator[None]:
+    """Run the block with adapter `name`, or with all adapters off when `name` is None.
+
+    Active adapter, `requires_grad` of every parameter and train/eval mode are as before afterwards, whatever happens.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    gradients = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    active = model.active_adapter
+    try:
+        if name is None:
+            model.base_model.disable_adapter_layers()  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
+        else:
+            model.set_adapter(name, inference_mode=True)  # pyright: ignore[reportCallIssue]
+        yield
+    finally:
+        if name is None:
+            model.base_model.enable_adapter_layers()  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
+        else:
+            model.set_adapter(active)  # pyright: ignore[reportCallIssue]
+        for parameter, required in gradients:  # PEFT turns gradients on when it activates an adapter
+            parameter.requires_grad_(required)
+        for module, training in modes:
+            module.training = training
+
+
+@contextlib.contextmanager
+def compute_in_base_dtype(model: nn.Module) -> Iterator[None]:
+    """Run fp32 adapters on a bf16 base without casting the activations to fp32 and back at every layer.
+
+    PEFT casts a layer's whole input to the adapter's dtype. Autocast casts the small matrices instead; gradients still
+    arrive in fp32. Does nothing when the base is fp32.
+    """
+    from peft.helpers import disable_input_dtype_casting
+
+    dtype = base_dtype(model)
+    if dtype not in (torch.bfloat16, torch.float16):
+        yield
+        return
+    with disable_input_dtype_casting(model), torch.autocast(next(model.parameters()).device.type, dtype=dtype):
+        yield
+
+
+def base_dtype(model: nn.Module) -> torch.dtype:
+    """The dtype in which the backbone computes."""
+    return base_of(model).dtype  # pyright: ignore[reportReturnType]
+
+
+def save_adapter(model: nn.Module, name: str, folder: str | os.PathLike) -> None:
+    """Write adapter `name` to `folder` in PEFT's layout, as if it were the only one.
+
+    PEFT itself puts a named adapter into a subfolder, where `PeftModel.from_pretrained(folder)` does not look.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".adapter-") as scratch:
+        model.save_pretrained(scratch, selected_adapters=[name])  # pyright: ignore[reportCallIssue]
+        inner = Path(scratch) / name
+        for file in (inner if inner.is_dir() else Path(scratch)).iterdir():
+            if file.name.startswith("adapter_"):
+                os.replace(file, folder / file.name)
+
+
+def adapter_base(folder: str | os.PathLike) -> str | None:
+    """Name of the base model that the adapter in `folder` was trained on; None when `folder` holds no adapter."""
+    file = Path(folder) / "adapter_config.json"
+    if not file.is_file():
+        return None
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))["base_model_name_or_path"]
+    except (json.JSONDecodeError, KeyError) as error:
+        raise InputError(f"{file}: not a PEFT adapter config ({error})") from error
+
+
+def copy_adapter(model: nn.Module, source: str, target: str) -> None:
+    """Add a frozen adapter `target` with the weights of `source`."""
+    scratch = tempfile.mkdtemp(prefix="hf_rlhf-")
+    try:
+        save_adapter(model, source, scratch)
+        model.load_adapter(scratch, target, is_trainable=False)  # pyright: ignore[reportCallIssue]
+    finally:
+        shutil.rmtree(scratch)

@@ -1,0 +1,114 @@
+"""Reward models: an adapter and score head on the policy's own backbone, or a separate sequence classifier.
+
+Both map token ids to one score a sequence, read at the last real token.
+"""
+
+import os
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from hf_rlhf.errors import InputError
+from hf_rlhf.models.adapters import REWARD, adapter_base, base_of, compute_in_base_dtype, is_peft_model, use_adapter
+from hf_rlhf.models.load import load_sequence_classifier, load_tokenizer, resolve_model
+
+
+class SharedRewardModel:
+    """The adapter `name` and its score head on a backbone that belongs to a policy. Adds no backbone to memory.
+
+    Not a module: its weights live in the policy's PEFT model and are saved with neither.
+    """
+
+    def __init__(self, model: nn.Module, folder: str | os.PathLike, name: str = REWARD):
+        head = _score_head(folder)
+        model.load_adapter(str(folder), name, is_trainable=False)  # pyright: ignore[reportCallIssue]
+        self.model = model
+        self.name = name
+        self.head = head
+
+    @torch.no_grad()
+    def __call__(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Scores `(B,)` in fp32 of right-padded `(B, L)` sequences."""
+        with use_adapter(self.model, self.name):
+            self.model.eval()
+            with compute_in_base_dtype(self.model):
+                backbone: nn.Module = base_of(self.model).base_model  # pyright: ignore[reportAssignmentType]
+                states = backbone(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
+        last = states[torch.arange(len(states), device=states.device), attention_mask.sum(dim=1) - 1]
+        return last.float() @ self.head.to(last.device).T[:, 0]
+
+
+class SeparateRewardModel:
+    """A sequence classifier of its own, with its own tokenizer."""
+
+    def __init__(self, model: nn.Module):
+        self.model = model.requires_grad_(False).eval()
+
+    @torch.no_grad()
+    def __call__(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Scores `(B,)` in fp32 of right-padded `(B, L)` sequences."""
+        with compute_in_base_dtype(self.model):
+            logits = self.model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits
+        return logits[:, 0].float()
+
+
+def load_reward_model(name_or_path: str, *, policy: nn.Module | None = None, dtype="bfloat16", name: str = REWARD):
+    """Load a trained reward model; returns `(model, tokenizer)`.
+
+    A LoRA reward model whose base is the policy's base becomes an adapter on the policy's backbone, when `policy` is a
+    PEFT model; anything else is loaded as a model of its own.
+
+    Raises `InputError` when there is no such model, when it has more than one label, or when its score head was never
+    trained (a causal LM given by mistake, or an adapter saved without `modules_to_save=["score"]`).
+    """
+    base = adapter_base(name_or_path)
+    tokenizer = load_tokenizer(name_or_path if _has_tokenizer(name_or_path) else (base or name_or_path))
+    if base is None:
+        return SeparateRewardModel(_load_classifier(name_or_path, dtype, tokenizer)), tokenizer
+    _score_head(name_or_path)
+    if policy is not None and is_peft_model(policy) and _same_model(base, base_of(policy).config._name_or_path):
+        return SharedRewardModel(policy, name_or_path, name), tokenizer
+    from peft import PeftModel
+
+    classifier = load_sequence_classifier(base, dtype=dtype)
+    classifier.config.pad_token_id = tokenizer.pad_token_id
+    return SeparateRewardModel(PeftModel.from_pretrained(classifier, name_or_path)), tokenizer
+
+
+def _load_classifier(name_or_path: str, dtype, tokenizer) -> nn.Module:
+    classifier, info = load_sequence_classifier(name_or_path, dtype=dtype, output_loading_info=True)
+    if missing := [key for key in info["missing_keys"] if key.split(".")[0] in ("score", "classifier")]:
+        raise InputError(
+            f"reward model {name_or_path!r} has no trained score head: {', '.join(missing)} is not in its weights, so "
+            "its scores would be random\nGive a model trained with `hf-rlhf reward` (or trl.RewardTrainer)."
+        )
+    classifier.config.pad_token_id = tokenizer.pad_token_id
+    return classifier
+
+
+def _score_head(folder: str | os.PathLike) -> Tensor:
+    """The score weight `(1, H)` in fp32 from a reward adapter's file."""
+    from safetensors.torch import load_file
+
+    file = Path(folder) / "adapter_model.safetensors"
+    weights = load_file(file) if file.is_file() else {}
+    heads = [tensor for key, tensor in weights.items() if key.endswith(("score.weight", "classifier.weight"))]
+    if len(heads) != 1:
+        raise InputError(
+            f"reward adapter {str(folder)!r} has no trained score head in adapter_model.safetensors\n"
+            'Train it with `hf-rlhf reward`, or with modules_to_save=["score"] in its LoraConfig.'
+        )
+    if len(heads[0]) != 1:
+        raise InputError(f"reward adapter {str(folder)!r} has {len(heads[0])} labels; a reward model has one")
+    return heads[0].float()
+
+
+def _has_tokenizer(name_or_path: str) -> bool:
+    return not os.path.isdir(name_or_path) or (Path(name_or_path) / "tokenizer_config.json").is_file()
+
+
+def _same_model(one: str, other: str) -> bool:
+    """Whether two names mean the same base model, be they Hub names, paths or `embedded:` names."""
+    one, other = resolve_model(one), resolve_model(other)
+    return one == other or (os.path.isdir(one) and os.path.isdir(other) and os.path.samefile(one, other))

@@ -1,0 +1,148 @@
+"""`PPOConfig`: every flag of the PPO trainer, on top of `transformers.TrainingArguments`."""
+
+from dataclasses import dataclass, field
+
+from transformers import TrainingArguments
+
+from hf_rlhf.errors import InputError
+from hf_rlhf.ops.kl import KL_ESTIMATORS
+from hf_rlhf.ppo.kl_control import AdaptiveKL, FixedKL, KLControl
+from hf_rlhf.rollout.sampling import Sampling
+
+
+def _flag(default, text: str):
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass
+class PPOConfig(TrainingArguments):
+    """Arguments of `PPOTrainer`. Names follow TRL's PPO where it had one.
+
+    One iteration samples `rollout_batch_size` completions and learns from them in `num_ppo_epochs` passes over
+    `num_mini_batches` minibatches, one optimizer update each. Steps (`max_steps`, `save_steps`, `eval_steps`,
+    `logging_steps`) count optimizer updates, as everywhere in transformers, and take effect at the end of the iteration
+    in which they fall.
+    """
+
+    # What PPO asks for differently from supervised training
+    learning_rate: float = _flag(1e-5, "Peak learning rate. LoRA takes about ten times that of full fine-tuning.")
+    adam_epsilon: float = _flag(1e-5, "Epsilon of AdamW; 1e-5 is the one PPO was tuned with.")
+    logging_steps: float = _flag(1, "Log at the end of the iteration in which every so many updates fall.")
+    logging_nan_inf_filter: bool = _flag(False, "Must stay off: a NaN loss ends the run and is never logged as 0.")
+    remove_unused_columns: bool = _flag(False, "Must stay off: columns of the data set are passed to the rewards.")
+    ignore_data_skip: bool = _flag(True, "Must stay on: the iteration alone says which prompts come next.")
+    ddp_find_unused_parameters: bool | None = _flag(False, "Every trained parameter takes part in every update.")
+
+    # Algorithm
+    num_ppo_epochs: int = _flag(4, "Passes over the completions of an iteration.")
+    num_mini_batches: int = _flag(1, "Optimizer updates in each pass.")
+    total_episodes: int | None = _flag(None, "Completions to train on in all; instead of max_steps or epochs.")
+    kl_coef: float = _flag(0.05, "Weight of the KL to the reference in the token rewards; the start if adaptive.")
+    kl_estimator: str = _flag("k1", f"Estimator of the KL from a sampled token: one of {', '.join(KL_ESTIMATORS)}.")
+    kl_target: float | None = _flag(None, "Adapt kl_coef so that the KL of a completion stays near this many nats.")
+    kl_horizon: int = _flag(10_000, "Completions over which the adaptive kl_coef reacts.")
+    cliprange: float = _flag(0.2, "Clip range of the policy's probability ratio.")
+    cliprange_value: float | None = _flag(0.2, "Clip range of value updates; 0 switches clipping off.")
+    vf_coef: float = _flag(0.1, "Weight of the value loss.")
+    gamma: float = _flag(1.0, "Discount per token.")
+    lam: float = _flag(0.95, "Lambda of generalised advantage estimation.")
+    whiten_rewards: bool = _flag(False, "Scale token rewards to unit variance over the iteration; their mean stays.")
+    whiten_advantages: bool = _flag(True, "Give advantages mean 0 and variance 1 over the iteration.")
+    missing_eos_penalty: float | None = _flag(None, "Subtracted from the score of a completion that did not stop.")
+    disable_dropout: bool = _flag(True, "Switch dropout off, so that the ratio is 1 before the first update.")
+
+    # Sampling
+    max_prompt_length: int = _flag(512, "Longest prompt, in tokens.")
+    overlong_prompts: str = _flag("error", "What to do with longer prompts: error, filter or truncate_left.")
+    max_completion_length: int = _flag(64, "Longest completion, in tokens.")
+    temperature: float = _flag(1.0, "Sampling temperature; the policy that is trained is the one with it.")
+    top_k: int = _flag(0, "Sample among the k most likely tokens; 0 is off.")
+    top_p: float = _flag(1.0, "Sample among the most likely tokens with this total probability; 1 is off.")
+    min_p: float = _flag(0.0, "Sample among tokens at least this likely relative to the likeliest; 0 is off.")
+    stop_strings: list[str] | None = _flag(None, "Strings that end a completion, besides the model's end tokens.")
+    stop_token_ids: list[int] | None = _flag(None, "Token ids that end a completion, besides the model's end tokens.")
+    generation_batch_size: int | None = _flag(None, "Completions sampled at once on each device; by default all.")
+    rollout_forward_batch_size: int = _flag(64, "Sequences per forward pass where no gradient is needed.")
+
+    # Rewards and records
+    reward_weights: list[float] | None = _flag(None, "A weight for each reward; 1 each by default.")
+    num_logged_samples: int = _flag(4, "Completions written to samples.jsonl at each iteration and evaluation.")
+
+    def __post_init__(self):
+        super().__post_init__()
+        self._check()
+
+    def _check(self) -> None:
+        rules = {
+            "num_ppo_epochs": (self.num_ppo_epochs >= 1, "at least 1"),
+            "num_mini_batches": (self.num_mini_batches >= 1, "at least 1"),
+            "kl_estimator": (self.kl_estimator in KL_ESTIMATORS, f"one of {', '.join(KL_ESTIMATORS)}"),
+            "kl_coef": (self.kl_coef >= 0, "0 or above"),
+            "kl_target": (self.kl_target is None or self.kl_target > 0, "above 0"),
+            "cliprange": (self.cliprange > 0, "above 0"),
+            "gamma": (0 <= self.gamma <= 1, "from 0 to 1"),
+            "lam": (0 <= self.lam <= 1, "from 0 to 1"),
+            "temperature": (self.temperature > 0, "above 0: a greedy policy has nothing to learn from its samples"),
+            "logging_nan_inf_filter": (not self.logging_nan_inf_filter, "false: it logs a NaN loss as 0"),
+            "remove_unused_columns": (not self.remove_unused_columns, "false: rewards read the columns"),
+            "ignore_data_skip": (self.ignore_data_skip, "true: there are no batches to skip when a run resumes"),
+            "overlong_prompts": (
+                self.overlong_prompts in ("error", "filter", "truncate_left"),
+                "error, filter or truncate_left",
+            ),
+            "label_smoothing_factor": (self.label_smoothing_factor == 0, "0: PPO has no labels"),
+            "auto_find_batch_size": (not self.auto_find_batch_size, "false: it would change the batch algebra"),
+            "total_episodes": (self.total_episodes is None or self.max_steps <= 0, "unset when max_steps is given"),
+        }
+        for name, (holds, rule) in rules.items():
+            if not holds:
+                raise InputError(f"{name}={getattr(self, name)} must be {rule}")
+        self.sampling  # noqa: B018 - checks its own values
+
+    @property
+    def sampling(self) -> Sampling:
+        """How completions are drawn."""
+        return Sampling(
+            max_completion_length=self.max_completion_length,
+            temperature=self.temperature,
+            top_k=self.top_k,
+            top_p=self.top_p,
+            min_p=self.min_p,
+            stop_token_ids=tuple(self.stop_token_ids or ()),
+            stop_strings=tuple(self.stop_strings or ()),
+        )
+
+    @property
+    def value_clip(self) -> float | None:
+        """`cliprange_value`, None when value updates are not clipped."""
+        return self.cliprange_value or None
+
+    def kl_control(self) -> KLControl:
+        """A fresh controller of the KL coefficient."""
+        if self.kl_target is None:
+            return FixedKL(self.kl_coef)
+        return AdaptiveKL(self.kl_coef, self.kl_target, self.kl_horizon)
+
+    @property
+    def minibatch_size(self) -> int:
+        """Completions per optimizer update, over all ranks."""
+        return self.per_device_train_batch_size * self.gradient_accumulation_steps * self.world_size
+
+    @property
+    def rollout_batch_size(self) -> int:
+        """Completions per iteration, over all ranks."""
+        return self.minibatch_size * self.num_mini_batches
+
+    @property
+    def updates_per_iteration(self) -> int:
+        """Optimizer updates per iteration."""
+        return self.num_ppo_epochs * self.num_mini_batches
+
+    def batch_algebra(self) -> str:
+        """The sizes of an iteration, in words."""
+        return (
+            f"{self.rollout_batch_size} completions an iteration = {self.per_device_train_batch_size} per device"
+            f" x {self.gradient_accumulation_steps} accumulated x {self.num_mini_batches} minibatches"
+            f" x {self.world_size} ranks; {self.updates_per_iteration} optimizer updates an iteration"
+            f" = {self.num_ppo_epochs} PPO epochs x {self.num_mini_batches} minibatches"
+        )

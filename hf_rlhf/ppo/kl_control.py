@@ -1,0 +1,33 @@
+"""How strongly the policy is held to its reference."""
+
+from dataclasses import dataclass
+
+
+@dataclass
+class FixedKL:
+    """A coefficient that stays."""
+
+    coef: float
+
+    def update(self, sequence_kl: float, episodes: int) -> None:
+        """Nothing to do."""
+
+
+@dataclass
+class AdaptiveKL:
+    """Proportional control of the KL of a whole completion (Ziegler 2019, arXiv 1909.08593, section 2.2).
+
+    e = clip(KL / target - 1, -0.2, 0.2);  coef <- coef * (1 + e * episodes / horizon)
+    """
+
+    coef: float
+    target: float  # nats a completion
+    horizon: int  # episodes
+
+    def update(self, sequence_kl: float, episodes: int) -> None:
+        """Move the coefficient by one iteration of `episodes` completions whose mean KL was `sequence_kl`."""
+        error = min(max(sequence_kl / self.target - 1, -0.2), 0.2)
+        self.coef *= 1 + error * episodes / self.horizon
+
+
+KLControl = FixedKL | AdaptiveKL

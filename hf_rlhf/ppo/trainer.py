@@ -1,0 +1,489 @@
+"""`PPOTrainer`: PPO with a value head, in the loop of `transformers.Trainer`.
+
+Trainer owns the optimizer, its schedule, clipping, accumulation, DDP, callbacks, trackers, checkpoints and the Hub. This
+file feeds it: a training batch is a micro-batch of experience, and experience is made when the first update of an
+iteration asks for it. `make_experience` is one iteration of the paper up to the updates, `compute_loss` is the updates.
+"""
+
+import copy
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, ProgressCallback, Trainer, TrainerCallback, set_seed
+
+from hf_rlhf.data.prompts import prepare_prompts, require_rows
+from hf_rlhf.distributed import gather_in_order, global_sum, take_share
+from hf_rlhf.errors import InputError
+from hf_rlhf.models.load import load_causal_lm, load_tokenizer
+from hf_rlhf.models.policy import PolicyWithValue, wrap_policy
+from hf_rlhf.models.reward_model import SeparateRewardModel, load_reward_model
+from hf_rlhf.ops import (
+    clipped_policy_loss,
+    clipped_value_loss,
+    gae,
+    kl_estimate,
+    masked_mean,
+    masked_sum,
+    token_rewards,
+    whiten,
+)
+from hf_rlhf.ppo.callbacks import IterationCallback, IterationProgress
+from hf_rlhf.ppo.config import PPOConfig
+from hf_rlhf.ppo.experience import Experience, MicroBatch, micro_batches
+from hf_rlhf.ppo.metrics import (
+    objective_metrics,
+    reward_metrics,
+    rollout_metrics,
+    sampler_gap,
+    update_metrics,
+)
+from hf_rlhf.ppo.prompts import PromptStream
+from hf_rlhf.records import METRICS_FILE, SAMPLES_FILE, append_json_line, sample_rows, write_settings
+from hf_rlhf.rewards.contract import RewardFunction, Rewards
+from hf_rlhf.rewards.learned import LearnedReward
+from hf_rlhf.rollout.collect import collect
+from hf_rlhf.rollout.engines import Engine, TransformersEngine
+from hf_rlhf.rollout.sampling import row_seed
+from hf_rlhf.types import Sequences, Trajectory
+
+STATE_FILE = "ppo_state.json"
+RewardSource = str | PreTrainedModel | RewardFunction
+
+
+class PPOTrainer(Trainer):
+    """Train a causal language model with PPO against one or more rewards.
+
+    Args:
+        model: path or name, model, or `PeftModel` (whose adapter then is both the start and the frozen reference).
+        reward_funcs: one or more of: a callable by TRL's reward-function contract, the path of a reward model, a
+            sequence-classification model.
+        args: see `PPOConfig`.
+        train_dataset: rows with `prompt` (text or messages) and any columns the rewards want.
+        eval_dataset: the same, or a dict of such sets.
+        processing_class: the policy's tokenizer; by default that of `model`.
+        reward_processing_classes: a tokenizer for each reward that is a model object; None elsewhere.
+        peft_config: a LoRA config to wrap the policy with.
+        ref_model: a reference of its own; by default see `PolicyWithValue`.
+        callbacks, optimizers: as in `transformers.Trainer`.
+
+    Raises:
+        InputError: wrong settings, data or models, before anything is trained.
+        FloatingPointError: a NaN or infinite loss, value or logit, named with its update.
+    """
+
+    loss_is_scaled_for_ga = True  # losses are divided once by the tokens of the whole minibatch
+    _tag_names = ["hf_rlhf", "ppo", "rlhf"]
+
+    def __init__(
+        self,
+        model: str | PreTrainedModel | nn.Module,
+        reward_funcs: RewardSource | Sequence[RewardSource],
+        args: PPOConfig,
+        train_dataset,
+        eval_dataset=None,
+        processing_class=None,
+        reward_processing_classes=None,
+        peft_config=None,
+        ref_model: nn.Module | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple = (None, None),
+    ):
+        set_seed(args.seed)  # before the adapter's random start
+        if processing_class is None:
+            processing_class = load_tokenizer(model if isinstance(model, str) else model.config._name_or_path)
+        self.prompt_set = self._prepared(train_dataset, processing_class, args, "train_dataset")
+        require_rows(self.prompt_set, args.rollout_batch_size, source="train_dataset", why=f"{args.batch_algebra()}")
+        if isinstance(eval_dataset, Mapping):
+            eval_sets = {key: self._prepared(value, processing_class, args, key) for key, value in eval_dataset.items()}
+        else:
+            eval_sets = eval_dataset and self._prepared(eval_dataset, processing_class, args, "eval_dataset")
+
+        causal_lm = load_causal_lm(model) if isinstance(model, str) else model
+        policy = PolicyWithValue(wrap_policy(causal_lm, peft_config), ref_model=ref_model)
+        _check_context_length(policy.config, args)
+        if args.disable_dropout:
+            disable_dropout(policy)
+        super().__init__(
+            model=policy,
+            args=args,
+            train_dataset=self.prompt_set,
+            eval_dataset=eval_sets,
+            processing_class=processing_class,
+            callbacks=callbacks,
+            optimizers=optimizers,
+        )
+        self.model_accepts_loss_kwargs = True  # what `loss_is_scaled_for_ga` was called before transformers had it
+        self.policy: PolicyWithValue = self.model  # pyright: ignore[reportAttributeAccessIssue]
+        self.rewards = self._rewards(reward_funcs, reward_processing_classes)
+        self.engine: Engine = TransformersEngine(self.policy.model, processing_class, args.generation_batch_size)
+        self.kl_control = args.kl_control()
+        self.stream = PromptStream(len(self.prompt_set), args.rollout_batch_size, args.seed)
+        self._update_sums: dict[str, Tensor] = {}
+        self._seconds: dict[str, float] = {}
+        self._iteration_metrics: dict[str, float] = {}
+        self._tokens_sampled = 0
+        self.add_callback(IterationCallback(args.updates_per_iteration))
+        if not args.disable_tqdm:
+            self.remove_callback(ProgressCallback)
+            self.add_callback(IterationProgress)
+
+    # One iteration, as in the paper
+
+    def make_experience(self, iteration: int) -> Experience:
+        """Collect, score, evaluate, shape the rewards and estimate advantages: everything before the updates."""
+        args = self.args
+        trajectories = self.sample(take_share(self.stream.rows(iteration)), "train", iteration)
+        self.score(trajectories)
+        self.evaluate_policy(trajectories)
+        trajectories = gather_in_order(trajectories)
+
+        experience = Experience.from_trajectories(trajectories)
+        mask = experience.mask
+        if not mask.any():
+            raise InputError(f"no reward scored any completion of iteration {iteration + 1}; there is nothing to learn")
+        kl = kl_estimate(args.kl_estimator, experience.logprobs, experience.reference_logprobs)
+        kl_coef = self.kl_control.coef
+        experience.rewards = token_rewards(experience.scores, kl, mask, kl_coef)
+        if args.whiten_rewards:
+            experience.rewards = whiten(experience.rewards, mask, center=False)
+        experience.advantages, experience.returns = self.advantages(experience)
+
+        sequence_kl = masked_mean(masked_sum(kl, mask, dim=1), mask.any(dim=1)).item()
+        self.kl_control.update(sequence_kl, len(experience))
+        self._record(trajectories, objective_metrics(experience, kl, kl_coef), iteration)
+        return experience
+
+    def sample(self, rows: list[int], purpose: str, iteration: int, dataset=None) -> list[Trajectory]:
+        """Sample a completion for each of `rows` of the prompts."""
+        dataset = self.prompt_set if dataset is None else dataset
+        with self._timed("sample"):
+            seeds = [row_seed(self.args.seed, purpose, iteration, row) for row in rows]
+            return collect(
+                self.engine, [dataset[row] for row in rows], self.processing_class, self.args.sampling, seeds
+            )
+
+    def score(self, trajectories: list[Trajectory]) -> None:
+        """Fill in rewards and score; a completion that did not stop pays `missing_eos_penalty`."""
+        with self._timed("score"):
+            self.rewards.score(trajectories)
+        for trajectory in trajectories:
+            if trajectory.score is not None and not trajectory.completion.stopped:
+                trajectory.score -= self.args.missing_eos_penalty or 0.0
+
+    @torch.no_grad()
+    def evaluate_policy(self, trajectories: list[Trajectory]) -> None:
+        """Fill in log-probabilities, reference log-probabilities, values and entropy by forward passes."""
+        with self._timed("evaluate"):
+            by_length = sorted(
+                trajectories, key=lambda trajectory: len(trajectory.prompt_ids) + len(trajectory.completion.ids)
+            )
+            for start in range(0, len(by_length), self.args.rollout_forward_batch_size):
+                batch = by_length[start : start + self.args.rollout_forward_batch_size]
+                sequences = Sequences.from_trajectories(batch).to(self.args.device)
+                temperature = self.args.temperature
+                policy = self.policy(sequences, temperature=temperature, entropy=True)
+                reference = self.policy(sequences, temperature=temperature, reference=True)
+                for b, trajectory in enumerate(batch):
+                    length = len(trajectory.completion.ids)
+                    trajectory.logprobs = policy.logprobs[b, :length].cpu()
+                    trajectory.reference_logprobs = reference.logprobs[b, :length].cpu()
+                    trajectory.values = policy.values[b, :length].cpu()
+                    trajectory.entropy = policy.entropy[b, :length].cpu()
+        _require_finite(trajectories)
+
+    def advantages(self, experience: Experience) -> tuple[Tensor, Tensor]:
+        """Advantages and returns `(B, T)` of the whole iteration."""
+        assert experience.rewards is not None
+        advantages, returns = gae(
+            experience.rewards, experience.values, experience.mask, self.args.gamma, self.args.lam
+        )
+        if self.args.whiten_advantages:
+            advantages = whiten(advantages, experience.mask)
+        return advantages, returns
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """The clipped policy and value losses of one micro-batch, as its share of the minibatch's mean over tokens."""
+        args, batch = self.args, inputs["micro_batch"]
+        experience: Experience = batch.experience.to(args.device)
+        mask = experience.mask
+        output = model(experience.sequences, temperature=args.temperature)
+        policy = clipped_policy_loss(output.logprobs, experience.logprobs, experience.advantages, mask, args.cliprange)
+        value = clipped_value_loss(output.values, experience.values, experience.returns, mask, args.value_clip)
+        loss_sum = policy.loss + args.vf_coef * value.loss
+        if not torch.isfinite(loss_sum):
+            raise FloatingPointError(
+                f"the PPO loss is {loss_sum.item()} at update {self.state.global_step + 1} (policy loss"
+                f" {policy.loss.item()}, value loss {value.loss.item()}, sums over {int(mask.sum())} tokens); the weights"
+                " are those of the update before. Try a lower learning_rate, or dtype bfloat16 instead of float16"
+            )
+        self._add_update_sums(policy, value, mask)
+        if "val/first_ratio_error" not in self._iteration_metrics:
+            ratio = (output.logprobs.detach() - experience.logprobs).exp()
+            error = ((ratio - 1).abs() * mask).max().item()
+            self._iteration_metrics["val/first_ratio_error"] = error
+        # DDP averages gradients over ranks, and the loss is a sum over all of them.
+        loss = loss_sum / max(batch.minibatch_tokens, 1) * args.world_size
+        return (loss, output) if return_outputs else loss
+
+    # How experience reaches Trainer
+
+    def get_train_dataloader(self):
+        """Micro-batches of experience; not a DataLoader, which would read a batch ahead of the policy's last update."""
+        return _ExperienceLoader(self)
+
+    def set_initial_training_values(self, args, dataloader):
+        """Turn `total_episodes` into steps; otherwise as in Trainer."""
+        if self.args.total_episodes is not None:
+            iterations = -(-self.args.total_episodes // self.args.rollout_batch_size)
+            args = copy.copy(args)
+            args.max_steps = iterations * self.args.updates_per_iteration
+        return super().set_initial_training_values(args, dataloader)
+
+    def _prepare_inputs(self, inputs):
+        return inputs
+
+    @property
+    def iteration(self) -> int:
+        """PPO iterations finished."""
+        return self.state.global_step // self.args.updates_per_iteration
+
+    # Evaluation
+
+    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
+        """Sample completions for evaluation prompts, the same draws each time; log `eval_reward`, `eval_kl` and more."""
+        prepared = self.eval_dataset if eval_dataset is None else eval_dataset
+        if isinstance(prepared, Mapping):
+            metrics: dict[str, float] = {}
+            for key, part in prepared.items():
+                metrics.update(self.evaluate(part, metric_key_prefix=f"{metric_key_prefix}_{key}"))
+            return metrics
+        if prepared is None:
+            raise InputError("evaluation needs an eval_dataset; give one to PPOTrainer or to evaluate()")
+        if "prompt_ids" not in prepared.column_names:
+            prepared = self._prepared(prepared, self.processing_class, self.args, "eval_dataset")
+
+        start = time.perf_counter()
+        trajectories = self.sample(take_share(list(range(len(prepared)))), "eval", 0, prepared)
+        self.score(trajectories)
+        self.evaluate_policy(trajectories)
+        trajectories = gather_in_order(trajectories)
+        logprobs = [trajectory.logprobs for trajectory in trajectories]
+        references = [trajectory.reference_logprobs for trajectory in trajectories]
+        kls = [
+            kl_estimate(self.args.kl_estimator, p, q).sum().item() for p, q in zip(logprobs, references, strict=True)
+        ]
+        metrics = {
+            **reward_metrics(self._plain_rewards(trajectories)),
+            "kl": sum(kls) / len(kls),
+            **rollout_metrics(trajectories),
+            "runtime": time.perf_counter() - start,
+        }
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
+        self._write_samples(trajectories, metric_key_prefix)
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    # Records
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log to trackers and metrics.jsonl. At the end of an iteration, everything known about it is added."""
+        if "grad_norm" in logs or "loss" in logs:
+            logs = {**logs, **self._finished_iteration(), "lr": logs["learning_rate"]}
+        super().log(logs, start_time)
+        if self.is_world_process_zero():
+            folder = Path(self.args.output_dir)
+            folder.mkdir(parents=True, exist_ok=True)
+            append_json_line(folder / METRICS_FILE, {"step": self.state.global_step, **logs})
+
+    def _record(self, trajectories: list[Trajectory], objective: dict[str, float], iteration: int) -> None:
+        """Keep the numbers of a rollout until its iteration ends."""
+        self._tokens_sampled += sum(len(trajectory.completion.ids) for trajectory in trajectories)
+        self._update_sums = {}
+        self._iteration_metrics = {
+            "iteration": float(iteration + 1),
+            "episode": float((iteration + 1) * self.args.rollout_batch_size),
+            "num_tokens": float(self._tokens_sampled),
+            **objective,
+            **reward_metrics(self._plain_rewards(trajectories)),
+            **rollout_metrics(trajectories),
+            "val/num_eos_tokens": float(sum(trajectory.completion.stopped for trajectory in trajectories)),
+            "sampling/logp_gap": sampler_gap(trajectories),
+        }
+        self._write_samples(trajectories, "train")
+        self._updates_started = time.perf_counter()
+
+    def _plain_rewards(self, trajectories: list[Trajectory]) -> list[float | None]:
+        """Scores without the penalty for a missing stop."""
+        penalty = self.args.missing_eos_penalty or 0.0
+        return [
+            None if trajectory.score is None else trajectory.score + penalty * (not trajectory.completion.stopped)
+            for trajectory in trajectories
+        ]
+
+    def _add_update_sums(self, policy, value, mask: Tensor) -> None:
+        sums = {f"policy/{name}": stat for name, stat in policy.stats.items()}
+        sums |= {f"value/{name}": stat for name, stat in value.stats.items()}
+        sums |= {"policy/loss": policy.loss.detach(), "value/loss": value.loss.detach(), "tokens": mask.sum()}
+        for name, stat in sums.items():
+            self._update_sums[name] = self._update_sums.get(name, torch.zeros((), device=stat.device)) + stat
+
+    def _finished_iteration(self) -> dict[str, float]:
+        names = sorted(self._update_sums)
+        totals = global_sum(torch.stack([self._update_sums[name].double() for name in names])).tolist()
+        seconds = {**self._seconds, "update": time.perf_counter() - self._updates_started}
+        metrics = {
+            **self._iteration_metrics,
+            **update_metrics(dict(zip(names, totals, strict=True))),
+            **{f"time/{name}": value for name, value in seconds.items()},
+            "step_time": sum(seconds.values()),
+            "eps": self.args.rollout_batch_size / sum(seconds.values()),
+        }
+        self._seconds = {}
+        return metrics
+
+    def _write_samples(self, trajectories: list[Trajectory], split: str) -> None:
+        if self.is_world_process_zero():
+            folder = Path(self.args.output_dir)
+            folder.mkdir(parents=True, exist_ok=True)
+            for row in sample_rows(trajectories, self.state.global_step, split, self.args.num_logged_samples):
+                append_json_line(folder / SAMPLES_FILE, row)
+
+    @contextmanager
+    def _timed(self, phase: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self._seconds[phase] = self._seconds.get(phase, 0.0) + time.perf_counter() - start
+
+    # Saving and resuming
+
+    def train(self, *args, **kwargs):
+        """As `Trainer.train`; prints the batch algebra and writes config.yaml and versions.json first."""
+        if self.is_world_process_zero():
+            print(self.args.batch_algebra())
+            write_settings(Path(self.args.output_dir), self.args)
+        return super().train(*args, **kwargs)
+
+    def _save(self, output_dir: str | None = None, state_dict=None) -> None:
+        if self.args.should_save:
+            folder = output_dir or self.args.output_dir
+            self.policy.save_pretrained(folder)
+            self.processing_class.save_pretrained(folder)  # pyright: ignore
+
+    def _save_checkpoint(self, model, trial) -> None:
+        super()._save_checkpoint(model, trial)
+        if self.args.should_save:
+            state = {"kl_coef": self.kl_control.coef, "tokens_sampled": self._tokens_sampled}
+            folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
+            (folder / STATE_FILE).write_text(json.dumps(state) + "\n", encoding="utf-8")
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
+        self.policy.load_weights(resume_from_checkpoint)
+        file = Path(resume_from_checkpoint) / STATE_FILE
+        if not file.is_file():
+            raise InputError(f"{resume_from_checkpoint}: no {STATE_FILE}; it is not a checkpoint of a PPO run")
+        state = json.loads(file.read_text(encoding="utf-8"))
+        self.kl_control.coef = state["kl_coef"]
+        self._tokens_sampled = state["tokens_sampled"]
+
+    def _load_best_model(self) -> None:
+        assert self.state.best_model_checkpoint is not None
+        self.policy.load_weights(self.state.best_model_checkpoint)
+
+    # Preparing
+
+    @staticmethod
+    def _prepared(dataset, tokenizer, args: PPOConfig, source: str):
+        return prepare_prompts(
+            dataset,
+            tokenizer,
+            max_prompt_length=args.max_prompt_length,
+            source=source,
+            overlong=args.overlong_prompts,  # pyright: ignore
+        )
+
+    def _rewards(self, sources, tokenizers) -> Rewards:
+        sources = list(sources) if isinstance(sources, (list, tuple)) else [sources]
+        tokenizers = tokenizers if isinstance(tokenizers, (list, tuple)) else [tokenizers] * len(sources)
+        if len(tokenizers) != len(sources):
+            raise InputError(f"reward_processing_classes has {len(tokenizers)} entries for {len(sources)} rewards")
+        functions = [
+            self._reward(source, tokenizer, number)
+            for number, (source, tokenizer) in enumerate(zip(sources, tokenizers, strict=True), start=1)
+        ]
+        return Rewards(functions, self.args.reward_weights)
+
+    def _reward(self, source: RewardSource, tokenizer, number: int) -> RewardFunction:
+        if isinstance(source, str):
+            name = Path(source).name if os.path.isdir(source) else source.split("/")[-1]
+            adapter = "reward" if number == 1 else f"reward_{number - 1}"
+            scorer, loaded_tokenizer = load_reward_model(source, policy=self.policy.model, name=adapter)
+            tokenizer = tokenizer or loaded_tokenizer
+        elif isinstance(source, nn.Module):
+            name = source.config._name_or_path.split("/")[-1] or "reward_model"  # pyright: ignore
+            scorer = SeparateRewardModel(source)
+            tokenizer = tokenizer or load_tokenizer(source.config._name_or_path)  # pyright: ignore
+        elif callable(source):
+            return source
+        else:
+            raise InputError(f"a reward is a function, a model or a path, not {type(source).__name__}")
+        if isinstance(scorer, SeparateRewardModel):
+            scorer.model.to(self.args.device)  # pyright: ignore
+        return LearnedReward(scorer, tokenizer, name=name, device=self.args.device)
+
+
+class _ExperienceLoader:
+    """The iterable that Trainer takes for its data loader."""
+
+    def __init__(self, trainer: PPOTrainer):
+        self.trainer = trainer
+
+    def __len__(self) -> int:
+        """Micro-batches of one pass over the prompts, rounded up to whole iterations."""
+        args = self.trainer.args
+        iterations = -(-len(self.trainer.prompt_set) // args.rollout_batch_size)
+        return iterations * args.updates_per_iteration * args.gradient_accumulation_steps
+
+    def __iter__(self) -> Iterator[dict[str, MicroBatch]]:
+        """One iteration after the other. Which one is next follows from the updates done, also after a resume."""
+        while True:
+            iteration = self.trainer.iteration
+            experience = self.trainer.make_experience(iteration)
+            for batch in micro_batches(experience, self.trainer.args, iteration):
+                yield {"micro_batch": batch}
+
+
+def disable_dropout(model: nn.Module) -> None:
+    """Set every dropout probability to 0, those of attention included."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name in ("attention_dropout", "dropout", "attn_dropout"):
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)
+
+
+def _require_finite(trajectories: list[Trajectory]) -> None:
+    for trajectory in trajectories:
+        for name in ("logprobs", "reference_logprobs", "values"):
+            if not torch.isfinite(getattr(trajectory, name)).all():
+                raise FloatingPointError(
+                    f"{name} of a completion hold NaN or infinity, so the weights are damaged or the dtype overflows"
+                    f"\n  prompt: {str(trajectory.prompt)[:300]!r}\n  completion: {trajectory.text[:300]!r}"
+                )
+
+
+def _check_context_length(config, args: PPOConfig) -> None:
+    limit = getattr(config.get_text_config(), "max_position_embeddings", None)
+    needed = args.max_prompt_length + args.max_completion_length
+    if limit is not None and needed > limit:
+        raise InputError(
+            f"max_prompt_length={args.max_prompt_length} + max_completion_length={args.max_completion_length} = {needed}"
+            f" tokens, but the model has {limit} positions; make one of them smaller"
+        )

@@ -1,0 +1,71 @@
+"""The files a run leaves behind: metrics.jsonl, samples.jsonl, config.yaml and versions.json."""
+
+import json
+import math
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, is_dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from hf_rlhf.types import Trajectory
+
+METRICS_FILE, SAMPLES_FILE = "metrics.jsonl", "samples.jsonl"
+CONFIG_FILE, VERSIONS_FILE = "config.yaml", "versions.json"
+_SECRET_WORDS = ("token", "password", "secret", "api_key")
+_NOT_SECRET = ("stop_token_ids", "include_num_input_tokens_seen", "average_tokens_across_devices")
+
+
+def append_json_line(file: Path, row: Mapping[str, Any]) -> None:
+    """Append one row; a NaN or infinity becomes null, which JSON has and 0 would hide."""
+    clean = {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in row.items()
+    }
+    with file.open("a", encoding="utf-8") as lines:
+        lines.write(json.dumps(clean, ensure_ascii=False) + "\n")
+
+
+def read_json_lines(file: Path) -> list[dict[str, Any]]:
+    """Read what `append_json_line` wrote."""
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+def sample_rows(trajectories: Sequence[Trajectory], step: int, split: str, limit: int) -> list[dict[str, Any]]:
+    """The first `limit` trajectories as rows of samples.jsonl."""
+    return [
+        {
+            "step": step,
+            "split": split,
+            "prompt": trajectory.prompt,
+            "completion": trajectory.text,
+            "stopped": trajectory.completion.stopped,
+            "score": trajectory.score,
+            "rewards": trajectory.rewards,
+        }
+        for trajectory in trajectories[:limit]
+    ]
+
+
+def write_settings(folder: Path, *configs: Any) -> None:
+    """Write config.yaml with every flag of the given dataclasses, secrets left out, and versions.json."""
+    import yaml
+
+    settings: dict[str, Any] = {}
+    for config in configs:
+        values = config.to_dict() if hasattr(config, "to_dict") else asdict(config) if is_dataclass(config) else config
+        settings.update({key: value for key, value in values.items() if not _secret(key)})
+    folder.mkdir(parents=True, exist_ok=True)
+    plain = json.loads(json.dumps(settings, default=str))
+    (folder / CONFIG_FILE).write_text(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    (folder / VERSIONS_FILE).write_text(json.dumps(versions(), indent=2) + "\n", encoding="utf-8")
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the libraries a result depends on."""
+    packages = ("hf-rlhf", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers")
+    return {"python": platform.python_version(), **{name: metadata.version(name) for name in packages}}
+
+
+def _secret(key: str) -> bool:
+    return key not in _NOT_SECRET and any(word in key for word in _SECRET_WORDS)

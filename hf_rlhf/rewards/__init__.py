@@ -1,0 +1,1 @@
+"""Rewards: TRL's reward-function contract, learned reward models, and the weighted sum of several."""

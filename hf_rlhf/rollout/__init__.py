@@ -1,0 +1,1 @@
+"""Sampling completions: what to sample, the engines that do it, and their results as trajectories."""

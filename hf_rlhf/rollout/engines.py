@@ -1,0 +1,200 @@
+"""Engines turn prompt ids into completions. One so far: `transformers`, static batches sorted by length."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from hf_rlhf.errors import InputError
+from hf_rlhf.models.adapters import base_of, compute_in_base_dtype
+from hf_rlhf.rollout.sampling import Sampling, uniform_draws
+from hf_rlhf.types import Completion
+
+
+class Engine(Protocol):
+    """Anything that samples completions."""
+
+    def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling, seeds: Sequence[int]) -> list[Completion]:
+        """One completion for each prompt, in order. Completion b depends on `prompts[b]` and `seeds[b]` alone."""
+        ...
+
+
+class TransformersEngine:
+    """`model.generate` on batches of prompts of similar length.
+
+    Tokens are drawn inside a logits processor, by inverse transform from a row's own random numbers, so that the draw,
+    its log-probability and the tokens it could have been are all of the distribution that was really sampled from.
+    """
+
+    def __init__(self, model: nn.Module, tokenizer, batch_size: int | None = None):
+        self.model = model
+        self.tokenizer = tokenizer
+        self.batch_size = batch_size
+
+    @torch.no_grad()
+    def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling, seeds: Sequence[int]) -> list[Completion]:
+        """See `Engine.generate`. Raises `FloatingPointError` when the model returns NaN logits."""
+        by_length = sorted(range(len(prompts)), key=lambda b: len(prompts[b]))
+        size = self.batch_size or len(prompts)
+        completions: dict[int, Completion] = {}
+        training = self.model.training
+        self.model.eval()
+        try:
+            for start in range(0, len(prompts), size):
+                rows = by_length[start : start + size]
+                batch = self._generate_batch([prompts[b] for b in rows], sampling, [seeds[b] for b in rows])
+                completions.update(zip(rows, batch, strict=True))
+        finally:
+            self.model.train(training)
+        return [completions[b] for b in range(len(prompts))]
+
+    def _generate_batch(self, prompts: list[Sequence[int]], sampling: Sampling, seeds: list[int]) -> list[Completion]:
+        causal_lm = base_of(self.model)
+        device = next(causal_lm.parameters()).device
+        input_ids, attention_mask = _left_padded(prompts, self.tokenizer.pad_token_id or 0, device)
+        width = input_ids.shape[1]
+        draw = _RowSampler(sampling, uniform_draws(seeds, sampling.max_completion_length).to(device))
+        stop = _StopRecorder(self._stop_ids(sampling), self._stop_strings(sampling), width, len(prompts), device)
+        with (
+            _own_generation_config(causal_lm, sampling, self.tokenizer.pad_token_id),
+            compute_in_base_dtype(self.model),
+        ):
+            output = causal_lm.generate(  # pyright: ignore
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                logits_processor=_processors(sampling, draw),
+                stopping_criteria=[stop],
+            )[:, width:].tolist()
+        logprobs = torch.stack(draw.logprobs, dim=1).tolist()
+        completions = []
+        for b, length in enumerate(stop.lengths.tolist()):
+            stopped = length > 0
+            length = length or sampling.max_completion_length
+            support = [ids[b] for ids in draw.support[:length]] if sampling.truncated else None
+            completions.append(Completion(output[b][:length], logprobs[b][:length], stopped, support))
+        return completions
+
+    def _stop_ids(self, sampling: Sampling) -> list[int]:
+        return stop_token_ids(base_of(self.model), self.tokenizer, sampling)
+
+    def _stop_strings(self, sampling: Sampling):
+        if not sampling.stop_strings:
+            return None
+        from transformers import StopStringCriteria
+
+        return StopStringCriteria(self.tokenizer, list(sampling.stop_strings))
+
+
+def stop_token_ids(causal_lm, tokenizer, sampling: Sampling) -> list[int]:
+    """Ids that end a completion: every end token of the generation config, the tokenizer's, and the caller's."""
+    configured = getattr(causal_lm.generation_config, "eos_token_id", None)
+    configured = configured if isinstance(configured, list) else [configured]
+    ids = {token for token in (*configured, tokenizer.eos_token_id, *sampling.stop_token_ids) if token is not None}
+    vocab_size = causal_lm.config.get_text_config().vocab_size
+    if outside := sorted(token for token in ids if not 0 <= token < vocab_size):
+        raise InputError(f"stop token ids {outside} are outside of the model's vocabulary of {vocab_size}")
+    return sorted(ids)
+
+
+def _left_padded(prompts: list[Sequence[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    width = max(map(len, prompts))
+    input_ids = torch.tensor([[pad] * (width - len(ids)) + list(ids) for ids in prompts], device=device)
+    attention_mask = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in prompts], device=device)
+    return input_ids, attention_mask
+
+
+def _processors(sampling: Sampling, draw: "_RowSampler"):
+    from transformers import (
+        LogitsProcessorList,
+        MinPLogitsWarper,
+        TemperatureLogitsWarper,
+        TopKLogitsWarper,
+        TopPLogitsWarper,
+    )
+
+    processors = LogitsProcessorList()
+    if not sampling.greedy:
+        if sampling.temperature != 1.0:
+            processors.append(TemperatureLogitsWarper(float(sampling.temperature)))
+        if sampling.top_k > 0:
+            processors.append(TopKLogitsWarper(sampling.top_k))
+        if sampling.top_p < 1.0:
+            processors.append(TopPLogitsWarper(sampling.top_p))
+        if sampling.min_p > 0:
+            processors.append(MinPLogitsWarper(sampling.min_p))
+    processors.append(draw)
+    return processors
+
+
+@contextmanager
+def _own_generation_config(causal_lm, sampling: Sampling, pad_token_id: int | None) -> Iterator[None]:
+    """Set aside the model's generation config: its repetition penalty or top-p would bend the distribution unseen."""
+    from transformers import GenerationConfig
+
+    original = causal_lm.generation_config
+    causal_lm.generation_config = GenerationConfig(
+        do_sample=False, max_new_tokens=sampling.max_completion_length, pad_token_id=pad_token_id or 0, use_cache=True
+    )
+    try:
+        yield
+    finally:
+        causal_lm.generation_config = original
+
+
+class _RowSampler:
+    """A logits processor that draws the next token of each row and leaves it as the only choice."""
+
+    supports_continuous_batching = False
+
+    def __init__(self, sampling: Sampling, draws: Tensor):
+        self.sampling = sampling
+        self.draws = draws  # (B, T)
+        self.logprobs: list[Tensor] = []  # T tensors (B,)
+        self.support: list[list[Tensor]] = []  # T lists of B tensors (K,)
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        step = len(self.logprobs)
+        if torch.isnan(scores).any():
+            raise FloatingPointError(
+                f"the model returned NaN logits for token {step + 1} of a completion; its weights are damaged or its "
+                "dtype overflows (try dtype bfloat16 or float32)"
+            )
+        logprobs = scores.log_softmax(dim=-1)  # (B, V)
+        if self.sampling.greedy:
+            tokens = scores.argmax(dim=-1)
+            self.logprobs.append(torch.zeros_like(scores[:, 0]))  # no choice: probability 1
+        else:
+            tokens = _inverse_transform(logprobs.exp(), self.draws[:, step])
+            self.logprobs.append(logprobs.gather(1, tokens[:, None]).squeeze(1))
+        if self.sampling.truncated:
+            self.support.append([row.isfinite().nonzero().squeeze(1).int().cpu() for row in scores])
+        return torch.full_like(scores, float("-inf")).scatter_(1, tokens[:, None], 0.0)
+
+
+def _inverse_transform(probabilities: Tensor, draws: Tensor) -> Tensor:
+    """The first token whose cumulative probability exceeds the draw. `(B, V), (B,) -> (B,)`."""
+    cumulative = probabilities.cumsum(dim=-1)
+    # Rounding can leave the sum a hair off 1, and the largest draw beyond the last token with any probability.
+    tokens = torch.searchsorted(cumulative, (draws * cumulative[:, -1])[:, None], right=True).squeeze(1)
+    tokens = tokens.clamp(max=probabilities.shape[1] - 1)
+    possible = probabilities.gather(1, tokens[:, None]).squeeze(1) > 0
+    return torch.where(possible, tokens, probabilities.argmax(dim=-1))
+
+
+class _StopRecorder:
+    """A stopping criterion that remembers after how many tokens each row stopped; 0 while it has not."""
+
+    def __init__(self, stop_ids: list[int], stop_strings, prompt_width: int, rows: int, device: torch.device):
+        self.eos_token_id = torch.tensor(stop_ids, device=device)  # its presence makes `generate` pad finished rows
+        self.stop_strings = stop_strings
+        self.prompt_width = prompt_width
+        self.lengths = torch.zeros(rows, dtype=torch.long, device=device)
+
+    def __call__(self, input_ids: Tensor, scores, **kwargs) -> Tensor:
+        done = torch.isin(input_ids[:, -1], self.eos_token_id)
+        if self.stop_strings is not None:
+            done = done | self.stop_strings(input_ids[:, self.prompt_width :], scores)
+        self.lengths = torch.where((self.lengths == 0) & done, input_ids.shape[1] - self.prompt_width, self.lengths)
+        return self.lengths > 0

@@ -1,0 +1,55 @@
+"""What to sample, and with which random numbers."""
+
+import hashlib
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hf_rlhf.errors import InputError
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How completions are drawn. `temperature=0` is greedy."""
+
+    max_completion_length: int = 64
+    temperature: float = 1.0
+    top_k: int = 0  # 0: off
+    top_p: float = 1.0
+    min_p: float = 0.0
+    stop_token_ids: tuple[int, ...] = ()  # besides the end tokens of the model
+    stop_strings: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        rules = {
+            "max_completion_length": (self.max_completion_length >= 1, "at least 1"),
+            "temperature": (self.temperature >= 0, "0 (greedy) or above"),
+            "top_k": (self.top_k >= 0, "0 (off) or above"),
+            "top_p": (0 < self.top_p <= 1, "above 0 and at most 1 (off)"),
+            "min_p": (0 <= self.min_p < 1, "from 0 (off) to below 1"),
+        }
+        for name, (holds, rule) in rules.items():
+            if not holds:
+                raise InputError(f"{name}={getattr(self, name)} must be {rule}")
+
+    @property
+    def greedy(self) -> bool:
+        """Whether the most likely token is taken each time."""
+        return self.temperature == 0
+
+    @property
+    def truncated(self) -> bool:
+        """Whether some tokens are cut off before the draw."""
+        return not self.greedy and (self.top_k > 0 or self.top_p < 1 or self.min_p > 0)
+
+
+def row_seed(*parts: int | str) -> int:
+    """A 63-bit seed from (run seed, what for, iteration, row, ...): the same on every rank and at every batch size."""
+    digest = hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+def uniform_draws(seeds: list[int], length: int) -> Tensor:
+    """Numbers in [0, 1), `(B, length)`: row b depends on `seeds[b]` alone."""
+    return torch.stack([torch.rand(length, generator=torch.Generator().manual_seed(seed)) for seed in seeds])

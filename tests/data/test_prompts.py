@@ -1,0 +1,193 @@
+import logging
+from pathlib import Path
+
+import datasets
+import pytest
+
+from hf_rlhf.data import load_rows, prepare_prompts, require_rows
+from hf_rlhf.errors import InputError
+
+DATA = Path(__file__).parents[3] / "shared" / "data"
+
+
+def user(content):
+    return {"role": "user", "content": content}
+
+
+def assistant(content):
+    return {"role": "assistant", "content": content}
+
+
+def prepare(tokenizer, rows, max_prompt_length=8, **options):
+    dataset = datasets.Dataset.from_list(rows)
+    return prepare_prompts(dataset, tokenizer, max_prompt_length=max_prompt_length, source="prompts.jsonl", **options)
+
+
+def error_of(tokenizer, rows, **options):
+    with pytest.raises(InputError) as caught:
+        prepare(tokenizer, rows, **options)
+    return str(caught.value)
+
+
+def words(tokenizer, ids):
+    return " ".join(tokenizer.convert_ids_to_tokens(ids))
+
+
+def test_text_is_tokenised_and_other_columns_stay(word_tokenizer):
+    dataset = prepare(word_tokenizer, [{"prompt": "the sky is", "id": 3}, {"prompt": "why", "id": 4}])
+    assert dataset.column_names == ["prompt", "id", "prompt_ids"]
+    assert dataset["prompt"][:] == ["the sky is", "why"]
+    assert dataset["id"][:] == [3, 4]
+    assert [words(word_tokenizer, ids) for ids in dataset["prompt_ids"]] == ["the sky is", "why"]
+
+
+def test_messages_go_through_the_chat_template_with_a_generation_prompt(word_tokenizer):
+    prompt = [user("what colour")]
+    dataset = prepare(word_tokenizer, [{"prompt": prompt}])
+    assert dataset[0]["prompt"] == prompt
+    assert words(word_tokenizer, dataset[0]["prompt_ids"]) == "<user> what colour <eos> <assistant>"
+
+
+def test_chat_template_arguments_arrive_and_keys_filled_with_none_do_not(word_tokenizer):
+    word_tokenizer.chat_template = (
+        "{% for message in messages %}{% if message.name is defined %}red {% endif %}{{ message.content }} {% endfor %}"
+        "{{ ending }}"
+    )
+    rows = [{"prompt": [user("the sky") | {"name": "x"}, user("is")]}]
+    dataset = prepare(word_tokenizer, rows, chat_template_kwargs={"ending": "blue"})
+    assert words(word_tokenizer, dataset[0]["prompt_ids"]) == "red the sky is blue"
+
+
+def test_preparing_twice_changes_nothing(word_tokenizer):
+    once = prepare(word_tokenizer, [{"prompt": "the sky"}])
+    twice = prepare_prompts(once, word_tokenizer, max_prompt_length=8, source="prompts.jsonl")
+    assert twice.to_list() == once.to_list()
+
+
+def test_a_preference_set_gives_each_prompt_once(word_tokenizer):
+    rows = [
+        {
+            "chosen": f"\n\nHuman: {prompt}\n\nAssistant: {answer}",
+            "rejected": f"\n\nHuman: {prompt}\n\nAssistant: sea",
+            "id": id,
+        }
+        for id, (prompt, answer) in enumerate([("why", "red"), ("what", "red"), ("why", "blue")])
+    ]
+    dataset = prepare(word_tokenizer, rows)
+    assert dataset.column_names == ["prompt", "id", "prompt_ids"]
+    assert dataset["prompt"][:] == [[user("why")], [user("what")]]
+    assert dataset["id"][:] == [0, 1]
+
+
+def test_plain_text_pairs_have_no_prompt_to_take(word_tokenizer):
+    message = error_of(word_tokenizer, [{"chosen": "the sky is blue", "rejected": "the sky is red"}])
+    assert 'prompts.jsonl: no column "prompt"' in message
+    assert "Add a prompt column" in message
+
+
+# --- bad prompts -------------------------------------------------------------------------------------------------
+
+
+def test_missing_column_and_empty_set(word_tokenizer):
+    message = error_of(word_tokenizer, [{"prompts": "why"}])
+    assert 'no column "prompt"; columns found: prompts. Did you mean "prompts"?' in message
+    empty = datasets.Dataset.from_dict({"prompt": []})
+    with pytest.raises(InputError, match=r"nothing\.jsonl: the set is empty"):
+        prepare_prompts(empty, word_tokenizer, max_prompt_length=8, source="nothing.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("prompts", "part"),
+    [
+        (["why", None, "", None], "None in 2 rows (1, 3)"),
+        (["why", "\n"], "empty text in 1 row (1)"),
+        ([1, 2], "int instead of text in 2 rows (0, 1)"),
+        ([[user("why")], None], "None in 1 row (1)"),
+        ([[user("why")], []], "no messages in 1 row (1)"),
+        ([[user("why")], [user("")]], "empty last message in 1 row (1)"),
+        ([[user("why"), assistant("red")]], "a last message from the assistant"),
+        ([[{"content": "why"}]], 'a message without "role"'),
+    ],
+)
+def test_bad_prompts_are_listed_by_row(word_tokenizer, prompts, part):
+    message = error_of(word_tokenizer, [{"prompt": prompt} for prompt in prompts])
+    assert message.startswith("prompts.jsonl: ")
+    assert f'column "prompt": {part}' in message
+    assert "rows count from 0" in message
+    assert "Mend these rows" in message
+
+
+def test_messages_need_a_chat_template_and_text_does_not(word_tokenizer):
+    word_tokenizer.chat_template = None
+    message = error_of(word_tokenizer, [{"prompt": [user("why")]}])
+    assert "the tokenizer words has no chat template" in message
+    for fix in ("plain-text prompts", "--chat_template_path", "instruct model"):
+        assert fix in message
+    assert len(prepare(word_tokenizer, [{"prompt": "why"}])) == 1
+
+
+def test_a_template_that_refuses_names_the_row(word_tokenizer):
+    word_tokenizer.chat_template = (
+        "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}why"
+    )
+    rows = [{"prompt": [user("a")]}, {"prompt": [{"role": "system", "content": "b"}, user("a")]}]
+    message = error_of(word_tokenizer, rows)
+    assert "refuses row 1" in message
+    assert "no system role" in message
+
+
+def test_a_template_without_tokens_is_an_error(word_tokenizer):
+    word_tokenizer.chat_template = "{{ '' }}"
+    assert "no tokens in 1 row (0)" in error_of(word_tokenizer, [{"prompt": [user("a")]}])
+
+
+# --- length ------------------------------------------------------------------------------------------------------
+
+LENGTHS = [{"prompt": "the sky"}, {"prompt": "the sky is blue"}, {"prompt": "the sea is"}]
+
+
+def test_overlong_prompts_are_an_error_with_the_options(word_tokenizer):
+    message = error_of(word_tokenizer, LENGTHS, max_prompt_length=2)
+    for part in ("prompts.jsonl", "=2 tokens", "2 rows (1, 2) of 3", "longest has 4", "filter", "truncate_left"):
+        assert part in message
+    assert len(prepare(word_tokenizer, LENGTHS, max_prompt_length=4)) == 3
+
+
+def test_overlong_prompts_are_filtered_aloud(word_tokenizer, caplog):
+    with caplog.at_level(logging.WARNING, logger="hf_rlhf"):
+        dataset = prepare(word_tokenizer, LENGTHS, max_prompt_length=3, overlong="filter")
+    assert dataset["prompt"][:] == ["the sky", "the sea is"]
+    assert [words(word_tokenizer, ids) for ids in dataset["prompt_ids"]] == ["the sky", "the sea is"]
+    assert "1 row (1) of 3" in caplog.text
+    assert "left out" in caplog.text
+    assert "leaves no prompt" in error_of(word_tokenizer, LENGTHS, max_prompt_length=1, overlong="filter")
+
+
+def test_overlong_prompts_are_cut_on_the_left(word_tokenizer):
+    dataset = prepare(word_tokenizer, LENGTHS, max_prompt_length=2, overlong="truncate_left")
+    assert [words(word_tokenizer, ids) for ids in dataset["prompt_ids"]] == ["the sky", "is blue", "sea is"]
+    assert dataset["prompt"][1] == "the sky is blue"
+
+
+def test_wrong_options_are_named(word_tokenizer):
+    assert "choose one of error, filter, truncate_left" in error_of(word_tokenizer, LENGTHS, overlong="cut")
+    assert "max_prompt_length=0" in error_of(word_tokenizer, LENGTHS, max_prompt_length=0)
+
+
+def test_a_set_smaller_than_a_batch_is_an_error_with_the_algebra():
+    dataset = datasets.Dataset.from_list(LENGTHS)
+    require_rows(dataset, 3, source="prompts.jsonl", why="")
+    with pytest.raises(InputError) as caught:
+        require_rows(dataset, 4, source="prompts.jsonl", why="2 per device x 2 accumulation steps")
+    assert "prompts.jsonl: 3 rows are fewer than the 4" in str(caught.value)
+    assert "2 per device x 2 accumulation steps" in str(caught.value)
+    assert "Add 1 rows" in str(caught.value)
+
+
+@pytest.mark.skipif(not DATA.is_dir(), reason="no ../shared/data beside the checkout")
+def test_prompts_of_real_hh_dialogues(word_tokenizer):
+    rows = load_rows(str(DATA / "hh_harmless_dev.jsonl.gz"))
+    dataset = prepare_prompts(rows, word_tokenizer, max_prompt_length=4096, source="hh_harmless_dev")
+    print(f"{len(dataset)} distinct prompts of {len(rows)} pairs, longest {max(map(len, dataset['prompt_ids']))} words")
+    assert 0 < len(dataset) <= len(rows)
+    assert all(prompt[-1]["role"] == "user" for prompt in dataset["prompt"])
