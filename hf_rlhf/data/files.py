@@ -143,7 +143,7 @@ def _read_table(path: Path) -> Any:
     try:
         if path.suffix == ".parquet":
             return parquet.read_table(path)
-        whole_file = csv.ReadOptions(block_size=min(path.stat().st_size + 1, 2**31 - 1))  # types come from all rows
+        whole_file = csv.ReadOptions(block_size=min(path.stat().st_size + 1, 2**31 - 1))  # a row fits in a block
         return csv.read_csv(path, whole_file, csv.ParseOptions(newlines_in_values=True))
     except (pa.ArrowException, ValueError) as error:
         raise InputError(f"{path}: not a valid {path.suffix[1:]} file ({error}). Write it again") from error

@@ -129,7 +129,8 @@ def _tokenize_messages(
         )
     prompt_ids = []
     for row, prompt in enumerate(prompts):
-        # datasets fills the keys that only other messages have with None, which templates take for given
+        # datasets fills keys that only other messages have with None, and templates take those for given
+        # (transformers removes them itself since some version after 5.8)
         messages = [{key: value for key, value in message.items() if value is not None} for message in prompt]
         try:
             encoded = tokenizer.apply_chat_template(

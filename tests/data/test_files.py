@@ -62,6 +62,12 @@ def test_csv_keeps_newlines_and_words_that_look_like_missing_values(tmp_path):
     assert load_rows(str(tmp_path / "rows.csv"))["prompt"][:] == ["two\nlines", "None", "NA"]
 
 
+def test_csv_rows_may_be_long(tmp_path):
+    text = "word\n" * 600_000
+    (tmp_path / "rows.csv").write_text(f'prompt\nshort\n"{text}"\n')
+    assert load_rows(str(tmp_path / "rows.csv"))["prompt"][:] == ["short", text]
+
+
 def test_keys_may_differ_between_rows(tmp_path):
     (tmp_path / "rows.jsonl").write_bytes(lines([{"a": 1}, {"b": "x"}]))
     assert load_rows(str(tmp_path / "rows.jsonl")).to_list() == [{"a": 1, "b": None}, {"a": None, "b": "x"}]

@@ -48,14 +48,23 @@ def test_messages_go_through_the_chat_template_with_a_generation_prompt(word_tok
     assert words(word_tokenizer, dataset[0]["prompt_ids"]) == "<user> what colour <eos> <assistant>"
 
 
-def test_chat_template_arguments_arrive_and_keys_filled_with_none_do_not(word_tokenizer):
-    word_tokenizer.chat_template = (
-        "{% for message in messages %}{% if message.name is defined %}red {% endif %}{{ message.content }} {% endfor %}"
-        "{{ ending }}"
+def test_chat_template_arguments_reach_the_template(word_tokenizer):
+    word_tokenizer.chat_template = "{% for message in messages %}{{ message.content }} {% endfor %}{{ ending }}"
+    dataset = prepare(word_tokenizer, [{"prompt": [user("the sky is")]}], chat_template_kwargs={"ending": "blue"})
+    assert words(word_tokenizer, dataset[0]["prompt_ids"]) == "the sky is blue"
+
+
+def test_keys_filled_with_none_do_not_reach_the_template(word_tokenizer, monkeypatch):
+    given = []
+    apply = word_tokenizer.apply_chat_template
+    monkeypatch.setattr(
+        word_tokenizer,
+        "apply_chat_template",
+        lambda messages, **options: given.append(messages) or apply(messages, **options),
     )
-    rows = [{"prompt": [user("the sky") | {"name": "x"}, user("is")]}]
-    dataset = prepare(word_tokenizer, rows, chat_template_kwargs={"ending": "blue"})
-    assert words(word_tokenizer, dataset[0]["prompt_ids"]) == "red the sky is blue"
+    prompt = [user("the sky") | {"name": "x"}, user("is")]
+    assert prepare(word_tokenizer, [{"prompt": prompt}], 20)[0]["prompt"][1] == user("is") | {"name": None}
+    assert given == [prompt]
 
 
 def test_preparing_twice_changes_nothing(word_tokenizer):

@@ -1,0 +1,73 @@
+"""RLHF on the Hugging Face stack: human feedback, reward models, and PPO with a value head."""
+
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+
+_PUBLIC = {
+    "InputError": "hf_rlhf.errors",
+    "PPOConfig": "hf_rlhf.ppo.config",
+    "PPOTrainer": "hf_rlhf.ppo.trainer",
+    "PPOArguments": "hf_rlhf.recipes.arguments",
+    "RewardArguments": "hf_rlhf.recipes.arguments",
+    "RewardTrainingArguments": "hf_rlhf.recipes.arguments",
+    "DataArguments": "hf_rlhf.recipes.arguments",
+    "SFTTrainingArguments": "hf_rlhf.recipes.arguments",
+    "ModelArguments": "hf_rlhf.recipes.arguments",
+    "RunResult": "hf_rlhf.recipes.common",
+    "train_ppo": "hf_rlhf.recipes.ppo",
+    "train_reward_model": "hf_rlhf.recipes.reward",
+    "train_sft": "hf_rlhf.recipes.sft",
+    "ValueHead": "hf_rlhf.models.heads",
+    "load_reward_model": "hf_rlhf.models.reward_model",
+}
+
+if TYPE_CHECKING:
+    from hf_rlhf.errors import InputError
+    from hf_rlhf.models.heads import ValueHead
+    from hf_rlhf.models.reward_model import load_reward_model
+    from hf_rlhf.ppo.config import PPOConfig
+    from hf_rlhf.ppo.trainer import PPOTrainer
+    from hf_rlhf.recipes.arguments import (
+        DataArguments,
+        ModelArguments,
+        PPOArguments,
+        RewardArguments,
+        RewardTrainingArguments,
+        SFTTrainingArguments,
+    )
+    from hf_rlhf.recipes.common import RunResult
+    from hf_rlhf.recipes.ppo import train_ppo
+    from hf_rlhf.recipes.reward import train_reward_model
+    from hf_rlhf.recipes.sft import train_sft
+
+__all__ = [
+    "DataArguments",
+    "InputError",
+    "ModelArguments",
+    "PPOArguments",
+    "PPOConfig",
+    "PPOTrainer",
+    "RewardArguments",
+    "RewardTrainingArguments",
+    "RunResult",
+    "SFTTrainingArguments",
+    "ValueHead",
+    "load_reward_model",
+    "train_ppo",
+    "train_reward_model",
+    "train_sft",
+]
+
+
+def __getattr__(name: str):
+    """Import a public name when it is first asked for, so that `import hf_rlhf` stays fast."""
+    if name in _PUBLIC:
+        import importlib
+
+        return getattr(importlib.import_module(_PUBLIC[name]), name)
+    raise AttributeError(f"module 'hf_rlhf' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_PUBLIC])

@@ -1,0 +1,97 @@
+"""`hf-rlhf <command>`: the recipes from the command line.
+
+Exit status: 0 done, 1 a run that failed (a NaN loss, say), 2 wrong input, 130 interrupted.
+"""
+
+import sys
+from collections.abc import Callable, Sequence
+
+from hf_rlhf.errors import InputError
+
+
+def sft(argv: Sequence[str]) -> None:
+    """Fine-tune a language model on demonstrations."""
+    from hf_rlhf.recipes.arguments import DataArguments, ModelArguments, SFTTrainingArguments, parse_arguments
+    from hf_rlhf.recipes.sft import train_sft
+
+    train_sft(*parse_arguments([DataArguments, SFTTrainingArguments, ModelArguments], argv, "hf-rlhf sft"))
+
+
+def reward(argv: Sequence[str]) -> None:
+    """Train a reward model on preferences."""
+    from hf_rlhf.recipes.arguments import ModelArguments, RewardArguments, RewardTrainingArguments, parse_arguments
+    from hf_rlhf.recipes.reward import train_reward_model
+
+    result = train_reward_model(
+        *parse_arguments([RewardArguments, RewardTrainingArguments, ModelArguments], argv, "hf-rlhf reward")
+    )
+    _print_result(result)
+
+
+def ppo(argv: Sequence[str]) -> None:
+    """Train a policy with PPO against rewards."""
+    from hf_rlhf.ppo.config import PPOConfig
+    from hf_rlhf.recipes.arguments import ModelArguments, PPOArguments, parse_arguments
+    from hf_rlhf.recipes.ppo import train_ppo
+
+    _print_result(train_ppo(*parse_arguments([PPOArguments, PPOConfig, ModelArguments], argv, "hf-rlhf ppo")))
+
+
+def quickstart(argv: Sequence[str]) -> None:
+    """See a small model learn from feedback, end to end, on this machine."""
+    from hf_rlhf.recipes.arguments import parse_arguments
+    from hf_rlhf.recipes.quickstart import QuickstartArguments, run_quickstart
+
+    run_quickstart(*parse_arguments([QuickstartArguments], argv, "hf-rlhf quickstart"))
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
+    "quickstart": quickstart,
+    "sft": sft,
+    "reward": reward,
+    "ppo": ppo,
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv or argv[0] in ("-h", "--help"):
+        print(usage())
+        return 0
+    try:
+        if argv[0] not in COMMANDS:
+            raise InputError(f"unknown command {argv[0]!r}; the commands are {', '.join(COMMANDS)}")
+        COMMANDS[argv[0]](argv[1:])
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except FloatingPointError as error:
+        print(f"the run failed: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def usage() -> str:
+    """The commands, a line each."""
+    lines = [f"  {name:<12} {(command.__doc__ or '').strip()}" for name, command in COMMANDS.items()]
+    return "\n".join(
+        ["usage: hf-rlhf <command> [--config file.yaml] [--key value ...]", "", *lines, "", "hf-rlhf <command> --help"]
+    )
+
+
+def _print_result(result) -> None:
+    import os
+
+    if os.environ.get("RANK", "0") != "0":
+        return
+    for name, value in result.metrics.items():
+        print(f"{name:<32} {value:.4g}")
+    print(f"saved to {result.output_dir}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""One typed function per stage. The command line, the launch scripts and your imports call the same ones."""

@@ -1,0 +1,157 @@
+"""Flat keys, as in TRL's scripts: from a YAML file, from the command line, or both (the command line wins)."""
+
+import difflib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from trl import ModelConfig, RewardConfig, SFTConfig, TrlParser
+
+from hf_rlhf.errors import InputError
+from hf_rlhf.models.load import EMBEDDED_MODEL
+
+
+def _flag(default, text: str):
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass
+class ModelArguments(ModelConfig):
+    """TRL's model flags, with the defaults that suit one small machine: a bf16 base and LoRA on every linear layer."""
+
+    model_name_or_path: str = _flag(EMBEDDED_MODEL, "Hub name, folder, adapter folder, or an embedded model.")
+    dtype: str = _flag("bfloat16", "Dtype of the frozen base: bfloat16, float16, float32 or auto.")
+    use_peft: bool = _flag(True, "Train LoRA adapters; false trains every weight.")
+    lora_dropout: float = _flag(0.0, "LoRA dropout; PPO switches it off in any case.")
+    lora_target_modules: list[str] | None = _flag(None, "Layers that get LoRA; by default every linear one.")
+
+    def __post_init__(self):
+        self.lora_target_modules = self.lora_target_modules or ["all-linear"]
+        super().__post_init__()
+
+    def load_kwargs(self) -> dict[str, Any]:
+        """Keyword arguments for `from_pretrained`."""
+        from trl import get_quantization_config
+
+        kwargs: dict[str, Any] = {"dtype": self.dtype, "revision": self.model_revision}
+        if self.attn_implementation:
+            kwargs["attn_implementation"] = self.attn_implementation
+        if quantization := get_quantization_config(self):
+            kwargs["quantization_config"] = quantization
+        return kwargs
+
+
+@dataclass
+class DataArguments:
+    """Which rows to train and evaluate on."""
+
+    dataset_name: str | None = _flag(None, "Hub name, folder, or .jsonl, .json, .csv, .parquet file (also .gz).")
+    dataset_config: str | None = _flag(None, "Configuration of a Hub data set.")
+    dataset_train_split: str = _flag("train", "Split to train on.")
+    dataset_test_split: str = _flag("test", "Split to evaluate on, when eval_strategy or do_eval asks for it.")
+    eval_dataset_name: str | None = _flag(None, "A data set of its own to evaluate on; else a split of dataset_name.")
+    max_train_samples: int | None = _flag(None, "Use only the first rows.")
+    max_eval_samples: int | None = _flag(None, "Evaluate only on the first rows.")
+
+
+@dataclass
+class PPOArguments(DataArguments):
+    """What to train on, and what for."""
+
+    reward_model_path: str | None = _flag(None, "Folder or Hub name of a trained reward model.")
+    reward_funcs: list[str] | None = _flag(None, "More rewards: models, or functions as module:name or file.py:name.")
+    chat_template_path: str | None = _flag(None, "A Jinja file to use as the tokenizer's chat template.")
+
+
+@dataclass
+class RewardArguments(DataArguments):
+    """What to train the reward model on."""
+
+    save_merged: bool = _flag(True, "Also write merged/, a plain classifier that pipeline() loads.")
+
+
+@dataclass
+class RewardTrainingArguments(RewardConfig):
+    """TRL's `RewardConfig`; checkpointing is off by default, as LoRA rarely needs its memory and it costs a third."""
+
+    gradient_checkpointing: bool = _flag(False, "Trade compute for memory.")
+
+
+@dataclass
+class SFTTrainingArguments(SFTConfig):
+    """TRL's `SFTConfig`, with checkpointing off by default."""
+
+    gradient_checkpointing: bool = _flag(False, "Trade compute for memory.")
+
+
+class _Parser(TrlParser):
+    """Raises `InputError` where argparse would print a page and exit."""
+
+    def error(self, message: str):
+        raise InputError(message)
+
+
+def parse_arguments(dataclasses: Sequence[type], argv: Sequence[str], prog: str) -> tuple[Any, ...]:
+    """Read `--config file.yaml` and `--key value` into instances of `dataclasses`.
+
+    Raises `InputError` for an unknown key (with a suggestion), a value of the wrong type or a broken YAML file.
+    """
+    parser = _Parser(list(dataclasses), prog=prog, allow_abbrev=False)
+    known = [action.dest for action in parser._actions]
+    if "--config" in argv:
+        position = list(argv).index("--config") + 1
+        if position == len(argv):
+            raise InputError("--config needs a file")
+        _check_yaml_keys(Path(argv[position]), known)
+    try:
+        *parsed, unknown = parser.parse_args_and_config(list(argv), return_remaining_strings=True)
+    except (ValueError, TypeError, OSError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(str(error)) from error
+    if unknown:
+        raise InputError(_unknown_key(unknown[0].split("=")[0].lstrip("-"), known, "the command line"))
+    return tuple(parsed)
+
+
+def _check_yaml_keys(file: Path, known: list[str]) -> None:
+    import yaml
+
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"cannot read the config file {file}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{file} is not valid YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{file} must hold `key: value` lines, not a {type(content).__name__}")
+    for key in content:
+        if key != "env" and key not in known:
+            raise InputError(_unknown_key(str(key), known, str(file)))
+
+
+def _unknown_key(key: str, known: list[str], where: str) -> str:
+    close = difflib.get_close_matches(key.replace("-", "_"), known, n=1)
+    return f'unknown key "{key}" in {where}' + (f'; did you mean "{close[0]}"?' if close else "; see --help")
+
+
+def peft_config(model_args: ModelArguments, **overrides: Any):
+    """The LoRA config that the flags describe, or None for full fine-tuning."""
+    from trl import get_peft_config
+
+    config = get_peft_config(model_args)
+    for name, value in overrides.items():
+        if config is not None:
+            setattr(config, name, value)
+    return config
+
+
+def require_fresh_folder(folder: str | os.PathLike, marker: str, resuming: bool) -> None:
+    """Raise `InputError` when `folder` holds the results of another run and this one does not resume it."""
+    if not resuming and (Path(folder) / marker).exists():
+        raise InputError(
+            f"output_dir={str(folder)!r} holds a run already ({marker} is there); choose another folder, remove this one,"
+            " or go on with --resume_from_checkpoint"
+        )

@@ -1,0 +1,116 @@
+"""PPO from flags or from Python: prompts and rewards in, a policy with its value head, metrics and a card out."""
+
+import importlib
+import importlib.util
+import logging
+from pathlib import Path
+
+from hf_rlhf.errors import InputError
+from hf_rlhf.models.adapters import adapter_base, is_peft_model
+from hf_rlhf.ppo.config import PPOConfig
+from hf_rlhf.ppo.trainer import PPOTrainer
+from hf_rlhf.recipes.arguments import ModelArguments, PPOArguments, peft_config, require_fresh_folder
+from hf_rlhf.recipes.common import RunResult, load_model_and_tokenizer, load_split, wants_evaluation
+from hf_rlhf.records import METRICS_FILE, read_json_lines
+from hf_rlhf.rewards.contract import RewardFunction
+
+logger = logging.getLogger(__name__)
+
+
+def train_ppo(script: PPOArguments, training: PPOConfig, model: ModelArguments, reward_funcs=()) -> RunResult:
+    """Train a policy with PPO and save it, its value head, its curves and its model card to `training.output_dir`.
+
+    Args:
+        script: the prompts, and rewards by name.
+        training: see `PPOConfig`.
+        model: the policy; when it names an adapter folder, training goes on from that adapter.
+        reward_funcs: rewards as Python objects (functions or models), besides those that `script` names.
+
+    Raises `InputError` for anything wrong in the flags, the data or the models, before training starts.
+    """
+    resuming = bool(training.resume_from_checkpoint)
+    require_fresh_folder(training.output_dir, METRICS_FILE, resuming)
+    train_set, _ = load_split(script)
+    eval_set = load_split(script, evaluation=True)[0] if wants_evaluation(script, training) else None
+    rewards = [*named_rewards(script), *reward_funcs]
+    if not rewards:
+        raise InputError("no reward: give reward_model_path, or reward_funcs")
+    policy, tokenizer = load_model_and_tokenizer(model, script.chat_template_path)
+    trainer = PPOTrainer(
+        policy,
+        rewards,
+        training,
+        train_set,
+        eval_dataset=eval_set,
+        processing_class=tokenizer,
+        peft_config=None if is_peft_model(policy) else peft_config(model),
+    )
+    trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
+    metrics = trainer.evaluate() if eval_set is not None else {}
+    trainer.save_model()
+    folder = Path(training.output_dir)
+    if trainer.is_world_process_zero():
+        _write_card(folder, script, training, model, metrics)
+    if training.push_to_hub:
+        trainer.push_to_hub(dataset_name=script.dataset_name)
+    return RunResult(folder, metrics)
+
+
+def named_rewards(script: PPOArguments) -> list[str | RewardFunction]:
+    """Rewards that the flags name: model paths stay strings, `module:name` and `file.py:name` become functions."""
+    names = [name for name in (script.reward_model_path, *(script.reward_funcs or ())) if name]
+    return [_function(name) if ":" in name and not Path(name).exists() else name for name in names]
+
+
+def _function(name: str) -> RewardFunction:
+    where, _, attribute = name.rpartition(":")
+    try:
+        if where.endswith(".py"):
+            spec = importlib.util.spec_from_file_location(Path(where).stem, where)
+            assert spec is not None
+            assert spec.loader is not None
+            module = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(module)
+        else:
+            module = importlib.import_module(where)
+        return getattr(module, attribute)
+    except (ImportError, AttributeError, OSError) as error:
+        raise InputError(f"reward {name!r}: {error}; name a function as module:name or file.py:name") from error
+
+
+def _write_card(folder: Path, script: PPOArguments, training: PPOConfig, model: ModelArguments, metrics) -> None:
+    from hf_rlhf.evaluation.metrics import BeforeAfter
+    from hf_rlhf.evaluation.plots import plot_training
+    from hf_rlhf.hub.model_card import policy_card
+
+    rows = [row for row in read_json_lines(folder / METRICS_FILE) if "iteration" in row]
+    curves = None
+    try:
+        curves = plot_training(rows, folder / "curves.png")
+    except InputError as error:
+        logger.warning("%s", error)
+    results = [
+        BeforeAfter(label, first[key], last[key])
+        for first, last in [(rows[0], rows[-1])]
+        for label, key in (("reward", "reward"), ("KL to the reference (nats)", "objective/kl"))
+        if first.get(key) is not None and last.get(key) is not None
+    ] if rows else []  # fmt: skip
+    rewards = ", ".join(name for name in (script.reward_model_path, *(script.reward_funcs or ())) if name)
+    card = policy_card(
+        model_id=training.hub_model_id or folder.name,
+        base_model=adapter_base(model.model_name_or_path) or model.model_name_or_path,
+        results=results,
+        settings=_card_settings(training),
+        curve_image=curves.name if curves else None,
+        reward_model=rewards or None,
+        datasets=[script.dataset_name] if script.dataset_name and not Path(script.dataset_name).exists() else [],
+    )
+    (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def _card_settings(training: PPOConfig) -> dict[str, object]:
+    names = (
+        "rollout_batch_size num_ppo_epochs num_mini_batches learning_rate kl_coef kl_estimator cliprange vf_coef"
+        " gamma lam temperature max_completion_length seed"
+    )
+    return {name: getattr(training, name) for name in names.split()}

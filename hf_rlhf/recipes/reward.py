@@ -1,0 +1,155 @@
+"""Train a reward model on preferences with trl's `RewardTrainer`, load it again, and say how good it is."""
+
+import json
+import logging
+from pathlib import Path
+
+from hf_rlhf.data.preferences import check_no_leak, prepare_preferences
+from hf_rlhf.data.prompts import require_rows
+from hf_rlhf.errors import InputError
+from hf_rlhf.evaluation.reward_model import Pairs, reward_accuracy
+from hf_rlhf.models.load import load_sequence_classifier, load_tokenizer
+from hf_rlhf.models.reward_model import SeparateRewardModel, load_reward_model
+from hf_rlhf.recipes.arguments import (
+    ModelArguments,
+    RewardArguments,
+    RewardTrainingArguments,
+    peft_config,
+    require_fresh_folder,
+)
+from hf_rlhf.recipes.common import RunResult, load_split, wants_evaluation
+from hf_rlhf.records import append_json_line, write_settings
+from hf_rlhf.reward_modeling.training import (
+    adapters_in_base_dtype,
+    make_reward_trainer,
+    save_merged,
+    save_reward_model,
+)
+from hf_rlhf.rewards.learned import LearnedReward
+
+RESULT_FILE = "evaluation.json"
+_PROBE_ROWS = 8
+
+logger = logging.getLogger(__name__)
+
+
+def train_reward_model(script: RewardArguments, training: RewardTrainingArguments, model: ModelArguments) -> RunResult:
+    """Train a reward model and save adapter, score head, tokenizer, evaluation and card to `training.output_dir`.
+
+    With LoRA, `merged/` beside the adapter is a plain `AutoModelForSequenceClassification`. The saved model is loaded
+    again and must give the scores that it gave in memory.
+
+    Raises `InputError` for anything wrong in the flags or the data, before training starts.
+    """
+    require_fresh_folder(training.output_dir, RESULT_FILE, bool(training.resume_from_checkpoint))
+    train_set, eval_set = _preference_sets(script, training)
+    tokenizer = load_tokenizer(model.model_name_or_path)
+    _require_chat_template(train_set, tokenizer, training)
+    trainer = make_reward_trainer(
+        load_sequence_classifier(model.model_name_or_path, **model.load_kwargs()),
+        tokenizer,
+        training,
+        train_set,
+        eval_set,
+        peft_config(model),
+    )
+    _require_fitting_pairs(trainer, len(train_set), training)
+    with adapters_in_base_dtype(trainer.model):
+        trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
+    folder = Path(training.output_dir)
+    if not trainer.is_world_process_zero():
+        return RunResult(folder)
+
+    save_reward_model(trainer.model, tokenizer, folder)
+    write_settings(folder, training, model, script)
+    for row in trainer.state.log_history:
+        append_json_line(folder / "metrics.jsonl", row)
+    metrics = _reload_and_evaluate(trainer.model, folder, train_set, eval_set, script, training, model)
+    (folder / RESULT_FILE).write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+    _write_card(folder, script, training, model, metrics)
+    if training.push_to_hub:
+        trainer.push_to_hub(dataset_name=script.dataset_name)
+    return RunResult(folder, metrics)
+
+
+def _preference_sets(script: RewardArguments, training: RewardTrainingArguments):
+    train_rows, train_name = load_split(script)
+    train_set, report = prepare_preferences(train_rows, source=train_name)
+    logger.warning("%s", report)
+    batch = training.per_device_train_batch_size * training.gradient_accumulation_steps * training.world_size
+    why = (
+        f"per_device_train_batch_size {training.per_device_train_batch_size} x gradient_accumulation_steps"
+        f" {training.gradient_accumulation_steps} x {training.world_size} ranks"
+    )
+    require_rows(train_set, batch, source=train_name, why=why)
+    if not wants_evaluation(script, training):
+        return train_set, None
+    eval_rows, eval_name = load_split(script, evaluation=True)
+    eval_set, report = prepare_preferences(eval_rows, source=eval_name)
+    logger.warning("%s", report)
+    check_no_leak(train_set, eval_set)
+    return train_set, eval_set
+
+
+def _require_chat_template(dataset, tokenizer, training: RewardTrainingArguments) -> None:
+    if isinstance(dataset[0]["chosen"], list) and not tokenizer.chat_template and not training.chat_template_path:
+        raise InputError(
+            "the preferences are conversations, and the tokenizer has no chat template; give --chat_template_path, use"
+            " an instruct model, or give the preferences as plain text"
+        )
+
+
+def _require_fitting_pairs(trainer, rows: int, training: RewardTrainingArguments) -> None:
+    kept = len(trainer.train_dataset)
+    if kept == 0:
+        raise InputError(f"all {rows} pairs are longer than max_length={training.max_length} tokens; raise max_length")
+    if kept < rows:
+        logger.warning("%d of %d pairs left out: longer than max_length=%s", rows - kept, rows, training.max_length)
+
+
+def _reload_and_evaluate(trained, folder: Path, train_set, eval_set, script, training, model) -> dict[str, float]:
+    """Load what was saved, compare its scores with those in memory, and measure accuracy on the evaluation pairs."""
+    scorer, tokenizer = load_reward_model(str(folder), dtype=model.dtype)
+    assert isinstance(scorer, SeparateRewardModel)
+    scorer.model.to(training.device)  # pyright: ignore[reportCallIssue]
+    reward = LearnedReward(scorer, tokenizer, device=training.device)
+    probe = Pairs.from_dataset(train_set.select(range(min(_PROBE_ROWS, len(train_set)))))
+    in_memory = LearnedReward(SeparateRewardModel(trained), tokenizer, device=training.device)
+    before, after = in_memory(probe.prompts, probe.chosen), reward(probe.prompts, probe.chosen)
+    gap = max(abs(a - b) for a, b in zip(before, after, strict=True))
+    if gap > 1e-3 * max(1.0, *map(abs, before)):
+        raise RuntimeError(
+            f"the reward model saved in {folder} scores {_PROBE_ROWS} training pairs differently after loading (largest"
+            f" difference {gap:.3g}); do not use it"
+        )
+    metrics = {"train_rows": float(len(train_set)), "reload_gap": gap}
+    if eval_set is not None:
+        metrics |= reward_accuracy(reward, Pairs.from_dataset(eval_set))
+    if script.save_merged:
+        save_merged(scorer.model, tokenizer, folder)
+    return metrics
+
+
+def _write_card(folder: Path, script: RewardArguments, training, model: ModelArguments, metrics) -> None:
+    from hf_rlhf.hub.model_card import reward_model_card
+
+    results = {
+        "pairs trained on": f"{metrics['train_rows']:.0f}",
+        **(
+            {
+                "held-out accuracy": f"{metrics['eval_accuracy']:.3f} (95 % interval {metrics['eval_accuracy_low']:.3f}"
+                f" to {metrics['eval_accuracy_high']:.3f}, {metrics['eval_rows']:.0f} pairs)"
+            }
+            if "eval_accuracy" in metrics
+            else {}
+        ),
+    }
+    names = "learning_rate num_train_epochs per_device_train_batch_size gradient_accumulation_steps max_length seed"
+    card = reward_model_card(
+        model_id=training.hub_model_id or folder.name,
+        base_model=model.model_name_or_path,
+        results=results,
+        settings={name: getattr(training, name) for name in names.split()},
+        datasets=[script.dataset_name] if script.dataset_name and not Path(script.dataset_name).exists() else [],
+    )
+    (folder / "README.md").write_text(card, encoding="utf-8")

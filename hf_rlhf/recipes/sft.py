@@ -1,0 +1,70 @@
+"""Supervised fine-tuning with trl's `SFTTrainer`, ready to be the start and the reference of PPO."""
+
+from pathlib import Path
+
+from hf_rlhf.data.prompts import require_rows
+from hf_rlhf.errors import InputError
+from hf_rlhf.recipes.arguments import (
+    DataArguments,
+    ModelArguments,
+    SFTTrainingArguments,
+    peft_config,
+    require_fresh_folder,
+)
+from hf_rlhf.recipes.common import RunResult, load_model_and_tokenizer, load_split, wants_evaluation
+from hf_rlhf.records import append_json_line, write_settings
+from hf_rlhf.reward_modeling.training import adapters_in_base_dtype
+
+RESULT_FILE = "metrics.jsonl"
+_LAYOUTS = (("messages",), ("prompt", "completion"), ("text",))
+
+
+def train_sft(script: DataArguments, training: SFTTrainingArguments, model: ModelArguments) -> RunResult:
+    """Fine-tune on demonstrations and save the adapter (or full model) and tokenizer to `training.output_dir`.
+
+    Rows have `messages`, `prompt` and `completion`, or `text`, as for `trl.SFTTrainer`.
+
+    Raises `InputError` for anything wrong in the flags or the data, before training starts.
+    """
+    from trl import SFTTrainer
+
+    require_fresh_folder(training.output_dir, RESULT_FILE, bool(training.resume_from_checkpoint))
+    train_set = _checked(*load_split(script))
+    batch = training.per_device_train_batch_size * training.gradient_accumulation_steps * training.world_size
+    require_rows(train_set, batch, source=str(script.dataset_name), why="one optimizer update")
+    eval_set = _checked(*load_split(script, evaluation=True)) if wants_evaluation(script, training) else None
+    policy, tokenizer = load_model_and_tokenizer(model)
+    trainer = SFTTrainer(
+        model=policy,
+        args=training,
+        train_dataset=train_set,
+        eval_dataset=eval_set,
+        processing_class=tokenizer,
+        peft_config=peft_config(model),
+    )
+    with adapters_in_base_dtype(trainer.model):
+        trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
+        metrics = trainer.evaluate() if eval_set is not None else {}
+    folder = Path(training.output_dir)
+    if trainer.is_world_process_zero():
+        trainer.model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        write_settings(folder, training, model, script)
+        for row in trainer.state.log_history:
+            append_json_line(folder / RESULT_FILE, row)
+    if training.push_to_hub:
+        trainer.push_to_hub(dataset_name=script.dataset_name)
+    return RunResult(folder, metrics)
+
+
+def _checked(dataset, source: str):
+    """Raise `InputError` unless the rows have one of SFT's layouts, with nothing missing."""
+    columns = next((layout for layout in _LAYOUTS if set(layout) <= set(dataset.column_names)), None)
+    if columns is None:
+        raise InputError(
+            f"{source}: columns {dataset.column_names} are none of SFT's layouts: messages; prompt and completion; text"
+        )
+    for column in columns:
+        if empty := [row for row, value in enumerate(dataset[column]) if not value]:
+            raise InputError(f"{source}: {column} is missing or empty in {len(empty)} rows, the first are {empty[:5]}")
+    return dataset

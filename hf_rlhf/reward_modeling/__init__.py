@@ -1,0 +1,1 @@
+"""Reward models: trl's `RewardTrainer`, with what must be right around it."""

@@ -1,0 +1,75 @@
+"""Set up `trl.RewardTrainer` so that LoRA keeps its score head, train, and save what loads elsewhere."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from torch import nn
+
+from hf_rlhf.errors import InputError
+from hf_rlhf.models.adapters import is_peft_model
+
+MERGED_FOLDER = "merged"
+
+
+def make_reward_trainer(classifier: nn.Module, tokenizer, args, train_dataset, eval_dataset=None, peft_config=None):
+    """A `trl.RewardTrainer`. A LoRA config becomes one for sequence classification that trains and saves the head.
+
+    Args:
+        classifier: a sequence classifier with `num_labels=1`.
+        tokenizer: its tokenizer; pad and end token should differ.
+        args: `trl.RewardConfig`.
+        train_dataset: preferences in TRL's format.
+        eval_dataset: the same.
+        peft_config: a LoRA config of any task type, or None to train every weight.
+    """
+    from trl import RewardTrainer
+
+    if peft_config is not None:
+        peft_config.task_type = "SEQ_CLS"
+        peft_config.modules_to_save = sorted({*(peft_config.modules_to_save or ()), _head_name(classifier)})
+    return RewardTrainer(
+        model=classifier,
+        args=args,
+        train_dataset=train_dataset,
+        eval_dataset=eval_dataset,
+        processing_class=tokenizer,
+        peft_config=peft_config,
+    )
+
+
+@contextmanager
+def adapters_in_base_dtype(model: nn.Module) -> Iterator[None]:
+    """Keep PEFT from casting activations to fp32 at every adapter, as autocast casts the small matrices instead."""
+    from peft.helpers import disable_input_dtype_casting
+
+    with disable_input_dtype_casting(model):
+        yield
+
+
+def save_reward_model(model: nn.Module, tokenizer, folder: str | os.PathLike) -> None:
+    """Write adapter with score head (or the full model) and tokenizer to `folder`."""
+    model.save_pretrained(str(folder))  # pyright: ignore[reportCallIssue]
+    tokenizer.save_pretrained(folder)
+
+
+def save_merged(model: nn.Module, tokenizer, folder: str | os.PathLike) -> Path | None:
+    """Merge the adapter into `model` and write a plain classifier to `folder/merged`; None when there is no adapter.
+
+    `model` cannot be trained further afterwards.
+    """
+    if not is_peft_model(model):
+        return None
+    target = Path(folder) / MERGED_FOLDER
+    merged = model.merge_and_unload()  # pyright: ignore[reportCallIssue]
+    merged.save_pretrained(target)
+    tokenizer.save_pretrained(target)
+    return target
+
+
+def _head_name(classifier: nn.Module) -> str:
+    for name in ("score", "classifier"):
+        if isinstance(getattr(classifier, name, None), nn.Module):
+            return name
+    raise InputError(f"{type(classifier).__name__} has no head named score or classifier; it cannot be a reward model")
