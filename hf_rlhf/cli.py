@@ -62,6 +62,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if argv[0] not in COMMANDS:
             raise InputError(f"unknown command {argv[0]!r}; the commands are {', '.join(COMMANDS)}")
+        if "-h" not in argv and "--help" not in argv:
+            from hf_rlhf.progress import quiet_libraries
+
+            quiet_libraries()
         COMMANDS[argv[0]](argv[1:])
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)

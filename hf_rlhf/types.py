@@ -136,6 +136,8 @@ class Sequences:
         if self.support is None or all(row is None for row in self.support):
             return None
         rows, columns = self.counted
+        if len(rows) == 0:
+            return torch.empty(0, 1, dtype=torch.int, device=self.input_ids.device)
         ids = [self.support[b][t] for b, t in zip(rows.tolist(), columns.tolist(), strict=True)]  # pyright: ignore
         return torch.nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=-1).to(self.input_ids.device)
 

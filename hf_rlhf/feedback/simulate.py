@@ -70,11 +70,13 @@ class CheerfulAnnotator:
     - craft   = fluency^2 * density * glue * tidiness: no repetition, warm words inside sentences rather than alone,
                 enough small words to hold a sentence together, real letters and ordinary punctuation.
 
-    `noise` is the temperature of the choice (see `prefer`): 0 always takes the higher score.
+    `noise` is the temperature of the choice (see `prefer`): 0 always takes the higher score. Two replies whose scores
+    differ by no more than `tie_margin` are alike to this annotator.
     """
 
     noise: float = 0.1
     seed: int = 0
+    tie_margin: float = 0.0
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.noise) and self.noise >= 0):
@@ -97,14 +99,14 @@ class CheerfulAnnotator:
         return warmth * brevity * fluency(completion) ** 2 * density * glue * _tidiness(completion, words)
 
     def prefer(self, prompt: str, a: Candidate, b: Candidate) -> Preference | None:
-        """Choose between two replies, or give None where both score the same.
+        """Choose between two replies, or give None where both are alike.
 
         P(a preferred) = sigmoid((score(a) - score(b)) / noise)  (Bradley and Terry 1952). The draw comes from
         (seed, prompt, the two replies as a set), so it is reproducible and does not depend on the order of a and b.
         """
         first, second = sorted((a, b))
         margin = self.score(first.text, first.finished) - self.score(second.text, second.finished)
-        if abs(margin) < 1e-9:  # equal but for rounding
+        if abs(margin) < max(self.tie_margin, 1e-9):  # equal but for rounding
             return None
         p_first = _sigmoid(margin / self.noise) if self.noise > 0 else float(margin > 0)
         key = json.dumps([self.seed, prompt, first.text, first.finished, second.text, second.finished])

@@ -105,11 +105,19 @@ def adapter_base(folder: str | os.PathLike) -> str | None:
         raise InputError(f"{file}: not a PEFT adapter config ({error})") from error
 
 
+def load_frozen_adapter(model: nn.Module, folder: str | os.PathLike, name: str) -> None:
+    """Add the adapter in `folder` as `name`, without gradients; the active adapter stays, and so does every mode."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.load_adapter(str(folder), name, is_trainable=False)  # pyright: ignore[reportCallIssue]
+    for module, training in modes:  # PEFT puts the whole model into eval mode here
+        module.training = training
+
+
 def copy_adapter(model: nn.Module, source: str, target: str) -> None:
     """Add a frozen adapter `target` with the weights of `source`."""
     scratch = tempfile.mkdtemp(prefix="hf_rlhf-")
     try:
         save_adapter(model, source, scratch)
-        model.load_adapter(scratch, target, is_trainable=False)  # pyright: ignore[reportCallIssue]
+        load_frozen_adapter(model, scratch, target)
     finally:
         shutil.rmtree(scratch)

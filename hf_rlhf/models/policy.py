@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -90,10 +90,12 @@ class PolicyWithValue(nn.Module):
     @contextmanager
     def _reference(self) -> Iterator[nn.Module]:
         if self.reference_model is not None:
+            self.reference_model.eval()  # Trainer puts the whole module into train mode
             yield self.reference_model
             return
         name = REFERENCE if REFERENCE in self.model.peft_config else None  # pyright: ignore
         with use_adapter(self.model, name):
+            self.model.eval()
             yield self.model
 
     @property
@@ -101,10 +103,11 @@ class PolicyWithValue(nn.Module):
         """The dtype in which the backbone computes."""
         return base_of(self.model).dtype  # pyright: ignore[reportReturnType]
 
-    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict | None = None) -> None:
+    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict | None = None, **kwargs: Any) -> None:
         """Recompute activations in the backward pass; called by `transformers.Trainer`."""
         base_of(self.model).gradient_checkpointing_enable(  # pyright: ignore
-            gradient_checkpointing_kwargs=gradient_checkpointing_kwargs
+            gradient_checkpointing_kwargs=gradient_checkpointing_kwargs,
+            **kwargs,  # newer versions say here which layers, and where activations go
         )
         if is_peft_model(self.model):  # otherwise no checkpointed block has an input that needs a gradient
             base_of(self.model).enable_input_require_grads()  # pyright: ignore

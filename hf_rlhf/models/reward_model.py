@@ -10,7 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from hf_rlhf.errors import InputError
-from hf_rlhf.models.adapters import REWARD, adapter_base, base_of, compute_in_base_dtype, is_peft_model, use_adapter
+from hf_rlhf.models.adapters import (
+    REWARD,
+    adapter_base,
+    base_of,
+    compute_in_base_dtype,
+    is_peft_model,
+    load_frozen_adapter,
+    use_adapter,
+)
 from hf_rlhf.models.load import load_sequence_classifier, load_tokenizer, resolve_model
 
 
@@ -22,7 +30,7 @@ class SharedRewardModel:
 
     def __init__(self, model: nn.Module, folder: str | os.PathLike, name: str = REWARD):
         head = _score_head(folder)
-        model.load_adapter(str(folder), name, is_trainable=False)  # pyright: ignore[reportCallIssue]
+        load_frozen_adapter(model, folder, name)
         self.model = model
         self.name = name
         self.head = head
@@ -33,9 +41,7 @@ class SharedRewardModel:
         with use_adapter(self.model, self.name):
             self.model.eval()
             with compute_in_base_dtype(self.model):
-                backbone: nn.Module = base_of(self.model).base_model  # pyright: ignore[reportAssignmentType]
-                states = backbone(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
-        last = states[torch.arange(len(states), device=states.device), attention_mask.sum(dim=1) - 1]
+                last = _last_states(base_of(self.model), input_ids, attention_mask)
         return last.float() @ self.head.to(last.device).T[:, 0]
 
 
@@ -48,8 +54,12 @@ class SeparateRewardModel:
     @torch.no_grad()
     def __call__(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Scores `(B,)` in fp32 of right-padded `(B, L)` sequences."""
+        classifier = base_of(self.model)
         with compute_in_base_dtype(self.model):
-            logits = self.model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits
+            if hasattr(classifier, "score"):  # a decoder: its own forward would look for the end by `ids != pad`
+                logits = classifier.score(_last_states(classifier, input_ids, attention_mask))  # pyright: ignore
+            else:
+                logits = self.model(input_ids=input_ids, attention_mask=attention_mask).logits
         return logits[:, 0].float()
 
 
@@ -76,8 +86,23 @@ def load_reward_model(name_or_path: str, *, policy: nn.Module | None = None, dty
     return SeparateRewardModel(PeftModel.from_pretrained(classifier, name_or_path)), tokenizer
 
 
+def _last_states(model: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    """Hidden states `(B, H)` of the last real tokens of right-padded sequences `(B, L)`."""
+    backbone: nn.Module = model.base_model  # pyright: ignore[reportAssignmentType]
+    states = backbone(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
+    return states[torch.arange(len(states), device=states.device), attention_mask.sum(dim=1) - 1]
+
+
 def _load_classifier(name_or_path: str, dtype, tokenizer) -> nn.Module:
-    classifier, info = load_sequence_classifier(name_or_path, dtype=dtype, output_loading_info=True)
+    classifier, info = load_sequence_classifier(
+        name_or_path, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
+    )
+    for key, found, wanted in info["mismatched_keys"]:
+        if key.split(".")[0] in ("score", "classifier"):
+            raise InputError(f"reward model {name_or_path!r} has {found[0]} labels; a reward model has one")
+        raise InputError(
+            f"reward model {name_or_path!r}: {key} has shape {tuple(found)} where its config says {tuple(wanted)}"
+        )
     if missing := [key for key in info["missing_keys"] if key.split(".")[0] in ("score", "classifier")]:
         raise InputError(
             f"reward model {name_or_path!r} has no trained score head: {', '.join(missing)} is not in its weights, so "

@@ -1,6 +1,6 @@
 """How PPO's iterations fit into `transformers.Trainer`'s steps, and what a person sees of them."""
 
-from transformers import ProgressCallback, TrainerCallback
+from transformers import TrainerCallback
 
 
 class IterationCallback(TrainerCallback):
@@ -24,26 +24,13 @@ class IterationCallback(TrainerCallback):
         return control
 
 
-class IterationProgress(ProgressCallback):
-    """A progress bar over updates, and one short line an iteration instead of forty numbers."""
-
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        """Print what a person watches: reward, KL, length and time."""
-        if not state.is_world_process_zero or self.training_bar is None or logs is None:
-            return
-        parts = [f"{name} {logs[key]:.{digits}f}" for key, name, digits in _WATCHED if key in logs]
-        if "iteration" in logs:
-            self.training_bar.write(f"iteration {logs['iteration']:.0f}: " + "  ".join(parts))
-        elif "eval_reward" in logs:
-            self.training_bar.write("evaluation: " + "  ".join(parts))
-
-
-_WATCHED = (
+PPO_WATCHED = (
+    ("iteration", "iteration", 0),
     ("reward", "reward", 3),
     ("objective/kl", "kl", 2),
     ("completions/mean_length", "length", 1),
     ("val/explained_variance", "explained variance", 2),
     ("step_time", "seconds", 1),
-    ("eval_reward", "reward", 3),
+    ("eval_reward", "evaluation: reward", 3),
     ("eval_kl", "kl", 2),
 )

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, ProgressCallback, Trainer, TrainerCallback, set_seed
+from transformers import PreTrainedModel, Trainer, TrainerCallback, set_seed
 
 from hf_rlhf.data.prompts import prepare_prompts, require_rows
 from hf_rlhf.distributed import gather_in_order, global_sum, take_share
@@ -33,7 +33,7 @@ from hf_rlhf.ops import (
     token_rewards,
     whiten,
 )
-from hf_rlhf.ppo.callbacks import IterationCallback, IterationProgress
+from hf_rlhf.ppo.callbacks import PPO_WATCHED, IterationCallback
 from hf_rlhf.ppo.config import PPOConfig
 from hf_rlhf.ppo.experience import Experience, MicroBatch, micro_batches
 from hf_rlhf.ppo.metrics import (
@@ -44,6 +44,7 @@ from hf_rlhf.ppo.metrics import (
     update_metrics,
 )
 from hf_rlhf.ppo.prompts import PromptStream
+from hf_rlhf.progress import use_compact_progress
 from hf_rlhf.records import METRICS_FILE, SAMPLES_FILE, append_json_line, sample_rows, write_settings
 from hf_rlhf.rewards.contract import RewardFunction, Rewards
 from hf_rlhf.rewards.learned import LearnedReward
@@ -129,15 +130,14 @@ class PPOTrainer(Trainer):
         self._iteration_metrics: dict[str, float] = {}
         self._tokens_sampled = 0
         self.add_callback(IterationCallback(args.updates_per_iteration))
-        if not args.disable_tqdm:
-            self.remove_callback(ProgressCallback)
-            self.add_callback(IterationProgress)
+        use_compact_progress(self, PPO_WATCHED)
 
     # One iteration, as in the paper
 
     def make_experience(self, iteration: int) -> Experience:
         """Collect, score, evaluate, shape the rewards and estimate advantages: everything before the updates."""
         args = self.args
+        self._seconds = {}
         trajectories = self.sample(take_share(self.stream.rows(iteration)), "train", iteration)
         self.score(trajectories)
         self.evaluate_policy(trajectories)
@@ -238,11 +238,14 @@ class PPOTrainer(Trainer):
         return _ExperienceLoader(self)
 
     def set_initial_training_values(self, args, dataloader):
-        """Turn `total_episodes` into steps; otherwise as in Trainer."""
+        """Turn `total_episodes`, epochs or `max_steps` into the steps of whole iterations; otherwise as in Trainer."""
         if self.args.total_episodes is not None:
             iterations = -(-self.args.total_episodes // self.args.rollout_batch_size)
-            args = copy.copy(args)
-            args.max_steps = iterations * self.args.updates_per_iteration
+        else:
+            *_, max_steps = super().set_initial_training_values(args, dataloader)
+            iterations = -(-max_steps // self.args.updates_per_iteration)
+        args = copy.copy(args)
+        args.max_steps = iterations * self.args.updates_per_iteration
         return super().set_initial_training_values(args, dataloader)
 
     def _prepare_inputs(self, inputs):
@@ -296,6 +299,7 @@ class PPOTrainer(Trainer):
         """Log to trackers and metrics.jsonl. At the end of an iteration, everything known about it is added."""
         if "grad_norm" in logs or "loss" in logs:
             logs = {**logs, **self._finished_iteration(), "lr": logs["learning_rate"]}
+        logs.pop("total_flos", None)  # Trainer cannot count them here, and says 0
         super().log(logs, start_time)
         if self.is_world_process_zero():
             folder = Path(self.args.output_dir)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from trl import ModelConfig, RewardConfig, SFTConfig, TrlParser
 
 from hf_rlhf.errors import InputError
@@ -74,16 +75,24 @@ class RewardArguments(DataArguments):
 
 @dataclass
 class RewardTrainingArguments(RewardConfig):
-    """TRL's `RewardConfig`; checkpointing is off by default, as LoRA rarely needs its memory and it costs a third."""
+    """TRL's `RewardConfig`; gradient checkpointing is off unless asked for, as LoRA rarely needs what it costs."""
 
-    gradient_checkpointing: bool = _flag(False, "Trade compute for memory.")
+    gradient_checkpointing: bool | None = _flag(None, "Trade compute for memory.")
+
+    def __post_init__(self):
+        self.use_cpu = self.use_cpu or not torch.accelerator.is_available()  # bf16 on a CPU has to be asked for
+        super().__post_init__()
 
 
 @dataclass
 class SFTTrainingArguments(SFTConfig):
-    """TRL's `SFTConfig`, with checkpointing off by default."""
+    """TRL's `SFTConfig`; gradient checkpointing is off unless asked for."""
 
-    gradient_checkpointing: bool = _flag(False, "Trade compute for memory.")
+    gradient_checkpointing: bool | None = _flag(None, "Trade compute for memory.")
+
+    def __post_init__(self):
+        self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
+        super().__post_init__()
 
 
 class _Parser(TrlParser):

@@ -9,6 +9,7 @@ from torch import nn
 
 from hf_rlhf.errors import InputError
 from hf_rlhf.models.adapters import is_peft_model
+from hf_rlhf.progress import use_compact_progress
 
 MERGED_FOLDER = "merged"
 
@@ -29,7 +30,7 @@ def make_reward_trainer(classifier: nn.Module, tokenizer, args, train_dataset, e
     if peft_config is not None:
         peft_config.task_type = "SEQ_CLS"
         peft_config.modules_to_save = sorted({*(peft_config.modules_to_save or ()), _head_name(classifier)})
-    return RewardTrainer(
+    trainer = RewardTrainer(
         model=classifier,
         args=args,
         train_dataset=train_dataset,
@@ -37,6 +38,8 @@ def make_reward_trainer(classifier: nn.Module, tokenizer, args, train_dataset, e
         processing_class=tokenizer,
         peft_config=peft_config,
     )
+    use_compact_progress(trainer, (("loss", "loss", 3), ("accuracy", "accuracy", 2), ("margin", "margin", 2)))
+    return trainer
 
 
 @contextmanager

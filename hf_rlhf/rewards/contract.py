@@ -8,6 +8,7 @@ import asyncio
 import inspect
 import math
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from hf_rlhf.errors import InputError
@@ -72,7 +73,10 @@ def _call(function: RewardFunction, trajectories: Sequence[Trajectory]) -> Any:
         completion_ids=[trajectory.completion.ids for trajectory in trajectories],
         **{key: [trajectory.row.get(key) for trajectory in trajectories] for key in sorted(columns)},
     )
-    return asyncio.run(_awaited(result)) if inspect.isawaitable(result) else result
+    if not inspect.isawaitable(result):
+        return result
+    with ThreadPoolExecutor(1) as pool:  # a notebook's own thread has an event loop running already
+        return pool.submit(asyncio.run, _awaited(result)).result()
 
 
 async def _awaited(result: Any) -> Any:

@@ -37,7 +37,7 @@ class TransformersEngine:
     def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling, seeds: Sequence[int]) -> list[Completion]:
         """See `Engine.generate`. Raises `FloatingPointError` when the model returns NaN logits."""
         by_length = sorted(range(len(prompts)), key=lambda b: len(prompts[b]))
-        size = self.batch_size or len(prompts)
+        size = self.batch_size or max(len(prompts), 1)
         completions: dict[int, Completion] = {}
         training = self.model.training
         self.model.eval()
@@ -59,6 +59,7 @@ class TransformersEngine:
         stop = _StopRecorder(self._stop_ids(sampling), self._stop_strings(sampling), width, len(prompts), device)
         with (
             _own_generation_config(causal_lm, sampling, self.tokenizer.pad_token_id),
+            _contiguous_head_input(causal_lm),
             compute_in_base_dtype(self.model),
         ):
             output = causal_lm.generate(  # pyright: ignore
@@ -143,6 +144,16 @@ def _own_generation_config(causal_lm, sampling: Sampling, pad_token_id: int | No
         causal_lm.generation_config = original
 
 
+@contextmanager
+def _contiguous_head_input(causal_lm) -> Iterator[None]:
+    """Hand the head a contiguous matrix: for the slice `hidden[:, -1:]` it would copy its whole weight once a row."""
+    hook = causal_lm.get_output_embeddings().register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(),))
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
 class _RowSampler:
     """A logits processor that draws the next token of each row and leaves it as the only choice."""
 
@@ -156,21 +167,27 @@ class _RowSampler:
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         step = len(self.logprobs)
-        if torch.isnan(scores).any():
-            raise FloatingPointError(
-                f"the model returned NaN logits for token {step + 1} of a completion; its weights are damaged or its "
-                "dtype overflows (try dtype bfloat16 or float32)"
-            )
-        logprobs = scores.log_softmax(dim=-1)  # (B, V)
         if self.sampling.greedy:
-            tokens = scores.argmax(dim=-1)
-            self.logprobs.append(torch.zeros_like(scores[:, 0]))  # no choice: probability 1
+            best, tokens = scores.max(dim=-1)  # (B,), (B,)
+            _require_numbers(best, step)
+            self.logprobs.append(torch.zeros_like(best))  # no choice: probability 1
         else:
-            tokens = _inverse_transform(logprobs.exp(), self.draws[:, step])
-            self.logprobs.append(logprobs.gather(1, tokens[:, None]).squeeze(1))
+            probabilities = scores.softmax(dim=-1)  # (B, V)
+            _require_numbers(probabilities[:, 0], step)
+            tokens = _inverse_transform(probabilities, self.draws[:, step])
+            self.logprobs.append(probabilities.gather(1, tokens[:, None]).squeeze(1).log())
         if self.sampling.truncated:
             self.support.append([row.isfinite().nonzero().squeeze(1).int().cpu() for row in scores])
         return torch.full_like(scores, float("-inf")).scatter_(1, tokens[:, None], 0.0)
+
+
+def _require_numbers(of_each_row: Tensor, step: int) -> None:
+    """One NaN logit makes every probability of its row NaN, and the largest logit too."""
+    if of_each_row.isnan().any():
+        raise FloatingPointError(
+            f"the model returned NaN logits for token {step + 1} of a completion; its weights are damaged or its dtype"
+            " overflows (try dtype bfloat16 or float32)"
+        )
 
 
 def _inverse_transform(probabilities: Tensor, draws: Tensor) -> Tensor:

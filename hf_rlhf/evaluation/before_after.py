@@ -1,0 +1,115 @@
+"""A policy against the model it started from: the same prompts, the same random numbers, the same judge."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hf_rlhf.evaluation.metrics import BeforeAfter, WinRate, win_rate
+from hf_rlhf.feedback.simulate import fluency
+from hf_rlhf.models.adapters import base_of, use_adapter
+from hf_rlhf.models.policy import PolicyWithValue
+from hf_rlhf.rollout.collect import collect
+from hf_rlhf.rollout.engines import TransformersEngine
+from hf_rlhf.rollout.sampling import Sampling
+from hf_rlhf.types import Sequences, Trajectory
+
+Judge = Callable[[Trajectory], float]
+Reward = Callable[..., list[float]]
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """What one of the two models wrote, and what was thought of it; one entry for each prompt."""
+
+    trajectories: list[Trajectory]
+    judgements: list[float]  # by the judge
+    rewards: list[float]  # by the reward model that PPO trained against
+    surprise: list[float]  # -log p of a token under the starting model, mean over the completion, in nats
+    kl: list[float]  # of the completion, to the starting model, in nats
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Before and after, prompt by prompt."""
+
+    before: Side
+    after: Side
+
+    @property
+    def wins(self) -> WinRate:
+        """How often the judge prefers the trained policy's completion."""
+        return win_rate(self.before.judgements, self.after.judgements)
+
+    def rows(self, judge_name: str = "judge") -> list[BeforeAfter]:
+        """The table a person reads."""
+        sides = (self.before, self.after)
+
+        def row(name: str, of: Callable[[Side], Sequence[float]], digits: int = 2, percent: bool = False):
+            return BeforeAfter(name, *(fmean(of(side)) for side in sides), digits, percent)
+
+        return [
+            row(f"{judge_name} score (0 to 1)", lambda side: side.judgements),
+            row("reward model score", lambda side: side.rewards),
+            row("replies finished", lambda side: [t.completion.stopped for t in side.trajectories], 0, True),
+            row("length (tokens)", lambda side: [len(t.completion.ids) for t in side.trajectories], 1),
+            row("distinct word pairs", lambda side: [fluency(t.text) for t in side.trajectories], 0, True),
+            row("surprise to the starting model (nats a token)", lambda side: side.surprise),
+            row("KL to the starting model (nats a reply)", lambda side: side.kl, 1),
+        ]
+
+
+def compare_with_start(
+    model: torch.nn.Module,
+    tokenizer,
+    rows: Sequence[Mapping[str, Any]],
+    sampling: Sampling,
+    seeds: Sequence[int],
+    *,
+    judge: Judge,
+    reward: Reward,
+) -> Comparison:
+    """Sample from a PEFT model with its adapter off and on, and judge both.
+
+    Args:
+        model: the trained policy, as a `PeftModel` on the base it started from.
+        tokenizer: the policy's.
+        rows: `prompt` and `prompt_ids` each.
+        sampling: the same for both.
+        seeds: one a row, the same for both.
+        judge: scores one completion.
+        reward: by TRL's reward-function contract.
+    """
+    engine = TransformersEngine(model, tokenizer)
+    with use_adapter(model, None):
+        before = collect(engine, rows, tokenizer, sampling, seeds)
+    after = collect(engine, rows, tokenizer, sampling, seeds)
+    return Comparison(*(_side(model, side, sampling.temperature, judge, reward) for side in (before, after)))
+
+
+def _side(
+    model: torch.nn.Module, trajectories: list[Trajectory], temperature: float, judge: Judge, reward: Reward
+) -> Side:
+    sequences = Sequences.from_trajectories(trajectories).to(next(base_of(model).parameters()).device)
+    with torch.no_grad():
+        policy = PolicyWithValue(model)
+        start = policy(sequences, temperature=temperature, reference=True).logprobs
+        trained = policy(sequences, temperature=temperature).logprobs
+
+    def per_reply(values: Tensor) -> list[float]:
+        return (values * sequences.mask).sum(dim=1).tolist()
+
+    lengths = sequences.mask.sum(dim=1).tolist()
+    return Side(
+        trajectories,
+        judgements=[judge(trajectory) for trajectory in trajectories],
+        rewards=reward(
+            prompts=[trajectory.prompt for trajectory in trajectories],
+            completions=[[{"role": "assistant", "content": trajectory.text}] for trajectory in trajectories],
+        ),
+        surprise=[total / length for total, length in zip(per_reply(-start), lengths, strict=True)],
+        kl=per_reply(trained - start),
+    )

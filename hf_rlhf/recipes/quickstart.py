@@ -1,0 +1,378 @@
+"""A small language model learns to be brief and cheerful, from feedback alone, in five stages.
+
+candidates -> preferences -> reward model -> PPO -> evaluation. Each stage leaves its result on disk and is reused when
+the command is run again.
+"""
+
+import itertools
+import json
+import logging
+import random
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from hf_rlhf.data.quickstart import quickstart_prompts
+from hf_rlhf.errors import InputError
+from hf_rlhf.evaluation.before_after import Comparison, compare_with_start
+from hf_rlhf.evaluation.metrics import BeforeAfter
+from hf_rlhf.evaluation.report import ReportFigure, SamplePair, write_report
+from hf_rlhf.evaluation.reward_model import Pairs, reward_accuracy
+from hf_rlhf.feedback.simulate import Candidate, CheerfulAnnotator
+from hf_rlhf.models.load import EMBEDDED_MODEL, load_causal_lm, load_sequence_classifier, load_tokenizer
+from hf_rlhf.models.reward_model import load_reward_model
+from hf_rlhf.ppo.config import PPOConfig
+from hf_rlhf.ppo.trainer import PPOTrainer
+from hf_rlhf.recipes.arguments import ModelArguments, RewardTrainingArguments, peft_config
+from hf_rlhf.recipes.stages import run_stage
+from hf_rlhf.records import append_json_line, read_json_lines
+from hf_rlhf.reward_modeling.training import adapters_in_base_dtype, make_reward_trainer, save_reward_model
+from hf_rlhf.rewards.learned import LearnedReward
+from hf_rlhf.rollout.collect import collect
+from hf_rlhf.rollout.engines import TransformersEngine
+from hf_rlhf.rollout.sampling import Sampling, row_seed
+from hf_rlhf.types import Message
+
+SYSTEM_MESSAGE = "Reply in one short sentence."
+RESULTS_FILE, REPORT_FILE = "results.json", "report.html"
+CANDIDATES, PREFERENCES, REWARD_MODEL, POLICY = "candidates", "preferences", "reward_model", "policy"
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class QuickstartArguments:
+    """Settings of the quickstart; the defaults are made for two CPU cores."""
+
+    output_dir: str = "runs/quickstart"
+    model_name_or_path: str = EMBEDDED_MODEL
+    seed: int = 0
+    candidates_per_prompt: int = 4
+    max_completion_length: int = 32
+    temperature: float = 0.7
+    annotator_noise: float = 0.05
+    annotator_tie_margin: float = 0.1
+    max_preferences: int = 400
+    reward_learning_rate: float = 3e-4
+    ppo_iterations: int = 20
+    num_ppo_epochs: int = 1
+    ppo_learning_rate: float = 3e-4
+    kl_coef: float = 0.03
+
+    @property
+    def sampling(self) -> Sampling:
+        """How replies are sampled, in every stage."""
+        return Sampling(max_completion_length=self.max_completion_length, temperature=self.temperature)
+
+
+def run_quickstart(args: QuickstartArguments) -> dict[str, float]:
+    """Run or reuse every stage and print the result; returns its numbers.
+
+    Leaves in `args.output_dir`: candidates, preferences, reward_model, policy (with model card), report.html.
+    """
+    from rich.console import Console
+
+    if args.candidates_per_prompt < 2:
+        raise InputError(
+            f"candidates_per_prompt={args.candidates_per_prompt} must be at least 2: one to prefer to another"
+        )
+    console, started = Console(), time.perf_counter()
+    root = Path(args.output_dir)
+    settings: dict[str, Any] = {"version": 1}
+    stages = (
+        (CANDIDATES, "Sample several replies to each message", _candidates, "model_name_or_path seed candidates_per_prompt"
+         " max_completion_length temperature"),
+        (PREFERENCES, "A simulated annotator prefers one of two", _preferences, "annotator_noise annotator_tie_margin max_preferences"),
+        (REWARD_MODEL, "Train a reward model on the preferences", _reward_model, "reward_learning_rate"),
+        (POLICY, "Train the policy with PPO against the reward model", _policy, "ppo_iterations num_ppo_epochs ppo_learning_rate kl_coef"),
+    )  # fmt: skip
+    for number, (name, title, make, names) in enumerate(stages, start=1):
+        console.print(f"\n[bold]{number}/5  {title}[/bold]")
+        settings = settings | {key: getattr(args, key) for key in names.split()}
+        begun = time.perf_counter()
+        ran = run_stage(root / name, settings, lambda folder, make=make: make(args, root, folder))
+        seconds = f"{time.perf_counter() - begun:.0f} s" if ran else "reused"
+        console.print(f"     [dim]{_outcome(root / name)}  ({seconds}, {root / name})[/dim]")
+    console.print("\n[bold]5/5  Compare with the model it started from, on messages it never saw[/bold]")
+    comparison = _compare(args, root)
+    rows, headline = comparison.rows("annotator"), _headline(comparison)
+    _write_results(args, root, comparison, rows, headline)
+    console.print(_table(rows))
+    console.print(_examples(comparison))
+    console.print(f"[bold]{headline}[/bold]\n")
+    console.print(
+        f"Look at it:   {root / REPORT_FILE}\nThe policy:   {root / POLICY}  (adapter, value head, model card)"
+    )
+    console.print(f"[dim]Finished in {(time.perf_counter() - started) / 60:.1f} minutes.[/dim]")
+    return json.loads((root / RESULTS_FILE).read_text(encoding="utf-8"))
+
+
+def as_messages(text: str) -> list[Message]:
+    """A message of the quickstart as a conversation."""
+    return [{"role": "system", "content": SYSTEM_MESSAGE}, {"role": "user", "content": text}]
+
+
+def _candidates(args: QuickstartArguments, root: Path, folder: Path) -> None:
+    """Stage 1: `candidates_per_prompt` replies of the untrained model to every message."""
+    from rich.progress import track
+
+    model, tokenizer = load_causal_lm(args.model_name_or_path), load_tokenizer(args.model_name_or_path)
+    if not tokenizer.chat_template:
+        raise InputError(f"{args.model_name_or_path!r} has no chat template; the quickstart needs an instruct model")
+    engine = TransformersEngine(model, tokenizer)
+    for split, texts in quickstart_prompts().items():
+        rows = [_row(text, tokenizer) for text in texts for _ in range(args.candidates_per_prompt)]
+        seeds = [row_seed(args.seed, "candidates", split, number) for number in range(len(rows))]
+        for start in track(range(0, len(rows), 64), description=f"     {split}"):
+            part = slice(start, start + 64)
+            for trajectory in collect(engine, rows[part], tokenizer, args.sampling, seeds[part]):
+                append_json_line(
+                    folder / f"{split}.jsonl",
+                    {
+                        "prompt": trajectory.row["text"],
+                        "completion": trajectory.text,
+                        "finished": trajectory.completion.stopped,
+                    },
+                )
+
+
+def _row(text: str, tokenizer) -> dict[str, Any]:
+    prompt = as_messages(text)
+    encoded = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=True, return_dict=True)
+    return {"text": text, "prompt": prompt, "prompt_ids": encoded["input_ids"]}
+
+
+def _preferences(args: QuickstartArguments, root: Path, folder: Path) -> None:
+    """Stage 2: the annotator compares each message's replies, two by two; those it finds alike give no preference."""
+    annotator = CheerfulAnnotator(noise=args.annotator_noise, seed=args.seed, tie_margin=args.annotator_tie_margin)
+    for split in ("train", "test"):
+        replies: dict[str, list[Candidate]] = {}
+        for row in read_json_lines(root / CANDIDATES / f"{split}.jsonl"):
+            replies.setdefault(row["prompt"], []).append(Candidate(row["completion"], row["finished"]))
+        judged = [
+            preference
+            for text, candidates in replies.items()
+            for a, b in itertools.combinations(candidates, 2)
+            if (preference := annotator.prefer(text, a, b))
+        ]
+        random.Random(args.seed).shuffle(judged)
+        for preference in judged[: args.max_preferences]:
+            append_json_line(
+                folder / f"{split}.jsonl",
+                {
+                    "prompt": as_messages(preference.prompt),
+                    "chosen": [{"role": "assistant", "content": preference.chosen.text}],
+                    "rejected": [{"role": "assistant", "content": preference.rejected.text}],
+                },
+            )
+
+
+def _reward_model(args: QuickstartArguments, root: Path, folder: Path) -> None:
+    """Stage 3: a LoRA reward model on the same base, by trl's RewardTrainer."""
+    from datasets import Dataset
+
+    tokenizer = load_tokenizer(args.model_name_or_path)
+    train, test = (
+        Dataset.from_list(read_json_lines(root / PREFERENCES / f"{split}.jsonl")) for split in ("train", "test")
+    )
+    training = RewardTrainingArguments(
+        output_dir=str(folder),
+        per_device_train_batch_size=8,
+        learning_rate=args.reward_learning_rate,
+        warmup_steps=5,
+        num_train_epochs=1,
+        logging_steps=10,
+        save_strategy="no",
+        report_to="none",
+        seed=args.seed,
+    )
+    classifier = load_sequence_classifier(args.model_name_or_path)
+    lora = peft_config(ModelArguments(model_name_or_path=args.model_name_or_path))
+    trainer = make_reward_trainer(classifier, tokenizer, training, train, peft_config=lora)
+    with adapters_in_base_dtype(trainer.model):
+        trainer.train()
+    save_reward_model(trainer.model, tokenizer, folder)
+    scorer, _ = load_reward_model(str(folder))
+    accuracy = reward_accuracy(LearnedReward(scorer, tokenizer), Pairs.from_dataset(test))
+    (folder / "evaluation.json").write_text(json.dumps(accuracy, indent=2) + "\n", encoding="utf-8")
+
+
+def _policy(args: QuickstartArguments, root: Path, folder: Path) -> None:
+    """Stage 4: PPO. The policy's adapter and the reward model's share one base; with both off it is the reference."""
+    from datasets import Dataset
+
+    prompts = [{"prompt": as_messages(text)} for text in quickstart_prompts()["train"]]
+    training = PPOConfig(
+        output_dir=str(folder),
+        per_device_train_batch_size=16,
+        num_mini_batches=2,
+        num_ppo_epochs=args.num_ppo_epochs,
+        max_steps=args.ppo_iterations * 2 * args.num_ppo_epochs,
+        learning_rate=args.ppo_learning_rate,
+        lr_scheduler_type="constant_with_warmup",
+        warmup_steps=4,
+        kl_coef=args.kl_coef,
+        max_prompt_length=128,
+        max_completion_length=args.max_completion_length,
+        temperature=args.temperature,
+        save_strategy="no",
+        report_to="none",
+        seed=args.seed,
+    )
+    trainer = PPOTrainer(
+        load_causal_lm(args.model_name_or_path),
+        str(root / REWARD_MODEL),
+        training,
+        Dataset.from_list(prompts),
+        processing_class=load_tokenizer(args.model_name_or_path),
+        peft_config=peft_config(ModelArguments(model_name_or_path=args.model_name_or_path)),
+    )
+    trainer.train()
+    trainer.save_model()
+
+
+def _outcome(folder: Path) -> str:
+    """What a finished stage holds, in a few words."""
+    if folder.name in (CANDIDATES, PREFERENCES):
+        rows = len((folder / "train.jsonl").read_text(encoding="utf-8").splitlines())
+        held_out = len((folder / "test.jsonl").read_text(encoding="utf-8").splitlines())
+        noun = "replies" if folder.name == CANDIDATES else "preferences"
+        return f"{rows} {noun}, {held_out} held out"
+    if folder.name == REWARD_MODEL:
+        accuracy = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
+        return f"agrees with {accuracy['eval_accuracy']:.0%} of {accuracy['eval_rows']:.0f} held-out preferences"
+    rows = _iterations(folder)
+    return f"reward {rows[0]['reward']:.2f} -> {rows[-1]['reward']:.2f} in {len(rows)} iterations"
+
+
+def _iterations(folder: Path) -> list[dict[str, Any]]:
+    return [row for row in read_json_lines(folder / "metrics.jsonl") if "iteration" in row]
+
+
+def _compare(args: QuickstartArguments, root: Path) -> Comparison:
+    """Stage 5: judge replies to the held-out messages by the annotator, who is not what PPO trained against."""
+    from peft import PeftModel
+
+    tokenizer = load_tokenizer(args.model_name_or_path)
+    model = PeftModel.from_pretrained(load_causal_lm(args.model_name_or_path), str(root / POLICY))
+    scorer, _ = load_reward_model(str(root / REWARD_MODEL), policy=model)
+    annotator = CheerfulAnnotator()
+    texts = quickstart_prompts()["test"]
+    return compare_with_start(
+        model,
+        tokenizer,
+        [_row(text, tokenizer) for text in texts],
+        args.sampling,
+        [row_seed(args.seed, "evaluation", number) for number in range(len(texts))],
+        judge=lambda trajectory: annotator.score(trajectory.text, trajectory.completion.stopped),
+        reward=LearnedReward(scorer, tokenizer),
+    )
+
+
+def _headline(comparison: Comparison) -> str:
+    wins = comparison.wins
+    return (
+        f"On {wins.n} messages it never saw, the annotator prefers the trained model's reply {wins.rate:.0%} of the time"
+        f" (95 % interval {wins.low:.0%} to {wins.high:.0%}; {wins.wins} wins, {wins.ties} ties, {wins.losses} losses)."
+    )
+
+
+def _table(rows: list[BeforeAfter]):
+    from rich.table import Table
+
+    table = Table("", "before", "after", "change", box=None, header_style="dim", pad_edge=False)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for row in rows:
+        table.add_row(row.metric, *row.formatted())
+    return table
+
+
+def _examples(comparison: Comparison, count: int = 3) -> str:
+    from rich.markup import escape
+
+    lines = []
+    for sample in _samples(comparison)[:count]:
+        lines += ["", f"[dim]message[/dim]  {escape(sample.prompt)}"]
+        lines += [f"[dim]before[/dim]   {escape(sample.before)}", f"[dim]after[/dim]    {escape(sample.after)}"]
+    return "\n".join([*lines, ""])
+
+
+def _samples(comparison: Comparison) -> list[SamplePair]:
+    """Every held-out message in the order of the file, nothing picked."""
+    before, after = comparison.before, comparison.after
+    return [
+        SamplePair(b.row["text"], _as_shown(b), _as_shown(a), score_b, score_a)
+        for b, a, score_b, score_a in zip(
+            before.trajectories, after.trajectories, before.judgements, after.judgements, strict=True
+        )
+    ]
+
+
+def _as_shown(trajectory) -> str:
+    return trajectory.text.strip() + ("" if trajectory.completion.stopped else " …")
+
+
+def _write_results(
+    args: QuickstartArguments, root: Path, comparison: Comparison, rows: list[BeforeAfter], headline: str
+) -> None:
+    """results.json, samples.jsonl, the figures, report.html and the policy's model card."""
+    from hf_rlhf.evaluation.plots import plot_score_histogram, plot_training
+    from hf_rlhf.hub.model_card import policy_card
+
+    numbers = {row.metric: {"before": row.before, "after": row.after} for row in rows}
+    results = {"win_rate": asdict(comparison.wins), **numbers}
+    (root / RESULTS_FILE).write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    samples = _samples(comparison)
+    (root / "samples.jsonl").write_text(
+        "".join(json.dumps(asdict(sample), ensure_ascii=False) + "\n" for sample in samples), encoding="utf-8"
+    )
+    curves = plot_training(_iterations(root / POLICY), root / POLICY / "curves.png")
+    scores = plot_score_histogram(
+        comparison.before.judgements, comparison.after.judgements, root / "scores.png", label="annotator score"
+    )
+    settings = {name: value for name, value in asdict(args).items() if name != "output_dir"}
+    notes = (
+        "The annotator is a program that counts warm words in short, finished, non-repeating replies; it knows nothing"
+        " of truth, and neither does what was learned from it.",
+        "PPO trained against the reward model, not against the annotator: where their scores part, the reward model was"
+        " exploited.",
+    )
+    write_report(
+        root / REPORT_FILE,
+        title="A language model learns to be brief and cheerful",
+        headline=headline,
+        summary_rows=rows,
+        figures=[
+            ReportFigure(curves, "Training: reward by the reward model, KL to the start, critic and lengths."),
+            ReportFigure(scores, "Annotator scores of replies to held-out messages, before and after."),
+        ],
+        samples=samples,
+        settings=settings,
+        load_code=_LOAD_CODE.format(base=args.model_name_or_path, folder=root / POLICY),
+        notes=notes,
+    )
+    card = policy_card(
+        model_id=f"{root.name}-policy",
+        base_model=args.model_name_or_path,
+        description="A small language model that learned, from simulated feedback alone, to reply briefly and cheerfully.",
+        headline=headline,
+        results=rows,
+        settings=settings,
+        samples=samples[:5],
+        curve_image="curves.png",
+        demonstration=True,
+        simulated_annotator=True,
+    )
+    (root / POLICY / "README.md").write_text(card, encoding="utf-8")
+
+
+_LOAD_CODE = """from peft import AutoPeftModelForCausalLM
+from transformers import AutoTokenizer
+
+model = AutoPeftModelForCausalLM.from_pretrained("{folder}")  # the adapter, on the base it was trained on
+tokenizer = AutoTokenizer.from_pretrained("{folder}")
+prompt = [{{"role": "system", "content": "Reply in one short sentence."}}, {{"role": "user", "content": "I baked bread."}}]
+inputs = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True, return_tensors="pt")
+print(tokenizer.decode(model.generate(**inputs, max_new_tokens=40)[0][inputs["input_ids"].shape[1]:]))"""

@@ -1,0 +1,116 @@
+import pytest
+import torch
+from peft import PeftModel, get_peft_model
+from tiny import make_lora, make_model, make_tokenizer, perturb, snapshot
+
+from hf_rlhf.errors import InputError
+from hf_rlhf.models.adapters import POLICY, adapter_base, copy_adapter, save_adapter, use_adapter
+
+
+@pytest.fixture
+def peft_model(model):
+    """Two adapters with different weights. `policy` is active and all but one of its matrices are trainable, as is one
+    of the base's; one block is in train mode.
+    """
+    wrapped = get_peft_model(model, make_lora(), adapter_name=POLICY)
+    wrapped.add_adapter("other", make_lora())
+    wrapped.set_adapter(POLICY)
+    perturb(wrapped, only="lora")
+    wrapped.eval()
+    wrapped.get_base_model().model.layers[0].train()
+    wrapped.get_base_model().model.norm.weight.requires_grad_(True)
+    next(p for name, p in wrapped.named_parameters() if f"lora_A.{POLICY}" in name).requires_grad_(False)
+    return wrapped
+
+
+def state_of(model):
+    return (
+        model.active_adapter,
+        list(model.active_adapters),
+        {name: parameter.requires_grad for name, parameter in model.named_parameters()},
+        {name: module.training for name, module in model.named_modules()},
+        [module.disable_adapters for module in model.modules() if hasattr(module, "lora_A")],
+    )
+
+
+def logits_of(model):
+    with torch.no_grad():
+        return model(input_ids=torch.tensor([[2, 5, 9, 11]])).logits
+
+
+@pytest.mark.parametrize("name", ["other", POLICY, None])
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_block_leaves_adapter_gradients_and_modes_as_they_were(peft_model, name, fails):
+    before, outputs = state_of(peft_model), logits_of(peft_model)
+    assert any(before[2].values())
+    assert len(set(before[3].values())) == 2
+    with pytest.raises(RuntimeError) if fails else use_adapter(peft_model, None), use_adapter(peft_model, name):
+        peft_model.train()
+        peft_model.get_base_model().model.layers[1].eval()
+        if fails:
+            raise RuntimeError("inside the block")
+    assert state_of(peft_model) == before
+    assert torch.equal(logits_of(peft_model), outputs)
+
+
+def test_inside_the_block_the_adapter_asked_for_is_at_work(peft_model, tmp_path):
+    base = logits_of(make_model(make_tokenizer()))
+    policy = logits_of(peft_model)
+    with use_adapter(peft_model, None):
+        torch.testing.assert_close(logits_of(peft_model), base, rtol=0, atol=0)
+    with use_adapter(peft_model, "other"):
+        other = logits_of(peft_model)
+        assert not any(parameter.requires_grad for name, parameter in peft_model.named_parameters() if "other" in name)
+    assert not torch.allclose(policy, base, atol=1e-2)
+    assert not torch.allclose(policy, other, atol=1e-2)
+
+
+def test_a_saved_adapter_is_what_plain_peft_loads(peft_model, tmp_path):
+    save_adapter(peft_model, POLICY, tmp_path)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
+    loaded = PeftModel.from_pretrained(make_model(make_tokenizer()), tmp_path)
+    torch.testing.assert_close(logits_of(loaded), logits_of(peft_model), rtol=0, atol=1e-6)
+
+
+def test_saving_again_replaces_the_adapter_and_nothing_else(peft_model, tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    save_adapter(peft_model, POLICY, tmp_path)
+    perturb(peft_model, only="lora")
+    save_adapter(peft_model, POLICY, tmp_path)
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+    loaded = PeftModel.from_pretrained(make_model(make_tokenizer()), tmp_path)
+    torch.testing.assert_close(logits_of(loaded), logits_of(peft_model), rtol=0, atol=1e-6)
+
+
+def test_an_adapter_named_default_is_saved_the_same_way(model, tmp_path):
+    wrapped = perturb(get_peft_model(model, make_lora()), only="lora")
+    save_adapter(wrapped, "default", tmp_path)
+    loaded = PeftModel.from_pretrained(make_model(make_tokenizer()), tmp_path)
+    torch.testing.assert_close(logits_of(loaded), logits_of(wrapped), rtol=0, atol=1e-6)
+
+
+def test_a_copy_is_equal_frozen_and_stays_when_its_source_moves(peft_model):
+    before, outputs = state_of(peft_model), logits_of(peft_model)
+    copy_adapter(peft_model, POLICY, "reference")
+    after = state_of(peft_model)
+    assert after[:2] == before[:2]
+    assert {name: needed for name, needed in after[2].items() if "reference" not in name} == before[2]
+    assert not any(parameter.requires_grad for name, parameter in peft_model.named_parameters() if "reference" in name)
+    weights = snapshot(peft_model)
+    copies = [name for name in weights if "reference" in name]
+    assert copies
+    assert all(torch.equal(weights[name], weights[name.replace("reference", POLICY)]) for name in copies)
+
+    perturb(peft_model, only=f".{POLICY}.")
+    assert not torch.allclose(logits_of(peft_model), outputs, atol=1e-3)
+    with use_adapter(peft_model, "reference"):
+        assert torch.equal(logits_of(peft_model), outputs)
+
+
+def test_the_base_of_an_adapter_is_read_from_its_config(tmp_path):
+    assert adapter_base(tmp_path) is None
+    (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "someone/base"}')
+    assert adapter_base(tmp_path) == "someone/base"
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(InputError, match="adapter_config"):
+        adapter_base(tmp_path)
