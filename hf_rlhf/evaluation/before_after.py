@@ -29,7 +29,7 @@ class Side:
     judgements: list[float]  # by the judge
     rewards: list[float]  # by the reward model that PPO trained against
     surprise: list[float]  # -log p of a token under the starting model, mean over the completion, in nats
-    kl: list[float]  # of the completion, to the starting model, in nats
+    kl: list[float]  # log p(completion) of the model that wrote it minus that of the starting model, in nats
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +87,9 @@ def compare_with_start(
     with use_adapter(model, None):
         before = collect(engine, rows, tokenizer, sampling, seeds)
     after = collect(engine, rows, tokenizer, sampling, seeds)
-    return Comparison(*(_side(model, side, sampling.temperature, judge, reward) for side in (before, after)))
+    with use_adapter(model, None):
+        before_side = _side(model, before, sampling.temperature, judge, reward)
+    return Comparison(before_side, _side(model, after, sampling.temperature, judge, reward))
 
 
 def _side(

@@ -36,25 +36,33 @@ def use_adapter(model: nn.Module, name: str | None) -> Iterator[None]:
     """Run the block with adapter `name`, or with all adapters off when `name` is None.
 
     Active adapter, `requires_grad` of every parameter and train/eval mode are as before afterwards, whatever happens.
+    Blocks may be nested.
     """
     modes = [(module, module.training) for module in model.modules()]
     gradients = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    active = model.active_adapter
+    active, was_off = model.active_adapter, _adapters_are_off(model)
     try:
         if name is None:
-            model.base_model.disable_adapter_layers()  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
+            model.base_model.disable_adapter_layers()  # pyright: ignore
         else:
-            model.set_adapter(name, inference_mode=True)  # pyright: ignore[reportCallIssue]
+            model.base_model.enable_adapter_layers()  # pyright: ignore
+            model.set_adapter(name, inference_mode=True)  # pyright: ignore
         yield
     finally:
-        if name is None:
-            model.base_model.enable_adapter_layers()  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
-        else:
-            model.set_adapter(active)  # pyright: ignore[reportCallIssue]
+        model.base_model.enable_adapter_layers()  # pyright: ignore
+        model.set_adapter(active)  # pyright: ignore
+        if was_off:
+            model.base_model.disable_adapter_layers()  # pyright: ignore
         for parameter, required in gradients:  # PEFT turns gradients on when it activates an adapter
             parameter.requires_grad_(required)
         for module, training in modes:
             module.training = training
+
+
+def _adapters_are_off(model: nn.Module) -> bool:
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    return any(module.disable_adapters for module in model.modules() if isinstance(module, BaseTunerLayer))
 
 
 @contextlib.contextmanager

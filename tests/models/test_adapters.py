@@ -114,3 +114,21 @@ def test_the_base_of_an_adapter_is_read_from_its_config(tmp_path):
     (tmp_path / "adapter_config.json").write_text("{}")
     with pytest.raises(InputError, match="adapter_config"):
         adapter_base(tmp_path)
+
+
+def test_blocks_can_be_nested():
+    tokenizer = make_tokenizer()
+    policy = wrap_policy(make_model(tokenizer), make_lora())
+    with torch.no_grad():
+        for name, parameter in policy.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_()
+    ids = torch.tensor([[7, 8, 9]])
+    with torch.no_grad(), use_adapter(policy, None):
+        off = policy(ids).logits
+        with use_adapter(policy, "policy"):
+            assert not torch.equal(policy(ids).logits, off)
+        with use_adapter(policy, None):
+            pass
+        assert torch.equal(policy(ids).logits, off)
+    assert not torch.equal(policy(ids).logits, off)
