@@ -43,5 +43,5 @@ def quiet_libraries() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module="(transformers|peft|trl|torch).*")
     warnings.filterwarnings("ignore", message=".*pin_memory.*")
     # Not the whole of transformers: TrainingArguments takes a verbosity above warning for "no progress bars".
-    for name in ("transformers.modeling_utils", "transformers.utils.loading_report", "transformers.integrations"):
+    for name in ("transformers.modeling_utils", "transformers.utils.loading_report", "transformers.distributed"):
         logging.getLogger(name).setLevel(logging.ERROR)

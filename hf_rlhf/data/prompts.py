@@ -31,20 +31,20 @@ def prepare_prompts(
     *,
     max_prompt_length: int,
     source: str,
-    overlong: Overlong = "error",
+    overlong_prompts: Overlong = "error",
     chat_template_kwargs: Mapping[str, Any] | None = None,
 ) -> Dataset:
     """The set with `prompt` as given (text or messages), `prompt_ids` (list of int) and every other column unchanged.
 
     A preference set without a `prompt` column gives each of its prompts once. Messages go through the tokenizer's chat
-    template with a generation prompt; text is tokenised as it is. `overlong` says what becomes of prompts above
+    template with a generation prompt; text is tokenised as it is. `overlong_prompts` says what becomes of prompts above
     `max_prompt_length` tokens: "truncate_left" keeps the last tokens of `prompt_ids` and leaves `prompt` whole.
 
     Raises InputError for an empty set, a missing column, bad values (row numbers count from 0), messages without a
     chat template, and prompts that are too long.
     """
-    if overlong not in get_args(Overlong):
-        raise InputError(f"overlong={overlong!r}; choose one of {', '.join(get_args(Overlong))}")
+    if overlong_prompts not in get_args(Overlong):
+        raise InputError(f"overlong_prompts={overlong_prompts!r}; choose one of {', '.join(get_args(Overlong))}")
     if max_prompt_length < 1:
         raise InputError(f"max_prompt_length={max_prompt_length} leaves no room for a prompt; use at least 1")
     dataset = _with_prompts(require_dataset(dataset, source=source), source=source)
@@ -58,7 +58,7 @@ def prepare_prompts(
     if problems := list_problems("prompt", (None if ids else "no tokens" for ids in prompt_ids)):
         raise InputError(f"{source}: {problems[0]} (rows count from 0). Every prompt needs at least one token")
 
-    kept = _fitting_rows(prompt_ids, max_prompt_length, overlong, source=source)
+    kept = _fitting_rows(prompt_ids, max_prompt_length, overlong_prompts, source=source)
     if "prompt_ids" in dataset.column_names:
         dataset = dataset.remove_columns("prompt_ids")
     dataset = dataset.select(kept) if len(kept) < len(dataset) else dataset
@@ -145,7 +145,9 @@ def _tokenize_messages(
     return prompt_ids
 
 
-def _fitting_rows(prompt_ids: Sequence[Sequence[int]], limit: int, overlong: Overlong, *, source: str) -> list[int]:
+def _fitting_rows(
+    prompt_ids: Sequence[Sequence[int]], limit: int, overlong_prompts: Overlong, *, source: str
+) -> list[int]:
     """Rows to keep. Raises InputError for prompts above the limit ("error") or when none is left ("filter")."""
     too_long = [row for row, ids in enumerate(prompt_ids) if len(ids) > limit]
     if not too_long:
@@ -155,11 +157,13 @@ def _fitting_rows(prompt_ids: Sequence[Sequence[int]], limit: int, overlong: Ove
         f"{source}: prompts longer than max_prompt_length={limit} tokens: {list_rows(too_long)} of {len(prompt_ids)}, "
         f"counted from 0; the longest has {longest}"
     )
-    if overlong == "error":
-        options = 'overlong="filter" (leave them out) or overlong="truncate_left" (keep their last tokens)'
+    if overlong_prompts == "error":
+        options = (
+            'overlong_prompts="filter" (leave them out) or overlong_prompts="truncate_left" (keep their last tokens)'
+        )
         raise InputError(f"{message}. Raise max_prompt_length to {longest}, or set {options}")
-    if overlong == "filter" and len(too_long) == len(prompt_ids):
-        raise InputError(f'{message}. overlong="filter" leaves no prompt; raise max_prompt_length')
-    logger.warning("%s; %s", message, "left out" if overlong == "filter" else "cut on the left")
-    skipped = set(too_long) if overlong == "filter" else set()
+    if overlong_prompts == "filter" and len(too_long) == len(prompt_ids):
+        raise InputError(f'{message}. overlong_prompts="filter" leaves no prompt; raise max_prompt_length')
+    logger.warning("%s; %s", message, "left out" if overlong_prompts == "filter" else "cut on the left")
+    skipped = set(too_long) if overlong_prompts == "filter" else set()
     return [row for row in range(len(prompt_ids)) if row not in skipped]

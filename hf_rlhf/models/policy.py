@@ -167,6 +167,16 @@ def wrap_policy(model: nn.Module, peft_config=None) -> nn.Module:
     return get_peft_model(model, peft_config, adapter_name=POLICY)  # pyright: ignore
 
 
+def disable_dropout(model: nn.Module) -> None:
+    """Set every dropout probability to 0, those of attention included."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name in ("attention_dropout", "dropout", "attn_dropout"):
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)
+
+
 def backbone_states(causal_lm: nn.Module, sequences: Sequences) -> Tensor:
     """Last hidden states `(B, L, H)`, after the final norm and before the head."""
     backbone: nn.Module = causal_lm.base_model  # pyright: ignore[reportAssignmentType]

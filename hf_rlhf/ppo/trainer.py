@@ -7,7 +7,6 @@ iteration asks for it. `make_experience` is one iteration of the paper up to the
 
 import copy
 import json
-import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,8 +20,7 @@ from hf_rlhf.data.prompts import prepare_prompts, require_rows
 from hf_rlhf.distributed import gather_in_order, global_sum, take_share
 from hf_rlhf.errors import InputError
 from hf_rlhf.models.load import load_causal_lm, load_tokenizer
-from hf_rlhf.models.policy import PolicyWithValue, wrap_policy
-from hf_rlhf.models.reward_model import SeparateRewardModel, load_reward_model
+from hf_rlhf.models.policy import PolicyWithValue, disable_dropout, wrap_policy
 from hf_rlhf.ops import (
     clipped_policy_loss,
     clipped_value_loss,
@@ -46,15 +44,13 @@ from hf_rlhf.ppo.metrics import (
 from hf_rlhf.ppo.prompts import PromptStream
 from hf_rlhf.progress import use_compact_progress
 from hf_rlhf.records import METRICS_FILE, SAMPLES_FILE, append_json_line, sample_rows, write_settings
-from hf_rlhf.rewards.contract import RewardFunction, Rewards
-from hf_rlhf.rewards.learned import LearnedReward
+from hf_rlhf.rewards.sources import RewardSource, resolve_rewards
 from hf_rlhf.rollout.collect import collect
 from hf_rlhf.rollout.engines import Engine, TransformersEngine
 from hf_rlhf.rollout.sampling import row_seed
 from hf_rlhf.types import Sequences, Trajectory
 
 STATE_FILE = "ppo_state.json"
-RewardSource = str | PreTrainedModel | RewardFunction
 
 
 class PPOTrainer(Trainer):
@@ -110,6 +106,13 @@ class PPOTrainer(Trainer):
         _check_context_length(policy.config, args)
         if args.disable_dropout:
             disable_dropout(policy)
+        rewards = resolve_rewards(
+            reward_funcs,
+            reward_processing_classes,
+            policy=policy.model,
+            device=args.device,
+            weights=args.reward_weights,
+        )
         super().__init__(
             model=policy,
             args=args,
@@ -121,7 +124,7 @@ class PPOTrainer(Trainer):
         )
         self.model_accepts_loss_kwargs = True  # what `loss_is_scaled_for_ga` was called before transformers had it
         self.policy: PolicyWithValue = self.model  # pyright: ignore[reportAttributeAccessIssue]
-        self.rewards = self._rewards(reward_funcs, reward_processing_classes)
+        self.rewards = rewards
         self.engine: Engine = TransformersEngine(self.policy.model, processing_class, args.generation_batch_size)
         self.kl_control = args.kl_control()
         self.stream = PromptStream(len(self.prompt_set), args.rollout_batch_size, args.seed)
@@ -409,37 +412,8 @@ class PPOTrainer(Trainer):
             tokenizer,
             max_prompt_length=args.max_prompt_length,
             source=source,
-            overlong=args.overlong_prompts,  # pyright: ignore
+            overlong_prompts=args.overlong_prompts,  # pyright: ignore
         )
-
-    def _rewards(self, sources, tokenizers) -> Rewards:
-        sources = list(sources) if isinstance(sources, (list, tuple)) else [sources]
-        tokenizers = tokenizers if isinstance(tokenizers, (list, tuple)) else [tokenizers] * len(sources)
-        if len(tokenizers) != len(sources):
-            raise InputError(f"reward_processing_classes has {len(tokenizers)} entries for {len(sources)} rewards")
-        functions = [
-            self._reward(source, tokenizer, number)
-            for number, (source, tokenizer) in enumerate(zip(sources, tokenizers, strict=True), start=1)
-        ]
-        return Rewards(functions, self.args.reward_weights)
-
-    def _reward(self, source: RewardSource, tokenizer, number: int) -> RewardFunction:
-        if isinstance(source, str):
-            name = Path(source).name if os.path.isdir(source) else source.split("/")[-1]
-            adapter = "reward" if number == 1 else f"reward_{number - 1}"
-            scorer, loaded_tokenizer = load_reward_model(source, policy=self.policy.model, name=adapter)
-            tokenizer = tokenizer or loaded_tokenizer
-        elif isinstance(source, nn.Module):
-            name = source.config._name_or_path.split("/")[-1] or "reward_model"  # pyright: ignore
-            scorer = SeparateRewardModel(source)
-            tokenizer = tokenizer or load_tokenizer(source.config._name_or_path)  # pyright: ignore
-        elif callable(source):
-            return source
-        else:
-            raise InputError(f"a reward is a function, a model or a path, not {type(source).__name__}")
-        if isinstance(scorer, SeparateRewardModel):
-            scorer.model.to(self.args.device)  # pyright: ignore
-        return LearnedReward(scorer, tokenizer, name=name, device=self.args.device)
 
 
 class _ExperienceLoader:
@@ -461,16 +435,6 @@ class _ExperienceLoader:
             experience = self.trainer.make_experience(iteration)
             for batch in micro_batches(experience, self.trainer.args, iteration):
                 yield {"micro_batch": batch}
-
-
-def disable_dropout(model: nn.Module) -> None:
-    """Set every dropout probability to 0, those of attention included."""
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-        for name in ("attention_dropout", "dropout", "attn_dropout"):
-            if isinstance(getattr(module, name, None), float):
-                setattr(module, name, 0.0)
 
 
 def _require_finite(trajectories: list[Trajectory]) -> None:

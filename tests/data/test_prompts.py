@@ -164,22 +164,22 @@ def test_overlong_prompts_are_an_error_with_the_options(word_tokenizer):
 
 def test_overlong_prompts_are_filtered_aloud(word_tokenizer, caplog):
     with caplog.at_level(logging.WARNING, logger="hf_rlhf"):
-        dataset = prepare(word_tokenizer, LENGTHS, max_prompt_length=3, overlong="filter")
+        dataset = prepare(word_tokenizer, LENGTHS, max_prompt_length=3, overlong_prompts="filter")
     assert dataset["prompt"][:] == ["the sky", "the sea is"]
     assert [words(word_tokenizer, ids) for ids in dataset["prompt_ids"]] == ["the sky", "the sea is"]
     assert "1 row (1) of 3" in caplog.text
     assert "left out" in caplog.text
-    assert "leaves no prompt" in error_of(word_tokenizer, LENGTHS, max_prompt_length=1, overlong="filter")
+    assert "leaves no prompt" in error_of(word_tokenizer, LENGTHS, max_prompt_length=1, overlong_prompts="filter")
 
 
 def test_overlong_prompts_are_cut_on_the_left(word_tokenizer):
-    dataset = prepare(word_tokenizer, LENGTHS, max_prompt_length=2, overlong="truncate_left")
+    dataset = prepare(word_tokenizer, LENGTHS, max_prompt_length=2, overlong_prompts="truncate_left")
     assert [words(word_tokenizer, ids) for ids in dataset["prompt_ids"]] == ["the sky", "is blue", "sea is"]
     assert dataset["prompt"][1] == "the sky is blue"
 
 
 def test_wrong_options_are_named(word_tokenizer):
-    assert "choose one of error, filter, truncate_left" in error_of(word_tokenizer, LENGTHS, overlong="cut")
+    assert "choose one of error, filter, truncate_left" in error_of(word_tokenizer, LENGTHS, overlong_prompts="cut")
     assert "max_prompt_length=0" in error_of(word_tokenizer, LENGTHS, max_prompt_length=0)
 
 

@@ -5,6 +5,7 @@ from tiny import make_lora, make_model, make_tokenizer, perturb, snapshot
 
 from hf_rlhf.errors import InputError
 from hf_rlhf.models.adapters import POLICY, adapter_base, copy_adapter, save_adapter, use_adapter
+from hf_rlhf.models.policy import wrap_policy
 
 
 @pytest.fixture
