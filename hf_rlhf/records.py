@@ -4,7 +4,7 @@ import json
 import math
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, is_dataclass
+from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -53,7 +53,7 @@ def write_settings(folder: Path, *configs: Any) -> None:
 
     settings: dict[str, Any] = {}
     for config in configs:
-        values = config.to_dict() if hasattr(config, "to_dict") else asdict(config) if is_dataclass(config) else config
+        values = config.to_dict() if hasattr(config, "to_dict") else asdict(config)
         settings.update({key: value for key, value in values.items() if not _secret(key)})
     folder.mkdir(parents=True, exist_ok=True)
     plain = json.loads(json.dumps(settings, default=str))

@@ -23,6 +23,9 @@ class Message(TypedDict):
 
 Prompt = str | list[Message]
 
+Model = Any
+"""A transformers model or a PEFT wrapper of one. Not `nn.Module`, which types every attribute as Tensor or Module."""
+
 
 @dataclass(slots=True)
 class Completion:

@@ -15,7 +15,7 @@ from hf_rlhf.models.policy import PolicyWithValue
 from hf_rlhf.rollout.collect import collect
 from hf_rlhf.rollout.engines import TransformersEngine
 from hf_rlhf.rollout.sampling import Sampling
-from hf_rlhf.types import Sequences, Trajectory
+from hf_rlhf.types import Model, Sequences, Trajectory
 
 Judge = Callable[[Trajectory], float]
 Reward = Callable[..., list[float]]
@@ -49,7 +49,8 @@ class Comparison:
         sides = (self.before, self.after)
 
         def row(name: str, of: Callable[[Side], Sequence[float]], digits: int = 2, percent: bool = False):
-            return BeforeAfter(name, *(fmean(of(side)) for side in sides), digits, percent)
+            before, after = (fmean(of(side)) for side in sides)
+            return BeforeAfter(name, before, after, digits, percent)
 
         return [
             row(f"{judge_name} score (0 to 1)", lambda side: side.judgements),
@@ -63,7 +64,7 @@ class Comparison:
 
 
 def compare_with_start(
-    model: torch.nn.Module,
+    model: Model,
     tokenizer,
     rows: Sequence[Mapping[str, Any]],
     sampling: Sampling,
@@ -92,9 +93,7 @@ def compare_with_start(
     return Comparison(before_side, _side(model, after, sampling.temperature, judge, reward))
 
 
-def _side(
-    model: torch.nn.Module, trajectories: list[Trajectory], temperature: float, judge: Judge, reward: Reward
-) -> Side:
+def _side(model: Model, trajectories: list[Trajectory], temperature: float, judge: Judge, reward: Reward) -> Side:
     sequences = Sequences.from_trajectories(trajectories).to(next(base_of(model).parameters()).device)
     with torch.no_grad():
         policy = PolicyWithValue(model)

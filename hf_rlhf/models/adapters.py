@@ -12,27 +12,27 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from hf_rlhf.errors import InputError
+from hf_rlhf.types import Model
 
 POLICY, REFERENCE, REWARD = "policy", "reference", "reward"
 
 
-def is_peft_model(model: nn.Module) -> bool:
+def is_peft_model(model: Model) -> bool:
     """Whether `model` is wrapped by PEFT."""
     from peft import PeftModel
 
     return isinstance(model, PeftModel)
 
 
-def base_of(model: nn.Module) -> nn.Module:
+def base_of(model: Model) -> Model:
     """The transformers model inside a PEFT wrapper (with its adapter layers in place), or the model itself."""
-    return model.get_base_model() if is_peft_model(model) else model  # pyright: ignore[reportCallIssue]
+    return model.get_base_model() if is_peft_model(model) else model
 
 
 @contextlib.contextmanager
-def use_adapter(model: nn.Module, name: str | None) -> Iterator[None]:
+def use_adapter(model: Model, name: str | None) -> Iterator[None]:
     """Run the block with adapter `name`, or with all adapters off when `name` is None.
 
     Active adapter, `requires_grad` of every parameter and train/eval mode are as before afterwards, whatever happens.
@@ -43,30 +43,30 @@ def use_adapter(model: nn.Module, name: str | None) -> Iterator[None]:
     active, was_off = model.active_adapter, _adapters_are_off(model)
     try:
         if name is None:
-            model.base_model.disable_adapter_layers()  # pyright: ignore
+            model.base_model.disable_adapter_layers()
         else:
-            model.base_model.enable_adapter_layers()  # pyright: ignore
-            model.set_adapter(name, inference_mode=True)  # pyright: ignore
+            model.base_model.enable_adapter_layers()
+            model.set_adapter(name, inference_mode=True)
         yield
     finally:
-        model.base_model.enable_adapter_layers()  # pyright: ignore
-        model.set_adapter(active)  # pyright: ignore
+        model.base_model.enable_adapter_layers()
+        model.set_adapter(active)
         if was_off:
-            model.base_model.disable_adapter_layers()  # pyright: ignore
+            model.base_model.disable_adapter_layers()
         for parameter, required in gradients:  # PEFT turns gradients on when it activates an adapter
             parameter.requires_grad_(required)
         for module, training in modes:
             module.training = training
 
 
-def _adapters_are_off(model: nn.Module) -> bool:
+def _adapters_are_off(model: Model) -> bool:
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     return any(module.disable_adapters for module in model.modules() if isinstance(module, BaseTunerLayer))
 
 
 @contextlib.contextmanager
-def compute_in_base_dtype(model: nn.Module) -> Iterator[None]:
+def compute_in_base_dtype(model: Model) -> Iterator[None]:
     """Run fp32 adapters on a bf16 base without casting the activations to fp32 and back at every layer.
 
     PEFT casts a layer's whole input to the adapter's dtype. Autocast casts the small matrices instead; gradients still
@@ -82,12 +82,12 @@ def compute_in_base_dtype(model: nn.Module) -> Iterator[None]:
         yield
 
 
-def base_dtype(model: nn.Module) -> torch.dtype:
+def base_dtype(model: Model) -> torch.dtype:
     """The dtype in which the backbone computes."""
-    return base_of(model).dtype  # pyright: ignore[reportReturnType]
+    return base_of(model).dtype
 
 
-def save_adapter(model: nn.Module, name: str, folder: str | os.PathLike) -> None:
+def save_adapter(model: Model, name: str, folder: str | os.PathLike) -> None:
     """Write adapter `name` to `folder` in PEFT's layout, as if it were the only one.
 
     PEFT itself puts a named adapter into a subfolder, where `PeftModel.from_pretrained(folder)` does not look.
@@ -95,7 +95,7 @@ def save_adapter(model: nn.Module, name: str, folder: str | os.PathLike) -> None
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".adapter-") as scratch:
-        model.save_pretrained(scratch, selected_adapters=[name])  # pyright: ignore[reportCallIssue]
+        model.save_pretrained(scratch, selected_adapters=[name])
         inner = Path(scratch) / name
         for file in (inner if inner.is_dir() else Path(scratch)).iterdir():
             if file.name.startswith("adapter_"):
@@ -113,15 +113,15 @@ def adapter_base(folder: str | os.PathLike) -> str | None:
         raise InputError(f"{file}: not a PEFT adapter config ({error})") from error
 
 
-def load_frozen_adapter(model: nn.Module, folder: str | os.PathLike, name: str) -> None:
+def load_frozen_adapter(model: Model, folder: str | os.PathLike, name: str) -> None:
     """Add the adapter in `folder` as `name`, without gradients; the active adapter stays, and so does every mode."""
     modes = [(module, module.training) for module in model.modules()]
-    model.load_adapter(str(folder), name, is_trainable=False)  # pyright: ignore[reportCallIssue]
+    model.load_adapter(str(folder), name, is_trainable=False)
     for module, training in modes:  # PEFT puts the whole model into eval mode here
         module.training = training
 
 
-def copy_adapter(model: nn.Module, source: str, target: str) -> None:
+def copy_adapter(model: Model, source: str, target: str) -> None:
     """Add a frozen adapter `target` with the weights of `source`."""
     scratch = tempfile.mkdtemp(prefix="hf_rlhf-")
     try:

@@ -127,7 +127,9 @@ def _dequantise(gguf_folder: str, target: Path) -> None:
         kwargs["quantization_config"] = GgufConfig(dequantize=True)
     except ImportError:
         pass
-    model = AutoModelForCausalLM.from_pretrained(gguf_folder, gguf_file=_EMBEDDED_GGUF, dtype=torch.bfloat16, **kwargs)
+    model: Any = AutoModelForCausalLM.from_pretrained(
+        gguf_folder, gguf_file=_EMBEDDED_GGUF, dtype=torch.bfloat16, **kwargs
+    )
     tokenizer = with_distinct_padding(AutoTokenizer.from_pretrained(gguf_folder, gguf_file=_EMBEDDED_GGUF))
     # The GGUF loader leaves its marks on the model, and save_pretrained refuses to write it until they are gone.
     model.hf_quantizer = None

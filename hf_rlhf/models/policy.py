@@ -23,7 +23,7 @@ from hf_rlhf.models.adapters import (
 )
 from hf_rlhf.models.heads import ValueHead
 from hf_rlhf.ops.logprobs import token_logprobs
-from hf_rlhf.types import Sequences
+from hf_rlhf.types import Model, Sequences
 
 
 class PolicyOutput(NamedTuple):
@@ -41,7 +41,7 @@ class PolicyWithValue(nn.Module):
     from an adapter; the base with its adapters off when the policy is a fresh adapter; else a frozen copy.
     """
 
-    def __init__(self, model: nn.Module, value_head: ValueHead | None = None, ref_model: nn.Module | None = None):
+    def __init__(self, model: Model, value_head: ValueHead | None = None, ref_model: Model | None = None):
         super().__init__()
         self.model = model
         backbone = base_of(model)
@@ -88,12 +88,12 @@ class PolicyWithValue(nn.Module):
         )
 
     @contextmanager
-    def _reference(self) -> Iterator[nn.Module]:
+    def _reference(self) -> Iterator[Model]:
         if self.reference_model is not None:
             self.reference_model.eval()  # Trainer puts the whole module into train mode
             yield self.reference_model
             return
-        name = REFERENCE if REFERENCE in self.model.peft_config else None  # pyright: ignore
+        name = REFERENCE if REFERENCE in self.model.peft_config else None
         with use_adapter(self.model, name):
             self.model.eval()
             yield self.model
@@ -101,27 +101,27 @@ class PolicyWithValue(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """The dtype in which the backbone computes."""
-        return base_of(self.model).dtype  # pyright: ignore[reportReturnType]
+        return base_of(self.model).dtype
 
     def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict | None = None, **kwargs: Any) -> None:
         """Recompute activations in the backward pass; called by `transformers.Trainer`."""
-        base_of(self.model).gradient_checkpointing_enable(  # pyright: ignore
+        base_of(self.model).gradient_checkpointing_enable(
             gradient_checkpointing_kwargs=gradient_checkpointing_kwargs,
             **kwargs,  # newer versions say here which layers, and where activations go
         )
         if is_peft_model(self.model):  # otherwise no checkpointed block has an input that needs a gradient
-            base_of(self.model).enable_input_require_grads()  # pyright: ignore
+            base_of(self.model).enable_input_require_grads()
 
     def gradient_checkpointing_disable(self) -> None:
         """Undo `gradient_checkpointing_enable`."""
-        base_of(self.model).gradient_checkpointing_disable()  # pyright: ignore
+        base_of(self.model).gradient_checkpointing_disable()
 
     def save_pretrained(self, folder: str | os.PathLike) -> None:
         """Write what plain transformers + peft load: the policy's adapter (or full model), and the value head."""
         if is_peft_model(self.model):
             save_adapter(self.model, POLICY, folder)
         else:
-            self.model.save_pretrained(folder)  # pyright: ignore
+            self.model.save_pretrained(folder)
         self.value_head.save_pretrained(folder)
 
     def load_weights(self, folder: str | os.PathLike) -> None:
@@ -140,7 +140,7 @@ class PolicyWithValue(nn.Module):
         self.value_head.load_state_dict(ValueHead.from_pretrained(folder).state_dict())
 
 
-def wrap_policy(model: nn.Module, peft_config=None) -> nn.Module:
+def wrap_policy(model: Model, peft_config=None) -> Model:
     """Make `model` trainable as a policy: full fine-tuning, a fresh LoRA adapter, or going on from a PEFT model.
 
     A `PeftModel` keeps its active adapter as the policy's start, and a frozen copy of it becomes the reference.
@@ -153,9 +153,9 @@ def wrap_policy(model: nn.Module, peft_config=None) -> nn.Module:
             raise InputError("the model is a PeftModel already: give either the PeftModel or a peft_config, not both")
         start = model.active_adapter
         if start != POLICY:
-            copy_adapter(model, start, POLICY)  # pyright: ignore
-        copy_adapter(model, start, REFERENCE)  # pyright: ignore
-        model.set_adapter(POLICY)  # pyright: ignore
+            copy_adapter(model, start, POLICY)
+        copy_adapter(model, start, REFERENCE)
+        model.set_adapter(POLICY)
         return model
     if peft_config is None:
         return model.requires_grad_(True)
@@ -164,10 +164,10 @@ def wrap_policy(model: nn.Module, peft_config=None) -> nn.Module:
             f"peft_type={peft_config.peft_type.value} changes the prompt, not the weights, and is not supported; "
             "use LoRA (also with use_dora or use_rslora)"
         )
-    return get_peft_model(model, peft_config, adapter_name=POLICY)  # pyright: ignore
+    return get_peft_model(model, peft_config, adapter_name=POLICY)
 
 
-def disable_dropout(model: nn.Module) -> None:
+def disable_dropout(model: Model) -> None:
     """Set every dropout probability to 0, those of attention included."""
     for module in model.modules():
         if isinstance(module, nn.Dropout):
@@ -177,18 +177,18 @@ def disable_dropout(model: nn.Module) -> None:
                 setattr(module, name, 0.0)
 
 
-def backbone_states(causal_lm: nn.Module, sequences: Sequences) -> Tensor:
+def backbone_states(causal_lm: Model, sequences: Sequences) -> Tensor:
     """Last hidden states `(B, L, H)`, after the final norm and before the head."""
-    backbone: nn.Module = causal_lm.base_model  # pyright: ignore[reportAssignmentType]
+    backbone = causal_lm.base_model
     return backbone(
         input_ids=sequences.input_ids, attention_mask=sequences.attention_mask.long(), use_cache=False
     ).last_hidden_state
 
 
-def logits_head(causal_lm: nn.Module) -> Callable[[Tensor], Tensor]:
+def logits_head(causal_lm: Model) -> Callable[[Tensor], Tensor]:
     """The map from hidden states to logits, with the scaling or soft cap that some architectures put behind it."""
-    head: nn.Module = causal_lm.get_output_embeddings()  # pyright: ignore
-    config = causal_lm.config.get_text_config()  # pyright: ignore
+    head = causal_lm.get_output_embeddings()
+    config = causal_lm.config.get_text_config()
     cap = getattr(config, "final_logit_softcapping", None)  # Gemma 2 and 3
     scale = getattr(config, "logit_scale", None) or 1.0 / (getattr(config, "logits_scaling", None) or 1.0)
 

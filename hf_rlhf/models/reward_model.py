@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from hf_rlhf.errors import InputError
 from hf_rlhf.models.adapters import (
@@ -20,6 +20,7 @@ from hf_rlhf.models.adapters import (
     use_adapter,
 )
 from hf_rlhf.models.load import load_sequence_classifier, load_tokenizer, resolve_model
+from hf_rlhf.types import Model
 
 
 class SharedRewardModel:
@@ -28,7 +29,7 @@ class SharedRewardModel:
     Not a module: its weights live in the policy's PEFT model and are saved with neither.
     """
 
-    def __init__(self, model: nn.Module, folder: str | os.PathLike, name: str = REWARD):
+    def __init__(self, model: Model, folder: str | os.PathLike, name: str = REWARD):
         head = _score_head(folder)
         load_frozen_adapter(model, folder, name)
         self.model = model
@@ -48,7 +49,7 @@ class SharedRewardModel:
 class SeparateRewardModel:
     """A sequence classifier of its own, with its own tokenizer."""
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: Model):
         self.model = model.requires_grad_(False).eval()
 
     @torch.no_grad()
@@ -57,13 +58,13 @@ class SeparateRewardModel:
         classifier = base_of(self.model)
         with compute_in_base_dtype(self.model):
             if hasattr(classifier, "score"):  # a decoder: its own forward would look for the end by `ids != pad`
-                logits = classifier.score(_last_states(classifier, input_ids, attention_mask))  # pyright: ignore
+                logits = classifier.score(_last_states(classifier, input_ids, attention_mask))
             else:
                 logits = self.model(input_ids=input_ids, attention_mask=attention_mask).logits
         return logits[:, 0].float()
 
 
-def load_reward_model(name_or_path: str, *, policy: nn.Module | None = None, dtype="bfloat16", name: str = REWARD):
+def load_reward_model(name_or_path: str, *, policy: Model | None = None, dtype="bfloat16", name: str = REWARD):
     """Load a trained reward model; returns `(model, tokenizer)`.
 
     A LoRA reward model whose base is the policy's base becomes an adapter on the policy's backbone, when `policy` is a
@@ -86,14 +87,14 @@ def load_reward_model(name_or_path: str, *, policy: nn.Module | None = None, dty
     return SeparateRewardModel(PeftModel.from_pretrained(classifier, name_or_path)), tokenizer
 
 
-def _last_states(model: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+def _last_states(model: Model, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
     """Hidden states `(B, H)` of the last real tokens of right-padded sequences `(B, L)`."""
-    backbone: nn.Module = model.base_model  # pyright: ignore[reportAssignmentType]
+    backbone = model.base_model
     states = backbone(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
     return states[torch.arange(len(states), device=states.device), attention_mask.sum(dim=1) - 1]
 
 
-def _load_classifier(name_or_path: str, dtype, tokenizer) -> nn.Module:
+def _load_classifier(name_or_path: str, dtype, tokenizer) -> Model:
     classifier, info = load_sequence_classifier(
         name_or_path, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
     )

@@ -11,10 +11,11 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor, nn
-from transformers import PreTrainedModel, Trainer, TrainerCallback, set_seed
+from torch import Tensor
+from transformers import Trainer, TrainerCallback, set_seed
 
 from hf_rlhf.data.prompts import prepare_prompts, require_rows
 from hf_rlhf.distributed import gather_in_order, global_sum, take_share
@@ -48,7 +49,7 @@ from hf_rlhf.rewards.sources import RewardSource, resolve_rewards
 from hf_rlhf.rollout.collect import collect
 from hf_rlhf.rollout.engines import Engine, TransformersEngine
 from hf_rlhf.rollout.sampling import row_seed
-from hf_rlhf.types import Sequences, Trajectory
+from hf_rlhf.types import Model, Sequences, Trajectory
 
 STATE_FILE = "ppo_state.json"
 
@@ -74,12 +75,14 @@ class PPOTrainer(Trainer):
         FloatingPointError: a NaN or infinite loss, value or logit, named with its update.
     """
 
+    args: PPOConfig  # pyright: ignore[reportIncompatibleVariableOverride]
+    eval_dataset: Any
     loss_is_scaled_for_ga = True  # losses are divided once by the tokens of the whole minibatch
     _tag_names = ["hf_rlhf", "ppo", "rlhf"]
 
     def __init__(
         self,
-        model: str | PreTrainedModel | nn.Module,
+        model: str | Model,
         reward_funcs: RewardSource | Sequence[RewardSource],
         args: PPOConfig,
         train_dataset,
@@ -87,7 +90,7 @@ class PPOTrainer(Trainer):
         processing_class=None,
         reward_processing_classes=None,
         peft_config=None,
-        ref_model: nn.Module | None = None,
+        ref_model: Model | None = None,
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple = (None, None),
     ):
@@ -96,6 +99,7 @@ class PPOTrainer(Trainer):
             processing_class = load_tokenizer(model if isinstance(model, str) else model.config._name_or_path)
         self.prompt_set = self._prepared(train_dataset, processing_class, args, "train_dataset")
         require_rows(self.prompt_set, args.rollout_batch_size, source="train_dataset", why=f"{args.batch_algebra()}")
+        eval_sets: Any
         if isinstance(eval_dataset, Mapping):
             eval_sets = {key: self._prepared(value, processing_class, args, key) for key, value in eval_dataset.items()}
         else:
@@ -210,11 +214,13 @@ class PPOTrainer(Trainer):
             advantages = whiten(advantages, experience.mask)
         return advantages, returns
 
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+    def compute_loss(self, model, inputs: dict[str, Any], return_outputs=False, num_items_in_batch=None):
         """The clipped policy and value losses of one micro-batch, as its share of the minibatch's mean over tokens."""
         args, batch = self.args, inputs["micro_batch"]
         experience: Experience = batch.experience.to(args.device)
         mask = experience.mask
+        assert experience.advantages is not None
+        assert experience.returns is not None
         output = model(experience.sequences, temperature=args.temperature)
         policy = clipped_policy_loss(output.logprobs, experience.logprobs, experience.advantages, mask, args.cliprange)
         value = clipped_value_loss(output.values, experience.values, experience.returns, mask, args.value_clip)
@@ -255,6 +261,11 @@ class PPOTrainer(Trainer):
         return inputs
 
     @property
+    def folder(self) -> Path:
+        """Where the run writes."""
+        return Path(str(self.args.output_dir))
+
+    @property
     def iteration(self) -> int:
         """PPO iterations finished."""
         return self.state.global_step // self.args.updates_per_iteration
@@ -263,7 +274,7 @@ class PPOTrainer(Trainer):
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
         """Sample completions for evaluation prompts, the same draws each time; log `eval_reward`, `eval_kl` and more."""
-        prepared = self.eval_dataset if eval_dataset is None else eval_dataset
+        prepared: Any = self.eval_dataset if eval_dataset is None else eval_dataset
         if isinstance(prepared, Mapping):
             metrics: dict[str, float] = {}
             for key, part in prepared.items():
@@ -279,10 +290,9 @@ class PPOTrainer(Trainer):
         self.score(trajectories)
         self.evaluate_policy(trajectories)
         trajectories = gather_in_order(trajectories)
-        logprobs = [trajectory.logprobs for trajectory in trajectories]
-        references = [trajectory.reference_logprobs for trajectory in trajectories]
         kls = [
-            kl_estimate(self.args.kl_estimator, p, q).sum().item() for p, q in zip(logprobs, references, strict=True)
+            kl_estimate(self.args.kl_estimator, trajectory.logprobs, trajectory.reference_logprobs).sum().item()  # pyright: ignore
+            for trajectory in trajectories
         ]
         metrics = {
             **reward_metrics(self._plain_rewards(trajectories)),
@@ -305,7 +315,7 @@ class PPOTrainer(Trainer):
         logs.pop("total_flos", None)  # Trainer cannot count them here, and says 0
         super().log(logs, start_time)
         if self.is_world_process_zero():
-            folder = Path(self.args.output_dir)
+            folder = self.folder
             folder.mkdir(parents=True, exist_ok=True)
             append_json_line(folder / METRICS_FILE, {"step": self.state.global_step, **logs})
 
@@ -357,7 +367,7 @@ class PPOTrainer(Trainer):
 
     def _write_samples(self, trajectories: list[Trajectory], split: str) -> None:
         if self.is_world_process_zero():
-            folder = Path(self.args.output_dir)
+            folder = self.folder
             folder.mkdir(parents=True, exist_ok=True)
             for row in sample_rows(trajectories, self.state.global_step, split, self.args.num_logged_samples):
                 append_json_line(folder / SAMPLES_FILE, row)
@@ -374,12 +384,12 @@ class PPOTrainer(Trainer):
         """As `Trainer.train`; prints the batch algebra and writes config.yaml and versions.json first."""
         if self.is_world_process_zero():
             print(self.args.batch_algebra())
-            write_settings(Path(self.args.output_dir), self.args)
+            write_settings(self.folder, self.args)
         return super().train(*args, **kwargs)
 
     def _save(self, output_dir: str | None = None, state_dict=None) -> None:
         if self.args.should_save:
-            folder = output_dir or self.args.output_dir
+            folder = output_dir or self.folder
             self.policy.save_pretrained(folder)
             self.processing_class.save_pretrained(folder)  # pyright: ignore
 

@@ -102,7 +102,7 @@ class _Parser(TrlParser):
         raise InputError(message)
 
 
-def parse_arguments(dataclasses: Sequence[type], argv: Sequence[str], prog: str) -> tuple[Any, ...]:
+def parse_arguments(dataclasses: Sequence[Any], argv: Sequence[str], prog: str) -> tuple[Any, ...]:
     """Read `--config file.yaml` and `--key value` into instances of `dataclasses`.
 
     Raises `InputError` for an unknown key (with a suggestion), a value of the wrong type or a broken YAML file.

@@ -18,6 +18,11 @@ class RunResult:
     metrics: dict[str, float] = field(default_factory=dict)
 
 
+def output_folder(training) -> Path:
+    """Where a recipe writes; transformers types it as optional."""
+    return Path(str(training.output_dir))
+
+
 def load_split(data: DataArguments, *, evaluation: bool = False):
     """The training rows, or the evaluation rows; returns `(dataset, name for messages)`."""
     if data.dataset_name is None:

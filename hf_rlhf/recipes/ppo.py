@@ -10,7 +10,7 @@ from hf_rlhf.models.adapters import adapter_base, is_peft_model
 from hf_rlhf.ppo.config import PPOConfig
 from hf_rlhf.ppo.trainer import PPOTrainer
 from hf_rlhf.recipes.arguments import ModelArguments, PPOArguments, peft_config, require_fresh_folder
-from hf_rlhf.recipes.common import RunResult, load_model_and_tokenizer, load_split, wants_evaluation
+from hf_rlhf.recipes.common import RunResult, load_model_and_tokenizer, load_split, output_folder, wants_evaluation
 from hf_rlhf.records import METRICS_FILE, read_json_lines
 from hf_rlhf.rewards.contract import RewardFunction
 
@@ -29,7 +29,7 @@ def train_ppo(script: PPOArguments, training: PPOConfig, model: ModelArguments, 
     Raises `InputError` for anything wrong in the flags, the data or the models, before training starts.
     """
     resuming = bool(training.resume_from_checkpoint)
-    require_fresh_folder(training.output_dir, METRICS_FILE, resuming)
+    require_fresh_folder(output_folder(training), METRICS_FILE, resuming)
     train_set, _ = load_split(script)
     eval_set = load_split(script, evaluation=True)[0] if wants_evaluation(script, training) else None
     rewards = [*named_rewards(script), *reward_funcs]
@@ -48,7 +48,7 @@ def train_ppo(script: PPOArguments, training: PPOConfig, model: ModelArguments, 
     trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
     metrics = trainer.evaluate() if eval_set is not None else {}
     trainer.save_model()
-    folder = Path(training.output_dir)
+    folder = output_folder(training)
     if trainer.is_world_process_zero():
         _write_card(folder, script, training, model, metrics)
     if training.push_to_hub:

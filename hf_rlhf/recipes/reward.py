@@ -17,7 +17,7 @@ from hf_rlhf.recipes.arguments import (
     peft_config,
     require_fresh_folder,
 )
-from hf_rlhf.recipes.common import RunResult, load_split, wants_evaluation
+from hf_rlhf.recipes.common import RunResult, load_split, output_folder, wants_evaluation
 from hf_rlhf.records import append_json_line, write_settings
 from hf_rlhf.reward_modeling.training import (
     adapters_in_base_dtype,
@@ -41,7 +41,7 @@ def train_reward_model(script: RewardArguments, training: RewardTrainingArgument
 
     Raises `InputError` for anything wrong in the flags or the data, before training starts.
     """
-    require_fresh_folder(training.output_dir, RESULT_FILE, bool(training.resume_from_checkpoint))
+    require_fresh_folder(output_folder(training), RESULT_FILE, bool(training.resume_from_checkpoint))
     train_set, eval_set = _preference_sets(script, training)
     tokenizer = load_tokenizer(model.model_name_or_path)
     _require_chat_template(train_set, tokenizer, training)
@@ -56,7 +56,7 @@ def train_reward_model(script: RewardArguments, training: RewardTrainingArgument
     _require_fitting_pairs(trainer, len(train_set), training)
     with adapters_in_base_dtype(trainer.model):
         trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
-    folder = Path(training.output_dir)
+    folder = output_folder(training)
     if not trainer.is_world_process_zero():
         return RunResult(folder)
 

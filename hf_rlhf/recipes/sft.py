@@ -1,6 +1,6 @@
 """Supervised fine-tuning with trl's `SFTTrainer`, ready to be the start and the reference of PPO."""
 
-from pathlib import Path
+from typing import Any
 
 from hf_rlhf.data.prompts import require_rows
 from hf_rlhf.errors import InputError
@@ -11,7 +11,7 @@ from hf_rlhf.recipes.arguments import (
     peft_config,
     require_fresh_folder,
 )
-from hf_rlhf.recipes.common import RunResult, load_model_and_tokenizer, load_split, wants_evaluation
+from hf_rlhf.recipes.common import RunResult, load_model_and_tokenizer, load_split, output_folder, wants_evaluation
 from hf_rlhf.records import append_json_line, write_settings
 from hf_rlhf.reward_modeling.training import adapters_in_base_dtype
 
@@ -28,13 +28,13 @@ def train_sft(script: DataArguments, training: SFTTrainingArguments, model: Mode
     """
     from trl import SFTTrainer
 
-    require_fresh_folder(training.output_dir, RESULT_FILE, bool(training.resume_from_checkpoint))
+    require_fresh_folder(output_folder(training), RESULT_FILE, bool(training.resume_from_checkpoint))
     train_set = _checked(*load_split(script))
     batch = training.per_device_train_batch_size * training.gradient_accumulation_steps * training.world_size
     require_rows(train_set, batch, source=str(script.dataset_name), why="one optimizer update")
     eval_set = _checked(*load_split(script, evaluation=True)) if wants_evaluation(script, training) else None
     policy, tokenizer = load_model_and_tokenizer(model)
-    trainer = SFTTrainer(
+    trainer: Any = SFTTrainer(
         model=policy,
         args=training,
         train_dataset=train_set,
@@ -45,7 +45,7 @@ def train_sft(script: DataArguments, training: SFTTrainingArguments, model: Mode
     with adapters_in_base_dtype(trainer.model):
         trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
         metrics = trainer.evaluate() if eval_set is not None else {}
-    folder = Path(training.output_dir)
+    folder = output_folder(training)
     if trainer.is_world_process_zero():
         trainer.model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)

@@ -10,11 +10,12 @@ from torch import nn
 from hf_rlhf.errors import InputError
 from hf_rlhf.models.adapters import is_peft_model
 from hf_rlhf.progress import use_compact_progress
+from hf_rlhf.types import Model
 
 MERGED_FOLDER = "merged"
 
 
-def make_reward_trainer(classifier: nn.Module, tokenizer, args, train_dataset, eval_dataset=None, peft_config=None):
+def make_reward_trainer(classifier: Model, tokenizer, args, train_dataset, eval_dataset=None, peft_config=None):
     """A `trl.RewardTrainer`. A LoRA config becomes one for sequence classification that trains and saves the head.
 
     Args:
@@ -43,7 +44,7 @@ def make_reward_trainer(classifier: nn.Module, tokenizer, args, train_dataset, e
 
 
 @contextmanager
-def adapters_in_base_dtype(model: nn.Module) -> Iterator[None]:
+def adapters_in_base_dtype(model: Model) -> Iterator[None]:
     """Keep PEFT from casting activations to fp32 at every adapter, as autocast casts the small matrices instead."""
     from peft.helpers import disable_input_dtype_casting
 
@@ -51,13 +52,13 @@ def adapters_in_base_dtype(model: nn.Module) -> Iterator[None]:
         yield
 
 
-def save_reward_model(model: nn.Module, tokenizer, folder: str | os.PathLike) -> None:
+def save_reward_model(model: Model, tokenizer, folder: str | os.PathLike) -> None:
     """Write adapter with score head (or the full model) and tokenizer to `folder`."""
-    model.save_pretrained(str(folder))  # pyright: ignore[reportCallIssue]
+    model.save_pretrained(str(folder))
     tokenizer.save_pretrained(folder)
 
 
-def save_merged(model: nn.Module, tokenizer, folder: str | os.PathLike) -> Path | None:
+def save_merged(model: Model, tokenizer, folder: str | os.PathLike) -> Path | None:
     """Merge the adapter into `model` and write a plain classifier to `folder/merged`; None when there is no adapter.
 
     `model` cannot be trained further afterwards.
@@ -65,13 +66,13 @@ def save_merged(model: nn.Module, tokenizer, folder: str | os.PathLike) -> Path 
     if not is_peft_model(model):
         return None
     target = Path(folder) / MERGED_FOLDER
-    merged = model.merge_and_unload()  # pyright: ignore[reportCallIssue]
+    merged = model.merge_and_unload()
     merged.save_pretrained(target)
     tokenizer.save_pretrained(target)
     return target
 
 
-def _head_name(classifier: nn.Module) -> str:
+def _head_name(classifier: Model) -> str:
     for name in ("score", "classifier"):
         if isinstance(getattr(classifier, name, None), nn.Module):
             return name

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -13,6 +14,7 @@ from hf_rlhf.models.load import load_tokenizer
 from hf_rlhf.models.reward_model import SeparateRewardModel, load_reward_model
 from hf_rlhf.rewards.contract import RewardFunction, Rewards
 from hf_rlhf.rewards.learned import LearnedReward
+from hf_rlhf.types import Model
 
 RewardSource = str | PreTrainedModel | RewardFunction
 
@@ -21,7 +23,7 @@ def resolve_rewards(
     sources: RewardSource | Sequence[RewardSource],
     tokenizers,
     *,
-    policy: nn.Module,
+    policy: Model,
     device: torch.device,
     weights: Sequence[float] | None,
 ) -> Rewards:
@@ -34,25 +36,25 @@ def resolve_rewards(
         device: where separate reward models go.
         weights: one a reward, or None.
     """
-    sources = list(sources) if isinstance(sources, (list, tuple)) else [sources]
-    tokenizers = list(tokenizers) if isinstance(tokenizers, (list, tuple)) else [tokenizers] * len(sources)
-    if len(tokenizers) != len(sources):
-        raise InputError(f"reward_processing_classes has {len(tokenizers)} entries for {len(sources)} rewards")
+    given: list[Any] = list(sources) if isinstance(sources, (list, tuple)) else [sources]
+    tokenizers = list(tokenizers) if isinstance(tokenizers, (list, tuple)) else [tokenizers] * len(given)
+    if len(tokenizers) != len(given):
+        raise InputError(f"reward_processing_classes has {len(tokenizers)} entries for {len(given)} rewards")
     functions = [
         _function(source, tokenizer, number, policy, device)
-        for number, (source, tokenizer) in enumerate(zip(sources, tokenizers, strict=True))
+        for number, (source, tokenizer) in enumerate(zip(given, tokenizers, strict=True))
     ]
     return Rewards(functions, weights)
 
 
-def _function(source: RewardSource, tokenizer, number: int, policy: nn.Module, device: torch.device) -> RewardFunction:
+def _function(source: Any, tokenizer, number: int, policy: Model, device: torch.device) -> RewardFunction:
     if isinstance(source, str):
         name = Path(source).name if os.path.isdir(source) else source.split("/")[-1]
         adapter = "reward" if number == 0 else f"reward_{number}"
         scorer, loaded_tokenizer = load_reward_model(source, policy=policy, name=adapter)
         tokenizer = tokenizer or loaded_tokenizer
     elif isinstance(source, nn.Module):
-        path = source.config._name_or_path  # pyright: ignore
+        path = str(source.config._name_or_path)  # pyright: ignore[reportAttributeAccessIssue]
         name = Path(path).name or "reward_model"
         scorer, tokenizer = SeparateRewardModel(source), tokenizer or load_tokenizer(path)
     elif callable(source):
@@ -60,5 +62,5 @@ def _function(source: RewardSource, tokenizer, number: int, policy: nn.Module, d
     else:
         raise InputError(f"a reward is a function, a model or a path, not {type(source).__name__}")
     if isinstance(scorer, SeparateRewardModel):
-        scorer.model.to(device)  # pyright: ignore
+        scorer.model.to(device)
     return LearnedReward(scorer, tokenizer, name=name, device=device)

@@ -5,12 +5,12 @@ from contextlib import contextmanager
 from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from hf_rlhf.errors import InputError
 from hf_rlhf.models.adapters import base_of, compute_in_base_dtype
 from hf_rlhf.rollout.sampling import Sampling, uniform_draws
-from hf_rlhf.types import Completion
+from hf_rlhf.types import Completion, Model
 
 
 class Engine(Protocol):
@@ -28,7 +28,7 @@ class TransformersEngine:
     its log-probability and the tokens it could have been are all of the distribution that was really sampled from.
     """
 
-    def __init__(self, model: nn.Module, tokenizer, batch_size: int | None = None):
+    def __init__(self, model: Model, tokenizer, batch_size: int | None = None):
         self.model = model
         self.tokenizer = tokenizer
         self.batch_size = batch_size
@@ -62,7 +62,7 @@ class TransformersEngine:
             _contiguous_head_input(causal_lm),
             compute_in_base_dtype(self.model),
         ):
-            output = causal_lm.generate(  # pyright: ignore
+            output = causal_lm.generate(
                 input_ids=input_ids,
                 attention_mask=attention_mask,
                 logits_processor=_processors(sampling, draw),
