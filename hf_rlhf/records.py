@@ -2,7 +2,9 @@
 
 import json
 import math
+import os
 import platform
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib import metadata
@@ -13,8 +15,8 @@ from hf_rlhf.types import Trajectory
 
 METRICS_FILE, SAMPLES_FILE = "metrics.jsonl", "samples.jsonl"
 CONFIG_FILE, VERSIONS_FILE = "config.yaml", "versions.json"
-_SECRET_WORDS = ("token", "password", "secret", "api_key")
-_NOT_SECRET = ("stop_token_ids", "include_num_input_tokens_seen", "average_tokens_across_devices")
+_SECRET = re.compile(r"(^|_)(token|password|secret|api_key)$")
+_NOT_SECRET = ("eos_token", "pad_token", "bos_token")
 
 
 def append_json_line(file: Path, row: Mapping[str, Any]) -> None:
@@ -27,8 +29,18 @@ def append_json_line(file: Path, row: Mapping[str, Any]) -> None:
 
 
 def read_json_lines(file: Path) -> list[dict[str, Any]]:
-    """Read what `append_json_line` wrote."""
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    """Read what `append_json_line` wrote; a last line torn by a kill is left out."""
+    with file.open(encoding="utf-8", newline="\n") as lines:
+        return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def drop_rows_after(file: Path, step: int) -> None:
+    """Take back the rows of updates that a resumed run will do again, and a torn last line."""
+    if file.is_file():
+        kept = [row for row in read_json_lines(file) if row["step"] <= step]
+        scratch = file.with_name(f".{file.name}.partial")
+        scratch.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept), encoding="utf-8")
+        os.replace(scratch, file)
 
 
 def sample_rows(trajectories: Sequence[Trajectory], step: int, split: str, limit: int) -> list[dict[str, Any]]:
@@ -54,7 +66,7 @@ def write_settings(folder: Path, *configs: Any) -> None:
     settings: dict[str, Any] = {}
     for config in configs:
         values = config.to_dict() if hasattr(config, "to_dict") else asdict(config)
-        settings.update({key: value for key, value in values.items() if not _secret(key)})
+        settings.update(_without_secrets(values))
     folder.mkdir(parents=True, exist_ok=True)
     plain = json.loads(json.dumps(settings, default=str))
     (folder / CONFIG_FILE).write_text(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True), encoding="utf-8")
@@ -67,5 +79,12 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: metadata.version(name) for name in packages}}
 
 
-def _secret(key: str) -> bool:
-    return key not in _NOT_SECRET and any(word in key for word in _SECRET_WORDS)
+def _without_secrets(values: Any) -> Any:
+    """The same nested settings, without what a key names as a token or password."""
+    if not isinstance(values, Mapping):
+        return values
+    return {
+        key: _without_secrets(value)
+        for key, value in values.items()
+        if key in _NOT_SECRET or not _SECRET.search(str(key).lower())
+    }

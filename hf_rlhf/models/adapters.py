@@ -102,6 +102,20 @@ def save_adapter(model: Model, name: str, folder: str | os.PathLike) -> None:
                 os.replace(file, folder / file.name)
 
 
+def adapter_folder(name_or_path: str) -> str:
+    """The local folder of an adapter named by path or Hub name; any other name comes back as it is."""
+    from huggingface_hub import hf_hub_download, snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    if os.path.isdir(name_or_path) or name_or_path.startswith("embedded:"):
+        return name_or_path
+    try:
+        hf_hub_download(name_or_path, "adapter_config.json")
+        return snapshot_download(name_or_path, allow_patterns=["adapter_*", "*.json", "*.jinja", "tokenizer*"])
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError):
+        return name_or_path  # no adapter, or no Hub; loading it as a model will say which
+
+
 def adapter_base(folder: str | os.PathLike) -> str | None:
     """Name of the base model that the adapter in `folder` was trained on; None when `folder` holds no adapter."""
     file = Path(folder) / "adapter_config.json"

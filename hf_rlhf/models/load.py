@@ -14,7 +14,9 @@ from hf_rlhf.errors import InputError
 EMBEDDED_MODEL = "embedded:smollm2-135m-instruct"
 _EMBEDDED_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 _EMBEDDED_HUB_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
-_PAD_CANDIDATES = ("<|finetune_right_pad_id|>", "<|endoftext|>", "<pad>", "[PAD]", "<|pad|>", "<unk>")
+_PAD_CANDIDATES = ("<|finetune_right_pad_id|>", "<|endoftext|>", "<|padding|>", "<pad>", "[PAD]", "<|pad|>", "<unk>")
+
+_DTYPES = ("bfloat16", "float16", "float32")
 
 logger = logging.getLogger(__name__)
 
@@ -45,8 +47,11 @@ def load_sequence_classifier(name_or_path: str, *, dtype: str | torch.dtype = "b
     return _load(AutoModelForSequenceClassification, name_or_path, dtype=dtype, num_labels=1, **kwargs)
 
 
-def load_tokenizer(name_or_path: str, **kwargs: Any):
+def load_tokenizer(name_or_path: str, *, distinct_padding: bool = True, **kwargs: Any):
     """Load a tokenizer whose padding token differs from its end token wherever the vocabulary allows it.
+
+    With `distinct_padding=False` a padding token that is there stays as it is: a trained reward model has learned where
+    its text ends by it.
 
     Nothing in hf_rlhf derives a mask from the padding id, but a sequence classifier pools the last token that is not
     padding, so `pad == eos` would hide the end of the text from a reward model.
@@ -58,6 +63,8 @@ def load_tokenizer(name_or_path: str, **kwargs: Any):
         tokenizer = AutoTokenizer.from_pretrained(folder, **kwargs)
     except (OSError, ValueError) as error:
         raise InputError(f"no tokenizer could be loaded from {name_or_path!r}: {_first_line(error)}") from error
+    if not distinct_padding and tokenizer.pad_token is not None:
+        return tokenizer
     return with_distinct_padding(tokenizer)
 
 
@@ -76,10 +83,12 @@ def with_distinct_padding(tokenizer):
 
 def _load(auto_class, name_or_path: str, *, dtype: str | torch.dtype, **kwargs: Any):
     if isinstance(dtype, str) and dtype != "auto":
+        if dtype not in _DTYPES:
+            raise InputError(f"dtype={dtype!r} must be one of {', '.join(_DTYPES)} or auto")
         dtype = getattr(torch, dtype)
     try:
         return auto_class.from_pretrained(resolve_model(name_or_path), dtype=dtype, use_safetensors=True, **kwargs)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError) as error:
         raise InputError(
             f"no model could be loaded from {name_or_path!r}: {_first_line(error)}\n"
             f"Give a Hub name, a folder written by save_pretrained, or {EMBEDDED_MODEL!r}."

@@ -112,6 +112,12 @@ class PolicyWithValue(nn.Module):
         if is_peft_model(self.model):  # otherwise no checkpointed block has an input that needs a gradient
             base_of(self.model).enable_input_require_grads()
 
+    def activation_checkpointing_enable(
+        self, activation_checkpointing_kwargs: dict | None = None, **kwargs: Any
+    ) -> None:
+        """The name by which transformers calls it from version 6 on."""
+        self.gradient_checkpointing_enable(activation_checkpointing_kwargs, **kwargs)
+
     def gradient_checkpointing_disable(self) -> None:
         """Undo `gradient_checkpointing_enable`."""
         base_of(self.model).gradient_checkpointing_disable()
@@ -157,7 +163,17 @@ def wrap_policy(model: Model, peft_config=None) -> Model:
         copy_adapter(model, start, REFERENCE)
         model.set_adapter(POLICY)
         return model
+    if getattr(model, "peft_config", None):
+        raise InputError(
+            "the model carries an adapter that from_pretrained injected, so its base cannot be told apart; load the base"
+            " and wrap it with peft.PeftModel.from_pretrained(base, adapter)"
+        )
     if peft_config is None:
+        if model.dtype != torch.float32:
+            raise InputError(
+                f"full fine-tuning in {model.dtype} loses almost every update to rounding; load the model with dtype"
+                " float32, or train LoRA adapters (use_peft, peft_config)"
+            )
         return model.requires_grad_(True)
     if peft_config.is_prompt_learning:
         raise InputError(

@@ -5,6 +5,7 @@ Both map token ids to one score a sequence, read at the last real token.
 
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from hf_rlhf.errors import InputError
 from hf_rlhf.models.adapters import (
     REWARD,
     adapter_base,
+    adapter_folder,
     base_of,
     compute_in_base_dtype,
     is_peft_model,
@@ -29,12 +31,13 @@ class SharedRewardModel:
     Not a module: its weights live in the policy's PEFT model and are saved with neither.
     """
 
-    def __init__(self, model: Model, folder: str | os.PathLike, name: str = REWARD):
+    def __init__(self, model: Model, folder: str | os.PathLike, pad_token_id: int | None, name: str = REWARD):
         head = _score_head(folder)
         load_frozen_adapter(model, folder, name)
         self.model = model
         self.name = name
         self.head = head
+        self.pad_token_id = pad_token_id
 
     @torch.no_grad()
     def __call__(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
@@ -42,7 +45,7 @@ class SharedRewardModel:
         with use_adapter(self.model, self.name):
             self.model.eval()
             with compute_in_base_dtype(self.model):
-                last = _last_states(base_of(self.model), input_ids, attention_mask)
+                last = _last_states(base_of(self.model), input_ids, attention_mask, self.pad_token_id)
         return last.float() @ self.head.to(last.device).T[:, 0]
 
 
@@ -57,46 +60,69 @@ class SeparateRewardModel:
         """Scores `(B,)` in fp32 of right-padded `(B, L)` sequences."""
         classifier = base_of(self.model)
         with compute_in_base_dtype(self.model):
-            if hasattr(classifier, "score"):  # a decoder: its own forward would look for the end by `ids != pad`
-                logits = classifier.score(_last_states(classifier, input_ids, attention_mask))
+            if hasattr(classifier, "score"):  # a decoder: its own forward refuses a batch when it knows no padding id
+                pad_token_id = classifier.config.get_text_config().pad_token_id
+                logits = classifier.score(_last_states(classifier, input_ids, attention_mask, pad_token_id))
             else:
                 logits = self.model(input_ids=input_ids, attention_mask=attention_mask).logits
         return logits[:, 0].float()
 
 
-def load_reward_model(name_or_path: str, *, policy: Model | None = None, dtype="bfloat16", name: str = REWARD):
+def load_reward_model(
+    name_or_path: str, *, policy: Model | None = None, name: str = REWARD, dtype="bfloat16", **kwargs: Any
+):
     """Load a trained reward model; returns `(model, tokenizer)`.
 
     A LoRA reward model whose base is the policy's base becomes an adapter on the policy's backbone, when `policy` is a
-    PEFT model; anything else is loaded as a model of its own.
+    PEFT model and its weights are those of that base; anything else is loaded as a model of its own, in `dtype` and with
+    `kwargs` for `from_pretrained`.
 
     Raises `InputError` when there is no such model, when it has more than one label, or when its score head was never
     trained (a causal LM given by mistake, or an adapter saved without `modules_to_save=["score"]`).
     """
+    name_or_path = adapter_folder(name_or_path)
     base = adapter_base(name_or_path)
-    tokenizer = load_tokenizer(name_or_path if _has_tokenizer(name_or_path) else (base or name_or_path))
+    tokenizer = load_tokenizer(
+        name_or_path if _has_tokenizer(name_or_path) else (base or name_or_path), distinct_padding=False
+    )
     if base is None:
-        return SeparateRewardModel(_load_classifier(name_or_path, dtype, tokenizer)), tokenizer
+        return SeparateRewardModel(_load_classifier(name_or_path, dtype, **kwargs)), tokenizer
     _score_head(name_or_path)
-    if policy is not None and is_peft_model(policy) and _same_model(base, base_of(policy).config._name_or_path):
-        return SharedRewardModel(policy, name_or_path, name), tokenizer
+    if policy is not None and is_peft_model(policy) and _has_weights_of(base_of(policy), base):
+        return SharedRewardModel(policy, name_or_path, tokenizer.pad_token_id, name), tokenizer
     from peft import PeftModel
 
-    classifier = load_sequence_classifier(base, dtype=dtype)
-    classifier.config.pad_token_id = tokenizer.pad_token_id
+    classifier = load_sequence_classifier(base, dtype=dtype, **kwargs)
+    classifier.config.get_text_config().pad_token_id = tokenizer.pad_token_id
     return SeparateRewardModel(PeftModel.from_pretrained(classifier, name_or_path)), tokenizer
 
 
-def _last_states(model: Model, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-    """Hidden states `(B, H)` of the last real tokens of right-padded sequences `(B, L)`."""
+def require_reward_model(model: Model, source: str) -> None:
+    """Raise `InputError` unless `model` is a classifier with one label."""
+    labels = getattr(model.config, "num_labels", None)
+    if labels != 1 or not any(hasattr(base_of(model), name) for name in ("score", "classifier")):
+        raise InputError(
+            f"reward model {source!r} is a {type(base_of(model)).__name__} with {labels} labels; a reward model is a"
+            " sequence classifier with num_labels=1"
+        )
+
+
+def _last_states(model: Model, input_ids: Tensor, attention_mask: Tensor, pad_token_id: int | None) -> Tensor:
+    """Hidden states `(B, H)` where a sequence classifier reads them: at the last token that is not the padding id.
+
+    That is the last real token, but for a model trained with the end token as padding, which never saw its end tokens.
+    """
+    real = attention_mask.bool() if pad_token_id is None else attention_mask.bool() & (input_ids != pad_token_id)
+    positions = torch.arange(input_ids.shape[1], device=input_ids.device)
+    ends = (positions * real).argmax(dim=1)
     backbone = model.base_model
     states = backbone(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
-    return states[torch.arange(len(states), device=states.device), attention_mask.sum(dim=1) - 1]
+    return states[torch.arange(len(states), device=states.device), ends]
 
 
-def _load_classifier(name_or_path: str, dtype, tokenizer) -> Model:
+def _load_classifier(name_or_path: str, dtype, **kwargs: Any) -> Model:
     classifier, info = load_sequence_classifier(
-        name_or_path, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
+        name_or_path, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
     )
     for key, found, wanted in info["mismatched_keys"]:
         if key.split(".")[0] in ("score", "classifier"):
@@ -109,7 +135,6 @@ def _load_classifier(name_or_path: str, dtype, tokenizer) -> Model:
             f"reward model {name_or_path!r} has no trained score head: {', '.join(missing)} is not in its weights, so "
             "its scores would be random\nGive a model trained with `hf-rlhf reward` (or trl.RewardTrainer)."
         )
-    classifier.config.pad_token_id = tokenizer.pad_token_id
     return classifier
 
 
@@ -138,3 +163,27 @@ def _same_model(one: str, other: str) -> bool:
     """Whether two names mean the same base model, be they Hub names, paths or `embedded:` names."""
     one, other = resolve_model(one), resolve_model(other)
     return one == other or (os.path.isdir(one) and os.path.isdir(other) and os.path.samefile(one, other))
+
+
+def _has_weights_of(model: Model, base: str) -> bool:
+    """Whether `model` still is the base it was loaded from: the same name, and the same numbers in its last block.
+
+    A model whose adapter was merged keeps its name.
+    """
+    from safetensors import safe_open
+
+    if not _same_model(base, model.config._name_or_path):
+        return False
+    folder = Path(resolve_model(base))
+    file = folder / "model.safetensors"
+    if not file.is_file():  # on the Hub, or in shards: the name has to do
+        return True
+    ours = {name.replace(".base_layer.", "."): parameter for name, parameter in model.named_parameters()}
+    with safe_open(file, framework="pt") as weights:
+        shared = [name for name in weights.keys() if name in ours and weights.get_slice(name).get_shape()]  # noqa: SIM118
+        return all(
+            torch.equal(
+                ours[name].detach().cpu().to(torch.float32), weights.get_tensor(name).to(ours[name].dtype).float()
+            )
+            for name in shared[-4:]
+        )

@@ -71,6 +71,11 @@ class PPOConfig(TrainingArguments):
     def __post_init__(self):
         super().__post_init__()
         self._check()
+        if self.n_gpu > 1:
+            raise InputError(
+                f"{self.n_gpu} GPUs are visible to one process; start with `accelerate launch`, or make one visible with"
+                " CUDA_VISIBLE_DEVICES"
+            )
 
     def _check(self) -> None:
         rules = {
@@ -79,7 +84,18 @@ class PPOConfig(TrainingArguments):
             "kl_estimator": (self.kl_estimator in KL_ESTIMATORS, f"one of {', '.join(KL_ESTIMATORS)}"),
             "kl_coef": (self.kl_coef >= 0, "0 or above"),
             "kl_target": (self.kl_target is None or self.kl_target > 0, "above 0"),
+            "kl_horizon": (self.kl_horizon >= 1, "at least 1"),
             "cliprange": (self.cliprange > 0, "above 0"),
+            "cliprange_value": ((self.cliprange_value or 0) >= 0, "0 (off) or above"),
+            "vf_coef": (self.vf_coef >= 0, "0 or above"),
+            "rollout_forward_batch_size": (self.rollout_forward_batch_size >= 1, "at least 1"),
+            "generation_batch_size": (
+                self.generation_batch_size is None or self.generation_batch_size >= 1,
+                "at least 1",
+            ),
+            "stop_strings": (not isinstance(self.stop_strings, str), "a list of strings"),
+            "stop_token_ids": (not isinstance(self.stop_token_ids, int), "a list of ids"),
+            "reward_weights": (not isinstance(self.reward_weights, (int, float)), "a list of numbers"),
             "gamma": (0 <= self.gamma <= 1, "from 0 to 1"),
             "lam": (0 <= self.lam <= 1, "from 0 to 1"),
             "temperature": (self.temperature > 0, "above 0: a greedy policy has nothing to learn from its samples"),

@@ -13,11 +13,17 @@ class PromptStream:
         self.batch_size = batch_size
         self.seed = seed
 
-    def rows(self, iteration: int) -> list[int]:
-        """Row numbers of iteration `iteration`, over all ranks."""
+    def prompts(self, iteration: int) -> list[tuple[int, int]]:
+        """`(pass over the data set, row)` of each prompt of iteration `iteration`, over all ranks.
+
+        An iteration may reach into the next pass and meet a row again; with the pass, its draws differ.
+        """
         positions = range(iteration * self.batch_size, (iteration + 1) * self.batch_size)
         passes = {number: self._shuffled(number) for number in {position // self.num_rows for position in positions}}
-        return [passes[position // self.num_rows][position % self.num_rows] for position in positions]
+        return [
+            (position // self.num_rows, passes[position // self.num_rows][position % self.num_rows])
+            for position in positions
+        ]
 
     def _shuffled(self, number: int) -> list[int]:
         generator = torch.Generator().manual_seed(row_seed(self.seed, "prompts", number))

@@ -44,7 +44,7 @@ from hf_rlhf.ppo.metrics import (
 )
 from hf_rlhf.ppo.prompts import PromptStream
 from hf_rlhf.progress import use_compact_progress
-from hf_rlhf.records import METRICS_FILE, SAMPLES_FILE, append_json_line, sample_rows, write_settings
+from hf_rlhf.records import METRICS_FILE, SAMPLES_FILE, append_json_line, drop_rows_after, sample_rows, write_settings
 from hf_rlhf.rewards.sources import RewardSource, resolve_rewards
 from hf_rlhf.rollout.collect import collect
 from hf_rlhf.rollout.engines import Engine, TransformersEngine
@@ -103,9 +103,14 @@ class PPOTrainer(Trainer):
         if isinstance(eval_dataset, Mapping):
             eval_sets = {key: self._prepared(value, processing_class, args, key) for key, value in eval_dataset.items()}
         else:
-            eval_sets = eval_dataset and self._prepared(eval_dataset, processing_class, args, "eval_dataset")
+            eval_sets = eval_dataset
+            if eval_dataset is not None:
+                eval_sets = self._prepared(eval_dataset, processing_class, args, "eval_dataset")
 
-        causal_lm = load_causal_lm(model) if isinstance(model, str) else model
+        if isinstance(model, str):
+            causal_lm = load_causal_lm(model, dtype="float32" if peft_config is None else "bfloat16")
+        else:
+            causal_lm = model
         policy = PolicyWithValue(wrap_policy(causal_lm, peft_config), ref_model=ref_model)
         _check_context_length(policy.config, args)
         if args.disable_dropout:
@@ -145,7 +150,7 @@ class PPOTrainer(Trainer):
         """Collect, score, evaluate, shape the rewards and estimate advantages: everything before the updates."""
         args = self.args
         self._seconds = {}
-        trajectories = self.sample(take_share(self.stream.rows(iteration)), "train", iteration)
+        trajectories = self.sample(take_share(self.stream.prompts(iteration)), "train")
         self.score(trajectories)
         self.evaluate_policy(trajectories)
         trajectories = gather_in_order(trajectories)
@@ -166,14 +171,13 @@ class PPOTrainer(Trainer):
         self._record(trajectories, objective_metrics(experience, kl, kl_coef), iteration)
         return experience
 
-    def sample(self, rows: list[int], purpose: str, iteration: int, dataset=None) -> list[Trajectory]:
-        """Sample a completion for each of `rows` of the prompts."""
+    def sample(self, prompts: list[tuple[int, int]], purpose: str, dataset=None) -> list[Trajectory]:
+        """Sample a completion for each `(pass, row)` of the prompts."""
         dataset = self.prompt_set if dataset is None else dataset
+        seeds = [row_seed(self.args.seed, purpose, number, row) for number, row in prompts]
+        rows = [dataset[row] for _, row in prompts]
         with self._timed("sample"):
-            seeds = [row_seed(self.args.seed, purpose, iteration, row) for row in rows]
-            return collect(
-                self.engine, [dataset[row] for row in rows], self.processing_class, self.args.sampling, seeds
-            )
+            return collect(self.engine, rows, self.processing_class, self.args.sampling, seeds)
 
     def score(self, trajectories: list[Trajectory]) -> None:
         """Fill in rewards and score; a completion that did not stop pays `missing_eos_penalty`."""
@@ -186,6 +190,8 @@ class PPOTrainer(Trainer):
     @torch.no_grad()
     def evaluate_policy(self, trajectories: list[Trajectory]) -> None:
         """Fill in log-probabilities, reference log-probabilities, values and entropy by forward passes."""
+        training = self.policy.training
+        self.policy.eval()
         with self._timed("evaluate"):
             by_length = sorted(
                 trajectories, key=lambda trajectory: len(trajectory.prompt_ids) + len(trajectory.completion.ids)
@@ -202,6 +208,7 @@ class PPOTrainer(Trainer):
                     trajectory.reference_logprobs = reference.logprobs[b, :length].cpu()
                     trajectory.values = policy.values[b, :length].cpu()
                     trajectory.entropy = policy.entropy[b, :length].cpu()
+        self.policy.train(training)
         _require_finite(trajectories)
 
     def advantages(self, experience: Experience) -> tuple[Tensor, Tensor]:
@@ -275,6 +282,8 @@ class PPOTrainer(Trainer):
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
         """Sample completions for evaluation prompts, the same draws each time; log `eval_reward`, `eval_kl` and more."""
         prepared: Any = self.eval_dataset if eval_dataset is None else eval_dataset
+        if isinstance(prepared, str):
+            prepared = self.eval_dataset[prepared]
         if isinstance(prepared, Mapping):
             metrics: dict[str, float] = {}
             for key, part in prepared.items():
@@ -286,7 +295,7 @@ class PPOTrainer(Trainer):
             prepared = self._prepared(prepared, self.processing_class, self.args, "eval_dataset")
 
         start = time.perf_counter()
-        trajectories = self.sample(take_share(list(range(len(prepared)))), "eval", 0, prepared)
+        trajectories = self.sample(take_share([(0, row) for row in range(len(prepared))]), "eval", prepared)
         self.score(trajectories)
         self.evaluate_policy(trajectories)
         trajectories = gather_in_order(trajectories)
@@ -353,7 +362,7 @@ class PPOTrainer(Trainer):
 
     def _finished_iteration(self) -> dict[str, float]:
         names = sorted(self._update_sums)
-        totals = global_sum(torch.stack([self._update_sums[name].double() for name in names])).tolist()
+        totals = global_sum(torch.stack([self._update_sums[name].float() for name in names])).tolist()
         seconds = {**self._seconds, "update": time.perf_counter() - self._updates_started}
         metrics = {
             **self._iteration_metrics,
@@ -406,6 +415,17 @@ class PPOTrainer(Trainer):
         if not file.is_file():
             raise InputError(f"{resume_from_checkpoint}: no {STATE_FILE}; it is not a checkpoint of a PPO run")
         state = json.loads(file.read_text(encoding="utf-8"))
+        step = json.loads((Path(resume_from_checkpoint) / "trainer_state.json").read_text(encoding="utf-8"))[
+            "global_step"
+        ]
+        if step % self.args.updates_per_iteration:
+            raise InputError(
+                f"{resume_from_checkpoint} was taken at update {step}, inside an iteration of"
+                f" {self.args.updates_per_iteration} updates; resume with the num_ppo_epochs and num_mini_batches it had"
+            )
+        if self.is_world_process_zero():
+            for name in (METRICS_FILE, SAMPLES_FILE):
+                drop_rows_after(self.folder / name, step)
         self.kl_control.coef = state["kl_coef"]
         self._tokens_sampled = state["tokens_sampled"]
 

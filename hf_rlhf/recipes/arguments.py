@@ -109,11 +109,12 @@ def parse_arguments(dataclasses: Sequence[Any], argv: Sequence[str], prog: str) 
     """
     parser = _Parser(list(dataclasses), prog=prog, allow_abbrev=False)
     known = [action.dest for action in parser._actions]
+    argv = [part for arg in argv for part in (arg.split("=", 1) if arg.startswith("--config=") else [arg])]
     if "--config" in argv:
         position = list(argv).index("--config") + 1
         if position == len(argv):
             raise InputError("--config needs a file")
-        _check_yaml_keys(Path(argv[position]), known)
+        _check_yaml(Path(argv[position]), parser)
     try:
         *parsed, unknown = parser.parse_args_and_config(list(argv), return_remaining_strings=True)
     except (ValueError, TypeError, OSError) as error:
@@ -125,7 +126,7 @@ def parse_arguments(dataclasses: Sequence[Any], argv: Sequence[str], prog: str) 
     return tuple(parsed)
 
 
-def _check_yaml_keys(file: Path, known: list[str]) -> None:
+def _check_yaml(file: Path, parser: TrlParser) -> None:
     import yaml
 
     try:
@@ -136,9 +137,12 @@ def _check_yaml_keys(file: Path, known: list[str]) -> None:
         raise InputError(f"{file} is not valid YAML: {error}") from error
     if not isinstance(content, dict):
         raise InputError(f"{file} must hold `key: value` lines, not a {type(content).__name__}")
-    for key in content:
-        if key != "env" and key not in known:
-            raise InputError(_unknown_key(str(key), known, str(file)))
+    actions = {action.dest: action for action in parser._actions}
+    for key, value in content.items():
+        if key != "env" and key not in actions:
+            raise InputError(_unknown_key(str(key), list(actions), str(file)))
+        if key != "env" and actions[key].nargs in ("+", "*") and value is not None and not isinstance(value, list):
+            raise InputError(f"{key}: {value!r} in {file} must be a list, as in `{key}: [{value}]`")
 
 
 def _unknown_key(key: str, known: list[str], where: str) -> str:
@@ -162,5 +166,5 @@ def require_fresh_folder(folder: str | os.PathLike, marker: str, resuming: bool)
     if not resuming and (Path(folder) / marker).exists():
         raise InputError(
             f"output_dir={str(folder)!r} holds a run already ({marker} is there); choose another folder, remove this one,"
-            " or go on with --resume_from_checkpoint"
+            " or go on with --resume_from_checkpoint last"
         )

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from hf_rlhf.data.files import load_rows
 from hf_rlhf.errors import InputError
-from hf_rlhf.models.adapters import adapter_base
+from hf_rlhf.models.adapters import adapter_base, adapter_folder
 from hf_rlhf.models.load import load_causal_lm, load_tokenizer
 from hf_rlhf.recipes.arguments import DataArguments, ModelArguments
 
@@ -23,6 +23,24 @@ def output_folder(training) -> Path:
     return Path(str(training.output_dir))
 
 
+def resume_point(training) -> str | None:
+    """The checkpoint that `--resume_from_checkpoint` names; `last` is the newest one of output_dir."""
+    from transformers.trainer_utils import get_last_checkpoint
+
+    wanted = str(training.resume_from_checkpoint or "never")
+    if wanted.lower() in ("never", "false", "none"):
+        return None
+    if wanted.lower() in ("last", "auto", "true"):
+        folder = output_folder(training)
+        last = get_last_checkpoint(str(folder)) if folder.is_dir() else None
+        if last is None:
+            raise InputError(f"nothing to resume: {folder} holds no checkpoint")
+        return last
+    if not Path(wanted).is_dir():
+        raise InputError(f"resume_from_checkpoint={wanted!r} is no folder; give a checkpoint, or `last`")
+    return wanted
+
+
 def load_split(data: DataArguments, *, evaluation: bool = False):
     """The training rows, or the evaluation rows; returns `(dataset, name for messages)`."""
     if data.dataset_name is None:
@@ -30,6 +48,11 @@ def load_split(data: DataArguments, *, evaluation: bool = False):
     if evaluation and data.eval_dataset_name:
         name, split, limit = data.eval_dataset_name, data.dataset_train_split, data.max_eval_samples
     elif evaluation:
+        if Path(data.dataset_name).is_file():
+            raise InputError(
+                f"evaluation asks for rows of its own, and dataset_name={data.dataset_name!r} is one file; give"
+                " eval_dataset_name"
+            )
         name, split, limit = data.dataset_name, data.dataset_test_split, data.max_eval_samples
     else:
         name, split, limit = data.dataset_name, data.dataset_train_split, data.max_train_samples
@@ -44,15 +67,20 @@ def wants_evaluation(data: DataArguments, training) -> bool:
     )
 
 
-def load_model_and_tokenizer(model_args: ModelArguments, chat_template_path: str | None = None):
+def load_model_and_tokenizer(
+    model_args: ModelArguments, chat_template_path: str | None = None, *, trainable: bool = False
+):
     """The causal LM that the flags name, as a `PeftModel` when they name an adapter, and its tokenizer."""
     from peft import PeftModel
 
-    name = model_args.model_name_or_path
+    name = adapter_folder(model_args.model_name_or_path)
     base = adapter_base(name)
-    model = load_causal_lm(base or name, **model_args.load_kwargs())
+    kwargs = model_args.load_kwargs()
+    if not model_args.use_peft and base is None:
+        kwargs["dtype"] = "float32"  # an update to a bf16 weight is mostly lost to rounding
+    model = load_causal_lm(base or name, **kwargs)
     if base is not None:
-        model = PeftModel.from_pretrained(model, name)
+        model = PeftModel.from_pretrained(model, name, is_trainable=trainable)
     tokenizer = load_tokenizer(name if base is None or (Path(name) / "tokenizer_config.json").is_file() else base)
     if chat_template_path is not None:
         try:

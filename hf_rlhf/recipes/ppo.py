@@ -10,7 +10,14 @@ from hf_rlhf.models.adapters import adapter_base, is_peft_model
 from hf_rlhf.ppo.config import PPOConfig
 from hf_rlhf.ppo.trainer import PPOTrainer
 from hf_rlhf.recipes.arguments import ModelArguments, PPOArguments, peft_config, require_fresh_folder
-from hf_rlhf.recipes.common import RunResult, load_model_and_tokenizer, load_split, output_folder, wants_evaluation
+from hf_rlhf.recipes.common import (
+    RunResult,
+    load_model_and_tokenizer,
+    load_split,
+    output_folder,
+    resume_point,
+    wants_evaluation,
+)
 from hf_rlhf.records import METRICS_FILE, read_json_lines
 from hf_rlhf.rewards.contract import RewardFunction
 
@@ -28,8 +35,8 @@ def train_ppo(script: PPOArguments, training: PPOConfig, model: ModelArguments, 
 
     Raises `InputError` for anything wrong in the flags, the data or the models, before training starts.
     """
-    resuming = bool(training.resume_from_checkpoint)
-    require_fresh_folder(output_folder(training), METRICS_FILE, resuming)
+    checkpoint = resume_point(training)
+    require_fresh_folder(output_folder(training), METRICS_FILE, checkpoint is not None)
     train_set, _ = load_split(script)
     eval_set = load_split(script, evaluation=True)[0] if wants_evaluation(script, training) else None
     rewards = [*named_rewards(script), *reward_funcs]
@@ -45,7 +52,7 @@ def train_ppo(script: PPOArguments, training: PPOConfig, model: ModelArguments, 
         processing_class=tokenizer,
         peft_config=None if is_peft_model(policy) else peft_config(model),
     )
-    trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
+    trainer.train(resume_from_checkpoint=checkpoint)
     metrics = trainer.evaluate() if eval_set is not None else {}
     trainer.save_model()
     folder = output_folder(training)
@@ -53,6 +60,7 @@ def train_ppo(script: PPOArguments, training: PPOConfig, model: ModelArguments, 
         _write_card(folder, script, training, model, metrics)
     if training.push_to_hub:
         trainer.push_to_hub(dataset_name=script.dataset_name)
+    trainer.accelerator.end_training()  # a process group that is left open can abort the interpreter's exit
     return RunResult(folder, metrics)
 
 

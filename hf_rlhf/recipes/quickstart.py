@@ -7,6 +7,7 @@ the command is run again.
 import itertools
 import json
 import logging
+import os
 import random
 import time
 from dataclasses import asdict, dataclass
@@ -29,7 +30,7 @@ from hf_rlhf.ppo.trainer import PPOTrainer
 from hf_rlhf.recipes.arguments import ModelArguments, RewardTrainingArguments, peft_config
 from hf_rlhf.recipes.stages import run_stage
 from hf_rlhf.records import append_json_line, read_json_lines
-from hf_rlhf.reward_modeling.training import adapters_in_base_dtype, make_reward_trainer, save_reward_model
+from hf_rlhf.reward_modeling.training import adapters_in_base_dtype, make_reward_trainer, save_trained
 from hf_rlhf.rewards.learned import LearnedReward
 from hf_rlhf.rollout.collect import collect
 from hf_rlhf.rollout.engines import TransformersEngine
@@ -91,6 +92,12 @@ def run_quickstart(args: QuickstartArguments) -> dict[str, float]:
         raise InputError(
             f"candidates_per_prompt={args.candidates_per_prompt} must be at least 2: one to prefer to another"
         )
+    if args.temperature <= 0 or args.ppo_iterations < 1:
+        raise InputError(
+            "temperature must be above 0 and ppo_iterations at least 1: replies have to differ to be compared"
+        )
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise InputError("the quickstart is one process; start it without a launcher")
     console, started = Console(), time.perf_counter()
     root = Path(args.output_dir)
     settings: dict[str, Any] = {"version": 1}
@@ -122,6 +129,10 @@ def run_quickstart(args: QuickstartArguments) -> dict[str, float]:
     return json.loads((root / RESULTS_FILE).read_text(encoding="utf-8"))
 
 
+def _device() -> torch.device:
+    return torch.accelerator.current_accelerator() or torch.device("cpu")
+
+
 def as_messages(text: str) -> list[Message]:
     """A message of the quickstart as a conversation."""
     return [{"role": "system", "content": SYSTEM_MESSAGE}, {"role": "user", "content": text}]
@@ -131,7 +142,8 @@ def _candidates(args: QuickstartArguments, root: Path, folder: Path) -> None:
     """Stage 1: `candidates_per_prompt` replies of the untrained model to every message."""
     from rich.progress import track
 
-    model, tokenizer = load_causal_lm(args.model_name_or_path), load_tokenizer(args.model_name_or_path)
+    model = load_causal_lm(args.model_name_or_path, **args.model_kwargs).to(_device())
+    tokenizer = load_tokenizer(args.model_name_or_path)
     if not tokenizer.chat_template:
         raise InputError(f"{args.model_name_or_path!r} has no chat template; the quickstart needs an instruct model")
     engine = TransformersEngine(model, tokenizer)
@@ -206,9 +218,10 @@ def _reward_model(args: QuickstartArguments, root: Path, folder: Path) -> None:
     trainer = make_reward_trainer(classifier, tokenizer, training, train, peft_config=args.lora)
     with adapters_in_base_dtype(trainer.model):
         trainer.train()
-    save_reward_model(trainer.model, tokenizer, folder)
-    scorer, _ = load_reward_model(str(folder))
-    accuracy = reward_accuracy(LearnedReward(scorer, tokenizer), Pairs.from_dataset(test))
+    save_trained(trainer, folder)
+    scorer, _ = load_reward_model(str(folder), **args.model_kwargs)
+    scorer.model.to(_device())
+    accuracy = reward_accuracy(LearnedReward(scorer, tokenizer, device=_device()), Pairs.from_dataset(test))
     (folder / "evaluation.json").write_text(json.dumps(accuracy, indent=2) + "\n", encoding="utf-8")
 
 
@@ -269,7 +282,8 @@ def _compare(args: QuickstartArguments, root: Path) -> Comparison:
     from peft import PeftModel
 
     tokenizer = load_tokenizer(args.model_name_or_path)
-    model = PeftModel.from_pretrained(load_causal_lm(args.model_name_or_path), str(root / POLICY))
+    model = PeftModel.from_pretrained(load_causal_lm(args.model_name_or_path, **args.model_kwargs), str(root / POLICY))
+    model.to(_device())
     scorer, _ = load_reward_model(str(root / REWARD_MODEL), policy=model)
     annotator = CheerfulAnnotator()
     texts = quickstart_prompts()["test"]
@@ -280,7 +294,7 @@ def _compare(args: QuickstartArguments, root: Path) -> Comparison:
         args.sampling,
         [row_seed(args.seed, "evaluation", number) for number in range(len(texts))],
         judge=lambda trajectory: annotator.score(trajectory.text, trajectory.completion.stopped),
-        reward=LearnedReward(scorer, tokenizer),
+        reward=LearnedReward(scorer, tokenizer, device=_device()),
     )
 
 

@@ -4,10 +4,13 @@ import json
 import logging
 from pathlib import Path
 
+import torch
+
 from hf_rlhf.data.preferences import check_no_leak, prepare_preferences
 from hf_rlhf.data.prompts import require_rows
 from hf_rlhf.errors import InputError
 from hf_rlhf.evaluation.reward_model import Pairs, reward_accuracy
+from hf_rlhf.models.adapters import compute_in_base_dtype
 from hf_rlhf.models.load import load_sequence_classifier, load_tokenizer
 from hf_rlhf.models.reward_model import SeparateRewardModel, load_reward_model
 from hf_rlhf.recipes.arguments import (
@@ -17,13 +20,13 @@ from hf_rlhf.recipes.arguments import (
     peft_config,
     require_fresh_folder,
 )
-from hf_rlhf.recipes.common import RunResult, load_split, output_folder, wants_evaluation
+from hf_rlhf.recipes.common import RunResult, load_split, output_folder, resume_point, wants_evaluation
 from hf_rlhf.records import append_json_line, write_settings
 from hf_rlhf.reward_modeling.training import (
     adapters_in_base_dtype,
     make_reward_trainer,
     save_merged,
-    save_reward_model,
+    save_trained,
 )
 from hf_rlhf.rewards.learned import LearnedReward
 
@@ -41,7 +44,8 @@ def train_reward_model(script: RewardArguments, training: RewardTrainingArgument
 
     Raises `InputError` for anything wrong in the flags or the data, before training starts.
     """
-    require_fresh_folder(output_folder(training), RESULT_FILE, bool(training.resume_from_checkpoint))
+    checkpoint = resume_point(training)
+    require_fresh_folder(output_folder(training), RESULT_FILE, checkpoint is not None)
     train_set, eval_set = _preference_sets(script, training)
     tokenizer = load_tokenizer(model.model_name_or_path)
     _require_chat_template(train_set, tokenizer, training)
@@ -55,16 +59,17 @@ def train_reward_model(script: RewardArguments, training: RewardTrainingArgument
     )
     _require_fitting_pairs(trainer, len(train_set), training)
     with adapters_in_base_dtype(trainer.model):
-        trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
+        trainer.train(resume_from_checkpoint=checkpoint)
     folder = output_folder(training)
+    save_trained(trainer, folder)
     if not trainer.is_world_process_zero():
         return RunResult(folder)
 
-    save_reward_model(trainer.model, tokenizer, folder)
     write_settings(folder, training, model, script)
     for row in trainer.state.log_history:
         append_json_line(folder / "metrics.jsonl", row)
-    metrics = _reload_and_evaluate(trainer.model, folder, train_set, eval_set, script, training, model)
+    trained = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)  # without Trainer's autocast
+    metrics = _reload_and_evaluate(trained, folder, train_set, eval_set, script, training, model)
     (folder / RESULT_FILE).write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
     _write_card(folder, script, training, model, metrics)
     if training.push_to_hub:
@@ -109,12 +114,12 @@ def _require_fitting_pairs(trainer, rows: int, training: RewardTrainingArguments
 
 def _reload_and_evaluate(trained, folder: Path, train_set, eval_set, script, training, model) -> dict[str, float]:
     """Load what was saved, compare its scores with those in memory, and measure accuracy on the evaluation pairs."""
-    scorer, tokenizer = load_reward_model(str(folder), dtype=model.dtype)
+    scorer, tokenizer = load_reward_model(str(folder), **model.load_kwargs())
     assert isinstance(scorer, SeparateRewardModel)
     scorer.model.to(training.device)  # pyright: ignore[reportCallIssue]
     reward = LearnedReward(scorer, tokenizer, device=training.device)
     probe = Pairs.from_dataset(train_set.select(range(min(_PROBE_ROWS, len(train_set)))))
-    in_memory = LearnedReward(SeparateRewardModel(trained), tokenizer, device=training.device)
+    in_memory = LearnedReward(_OwnForward(trained), tokenizer, device=training.device)
     before, after = in_memory(probe.prompts, probe.chosen), reward(probe.prompts, probe.chosen)
     gap = max(abs(a - b) for a, b in zip(before, after, strict=True))
     if gap > 1e-3 * max(1.0, *map(abs, before)):
@@ -128,6 +133,18 @@ def _reload_and_evaluate(trained, folder: Path, train_set, eval_set, script, tra
     if script.save_merged:
         save_merged(scorer.model, tokenizer, folder)
     return metrics
+
+
+class _OwnForward:
+    """The trained model's scores by its own forward pass, as `RewardTrainer` saw them."""
+
+    def __init__(self, model):
+        self.model = model.eval()
+
+    @torch.no_grad()
+    def __call__(self, input_ids, attention_mask):
+        with compute_in_base_dtype(self.model):
+            return self.model(input_ids=input_ids, attention_mask=attention_mask).logits[:, 0].float()
 
 
 def _write_card(folder: Path, script: RewardArguments, training, model: ModelArguments, metrics) -> None:

@@ -4,6 +4,7 @@ from typing import Any
 
 from hf_rlhf.data.prompts import require_rows
 from hf_rlhf.errors import InputError
+from hf_rlhf.models.adapters import is_peft_model
 from hf_rlhf.recipes.arguments import (
     DataArguments,
     ModelArguments,
@@ -11,9 +12,16 @@ from hf_rlhf.recipes.arguments import (
     peft_config,
     require_fresh_folder,
 )
-from hf_rlhf.recipes.common import RunResult, load_model_and_tokenizer, load_split, output_folder, wants_evaluation
+from hf_rlhf.recipes.common import (
+    RunResult,
+    load_model_and_tokenizer,
+    load_split,
+    output_folder,
+    resume_point,
+    wants_evaluation,
+)
 from hf_rlhf.records import append_json_line, write_settings
-from hf_rlhf.reward_modeling.training import adapters_in_base_dtype
+from hf_rlhf.reward_modeling.training import adapters_in_base_dtype, save_trained
 
 RESULT_FILE = "metrics.jsonl"
 _LAYOUTS = (("messages",), ("prompt", "completion"), ("text",))
@@ -28,27 +36,27 @@ def train_sft(script: DataArguments, training: SFTTrainingArguments, model: Mode
     """
     from trl import SFTTrainer
 
-    require_fresh_folder(output_folder(training), RESULT_FILE, bool(training.resume_from_checkpoint))
+    checkpoint = resume_point(training)
+    require_fresh_folder(output_folder(training), RESULT_FILE, checkpoint is not None)
     train_set = _checked(*load_split(script))
     batch = training.per_device_train_batch_size * training.gradient_accumulation_steps * training.world_size
     require_rows(train_set, batch, source=str(script.dataset_name), why="one optimizer update")
     eval_set = _checked(*load_split(script, evaluation=True)) if wants_evaluation(script, training) else None
-    policy, tokenizer = load_model_and_tokenizer(model)
+    policy, tokenizer = load_model_and_tokenizer(model, trainable=True)
     trainer: Any = SFTTrainer(
         model=policy,
         args=training,
         train_dataset=train_set,
         eval_dataset=eval_set,
         processing_class=tokenizer,
-        peft_config=peft_config(model),
+        peft_config=None if is_peft_model(policy) else peft_config(model),
     )
     with adapters_in_base_dtype(trainer.model):
-        trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
+        trainer.train(resume_from_checkpoint=checkpoint)
         metrics = trainer.evaluate() if eval_set is not None else {}
     folder = output_folder(training)
+    save_trained(trainer, folder)
     if trainer.is_world_process_zero():
-        trainer.model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
         write_settings(folder, training, model, script)
         for row in trainer.state.log_history:
             append_json_line(folder / RESULT_FILE, row)

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from hf_rlhf.errors import InputError
+
 STAGE_FILE = "stage.json"
 
 
@@ -19,6 +21,8 @@ def run_stage(folder: Path, settings: dict[str, Any], make: Callable[[Path], Non
     marker = folder / STAGE_FILE
     if marker.is_file() and json.loads(marker.read_text(encoding="utf-8")) == settings:
         return False
+    if folder.exists() and not marker.is_file():
+        raise InputError(f"{folder} is there already and was not made by this command; choose another output_dir")
     scratch = folder.with_name(f".{folder.name}.partial")
     if scratch.exists():
         shutil.rmtree(scratch)

@@ -52,10 +52,13 @@ def adapters_in_base_dtype(model: Model) -> Iterator[None]:
         yield
 
 
-def save_reward_model(model: Model, tokenizer, folder: str | os.PathLike) -> None:
-    """Write adapter with score head (or the full model) and tokenizer to `folder`."""
-    model.save_pretrained(str(folder))
-    tokenizer.save_pretrained(folder)
+def save_trained(trainer, folder: str | os.PathLike) -> None:
+    """Write what a trl trainer trained, and its tokenizer, to `folder`; every rank takes part.
+
+    Trainer also pickles its arguments there; they are in config.yaml already, and nothing of ours is a pickle.
+    """
+    trainer.save_model(str(folder))
+    (Path(folder) / "training_args.bin").unlink(missing_ok=True)
 
 
 def save_merged(model: Model, tokenizer, folder: str | os.PathLike) -> Path | None:

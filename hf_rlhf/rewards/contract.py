@@ -67,6 +67,10 @@ def as_completion(trajectory: Trajectory) -> str | list[dict[str, str]]:
 
 def _call(function: RewardFunction, trajectories: Sequence[Trajectory]) -> Any:
     columns = {key for trajectory in trajectories for key in trajectory.row} - {"prompt", "prompt_ids"}
+    if taken := columns & {"prompts", "completions", "completion_ids"}:
+        raise InputError(
+            f"the data set's columns {sorted(taken)} have the names of arguments that every reward gets; rename them"
+        )
     result = function(
         prompts=[trajectory.prompt for trajectory in trajectories],
         completions=[as_completion(trajectory) for trajectory in trajectories],

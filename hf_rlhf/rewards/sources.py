@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from hf_rlhf.errors import InputError
 from hf_rlhf.models.load import load_tokenizer
-from hf_rlhf.models.reward_model import SeparateRewardModel, load_reward_model
+from hf_rlhf.models.reward_model import SeparateRewardModel, load_reward_model, require_reward_model
 from hf_rlhf.rewards.contract import RewardFunction, Rewards
 from hf_rlhf.rewards.learned import LearnedReward
 from hf_rlhf.types import Model
@@ -56,7 +56,9 @@ def _function(source: Any, tokenizer, number: int, policy: Model, device: torch.
     elif isinstance(source, nn.Module):
         path = str(source.config._name_or_path)  # pyright: ignore[reportAttributeAccessIssue]
         name = Path(path).name or "reward_model"
-        scorer, tokenizer = SeparateRewardModel(source), tokenizer or load_tokenizer(path)
+        require_reward_model(source, path)
+        scorer = SeparateRewardModel(source)
+        tokenizer = tokenizer or load_tokenizer(path, distinct_padding=False)
     elif callable(source):
         return source
     else:

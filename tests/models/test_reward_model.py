@@ -131,20 +131,28 @@ def test_a_full_classifier_scores_what_it_scores(base, tmp_path):
 
 
 @pytest.mark.parametrize("pad_token_id", [None, 3, 0])
-def test_the_score_is_read_at_the_masks_last_token_whatever_the_config_says_of_padding(base, pad_token_id):
-    """A config whose padding is None or the end token must not move the position that is read."""
+def test_the_score_is_read_where_the_models_own_forward_reads_it(base, pad_token_id):
+    """Also for a model trained with the end token as padding, however the batch at hand is padded."""
     classifier = perturb(load_sequence_classifier(base, dtype="float32")).eval()
-    classifier.config.pad_token_id = 0
+    classifier.config.pad_token_id = pad_token_id
     ids = torch.tensor([[5, 6, 7, 8, 9, 3], [5, 6, 7, 3, 0, 0], [9, 8, 3, 0, 0, 0]])
     mask = torch.tensor([[1] * 6, [1] * 4 + [0] * 2, [1] * 3 + [0] * 3])
     with torch.no_grad():
         rows = [row[chosen.bool()] for row, chosen in zip(ids, mask, strict=True)]
         expected = torch.cat([classifier(input_ids=row[None]).logits[:, 0] for row in rows])
-    classifier.config.pad_token_id = pad_token_id
     for padding in (0, 3):
         padded = torch.where(mask.bool(), ids, padding)
         scores = SeparateRewardModel(classifier)(padded, mask)
         torch.testing.assert_close(scores, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_merged_policy_does_not_share_its_backbone(base, reward):
+    """Merging keeps the model's name but not its weights, so the reward adapter needs a base of its own."""
+    merged = get_peft_model(load_causal_lm(base, dtype="float32"), make_lora())
+    perturb(merged, only="lora")
+    policy = wrap_policy(merged.merge_and_unload(), make_lora())
+    model, _ = load_reward_model(reward, policy=policy, dtype="float32")
+    assert isinstance(model, SeparateRewardModel)
 
 
 def test_a_causal_lm_is_no_reward_model(base):

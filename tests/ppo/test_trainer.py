@@ -260,7 +260,7 @@ def test_unscored_completions_count_for_nothing(tmp_path):
     perturb(trainer.policy.value_head)
     perturb(trainer.policy, only="lora")
     experience = trainer.make_experience(0)
-    scored = torch.tensor([int(row) for row in trainer.stream.rows(0)]) % 2 == 0
+    scored = torch.tensor([row for _, row in trainer.stream.prompts(0)]) % 2 == 0
     assert 0 < scored.sum() < len(experience)
     assert torch.equal(experience.mask.any(dim=1), scored)
     for name in ("logprobs", "reference_logprobs", "values", "entropy", "rewards", "advantages", "returns"):
@@ -317,7 +317,7 @@ def test_a_missing_end_costs_exactly_the_penalty(tmp_path):
     trainer = make_trainer(
         tmp_path, reward=lambda prompts, **_: [2.0] * len(prompts), missing_eos_penalty=0.75, stop_token_ids=[8, 9, 10]
     )
-    trajectories = trainer.sample(list(range(16)), "train", 0)
+    trajectories = trainer.sample([(0, row) for row in range(16)], "train")
     trainer.score(trajectories)
     assert {trajectory.completion.stopped for trajectory in trajectories} == {True, False}
     assert all(t.score == (2.0 if t.completion.stopped else 1.25) for t in trajectories)
