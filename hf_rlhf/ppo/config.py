@@ -108,6 +108,10 @@ class PPOConfig(TrainingArguments):
             ),
             "label_smoothing_factor": (self.label_smoothing_factor == 0, "0: PPO has no labels"),
             "auto_find_batch_size": (not self.auto_find_batch_size, "false: it would change the batch algebra"),
+            "hub_strategy": (
+                not self.push_to_hub or str(self.hub_strategy) in ("HubStrategy.END", "end"),
+                "end: what Trainer pushes during training would lack the value head",
+            ),
             "total_episodes": (self.total_episodes is None or self.max_steps <= 0, "unset when max_steps is given"),
         }
         for name, (holds, rule) in rules.items():

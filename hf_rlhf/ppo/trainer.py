@@ -16,10 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import Trainer, TrainerCallback, set_seed
+from transformers.integrations import is_deepspeed_zero3_enabled
 
 from hf_rlhf.data.prompts import prepare_prompts, require_rows
 from hf_rlhf.distributed import gather_in_order, global_sum, take_share
 from hf_rlhf.errors import InputError
+from hf_rlhf.models.heads import ValueHead
 from hf_rlhf.models.load import load_causal_lm, load_tokenizer
 from hf_rlhf.models.policy import PolicyWithValue, disable_dropout, wrap_policy
 from hf_rlhf.ops import (
@@ -44,7 +46,15 @@ from hf_rlhf.ppo.metrics import (
 )
 from hf_rlhf.ppo.prompts import PromptStream
 from hf_rlhf.progress import use_compact_progress
-from hf_rlhf.records import METRICS_FILE, SAMPLES_FILE, append_json_line, drop_rows_after, sample_rows, write_settings
+from hf_rlhf.records import (
+    CONFIG_FILE,
+    METRICS_FILE,
+    SAMPLES_FILE,
+    append_json_line,
+    drop_rows_after,
+    sample_rows,
+    write_settings,
+)
 from hf_rlhf.rewards.sources import RewardSource, resolve_rewards
 from hf_rlhf.rollout.collect import collect
 from hf_rlhf.rollout.engines import Engine, TransformersEngine
@@ -68,6 +78,7 @@ class PPOTrainer(Trainer):
         reward_processing_classes: a tokenizer for each reward that is a model object; None elsewhere.
         peft_config: a LoRA config to wrap the policy with.
         ref_model: a reference of its own; by default see `PolicyWithValue`.
+        value_head: the critic's start, such as that of an earlier run; by default one that says 0.
         callbacks, optimizers: as in `transformers.Trainer`.
 
     Raises:
@@ -91,6 +102,7 @@ class PPOTrainer(Trainer):
         reward_processing_classes=None,
         peft_config=None,
         ref_model: Model | None = None,
+        value_head: ValueHead | None = None,
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple = (None, None),
     ):
@@ -111,7 +123,7 @@ class PPOTrainer(Trainer):
             causal_lm = load_causal_lm(model, dtype="float32" if peft_config is None else "bfloat16")
         else:
             causal_lm = model
-        policy = PolicyWithValue(wrap_policy(causal_lm, peft_config), ref_model=ref_model)
+        policy = PolicyWithValue(wrap_policy(causal_lm, peft_config), value_head, ref_model)
         _check_context_length(policy.config, args)
         if args.disable_dropout:
             disable_dropout(policy)
@@ -131,10 +143,19 @@ class PPOTrainer(Trainer):
             callbacks=callbacks,
             optimizers=optimizers,
         )
+        if self.is_fsdp_enabled or (self.is_deepspeed_enabled and is_deepspeed_zero3_enabled()):
+            raise InputError(
+                "PPO does not run under FSDP or ZeRO-3 yet: sampling would meet sharded weights; use DDP or ZeRO-2, with a"
+                " 4-bit base (load_in_4bit) where memory is short"
+            )
         self.model_accepts_loss_kwargs = True  # what `loss_is_scaled_for_ga` was called before transformers had it
         self.policy: PolicyWithValue = self.model  # pyright: ignore[reportAttributeAccessIssue]
         self.rewards = rewards
-        self.engine: Engine = TransformersEngine(self.policy.model, processing_class, args.generation_batch_size)
+        self.engine: Engine = TransformersEngine(
+            self.policy.model,
+            processing_class,
+            args.generation_batch_size or args.rollout_batch_size // args.world_size,
+        )
         self.kl_control = args.kl_control()
         self.stream = PromptStream(len(self.prompt_set), args.rollout_batch_size, args.seed)
         self._update_sums: dict[str, Tensor] = {}
@@ -393,8 +414,12 @@ class PPOTrainer(Trainer):
         """As `Trainer.train`; prints the batch algebra and writes config.yaml and versions.json first."""
         if self.is_world_process_zero():
             print(self.args.batch_algebra())
-            write_settings(self.folder, self.args)
+            if not (self.folder / CONFIG_FILE).exists():  # a recipe has written more than Trainer knows
+                write_settings(self.folder, self.args)
         return super().train(*args, **kwargs)
+
+    def create_model_card(self, *args, **kwargs) -> None:
+        """Nothing: the recipes write the card, and Trainer's draft would take its place."""
 
     def _save(self, output_dir: str | None = None, state_dict=None) -> None:
         if self.args.should_save:

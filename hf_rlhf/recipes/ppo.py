@@ -6,7 +6,10 @@ import logging
 from pathlib import Path
 
 from hf_rlhf.errors import InputError
-from hf_rlhf.models.adapters import adapter_base, is_peft_model
+from hf_rlhf.hub.push import push_folder
+from hf_rlhf.models.adapters import adapter_base, adapter_folder, is_peft_model
+from hf_rlhf.models.heads import WEIGHTS_NAME, ValueHead
+from hf_rlhf.models.load import public_name
 from hf_rlhf.ppo.config import PPOConfig
 from hf_rlhf.ppo.trainer import PPOTrainer
 from hf_rlhf.recipes.arguments import ModelArguments, PPOArguments, peft_config, require_fresh_folder
@@ -18,7 +21,7 @@ from hf_rlhf.recipes.common import (
     resume_point,
     wants_evaluation,
 )
-from hf_rlhf.records import METRICS_FILE, read_json_lines
+from hf_rlhf.records import METRICS_FILE, read_json_lines, write_settings
 from hf_rlhf.rewards.contract import RewardFunction
 
 logger = logging.getLogger(__name__)
@@ -51,15 +54,18 @@ def train_ppo(script: PPOArguments, training: PPOConfig, model: ModelArguments, 
         eval_dataset=eval_set,
         processing_class=tokenizer,
         peft_config=None if is_peft_model(policy) else peft_config(model),
+        value_head=_value_head(model.model_name_or_path),
     )
+    folder = output_folder(training)
+    if trainer.is_world_process_zero() and checkpoint is None:
+        write_settings(folder, training, model, script)
     trainer.train(resume_from_checkpoint=checkpoint)
     metrics = trainer.evaluate() if eval_set is not None else {}
-    trainer.save_model()
-    folder = output_folder(training)
+    trainer.save_model(_internal_call=True)  # which does not push: the card is not there yet
     if trainer.is_world_process_zero():
         _write_card(folder, script, training, model, metrics)
-    if training.push_to_hub:
-        trainer.push_to_hub(dataset_name=script.dataset_name)
+        if training.push_to_hub:
+            push_folder(folder, training.hub_model_id, private=training.hub_private_repo, token=training.hub_token)
     trainer.accelerator.end_training()  # a process group that is left open can abort the interpreter's exit
     return RunResult(folder, metrics)
 
@@ -68,6 +74,12 @@ def named_rewards(script: PPOArguments) -> list[str | RewardFunction]:
     """Rewards that the flags name: model paths stay strings, `module:name` and `file.py:name` become functions."""
     names = [name for name in (script.reward_model_path, *(script.reward_funcs or ())) if name]
     return [_function(name) if ":" in name and not Path(name).exists() else name for name in names]
+
+
+def _value_head(model_name_or_path: str) -> ValueHead | None:
+    """The critic that an earlier PPO run left beside the adapter, if this one goes on from it."""
+    folder = Path(adapter_folder(model_name_or_path))
+    return ValueHead.from_pretrained(folder) if (folder / WEIGHTS_NAME).is_file() else None
 
 
 def _function(name: str) -> RewardFunction:
@@ -106,7 +118,7 @@ def _write_card(folder: Path, script: PPOArguments, training: PPOConfig, model: 
     rewards = ", ".join(name for name in (script.reward_model_path, *(script.reward_funcs or ())) if name)
     card = policy_card(
         model_id=training.hub_model_id or folder.name,
-        base_model=adapter_base(model.model_name_or_path) or model.model_name_or_path,
+        base_model=public_name(adapter_base(model.model_name_or_path) or model.model_name_or_path),
         results=results,
         settings=_card_settings(training),
         curve_image=curves.name if curves else None,

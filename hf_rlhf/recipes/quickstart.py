@@ -23,7 +23,7 @@ from hf_rlhf.evaluation.metrics import BeforeAfter
 from hf_rlhf.evaluation.report import ReportFigure, SamplePair, write_report
 from hf_rlhf.evaluation.reward_model import Pairs, reward_accuracy
 from hf_rlhf.feedback.simulate import Candidate, CheerfulAnnotator
-from hf_rlhf.models.load import EMBEDDED_MODEL, load_causal_lm, load_sequence_classifier, load_tokenizer
+from hf_rlhf.models.load import EMBEDDED_MODEL, load_causal_lm, load_sequence_classifier, load_tokenizer, public_name
 from hf_rlhf.models.reward_model import load_reward_model
 from hf_rlhf.ppo.config import PPOConfig
 from hf_rlhf.ppo.trainer import PPOTrainer
@@ -35,7 +35,7 @@ from hf_rlhf.rewards.learned import LearnedReward
 from hf_rlhf.rollout.collect import collect
 from hf_rlhf.rollout.engines import TransformersEngine
 from hf_rlhf.rollout.sampling import Sampling, row_seed
-from hf_rlhf.types import Message
+from hf_rlhf.types import Message, Model
 
 SYSTEM_MESSAGE = "Reply in one short sentence."
 RESULTS_FILE, REPORT_FILE = "results.json", "report.html"
@@ -142,7 +142,8 @@ def _candidates(args: QuickstartArguments, root: Path, folder: Path) -> None:
     """Stage 1: `candidates_per_prompt` replies of the untrained model to every message."""
     from rich.progress import track
 
-    model = load_causal_lm(args.model_name_or_path, **args.model_kwargs).to(_device())
+    model: Model = load_causal_lm(args.model_name_or_path, **args.model_kwargs)
+    model.to(_device())
     tokenizer = load_tokenizer(args.model_name_or_path)
     if not tokenizer.chat_template:
         raise InputError(f"{args.model_name_or_path!r} has no chat template; the quickstart needs an instruct model")
@@ -382,8 +383,9 @@ def _write_results(
         notes=notes,
     )
     card = policy_card(
-        model_id=f"{root.name}-policy",
-        base_model=args.model_name_or_path,
+        model_id=str(root / POLICY),
+        base_model=public_name(args.model_name_or_path),
+        license="apache-2.0" if args.model_name_or_path == EMBEDDED_MODEL else None,
         description="A small language model that learned, from simulated feedback alone, to reply briefly and cheerfully.",
         headline=headline,
         results=rows,

@@ -10,8 +10,9 @@ from hf_rlhf.data.preferences import check_no_leak, prepare_preferences
 from hf_rlhf.data.prompts import require_rows
 from hf_rlhf.errors import InputError
 from hf_rlhf.evaluation.reward_model import Pairs, reward_accuracy
+from hf_rlhf.hub.push import push_folder
 from hf_rlhf.models.adapters import compute_in_base_dtype
-from hf_rlhf.models.load import load_sequence_classifier, load_tokenizer
+from hf_rlhf.models.load import load_sequence_classifier, load_tokenizer, public_name
 from hf_rlhf.models.reward_model import SeparateRewardModel, load_reward_model
 from hf_rlhf.recipes.arguments import (
     ModelArguments,
@@ -73,7 +74,7 @@ def train_reward_model(script: RewardArguments, training: RewardTrainingArgument
     (folder / RESULT_FILE).write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
     _write_card(folder, script, training, model, metrics)
     if training.push_to_hub:
-        trainer.push_to_hub(dataset_name=script.dataset_name)
+        push_folder(folder, training.hub_model_id, private=training.hub_private_repo, token=training.hub_token)
     return RunResult(folder, metrics)
 
 
@@ -164,7 +165,7 @@ def _write_card(folder: Path, script: RewardArguments, training, model: ModelArg
     names = "learning_rate num_train_epochs per_device_train_batch_size gradient_accumulation_steps max_length seed"
     card = reward_model_card(
         model_id=training.hub_model_id or folder.name,
-        base_model=model.model_name_or_path,
+        base_model=public_name(model.model_name_or_path),
         results=results,
         settings={name: getattr(training, name) for name in names.split()},
         datasets=[script.dataset_name] if script.dataset_name and not Path(script.dataset_name).exists() else [],

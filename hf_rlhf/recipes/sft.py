@@ -4,6 +4,7 @@ from typing import Any
 
 from hf_rlhf.data.prompts import require_rows
 from hf_rlhf.errors import InputError
+from hf_rlhf.hub.push import push_folder
 from hf_rlhf.models.adapters import is_peft_model
 from hf_rlhf.recipes.arguments import (
     DataArguments,
@@ -60,8 +61,8 @@ def train_sft(script: DataArguments, training: SFTTrainingArguments, model: Mode
         write_settings(folder, training, model, script)
         for row in trainer.state.log_history:
             append_json_line(folder / RESULT_FILE, row)
-    if training.push_to_hub:
-        trainer.push_to_hub(dataset_name=script.dataset_name)
+        if training.push_to_hub:
+            push_folder(folder, training.hub_model_id, private=training.hub_private_repo, token=training.hub_token)
     return RunResult(folder, metrics)
 
 

@@ -57,7 +57,7 @@ def save_trained(trainer, folder: str | os.PathLike) -> None:
 
     Trainer also pickles its arguments there; they are in config.yaml already, and nothing of ours is a pickle.
     """
-    trainer.save_model(str(folder))
+    trainer.save_model(str(folder), _internal_call=True)
     (Path(folder) / "training_args.bin").unlink(missing_ok=True)
 
 

@@ -38,7 +38,6 @@ def test_policy_metadata():
         "base_model": BASE,
         "tags": ["hf_rlhf", "ppo", "rlhf", "lora"],
         "pipeline_tag": "text-generation",
-        "license": "apache-2.0",
         "language": "en",
         "datasets": ["someone/prompts"],
     }
@@ -118,6 +117,7 @@ def test_hostile_short_values_are_plain_text():
         settings={hostile: hostile},
         reward_model=hostile,
         limits=[hostile],
+        license="apache-2.0",
     )
     card = ModelCard(text)
     assert card.data.license == "apache-2.0"

@@ -1,0 +1,63 @@
+"""The quickstart on the real embedded model, small; and its stages' bookkeeping."""
+
+import json
+
+import pytest
+
+from hf_rlhf.cli import main
+from hf_rlhf.errors import InputError
+from hf_rlhf.recipes.stages import run_stage
+
+
+def test_a_stage_is_done_once_and_again_when_its_settings_change(tmp_path):
+    made = []
+
+    def make(folder):
+        made.append(folder)
+        (folder / "result.txt").write_text(str(len(made)))
+
+    folder = tmp_path / "stage"
+    assert run_stage(folder, {"seed": 0}, make)
+    assert not run_stage(folder, {"seed": 0}, make)
+    assert (folder / "result.txt").read_text() == "1"
+    assert run_stage(folder, {"seed": 1}, make)
+    assert (folder / "result.txt").read_text() == "2"
+    assert [path.name for path in tmp_path.iterdir()] == ["stage"]
+
+
+def test_a_stage_that_fails_leaves_the_old_result(tmp_path):
+    folder = tmp_path / "stage"
+    run_stage(folder, {"seed": 0}, lambda scratch: (scratch / "result.txt").write_text("old"))
+
+    def fail(scratch):
+        (scratch / "result.txt").write_text("half")
+        raise RuntimeError("stopped")
+
+    with pytest.raises(RuntimeError, match="stopped"):
+        run_stage(folder, {"seed": 1}, fail)
+    assert (folder / "result.txt").read_text() == "old"
+
+
+def test_a_folder_of_somebody_else_is_left_alone(tmp_path):
+    (tmp_path / "stage").mkdir()
+    (tmp_path / "stage" / "mine.txt").write_text("mine")
+    with pytest.raises(InputError, match="not made by this command"):
+        run_stage(tmp_path / "stage", {}, lambda scratch: None)
+    assert (tmp_path / "stage" / "mine.txt").read_text() == "mine"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_quickstart_runs_end_to_end_and_again(tmp_path, capsys):
+    """Few candidates and iterations: every file is there, and the second run makes nothing new."""
+    folder = tmp_path / "quickstart"
+    argv = ["quickstart", "--output_dir", str(folder), "--candidates_per_prompt", "2", "--max_preferences", "48"]
+    argv += ["--ppo_iterations", "2"]
+    assert main(argv) == 0
+    for name in ("report.html", "results.json", "samples.jsonl", "policy/README.md", "policy/value_head.safetensors"):
+        assert (folder / name).is_file(), name
+    results = json.loads((folder / "results.json").read_text())
+    assert 0 <= results["win_rate"]["rate"] <= 1
+    capsys.readouterr()
+    assert main(argv) == 0
+    assert capsys.readouterr().out.count("reused") == 4
