@@ -21,7 +21,7 @@ class Pairs(NamedTuple):
 
 
 def reward_accuracy(reward: Callable[..., list[float]], pairs: Pairs) -> dict[str, float]:
-    """Share of pairs whose chosen answer scores higher, ties counting half, with a 95 % Wilson interval; mean margin."""
+    """Share of pairs whose chosen answer scores higher, ties counting half, with a 95% Wilson interval; mean margin."""
     chosen = reward(prompts=pairs.prompts, completions=pairs.chosen)
     rejected = reward(prompts=pairs.prompts, completions=pairs.rejected)
     margins = [c - r for c, r in zip(chosen, rejected, strict=True)]

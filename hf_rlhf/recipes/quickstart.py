@@ -303,7 +303,7 @@ def _headline(comparison: Comparison) -> str:
     wins = comparison.wins
     return (
         f"On {wins.n} messages it never saw, the annotator prefers the trained model's reply {wins.rate:.0%} of the time"
-        f" (95 % interval {wins.low:.0%} to {wins.high:.0%}; {wins.wins} wins, {wins.ties} ties, {wins.losses} losses)."
+        f" (95% interval {wins.low:.0%} to {wins.high:.0%}; {wins.wins} wins, {wins.ties} ties, {wins.losses} losses)."
     )
 
 

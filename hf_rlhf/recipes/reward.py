@@ -155,7 +155,7 @@ def _write_card(folder: Path, script: RewardArguments, training, model: ModelArg
         "pairs trained on": f"{metrics['train_rows']:.0f}",
         **(
             {
-                "held-out accuracy": f"{metrics['eval_accuracy']:.3f} (95 % interval {metrics['eval_accuracy_low']:.3f}"
+                "held-out accuracy": f"{metrics['eval_accuracy']:.3f} (95% interval {metrics['eval_accuracy_low']:.3f}"
                 f" to {metrics['eval_accuracy_high']:.3f}, {metrics['eval_rows']:.0f} pairs)"
             }
             if "eval_accuracy" in metrics
