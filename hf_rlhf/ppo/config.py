@@ -166,3 +166,14 @@ class PPOConfig(TrainingArguments):
             f" x {self.world_size} ranks; {self.updates_per_iteration} optimizer updates an iteration"
             f" = {self.num_ppo_epochs} PPO epochs x {self.num_mini_batches} minibatches"
         )
+
+
+def check_context_length(config, args: PPOConfig) -> None:
+    """Raise `InputError` when prompt and completion together can be longer than the model's positions."""
+    limit = getattr(config.get_text_config(), "max_position_embeddings", None)
+    needed = args.max_prompt_length + args.max_completion_length
+    if limit is not None and needed > limit:
+        raise InputError(
+            f"max_prompt_length={args.max_prompt_length} + max_completion_length={args.max_completion_length} = {needed}"
+            f" tokens, but the model has {limit} positions; make one of them smaller"
+        )

@@ -1,6 +1,6 @@
 """What one iteration learns from, and how it is cut into minibatches and micro-batches."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 
 import torch
@@ -95,3 +95,51 @@ def micro_batches(experience: Experience, config: PPOConfig, iteration: int) -> 
             tokens = int(experience.mask[minibatch].sum())
             for rows in torch.tensor(take_share(by_length.tolist())).split(config.per_device_train_batch_size):
                 yield MicroBatch(experience[rows], tokens)
+
+
+class ExperienceLoader:
+    """The iterable that `transformers.Trainer` takes for its data loader: micro-batches, made when they are asked for.
+
+    Args:
+        config: of the run.
+        num_prompts: rows of the data set.
+        next_iteration: number of the iteration to make next, from the updates done so far.
+        make_experience: from an iteration's number to its experience.
+    """
+
+    def __init__(
+        self,
+        config: PPOConfig,
+        num_prompts: int,
+        *,
+        next_iteration: Callable[[], int],
+        make_experience: Callable[[int], Experience],
+    ):
+        self.config = config
+        self.num_prompts = num_prompts
+        self.next_iteration = next_iteration
+        self.make_experience = make_experience
+
+    def __len__(self) -> int:
+        """Micro-batches of one pass over the prompts, rounded up to whole iterations."""
+        iterations = -(-self.num_prompts // self.config.rollout_batch_size)
+        return iterations * self.config.updates_per_iteration * self.config.gradient_accumulation_steps
+
+    def __iter__(self) -> Iterator[dict[str, MicroBatch]]:
+        """One iteration after the other, without an end."""
+        while True:
+            iteration = self.next_iteration()
+            experience = self.make_experience(iteration)
+            for batch in micro_batches(experience, self.config, iteration):
+                yield {"micro_batch": batch}
+
+
+def require_finite(trajectories: list[Trajectory]) -> None:
+    """Raise `FloatingPointError` for NaN or infinity among log-probabilities and values."""
+    for trajectory in trajectories:
+        for name in ("logprobs", "reference_logprobs", "values"):
+            if not torch.isfinite(getattr(trajectory, name)).all():
+                raise FloatingPointError(
+                    f"{name} of a completion hold NaN or infinity, so the weights are damaged or the dtype overflows"
+                    f"\n  prompt: {str(trajectory.prompt)[:300]!r}\n  completion: {trajectory.text[:300]!r}"
+                )

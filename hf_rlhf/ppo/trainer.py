@@ -8,8 +8,7 @@ iteration asks for it. `make_experience` is one iteration of the paper up to the
 import copy
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from transformers import Trainer, TrainerCallback, set_seed
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 from hf_rlhf.data.prompts import prepare_prompts, require_rows
-from hf_rlhf.distributed import gather_in_order, global_sum, take_share
+from hf_rlhf.distributed import gather_in_order, take_share
 from hf_rlhf.errors import InputError
 from hf_rlhf.models.heads import ValueHead
 from hf_rlhf.models.load import load_causal_lm, load_tokenizer
@@ -35,14 +34,13 @@ from hf_rlhf.ops import (
     whiten,
 )
 from hf_rlhf.ppo.callbacks import PPO_WATCHED, IterationCallback
-from hf_rlhf.ppo.config import PPOConfig
-from hf_rlhf.ppo.experience import Experience, MicroBatch, micro_batches
+from hf_rlhf.ppo.config import PPOConfig, check_context_length
+from hf_rlhf.ppo.experience import Experience, ExperienceLoader, require_finite
+from hf_rlhf.ppo.iteration_log import IterationLog
 from hf_rlhf.ppo.metrics import (
     objective_metrics,
     reward_metrics,
     rollout_metrics,
-    sampler_gap,
-    update_metrics,
 )
 from hf_rlhf.ppo.prompts import PromptStream
 from hf_rlhf.progress import use_compact_progress
@@ -124,7 +122,7 @@ class PPOTrainer(Trainer):
         else:
             causal_lm = model
         policy = PolicyWithValue(wrap_policy(causal_lm, peft_config), value_head, ref_model)
-        _check_context_length(policy.config, args)
+        check_context_length(policy.config, args)
         if args.disable_dropout:
             disable_dropout(policy)
         rewards = resolve_rewards(
@@ -158,10 +156,7 @@ class PPOTrainer(Trainer):
         )
         self.kl_control = args.kl_control()
         self.stream = PromptStream(len(self.prompt_set), args.rollout_batch_size, args.seed)
-        self._update_sums: dict[str, Tensor] = {}
-        self._seconds: dict[str, float] = {}
-        self._iteration_metrics: dict[str, float] = {}
-        self._tokens_sampled = 0
+        self.iteration_log = IterationLog(args.rollout_batch_size)
         self.add_callback(IterationCallback(args.updates_per_iteration))
         use_compact_progress(self, PPO_WATCHED)
 
@@ -170,7 +165,7 @@ class PPOTrainer(Trainer):
     def make_experience(self, iteration: int) -> Experience:
         """Collect, score, evaluate, shape the rewards and estimate advantages: everything before the updates."""
         args = self.args
-        self._seconds = {}
+        self.iteration_log.start()
         trajectories = self.sample(take_share(self.stream.prompts(iteration)), "train")
         self.score(trajectories)
         self.evaluate_policy(trajectories)
@@ -189,7 +184,9 @@ class PPOTrainer(Trainer):
 
         sequence_kl = masked_mean(masked_sum(kl, mask, dim=1), mask.any(dim=1)).item()
         self.kl_control.update(sequence_kl, len(experience))
-        self._record(trajectories, objective_metrics(experience, kl, kl_coef), iteration)
+        objective = objective_metrics(experience, kl, kl_coef)
+        self.iteration_log.add_rollout(iteration, trajectories, self._plain_rewards(trajectories), objective)
+        self._write_samples(trajectories, "train")
         return experience
 
     def sample(self, prompts: list[tuple[int, int]], purpose: str, dataset=None) -> list[Trajectory]:
@@ -197,12 +194,12 @@ class PPOTrainer(Trainer):
         dataset = self.prompt_set if dataset is None else dataset
         seeds = [row_seed(self.args.seed, purpose, number, row) for number, row in prompts]
         rows = [dataset[row] for _, row in prompts]
-        with self._timed("sample"):
+        with self.iteration_log.timed("sample"):
             return collect(self.engine, rows, self.processing_class, self.args.sampling, seeds)
 
     def score(self, trajectories: list[Trajectory]) -> None:
         """Fill in rewards and score; a completion that did not stop pays `missing_eos_penalty`."""
-        with self._timed("score"):
+        with self.iteration_log.timed("score"):
             self.rewards.score(trajectories)
         for trajectory in trajectories:
             if trajectory.score is not None and not trajectory.completion.stopped:
@@ -213,7 +210,7 @@ class PPOTrainer(Trainer):
         """Fill in log-probabilities, reference log-probabilities, values and entropy by forward passes."""
         training = self.policy.training
         self.policy.eval()
-        with self._timed("evaluate"):
+        with self.iteration_log.timed("evaluate"):
             by_length = sorted(
                 trajectories, key=lambda trajectory: len(trajectory.prompt_ids) + len(trajectory.completion.ids)
             )
@@ -230,7 +227,7 @@ class PPOTrainer(Trainer):
                     trajectory.values = policy.values[b, :length].cpu()
                     trajectory.entropy = policy.entropy[b, :length].cpu()
         self.policy.train(training)
-        _require_finite(trajectories)
+        require_finite(trajectories)
 
     def advantages(self, experience: Experience) -> tuple[Tensor, Tensor]:
         """Advantages and returns `(B, T)` of the whole iteration."""
@@ -259,11 +256,7 @@ class PPOTrainer(Trainer):
                 f" {policy.loss.item()}, value loss {value.loss.item()}, sums over {int(mask.sum())} tokens); the weights"
                 " are those of the update before. Try a lower learning_rate, or dtype bfloat16 instead of float16"
             )
-        self._add_update_sums(policy, value, mask)
-        if "val/first_ratio_error" not in self._iteration_metrics:
-            ratio = (output.logprobs.detach() - experience.logprobs).exp()
-            error = ((ratio - 1).abs() * mask).max().item()
-            self._iteration_metrics["val/first_ratio_error"] = error
+        self.iteration_log.add_update(policy, value, output.logprobs.detach() - experience.logprobs, mask)
         # DDP averages gradients over ranks, and the loss is a sum over all of them.
         loss = loss_sum / max(batch.minibatch_tokens, 1) * args.world_size
         return (loss, output) if return_outputs else loss
@@ -272,7 +265,9 @@ class PPOTrainer(Trainer):
 
     def get_train_dataloader(self):
         """Micro-batches of experience; not a DataLoader, which would read a batch ahead of the policy's last update."""
-        return _ExperienceLoader(self)
+        return ExperienceLoader(
+            self.args, len(self.prompt_set), next_iteration=lambda: self.iteration, make_experience=self.make_experience
+        )
 
     def set_initial_training_values(self, args, dataloader):
         """Turn `total_episodes`, epochs or `max_steps` into the steps of whole iterations; otherwise as in Trainer."""
@@ -341,30 +336,13 @@ class PPOTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log to trackers and metrics.jsonl. At the end of an iteration, everything known about it is added."""
         if "grad_norm" in logs or "loss" in logs:
-            logs = {**logs, **self._finished_iteration(), "lr": logs["learning_rate"]}
+            logs = {**logs, **self.iteration_log.finished(), "lr": logs["learning_rate"]}
         logs.pop("total_flos", None)  # Trainer cannot count them here, and says 0
         super().log(logs, start_time)
         if self.is_world_process_zero():
             folder = self.folder
             folder.mkdir(parents=True, exist_ok=True)
             append_json_line(folder / METRICS_FILE, {"step": self.state.global_step, **logs})
-
-    def _record(self, trajectories: list[Trajectory], objective: dict[str, float], iteration: int) -> None:
-        """Keep the numbers of a rollout until its iteration ends."""
-        self._tokens_sampled += sum(len(trajectory.completion.ids) for trajectory in trajectories)
-        self._update_sums = {}
-        self._iteration_metrics = {
-            "iteration": float(iteration + 1),
-            "episode": float((iteration + 1) * self.args.rollout_batch_size),
-            "num_tokens": float(self._tokens_sampled),
-            **objective,
-            **reward_metrics(self._plain_rewards(trajectories)),
-            **rollout_metrics(trajectories),
-            "val/num_eos_tokens": float(sum(trajectory.completion.stopped for trajectory in trajectories)),
-            "sampling/logp_gap": sampler_gap(trajectories),
-        }
-        self._write_samples(trajectories, "train")
-        self._updates_started = time.perf_counter()
 
     def _plain_rewards(self, trajectories: list[Trajectory]) -> list[float | None]:
         """Scores without the penalty for a missing stop."""
@@ -374,39 +352,12 @@ class PPOTrainer(Trainer):
             for trajectory in trajectories
         ]
 
-    def _add_update_sums(self, policy, value, mask: Tensor) -> None:
-        sums = {f"policy/{name}": stat for name, stat in policy.stats.items()}
-        sums |= {f"value/{name}": stat for name, stat in value.stats.items()}
-        sums |= {"policy/loss": policy.loss.detach(), "value/loss": value.loss.detach(), "tokens": mask.sum()}
-        for name, stat in sums.items():
-            self._update_sums[name] = self._update_sums.get(name, torch.zeros((), device=stat.device)) + stat
-
-    def _finished_iteration(self) -> dict[str, float]:
-        names = sorted(self._update_sums)
-        totals = global_sum(torch.stack([self._update_sums[name].float() for name in names])).tolist()
-        seconds = {**self._seconds, "update": time.perf_counter() - self._updates_started}
-        metrics = {
-            **self._iteration_metrics,
-            **update_metrics(dict(zip(names, totals, strict=True))),
-            **{f"time/{name}": value for name, value in seconds.items()},
-            "step_time": sum(seconds.values()),
-            "eps": self.args.rollout_batch_size / sum(seconds.values()),
-        }
-        self._seconds = {}
-        return metrics
-
     def _write_samples(self, trajectories: list[Trajectory], split: str) -> None:
         if self.is_world_process_zero():
             folder = self.folder
             folder.mkdir(parents=True, exist_ok=True)
             for row in sample_rows(trajectories, self.state.global_step, split, self.args.num_logged_samples):
                 append_json_line(folder / SAMPLES_FILE, row)
-
-    @contextmanager
-    def _timed(self, phase: str) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        self._seconds[phase] = self._seconds.get(phase, 0.0) + time.perf_counter() - start
 
     # Saving and resuming
 
@@ -430,7 +381,7 @@ class PPOTrainer(Trainer):
     def _save_checkpoint(self, model, trial) -> None:
         super()._save_checkpoint(model, trial)
         if self.args.should_save:
-            state = {"kl_coef": self.kl_control.coef, "tokens_sampled": self._tokens_sampled}
+            state = {"kl_coef": self.kl_control.coef, "tokens_sampled": self.iteration_log.tokens_sampled}
             folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
             (folder / STATE_FILE).write_text(json.dumps(state) + "\n", encoding="utf-8")
 
@@ -452,7 +403,7 @@ class PPOTrainer(Trainer):
             for name in (METRICS_FILE, SAMPLES_FILE):
                 drop_rows_after(self.folder / name, step)
         self.kl_control.coef = state["kl_coef"]
-        self._tokens_sampled = state["tokens_sampled"]
+        self.iteration_log.tokens_sampled = state["tokens_sampled"]
 
     def _load_best_model(self) -> None:
         assert self.state.best_model_checkpoint is not None
@@ -468,45 +419,4 @@ class PPOTrainer(Trainer):
             max_prompt_length=args.max_prompt_length,
             source=source,
             overlong_prompts=args.overlong_prompts,  # pyright: ignore
-        )
-
-
-class _ExperienceLoader:
-    """The iterable that Trainer takes for its data loader."""
-
-    def __init__(self, trainer: PPOTrainer):
-        self.trainer = trainer
-
-    def __len__(self) -> int:
-        """Micro-batches of one pass over the prompts, rounded up to whole iterations."""
-        args = self.trainer.args
-        iterations = -(-len(self.trainer.prompt_set) // args.rollout_batch_size)
-        return iterations * args.updates_per_iteration * args.gradient_accumulation_steps
-
-    def __iter__(self) -> Iterator[dict[str, MicroBatch]]:
-        """One iteration after the other. Which one is next follows from the updates done, also after a resume."""
-        while True:
-            iteration = self.trainer.iteration
-            experience = self.trainer.make_experience(iteration)
-            for batch in micro_batches(experience, self.trainer.args, iteration):
-                yield {"micro_batch": batch}
-
-
-def _require_finite(trajectories: list[Trajectory]) -> None:
-    for trajectory in trajectories:
-        for name in ("logprobs", "reference_logprobs", "values"):
-            if not torch.isfinite(getattr(trajectory, name)).all():
-                raise FloatingPointError(
-                    f"{name} of a completion hold NaN or infinity, so the weights are damaged or the dtype overflows"
-                    f"\n  prompt: {str(trajectory.prompt)[:300]!r}\n  completion: {trajectory.text[:300]!r}"
-                )
-
-
-def _check_context_length(config, args: PPOConfig) -> None:
-    limit = getattr(config.get_text_config(), "max_position_embeddings", None)
-    needed = args.max_prompt_length + args.max_completion_length
-    if limit is not None and needed > limit:
-        raise InputError(
-            f"max_prompt_length={args.max_prompt_length} + max_completion_length={args.max_completion_length} = {needed}"
-            f" tokens, but the model has {limit} positions; make one of them smaller"
         )

@@ -283,7 +283,7 @@ def test_unscored_completions_count_for_nothing(tmp_path):
     for whole, part in zip(*gradients, strict=True):
         torch.testing.assert_close(whole, part, rtol=1e-5, atol=1e-7)
 
-    metrics = trainer._iteration_metrics
+    metrics = trainer.iteration_log.metrics
     assert metrics["rewards/unscored"] == 1 - scored.double().mean()
     assert metrics["objective/scores"] == pytest.approx(alone.scores.mean().item())
     assert metrics["reward"] == pytest.approx(alone.scores.mean().item())
