@@ -29,6 +29,7 @@ def policy_card(
     samples: Sequence[SamplePair] = (),
     curve_image: str | None = None,
     reward_model: str | None = None,
+    usage: str | None = None,
     datasets: Sequence[str] = (),
     license: str | None = None,
     language: str = "en",
@@ -39,7 +40,8 @@ def policy_card(
     """The README of a LoRA adapter trained by PPO.
 
     `model_id` is where the adapter will be loaded from ("owner/name"), `base_model` what it was trained on; a local path
-    is shown by its last part only and stays out of the metadata. `curve_image` is a path inside the repository.
+    is shown by its last part only and stays out of the metadata. `curve_image` is a path inside the repository, `usage` code that
+    shows how to load and prompt the model when the general one would not do.
     """
     return _card(
         "policy.md.j2",
@@ -54,6 +56,7 @@ def policy_card(
         samples=samples,
         curve_image=quote(curve_image) if curve_image else None,
         reward_model=reward_model,
+        usage=usage,
         datasets=datasets,
         license=license,
         language=language,

@@ -3,6 +3,7 @@
 Both map token ids to one score a sequence, read at the last real token.
 """
 
+import difflib
 import os
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,7 @@ def load_reward_model(
     Raises `InputError` when there is no such model, when it has more than one label, or when its score head was never
     trained (a causal LM given by mistake, or an adapter saved without `modules_to_save=["score"]`).
     """
+    _require_there(name_or_path)
     name_or_path = adapter_folder(name_or_path)
     base = adapter_base(name_or_path)
     tokenizer = load_tokenizer(
@@ -95,6 +97,18 @@ def load_reward_model(
     classifier = load_sequence_classifier(base, dtype=dtype, **kwargs)
     classifier.config.get_text_config().pad_token_id = tokenizer.pad_token_id
     return SeparateRewardModel(PeftModel.from_pretrained(classifier, name_or_path)), tokenizer
+
+
+def _require_there(name_or_path: str) -> None:
+    """Raise `InputError` for what looks like a path and is none; a Hub name is `owner/name`."""
+    path = Path(name_or_path)
+    if path.is_dir() or name_or_path.startswith("embedded:"):
+        return
+    if path.is_absolute() or path.parent.is_dir() or name_or_path.count("/") != 1:
+        beside = [folder.name for folder in path.parent.iterdir() if folder.is_dir()] if path.parent.is_dir() else []
+        close = difflib.get_close_matches(path.name, beside, n=1)
+        hint = f"; did you mean {str(path.parent / close[0])!r}?" if close else ""
+        raise InputError(f"reward model {name_or_path!r}: there is no such folder{hint}")
 
 
 def require_reward_model(model: Model, source: str) -> None:

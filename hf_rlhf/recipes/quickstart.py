@@ -23,6 +23,7 @@ from hf_rlhf.evaluation.metrics import BeforeAfter
 from hf_rlhf.evaluation.report import ReportFigure, SamplePair, write_report
 from hf_rlhf.evaluation.reward_model import Pairs, reward_accuracy
 from hf_rlhf.feedback.simulate import Candidate, CheerfulAnnotator
+from hf_rlhf.hub.model_card import policy_card, reward_model_card
 from hf_rlhf.models.load import EMBEDDED_MODEL, load_causal_lm, load_sequence_classifier, load_tokenizer, public_name
 from hf_rlhf.models.reward_model import load_reward_model
 from hf_rlhf.ppo.config import PPOConfig
@@ -224,6 +225,15 @@ def _reward_model(args: QuickstartArguments, root: Path, folder: Path) -> None:
     scorer.model.to(_device())
     accuracy = reward_accuracy(LearnedReward(scorer, tokenizer, device=_device()), Pairs.from_dataset(test))
     (folder / "evaluation.json").write_text(json.dumps(accuracy, indent=2) + "\n", encoding="utf-8")
+    card = reward_model_card(
+        model_id=str(root / REWARD_MODEL),
+        base_model=public_name(args.model_name_or_path),
+        results={"held-out accuracy": f"{accuracy['eval_accuracy']:.3f} ({accuracy['eval_rows']:.0f} pairs)"},
+        settings={"learning_rate": training.learning_rate, "pairs": len(train), "seed": args.seed},
+        demonstration=True,
+        simulated_annotator=True,
+    )
+    (folder / "README.md").write_text(card, encoding="utf-8")
 
 
 def _policy(args: QuickstartArguments, root: Path, folder: Path) -> None:
@@ -348,7 +358,6 @@ def _write_results(
 ) -> None:
     """results.json, samples.jsonl, the figures, report.html and the policy's model card."""
     from hf_rlhf.evaluation.plots import plot_score_histogram, plot_training
-    from hf_rlhf.hub.model_card import policy_card
 
     numbers = {row.metric: {"before": row.before, "after": row.after} for row in rows}
     results = {"win_rate": asdict(comparison.wins), **numbers}
@@ -361,8 +370,14 @@ def _write_results(
     scores = plot_score_histogram(
         comparison.before.judgements, comparison.after.judgements, root / "scores.png", label="annotator score"
     )
+    load_code = _LOAD_CODE.format(folder=root / POLICY, system=SYSTEM_MESSAGE)
     settings = {name: value for name, value in asdict(args).items() if name != "output_dir"}
+    accuracy = json.loads((root / REWARD_MODEL / "evaluation.json").read_text(encoding="utf-8"))
     notes = (
+        f"Both models got the same system message, {SYSTEM_MESSAGE!r}, and the same random numbers. Part of the gain is that"
+        f" replies now end within {args.max_completion_length} tokens.",
+        f"The reward model agrees with {accuracy['eval_accuracy']:.0%} of {accuracy['eval_rows']:.0f} held-out preferences"
+        f" (95% interval {accuracy['eval_accuracy_low']:.0%} to {accuracy['eval_accuracy_high']:.0%}).",
         "The annotator is a program that counts warm words in short, finished, non-repeating replies; it knows nothing"
         " of truth, and neither does what was learned from it.",
         "PPO trained against the reward model, not against the annotator: where their scores part, the reward model was"
@@ -379,7 +394,7 @@ def _write_results(
         ],
         samples=samples,
         settings=settings,
-        load_code=_LOAD_CODE.format(base=args.model_name_or_path, folder=root / POLICY),
+        load_code=load_code,
         notes=notes,
     )
     card = policy_card(
@@ -392,6 +407,8 @@ def _write_results(
         settings=settings,
         samples=samples[:5],
         curve_image="curves.png",
+        reward_model=str(root / REWARD_MODEL),
+        usage=load_code,
         demonstration=True,
         simulated_annotator=True,
     )
@@ -403,6 +420,6 @@ from transformers import AutoTokenizer
 
 model = AutoPeftModelForCausalLM.from_pretrained("{folder}")  # the adapter, on the base it was trained on
 tokenizer = AutoTokenizer.from_pretrained("{folder}")
-prompt = [{{"role": "system", "content": "Reply in one short sentence."}}, {{"role": "user", "content": "I baked bread."}}]
+prompt = [{{"role": "system", "content": "{system}"}}, {{"role": "user", "content": "I baked bread."}}]
 inputs = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True, return_tensors="pt")
 print(tokenizer.decode(model.generate(**inputs, max_new_tokens=40)[0][inputs["input_ids"].shape[1]:]))"""
