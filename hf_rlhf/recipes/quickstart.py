@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import set_seed
 
 from hf_rlhf.data.quickstart import quickstart_prompts
 from hf_rlhf.errors import InputError
@@ -63,7 +64,7 @@ class QuickstartArguments:
     ppo_iterations: int = 24
     num_ppo_epochs: int = 1
     ppo_learning_rate: float = 5e-4
-    kl_coef: float = 0.05
+    kl_coef: float = 0.03
 
     @property
     def sampling(self) -> Sampling:
@@ -216,6 +217,7 @@ def _reward_model(args: QuickstartArguments, root: Path, folder: Path) -> None:
         report_to="none",
         seed=args.seed,
     )
+    set_seed(args.seed)  # before the score head's random start
     classifier = load_sequence_classifier(args.model_name_or_path, **args.model_kwargs)
     trainer = make_reward_trainer(classifier, tokenizer, training, train, peft_config=args.lora)
     with adapters_in_base_dtype(trainer.model):

@@ -5,6 +5,7 @@ import logging
 from pathlib import Path
 
 import torch
+from transformers import set_seed
 
 from hf_rlhf.data.preferences import check_no_leak, prepare_preferences
 from hf_rlhf.data.prompts import require_rows
@@ -50,6 +51,7 @@ def train_reward_model(script: RewardArguments, training: RewardTrainingArgument
     train_set, eval_set = _preference_sets(script, training)
     tokenizer = load_tokenizer(model.model_name_or_path)
     _require_chat_template(train_set, tokenizer, training)
+    set_seed(training.seed)  # before the score head's random start
     trainer = make_reward_trainer(
         load_sequence_classifier(model.model_name_or_path, **model.load_kwargs()),
         tokenizer,
