@@ -87,7 +87,6 @@ class PPOTrainer(Trainer):
     args: PPOConfig  # pyright: ignore[reportIncompatibleVariableOverride]
     eval_dataset: Any
     loss_is_scaled_for_ga = True  # losses are divided once by the tokens of the whole minibatch
-    _tag_names = ["hf_rlhf", "ppo", "rlhf"]
 
     def __init__(
         self,

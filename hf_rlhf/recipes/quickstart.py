@@ -6,7 +6,6 @@ the command is run again.
 
 import itertools
 import json
-import logging
 import os
 import random
 import time
@@ -42,8 +41,6 @@ from hf_rlhf.types import Message, Model
 SYSTEM_MESSAGE = "Reply in one short sentence."
 RESULTS_FILE, REPORT_FILE = "results.json", "report.html"
 CANDIDATES, PREFERENCES, REWARD_MODEL, POLICY = "candidates", "preferences", "reward_model", "policy"
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass
