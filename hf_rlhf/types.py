@@ -47,10 +47,14 @@ class Trajectory:
     prompt_ids: list[int]
     completion: Completion
     text: str  # the completion, special tokens left out
-    score: float | None = None  # weighted sum of the rewards; None: unscored, so it does not count
     rewards: dict[str, float | None] = field(default_factory=dict)  # each reward by name, unweighted
-    logprobs: Tensor | None = None  # (T,) by the trainer's own forward pass, as are the next three
+    reward: float | None = None  # weighted sum of the rewards; None: unscored, so it does not count
+    token_rewards: Tensor | None = None  # (T,) the part of `reward` that was given token by token, if any
+    score: float | None = None  # what PPO pays on the last counted token: the reward after scaling and penalties
+    token_scores: Tensor | None = None  # (T,) what PPO pays besides on each token, if rewards were given by token
+    logprobs: Tensor | None = None  # (T,) by the trainer's own forward pass, as are the next four
     reference_logprobs: Tensor | None = None  # (T,)
+    kl: Tensor | None = None  # (T,) the KL to the reference by the estimator of the run
     values: Tensor | None = None  # (T,) of the state before each token
     entropy: Tensor | None = None  # (T,)
 
@@ -78,7 +82,7 @@ class Sequences:
             [trajectory.prompt_ids for trajectory in trajectories],
             [completion.ids for completion in completions],
             [
-                [not scored_only or trajectory.score is not None] * len(trajectory.completion.ids)
+                [not scored_only or trajectory.reward is not None] * len(trajectory.completion.ids)
                 for trajectory in trajectories
             ],
             [completion.support for completion in completions],

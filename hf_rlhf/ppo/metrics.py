@@ -65,7 +65,7 @@ def rollout_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
         "completions/min_length": float(min(lengths)),
         "completions/max_length": float(max(lengths)),
         "completions/clipped_ratio": 1 - _mean(stopped),
-        "rewards/unscored": _mean([trajectory.score is None for trajectory in trajectories]),
+        "rewards/unscored": _mean([trajectory.reward is None for trajectory in trajectories]),
     }
     for name in trajectories[0].rewards:
         values = [value for trajectory in trajectories if (value := trajectory.rewards[name]) is not None]

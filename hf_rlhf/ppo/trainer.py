@@ -184,7 +184,7 @@ class PPOTrainer(Trainer):
         sequence_kl = masked_mean(masked_sum(kl, mask, dim=1), mask.any(dim=1)).item()
         self.kl_control.update(sequence_kl, len(experience))
         objective = objective_metrics(experience, kl, kl_coef)
-        self.iteration_log.add_rollout(iteration, trajectories, self._plain_rewards(trajectories), objective)
+        self.iteration_log.add_rollout(iteration, trajectories, [trajectory.reward for trajectory in trajectories], objective)
         self._write_samples(trajectories, "train")
         return experience
 
@@ -319,7 +319,7 @@ class PPOTrainer(Trainer):
             for trajectory in trajectories
         ]
         metrics = {
-            **reward_metrics(self._plain_rewards(trajectories)),
+            **reward_metrics([trajectory.reward for trajectory in trajectories]),
             "kl": sum(kls) / len(kls),
             **rollout_metrics(trajectories),
             "runtime": time.perf_counter() - start,
@@ -342,14 +342,6 @@ class PPOTrainer(Trainer):
             folder = self.folder
             folder.mkdir(parents=True, exist_ok=True)
             append_json_line(folder / METRICS_FILE, {"step": self.state.global_step, **logs})
-
-    def _plain_rewards(self, trajectories: list[Trajectory]) -> list[float | None]:
-        """Scores without the penalty for a missing stop."""
-        penalty = self.args.missing_eos_penalty or 0.0
-        return [
-            None if trajectory.score is None else trajectory.score + penalty * (not trajectory.completion.stopped)
-            for trajectory in trajectories
-        ]
 
     def _write_samples(self, trajectories: list[Trajectory], split: str) -> None:
         if self.is_world_process_zero():

@@ -37,7 +37,7 @@ class Rewards:
         self.names = _unique([reward_name(function) for function in functions])
 
     def score(self, trajectories: Sequence[Trajectory]) -> None:
-        """Fill `rewards` and `score` of every trajectory. A trajectory that no reward scored keeps `score=None`."""
+        """Fill `rewards`, `reward` and `score` of every trajectory. One that no reward scored keeps `reward=None`."""
         if not trajectories:
             return
         for name, function in zip(self.names, self.functions, strict=True):
@@ -50,7 +50,7 @@ class Rewards:
                 for weight, name in zip(self.weights, self.names, strict=True)
                 if (value := trajectory.rewards[name]) is not None
             ]
-            trajectory.score = sum(parts) if parts else None
+            trajectory.reward = trajectory.score = sum(parts) if parts else None
 
 
 def reward_name(function: RewardFunction) -> str:
