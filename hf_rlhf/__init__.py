@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 _PUBLIC = {
+    "Completion": "hf_rlhf.types",
     "InputError": "hf_rlhf.errors",
     "PPOConfig": "hf_rlhf.ppo.config",
     "PPOTrainer": "hf_rlhf.ppo.trainer",
@@ -19,13 +20,16 @@ _PUBLIC = {
     "train_reward_model": "hf_rlhf.recipes.reward",
     "train_sft": "hf_rlhf.recipes.sft",
     "ValueHead": "hf_rlhf.models.heads",
+    "ValueModel": "hf_rlhf.models.value_model",
     "load_reward_model": "hf_rlhf.models.reward_model",
+    "load_value_model": "hf_rlhf.models.value_model",
 }
 
 if TYPE_CHECKING:
     from hf_rlhf.errors import InputError
     from hf_rlhf.models.heads import ValueHead
     from hf_rlhf.models.reward_model import load_reward_model
+    from hf_rlhf.models.value_model import ValueModel, load_value_model
     from hf_rlhf.ppo.config import PPOConfig
     from hf_rlhf.ppo.trainer import PPOTrainer
     from hf_rlhf.recipes.arguments import (
@@ -40,8 +44,10 @@ if TYPE_CHECKING:
     from hf_rlhf.recipes.ppo import train_ppo
     from hf_rlhf.recipes.reward import train_reward_model
     from hf_rlhf.recipes.sft import train_sft
+    from hf_rlhf.types import Completion
 
 __all__ = [
+    "Completion",
     "DataArguments",
     "InputError",
     "ModelArguments",
@@ -53,7 +59,9 @@ __all__ = [
     "RunResult",
     "SFTTrainingArguments",
     "ValueHead",
+    "ValueModel",
     "load_reward_model",
+    "load_value_model",
     "train_ppo",
     "train_reward_model",
     "train_sft",

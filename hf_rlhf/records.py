@@ -20,12 +20,9 @@ _NOT_SECRET = ("eos_token", "pad_token", "bos_token")
 
 
 def append_json_line(file: Path, row: Mapping[str, Any]) -> None:
-    """Append one row; a NaN or infinity becomes null, which JSON has and 0 would hide."""
-    clean = {
-        key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in row.items()
-    }
+    """Append one row. A NaN or infinity becomes null, which JSON has and 0 would hide; what JSON lacks becomes text."""
     with file.open("a", encoding="utf-8") as lines:
-        lines.write(json.dumps(clean, ensure_ascii=False) + "\n")
+        lines.write(json.dumps(_finite_or_null(row), ensure_ascii=False, default=str) + "\n")
 
 
 def read_json_lines(file: Path) -> list[dict[str, Any]]:
@@ -35,9 +32,12 @@ def read_json_lines(file: Path) -> list[dict[str, Any]]:
 
 
 def drop_rows_after(file: Path, step: int) -> None:
-    """Take back the rows of updates that a resumed run will do again, and a torn last line."""
+    """Take back the rows of updates that a run resumed after `step` will do again, and a torn last line.
+
+    What was sampled for training at `step` belongs to the update after it.
+    """
     if file.is_file():
-        kept = [row for row in read_json_lines(file) if row["step"] <= step]
+        kept = [row for row in read_json_lines(file) if row["step"] + (row.get("split") == "train") <= step]
         scratch = file.with_name(f".{file.name}.partial")
         scratch.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept), encoding="utf-8")
         os.replace(scratch, file)
@@ -54,6 +54,7 @@ def sample_rows(trajectories: Sequence[Trajectory], step: int, split: str, limit
             "stopped": trajectory.completion.stopped,
             "score": trajectory.score,
             "rewards": trajectory.rewards,
+            **({"extra": trajectory.extra} if trajectory.extra else {}),
         }
         for trajectory in trajectories[:limit]
     ]
@@ -77,6 +78,14 @@ def versions() -> dict[str, str]:
     """Versions of Python and of the libraries a result depends on."""
     packages = ("hf-rlhf", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers")
     return {"python": platform.python_version(), **{name: metadata.version(name) for name in packages}}
+
+
+def _finite_or_null(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite_or_null(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite_or_null(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _without_secrets(values: Any) -> Any:

@@ -32,7 +32,9 @@ class Completion:
     """What an engine sampled for one prompt."""
 
     ids: list[int]
-    logprobs: list[float]  # of the distribution that each token was drawn from, by the sampler's own arithmetic
+    logprobs: list[
+        float
+    ]  # of the distribution that each token was drawn from, by the sampler's own arithmetic; or none
     stopped: bool  # ended by a stop token or stop string; False when the length limit cut it off
     support: list[Tensor] | None = (
         None  # per token, ids (K,) that top-k, top-p or min-p left; None: the whole vocabulary
@@ -47,9 +49,11 @@ class Trajectory:
     prompt_ids: list[int]
     completion: Completion
     text: str  # the completion, special tokens left out
-    rewards: dict[str, float | None] = field(default_factory=dict)  # each reward by name, unweighted
+    mask: list[bool] | None = None  # (T,) True where the policy sampled the token; None: everywhere
+    rewards: dict[str, float | None] = field(default_factory=dict)  # each by name, unweighted, its tokens added up
+    extra: dict[str, Any] = field(default_factory=dict)  # what rewards logged about this completion
     reward: float | None = None  # weighted sum of the rewards; None: unscored, so it does not count
-    token_rewards: Tensor | None = None  # (T,) the part of `reward` that was given token by token, if any
+    token_rewards: Tensor | None = None  # (T,) float64, the part of `reward` that was given token by token, if any
     score: float | None = None  # what PPO pays on the last counted token: the reward after scaling and penalties
     token_scores: Tensor | None = None  # (T,) what PPO pays besides on each token, if rewards were given by token
     logprobs: Tensor | None = None  # (T,) by the trainer's own forward pass, as are the next four
@@ -82,7 +86,9 @@ class Sequences:
             [trajectory.prompt_ids for trajectory in trajectories],
             [completion.ids for completion in completions],
             [
-                [not scored_only or trajectory.reward is not None] * len(trajectory.completion.ids)
+                [False] * len(trajectory.completion.ids)
+                if scored_only and trajectory.reward is None
+                else trajectory.mask or [True] * len(trajectory.completion.ids)
                 for trajectory in trajectories
             ],
             [completion.support for completion in completions],

@@ -1,47 +1,417 @@
 """What the documentation says is what the code does."""
 
+import ast
 import importlib.util
+import inspect
 import re
+from dataclasses import fields
+from functools import cache
 from pathlib import Path
 
+import pytest
+from tiny import make_model, make_prompts, make_tokenizer, make_trainer
+
+from hf_rlhf.ppo.config import PPOConfig
+from hf_rlhf.ppo.metrics import METRICS
+from hf_rlhf.recipes.arguments import (
+    RENAMED,
+    REPLACED,
+    ModelArguments,
+    PPOArguments,
+    RewardArguments,
+    RewardTrainingArguments,
+    SFTTrainingArguments,
+    parse_arguments,
+)
+
 REPOSITORY = Path(__file__).parents[1]
+PAGES = sorted((REPOSITORY / "docs").glob("*.md"))
+PPO = [PPOArguments, PPOConfig, ModelArguments]
+FLAGS = {
+    field.name
+    for part in (*PPO, RewardArguments, RewardTrainingArguments, SFTTrainingArguments)
+    for field in fields(part)
+}
+
+each_page = pytest.mark.parametrize("page", PAGES, ids=[page.name for page in PAGES])
 
 
-def test_metrics_page_is_generated_from_the_definitions():
-    spec = importlib.util.spec_from_file_location("make_metrics", REPOSITORY / "docs" / "make_metrics.py")
+def text_of(name):
+    return (REPOSITORY / name).read_text(encoding="utf-8")
+
+
+def tables(text):
+    """Every table of a page as rows of cells by column name, backticks left out of the names."""
+    found = []
+    for block in re.findall(r"(?:^\|.*\|\n)+", text, re.MULTILINE):
+        rows = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in block.splitlines()]
+        names = [name.strip("`") for name in rows[0]]
+        assert all(len(row) == len(names) for row in rows), block.splitlines()[0]
+        found.append([dict(zip(names, row, strict=True)) for row in rows[2:]])
+    return found
+
+
+def code_spans(text):
+    """What stands between backticks, blocks of code left out."""
+    return re.findall(r"`([^`\n]+)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
+
+
+# Pages and links
+
+
+def test_tables_are_generated_from_the_definitions():
+    spec = importlib.util.spec_from_file_location("make_tables", REPOSITORY / "docs" / "make_tables.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    page = (REPOSITORY / "docs" / "metrics.md").read_text(encoding="utf-8")
-    assert page == module.page(), "run: python docs/make_metrics.py"
+    for name, page in (("metrics.md", module.metrics_page()), ("flags.md", module.flags_page())):
+        assert (REPOSITORY / "docs" / name).read_text(encoding="utf-8") == page, "run: python docs/make_tables.py"
 
 
-def test_links_of_the_readme_lead_somewhere():
-    for document in ("README.md", "CONTRIBUTING.md"):
-        text = (REPOSITORY / document).read_text(encoding="utf-8")
-        for target in re.findall(r"\]\(([^)#]+)\)", text):
-            assert target.startswith("http") or (REPOSITORY / target).exists(), f"{document}: {target}"
+@pytest.mark.parametrize(
+    "document", ["README.md", "CONTRIBUTING.md", *(f"docs/{page.name}" for page in PAGES)], ids=lambda name: name
+)
+def test_links_lead_somewhere(document):
+    folder = (REPOSITORY / document).parent
+    for target in re.findall(r"\]\(([^)#]+)\)", text_of(document)):
+        assert target.startswith("http") or (folder / target).exists(), f"{document}: {target}"
+
+
+@each_page
+def test_every_row_of_a_table_has_as_many_cells_as_its_head(page):
+    assert tables(page.read_text(encoding="utf-8")) or page.name in ("troubleshooting.md", "stages.md")
+
+
+def test_the_readme_leads_to_every_page():
+    text = text_of("README.md")
+    assert not [page.name for page in PAGES if f"(docs/{page.name})" not in text]
 
 
 def test_layers_in_contributing_are_those_of_the_test():
     from test_layers import LAYERS
 
-    text = (REPOSITORY / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    text = text_of("CONTRIBUTING.md")
     positions = [text.index(f"`{layer}`") for layer in LAYERS]
     assert positions == sorted(positions)
 
 
-def test_python_example_of_the_readme_runs(tmp_path, monkeypatch):
-    """The first Python block, on a tiny model."""
-    from tiny import make_model, make_tokenizer
+# Names: flags, metrics, and what else is written as code
+
+OLD_METRIC = re.compile(r"(ppo|env|tokens)/[\w/]+")
+OF_OLD_TRL = {
+    "AutoModelForCausalLMWithValueHead", "batched_forward_pass", "compute_rewards", "config", "data_collator", "dataloader",
+    "dataset", "log_stats", "lr_scheduler", "tokenizer", "mse", "pytorch_model.bin",
+    "step(queries, responses, scores, response_masks)",
+}  # fmt: skip
+OF_PYTHON_AND_ITS_PACKAGES = {
+    "WANDB_PROJECT", "transformers.TrainingArguments", "async", "accelerate", "torchrun", "null", "optimizers", "README.md",
+    "DistributedDataParallel has no attribute 'policy'", "torch.load(..., weights_only=True)",
+}  # fmt: skip
+OF_LAUNCHERS = {"config", "config_file", "nproc_per_node", "help"}
+FLAG_WITH_VALUE = re.compile(r"(\w+)=(\"?)([\w.-]+)\2")
+
+
+@cache
+def source_words():
+    """Every word of the package's source but the old names of flags, which are there to be refused."""
+    texts = [
+        file.read_text(encoding="utf-8")
+        for folder in ("hf_rlhf", "recipes")
+        for file in REPOSITORY.joinpath(folder).rglob("*.py")
+    ]
+    kept = [re.sub(r"^(RENAMED|REPLACED) = \{.*?^\}", "", text, flags=re.MULTILINE | re.DOTALL) for text in texts]
+    assert sum(len(text) for text in kept) < sum(len(text) for text in texts)
+    return {word for text in kept for word in re.findall(r"\w+", text)}
+
+
+def is_metric(name):
+    return name in METRICS or (name.startswith("eval_") and name.removeprefix("eval_") in {*METRICS, "kl"})
+
+
+def unknown_names(span):
+    """What of a code span is neither flag nor metric nor file nor a word of the package."""
+    if span in FLAGS or is_metric(span) or span in OF_PYTHON_AND_ITS_PACKAGES or "::" in span:
+        return []
+    if (REPOSITORY / span).exists() or (REPOSITORY / "hf_rlhf" / span).exists():
+        return []
+    if re.fullmatch(r"(rewards|eps|objective|policy|loss|val|sampling|completions|time)/[\w/<>]+", span):
+        return [span]
+    if flag := FLAG_WITH_VALUE.fullmatch(span):
+        return [] if flag[1] in FLAGS else [span]
+    if options := re.findall(r"--(\w+)", span):
+        return [option for option in options if option not in FLAGS and option not in OF_LAUNCHERS]
+    formula = not re.fullmatch(r"[\w./<>-]+", span)
+    words = [word for word in re.findall(r"[A-Za-z_]\w*", span) if not re.fullmatch(r"[A-Za-z]+_[ti]?", word)]
+    return [word for word in words if word not in FLAGS | source_words() and not (formula and "_" not in word)]
+
+
+@each_page
+def test_names_written_as_code_exist(page):
+    old = OF_OLD_TRL | set(RENAMED) | set(REPLACED) if page.name == "migration.md" else set()
+    spans = code_spans(page.read_text(encoding="utf-8"))
+    assert len(spans) >= 5
+    unknown = {
+        span: names
+        for span in spans
+        if span not in old and not (old and OLD_METRIC.fullmatch(span)) and (names := unknown_names(span))
+    }
+    assert not unknown
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "kl_coeff",
+        "init_kl_coef",
+        "lamb",
+        "no_such_flag=1",
+        "policy/approxkl",
+        "val/explained_variance_avg",
+        "eval_rewards",
+        "--klcoef 1",
+        "kl_coeff * kl_t",
+        "ppo/guards.py",
+    ],
+)
+def test_a_name_that_does_not_exist_is_found(wrong):
+    assert unknown_names(wrong)
+
+
+def test_every_flag_with_a_value_is_accepted(tmp_path):
+    spans = {span for page in PAGES for span in code_spans(page.read_text(encoding="utf-8"))}
+    given = [found for span in spans if (found := FLAG_WITH_VALUE.fullmatch(span)) and found[1] in FLAGS]
+    assert len(given) >= 10
+    for flag in given:
+        companion = {"value_head_detach": [], "overlong_penalty": ["--overlong_buffer", "1"]}.get(flag[1], [])
+        parse_arguments(
+            PPO,
+            [f"--{flag[1]}", flag[3], *companion, "--output_dir", str(tmp_path), "--use_cpu", "true"],
+            "hf-rlhf ppo",
+        )
+
+
+def symptoms():
+    """Title, and the code spans of `Look at` and of `Change`, of each section of the page."""
+    for section in re.split(r"^### ", text_of("docs/troubleshooting.md"), flags=re.MULTILINE)[1:]:
+        title = section.splitlines()[0]
+        parts = re.findall(r"^- \*\*(.+?)\.\*\* (.+?)(?=^- \*\*|\n\n|\Z)", section, re.MULTILINE | re.DOTALL)
+        assert [name for name, _ in parts] == ["Cause", "Look at", "Change"], title
+        yield title, code_spans(parts[1][1]), code_spans(parts[2][1])
+
+
+@pytest.mark.parametrize(("title", "look", "change"), symptoms(), ids=[title for title, *_ in symptoms()])
+def test_what_to_look_at_is_logged_or_written_and_what_to_change_can_be_set(title, look, change):
+    from hf_rlhf.ppo.trainer import PPOTrainer
+
+    settable = FLAGS | set(inspect.signature(PPOTrainer).parameters) | set(dir(PPOTrainer)) | {"rollout_batch_size"}
+    for name in look:
+        is_file = name.endswith((".jsonl", ".yaml", ".json"))
+        assert is_metric(name) or is_file or name == "stopped" or hasattr(PPOTrainer, name), name
+    for name in change:
+        if re.fullmatch(r"\w+(=[\w.-]+)?", name):
+            assert name.split("=")[0] in settable | {"k2", "k3", "async"}, name
+        else:
+            assert is_metric(name) or name.startswith(("hf-rlhf ", "accelerate launch ")), name
+
+
+def test_the_symptoms_are_many_and_name_much():
+    found = list(symptoms())
+    assert len(found) >= 15
+    assert len({name for _, look, _ in found for name in look if is_metric(name)}) >= 30
+    assert len({name for _, _, change in found for name in change if name.split("=")[0] in FLAGS}) >= 40
+
+
+# Sizes
+
+
+def sizes_table():
+    return next(table for table in tables(text_of("docs/batch_algebra.md")) if "rollout_batch_size" in table[0])
+
+
+@pytest.mark.parametrize("row", sizes_table(), ids=lambda row: f"{row['ranks']} ranks")
+def test_the_sizes_in_the_docs_are_those_of_the_config(tmp_path, monkeypatch, row):
+    numbers = {name: int(value) for name, value in row.items()}
+    monkeypatch.setattr(PPOConfig, "world_size", property(lambda self: numbers["ranks"]))
+    asked = {name: numbers[name] for name in numbers if name in FLAGS}
+    config = PPOConfig(output_dir=str(tmp_path), use_cpu=True, **asked)
+    derived = ("minibatch_size", "rollout_batch_size", "updates_per_iteration")
+    assert set(numbers) == {"ranks", *asked, *derived}
+    assert {name: getattr(config, name) for name in derived} == {name: numbers[name] for name in derived}
+
+
+def test_the_example_rows_of_the_docs_are_the_same_run():
+    rows = sizes_table()
+    assert len(rows) >= 3
+    assert {row["ranks"] for row in rows} >= {"1", "8"}
+    assert len({(row["minibatch_size"], row["rollout_batch_size"], row["updates_per_iteration"]) for row in rows}) == 1
+
+
+EXAMPLE = {
+    "per_device_train_batch_size": 4,
+    "gradient_accumulation_steps": 2,
+    "num_mini_batches": 2,
+    "num_ppo_epochs": 3,
+    "max_steps": -1,
+}
+
+
+def example_run(folder, **flags):
+    """The trainer of the page's example with 40 prompts, and how many updates its run has."""
+    trainer = make_trainer(folder, data=make_prompts(40), **(EXAMPLE | flags))
+    *_, updates = trainer.set_initial_training_values(trainer.args, trainer.get_train_dataloader())
+    return trainer, updates
+
+
+def test_the_lengths_of_runs_in_the_docs_are_those_of_the_trainer(tmp_path):
+    text = text_of("docs/batch_algebra.md")
+    for name, value in EXAMPLE.items():
+        assert f"`{name}` {value}" in text or name == "max_steps"
+    (table,) = (table for table in tables(text) if "completions" in table[0])
+    assert len(table) == 4
+    for row in table:
+        name, value = row["flag"].strip("`").split("=")
+        trainer, updates = example_run(tmp_path, **{name: float(value) if "." in value else int(value)})
+        iterations = updates // trainer.args.updates_per_iteration
+        expected = [int(row[column]) for column in ("iterations", "updates", "completions")]
+        assert [iterations, updates, iterations * trainer.args.rollout_batch_size] == expected, row["flag"]
+
+
+def test_the_saves_in_the_docs_are_those_of_the_callbacks(tmp_path):
+    from transformers import DefaultFlowCallback, TrainerControl, TrainerState
+
+    from hf_rlhf.ppo.callbacks import IterationCallback
+
+    (table,) = (table for table in tables(text_of("docs/batch_algebra.md")) if "happens after the updates" in table[0])
+    assert len(table) == 3
+    for row in table:
+        save_steps = int(row["flag"].strip("`").removeprefix("save_steps="))
+        trainer, updates = example_run(tmp_path, total_episodes=100, save_strategy="steps", save_steps=save_steps)
+        callbacks = trainer.callback_handler.callbacks
+        flow, by_iteration = (
+            next(callback for callback in callbacks if isinstance(callback, kind))
+            for kind in (DefaultFlowCallback, IterationCallback)
+        )
+        saved = []
+        for step in range(1, updates + 1):
+            control = TrainerControl()
+            state = TrainerState(global_step=step, max_steps=updates, save_steps=save_steps, logging_steps=1)
+            flow.on_step_end(trainer.args, state, control)
+            by_iteration.on_step_end(trainer.args, state, control)
+            saved += [step] if control.should_save else []
+        assert saved == [int(step) for step in row["happens after the updates"].split(",")]
+
+
+# Python blocks
+
+NOT_RUN = "# Not run here:"
+
+
+def python_blocks(page):
+    """The Python blocks of a page, without those that say in their first line why they are not run."""
+    return [
+        block
+        for block in re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+        if not block.startswith(NOT_RUN)
+    ]
+
+
+@pytest.fixture
+def tiny_world(tmp_path, monkeypatch):
+    """A folder to run in, where the embedded model is a tiny one and earlier runs have left what the pages load."""
+    from safetensors.torch import load_file, save_file
+
+    from hf_rlhf.models.heads import ValueHead
+    from hf_rlhf.models.load import load_sequence_classifier
 
     tokenizer = make_tokenizer()
-    make_model(tokenizer).save_pretrained(tmp_path / "model")
-    tokenizer.save_pretrained(tmp_path / "model")
+    model = make_model(tokenizer, max_position_embeddings=1024)  # for the prompt length that flags have by default
+    for folder in ("model", "runs/old"):
+        model.save_pretrained(tmp_path / folder)
+        tokenizer.save_pretrained(tmp_path / folder)
+    head = {f"v_head.{name}": tensor for name, tensor in ValueHead(32, init_std=1.0).state_dict().items()}
+    old = tmp_path / "runs" / "old" / "model.safetensors"
+    save_file(load_file(old) | head, old, metadata={"format": "pt"})
+    load_sequence_classifier(str(tmp_path / "model"), dtype="float32").save_pretrained(tmp_path / "runs" / "reward")
+    tokenizer.save_pretrained(tmp_path / "runs" / "reward")
+    monkeypatch.setattr("hf_rlhf.models.load._embedded_folder", lambda: tmp_path / "model")
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     monkeypatch.chdir(tmp_path)
-    block = re.search(r"```python\n(.*?)```", (REPOSITORY / "README.md").read_text(encoding="utf-8"), re.DOTALL).group(
-        1
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "page",
+    [REPOSITORY / "README.md", *(page for page in PAGES if python_blocks(page))],
+    ids=lambda page: page.name,
+)
+def test_the_python_blocks_of_a_page_run(page, tiny_world):
+    """One after the other, as a reader would, and to the letter."""
+    names = {"__name__": "page"}
+    for number, block in enumerate(python_blocks(page), start=1):
+        exec(compile(block, f"{page.name}, block {number}", "exec"), names)
+
+
+def test_a_saved_critic_says_what_the_page_promises(tiny_world, capsys):
+    first_block = python_blocks(REPOSITORY / "docs" / "ppo.md")[0]
+    exec(compile(first_block, "ppo.md", "exec"), {"__name__": "page"})
+    in_memory, saved = (ast.literal_eval(line) for line in capsys.readouterr().out.splitlines()[-2:])
+    assert len(in_memory) == 8
+    assert any(in_memory)
+    assert saved == pytest.approx(in_memory)
+
+
+def test_pages_with_examples_have_blocks_that_run():
+    assert {page.name for page in PAGES if python_blocks(page)} >= {"ppo.md", "migration.md"}
+
+
+# Old names
+
+
+def test_the_migration_tables_say_what_the_error_says():
+    """Each old name of a flag is in the page, with the new name beside it."""
+    text = text_of("docs/migration.md")
+    rows = [row for table in tables(text) if set(table[0]) == {"there", "here", "note"} for row in table]
+    documented = {old: code_spans(row["here"]) for row in rows for old in code_spans(row["there"])}
+    in_words = dict(re.findall(r"`(\w+)` is\s+`(\w+)`", text[text.index("Of TRL's GRPO") :].split("\n\n")[0]))
+    assert {old for old, new in documented.items() if new} | set(in_words) == (
+        set(RENAMED) | {"steps", "tracker_project_name"}
     )
-    block = block.replace("embedded:smollm2-135m-instruct", str(tmp_path / "model"))
-    block = block.replace('output_dir="runs/brevity"', 'output_dir="runs/brevity", max_prompt_length=16, use_cpu=True')
-    exec(compile(block, "README.md", "exec"), {"__name__": "readme"})
-    assert (tmp_path / "runs" / "brevity" / "adapter_model.safetensors").is_file()
+    assert {old for old, new in documented.items() if not new} | {"steps", "tracker_project_name"} == set(REPLACED)
+    for old, new in RENAMED.items():
+        assert new in (documented.get(old) or [in_words.get(old)]), old
+
+
+def test_metrics_of_the_last_trl_keep_their_names():
+    of_trl = """eps objective/kl objective/entropy objective/non_score_reward objective/rlhf_reward objective/scores
+        policy/approxkl_avg policy/clipfrac_avg policy/entropy_avg loss/policy_avg loss/value_avg val/clipfrac_avg
+        val/ratio val/ratio_var val/num_eos_tokens lr episode"""
+    assert set(of_trl.split()) <= set(METRICS)
+
+
+# Lessons
+
+
+def lessons():
+    (table,) = tables(text_of("docs/lessons.md"))
+    return table
+
+
+@cache
+def functions_of(file):
+    return {node.name for node in ast.walk(ast.parse(text_of(file))) if isinstance(node, ast.FunctionDef)}
+
+
+def test_all_44_lessons_are_there_and_none_is_empty():
+    assert [row["no."] for row in lessons()] == [str(number) for number in range(1, 45)]
+    for row in lessons():
+        assert all(len(cell) > (0 if name == "no." else 10) for name, cell in row.items()), row
+        assert re.search(r"\(.*\d+.*\)", row["reported"]), f"row {row['no.']} names no issue"
+
+
+@pytest.mark.parametrize("row", lessons(), ids=lambda row: row["no."])
+def test_the_tests_that_hold_a_lesson_exist(row):
+    named = re.findall(r"`(tests/[\w/]+\.py)::(test_\w+)`", row["held by"])
+    assert named
+    missing = [
+        f"{file}::{test}" for file, test in named if not (REPOSITORY / file).is_file() or test not in functions_of(file)
+    ]
+    assert not missing

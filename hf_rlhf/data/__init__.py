@@ -2,12 +2,14 @@
 
 load_rows("pairs.jsonl.gz")      -> datasets.Dataset, or one InputError that names the file and line
 prepare_preferences(dataset)     -> pairs in the TRL format, and a report of what was dropped and why
-prepare_prompts(dataset)         -> prompts with their token ids, made once
+prepare_prompts(dataset)         -> prompts with their token ids, made once; a stream row by row
+prepare_texts(dataset)           -> token ids for the language-model loss of PPO-ptx
 pad_sequences(sequences)         -> (B, L)
 """
 
 from hf_rlhf.data.collate import lengths_to_mask, pad_sequences
 from hf_rlhf.data.files import load_rows
+from hf_rlhf.data.language_modeling import prepare_texts
 from hf_rlhf.data.preferences import PreferenceReport, PreparedPreferences, check_no_leak, prepare_preferences
 from hf_rlhf.data.prompts import prepare_prompts, require_rows
 
@@ -20,5 +22,6 @@ __all__ = [
     "pad_sequences",
     "prepare_preferences",
     "prepare_prompts",
+    "prepare_texts",
     "require_rows",
 ]

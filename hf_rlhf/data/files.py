@@ -245,18 +245,19 @@ def require_dataset(dataset: Any, *, source: str) -> Dataset:
     return dataset
 
 
-def require_columns(dataset: Dataset, names: Sequence[str], *, source: str) -> None:
-    """Raise InputError that names the missing columns, those found and the closest of them."""
-    missing = [name for name in names if name not in dataset.column_names]
+def require_columns(found: Sequence[str], names: Sequence[str], *, source: str) -> None:
+    """Raise InputError that names the columns of `names` missing among those `found`, and the closest found."""
+    missing = [name for name in names if name not in found]
     if not missing:
         return
     hints = []
     for name in missing:
-        close = difflib.get_close_matches(name, dataset.column_names, n=1, cutoff=0.5)
+        close = difflib.get_close_matches(name, found, n=1, cutoff=0.5)
         hints += [f'Did you mean "{close[0]}"? Then use dataset.rename_column("{close[0]}", "{name}")'] if close else []
     which = " and ".join(f'"{name}"' for name in missing)
-    found = ", ".join(dataset.column_names) or "none"
-    raise InputError(f"{source}: no column {which}; columns found: {found}. {' '.join(hints)}".rstrip())
+    raise InputError(
+        f"{source}: no column {which}; columns found: {', '.join(found) or 'none'}. {' '.join(hints)}".rstrip()
+    )
 
 
 def read_columns(dataset: Dataset, names: Sequence[str]) -> dict[str, list[Any]]:

@@ -89,7 +89,7 @@ def prepare_preferences(dataset: Dataset, *, source: str) -> PreparedPreferences
     from 0), for a `margin` that is no number, and when no row is left.
     """
     dataset = require_dataset(dataset, source=source)
-    require_columns(dataset, ("chosen", "rejected"), source=source)
+    require_columns(dataset.column_names, ("chosen", "rejected"), source=source)
     columns = read_columns(
         dataset, [n for n in ("prompt", "chosen", "rejected", "margin") if n in dataset.column_names]
     )
@@ -149,7 +149,7 @@ def check_no_leak(train: Dataset, test: Dataset) -> int:
 
 def _fingerprints(dataset: Dataset) -> tuple[list[bytes], list[bytes]]:
     """(prompts, pairs without their order) of a prepared set; no prompts for implicit-prompt text."""
-    require_columns(dataset, ("chosen", "rejected"), source="a set to check for leaks")
+    require_columns(dataset.column_names, ("chosen", "rejected"), source="a set to check for leaks")
     columns = read_columns(dataset, [name for name in ("prompt", "chosen", "rejected") if name in dataset.column_names])
     answers = zip(columns["chosen"], columns["rejected"], strict=True)
     unordered = [sorted(fingerprint(answer).hex() for answer in pair) for pair in answers]

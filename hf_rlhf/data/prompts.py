@@ -1,68 +1,104 @@
-"""Prompts: checked as a whole, tokenised once, never longer than the run allows."""
+"""Prompts: checked, tokenised once, never longer than the run allows. A loaded set as a whole, a stream row by row."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
-from hf_rlhf.data.files import list_rows, read_columns, require_columns, require_dataset
-from hf_rlhf.data.preferences import (
-    fingerprint,
-    list_problems,
-    messages_problem,
-    prepare_preferences,
-    text_problem,
-)
+from hf_rlhf.data.files import list_rows, read_columns, require_dataset
+from hf_rlhf.data.preferences import fingerprint, prepare_preferences
+from hf_rlhf.data.prompt_checks import OVERLONG_CHOICES, Overlong, check_prompts, require_prompt_column
+from hf_rlhf.data.streamed_prompts import prepare_streamed_prompts
+from hf_rlhf.data.tokens import tokenize_prompts
 from hf_rlhf.errors import InputError
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    from datasets import Dataset, IterableDataset
     from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
 
-Overlong = Literal["error", "filter", "truncate_left"]
+LoadedOrStreamed = TypeVar("LoadedOrStreamed", "Dataset", "IterableDataset")
 
 
 def prepare_prompts(
-    dataset: Dataset,
+    dataset: LoadedOrStreamed,
     tokenizer: PreTrainedTokenizerBase,
     *,
     max_prompt_length: int,
     source: str,
     overlong_prompts: Overlong = "error",
     chat_template_kwargs: Mapping[str, Any] | None = None,
-) -> Dataset:
+) -> LoadedOrStreamed:
     """The set with `prompt` as given (text or messages), `prompt_ids` (list of int) and every other column unchanged.
 
     A preference set without a `prompt` column gives each of its prompts once. Messages go through the tokenizer's chat
     template with a generation prompt; text is tokenised as it is. `overlong_prompts` says what becomes of prompts above
     `max_prompt_length` tokens: "truncate_left" keeps the last tokens of `prompt_ids` and leaves `prompt` whole.
 
+    Of an `IterableDataset` the first row is read here, and each row is checked and tokenised when its turn comes. It
+    needs a `prompt` column: the distinct prompts of preference pairs are only known once all have been read.
+
     Raises InputError for an empty set, a missing column, bad values (row numbers count from 0), messages without a
     chat template, and prompts that are too long.
     """
+    import datasets
+
     if overlong_prompts not in get_args(Overlong):
         raise InputError(f"overlong_prompts={overlong_prompts!r}; choose one of {', '.join(get_args(Overlong))}")
     if max_prompt_length < 1:
         raise InputError(f"max_prompt_length={max_prompt_length} leaves no room for a prompt; use at least 1")
+    if isinstance(dataset, datasets.IterableDataset):
+        return prepare_streamed_prompts(
+            dataset,
+            tokenizer,
+            max_prompt_length=max_prompt_length,
+            source=source,
+            overlong_prompts=overlong_prompts,
+            chat_template_kwargs=chat_template_kwargs or {},
+        )
     dataset = _with_prompts(require_dataset(dataset, source=source), source=source)
     prompts = read_columns(dataset, ["prompt"])["prompt"]
     check_prompts(prompts, source=source)
-
-    if isinstance(prompts[0], str):
-        prompt_ids = _tokenize_texts(prompts, tokenizer)
-    else:
-        prompt_ids = _tokenize_messages(prompts, tokenizer, chat_template_kwargs or {}, source=source)
-    if problems := list_problems("prompt", (None if ids else "no tokens" for ids in prompt_ids)):
-        raise InputError(f"{source}: {problems[0]} (rows count from 0). Every prompt needs at least one token")
-
+    prompt_ids = tokenize_prompts(prompts, tokenizer, chat_template_kwargs or {}, source=source)
     kept = _fitting_rows(prompt_ids, max_prompt_length, overlong_prompts, source=source)
     if "prompt_ids" in dataset.column_names:
         dataset = dataset.remove_columns("prompt_ids")
     dataset = dataset.select(kept) if len(kept) < len(dataset) else dataset
     return dataset.add_column("prompt_ids", [prompt_ids[row][-max_prompt_length:] for row in kept])  # pyright: ignore[reportCallIssue]
+
+
+def prompt_rows(
+    prompts: Sequence[Any], tokenizer: PreTrainedTokenizerBase, max_prompt_length: int | None = None
+) -> list[dict[str, Any]]:
+    """Rows with `prompt` and `prompt_ids` from prompts without a data set: all text, all messages, or all token ids.
+
+    Token ids stay what they are. Raises InputError as `prepare_prompts` does.
+    """
+    if len(prompts) == 0:
+        raise InputError("no prompts were given")
+    if _are_ids(prompts[0]):
+        if bad := [row for row, ids in enumerate(prompts) if not _are_ids(ids, vocab_size=len(tokenizer))]:
+            raise InputError(
+                f"prompts: {list_rows(bad)} of {len(prompts)} (counted from 0) are not what the first is: a list of one or"
+                f" more ids of the tokenizer's vocabulary of {len(tokenizer)}"
+            )
+        prompt_ids = [list(ids) for ids in prompts]
+        prompts = tokenizer.batch_decode(prompt_ids)
+    else:
+        check_prompts(prompts, source="prompts")
+        prompt_ids = tokenize_prompts(prompts, tokenizer, {}, source="prompts")
+    if max_prompt_length is not None:
+        _fitting_rows(prompt_ids, max_prompt_length, "error", source="prompts")
+    return [{"prompt": prompt, "prompt_ids": ids} for prompt, ids in zip(prompts, prompt_ids, strict=True)]
+
+
+def _are_ids(value: Any, vocab_size: int | None = None) -> bool:
+    """Whether this is a list of one or more token ids."""
+    if not isinstance(value, Sequence) or isinstance(value, str) or not value:
+        return False
+    return all(isinstance(token, int) and (vocab_size is None or 0 <= token < vocab_size) for token in value)
 
 
 def require_rows(dataset: Dataset, minimum: int, *, source: str, why: str) -> None:
@@ -74,30 +110,10 @@ def require_rows(dataset: Dataset, minimum: int, *, source: str, why: str) -> No
         )
 
 
-def check_prompts(prompts: Sequence[Any], *, source: str) -> None:
-    """Raise InputError unless all prompts are text, or all are messages that leave the next turn to the assistant."""
-    conversational = isinstance(next((prompt for prompt in prompts if prompt is not None), None), list)
-    problem_of = prompt_messages_problem if conversational else text_problem
-    if problems := list_problems("prompt", map(problem_of, prompts)):
-        raise InputError(
-            f"{source}: prompts that cannot be used, in a set of {len(prompts)} rows (rows count from 0):\n  "
-            + "\n  ".join(problems)
-            + "\nA prompt is text, or a list of messages that does not end with the assistant's. "
-            "Mend these rows, or leave them out with dataset.filter(...)"
-        )
-
-
-def prompt_messages_problem(value: Any) -> str | None:
-    problem = messages_problem(value)
-    if problem is None and value[-1]["role"] == "assistant":
-        return "a last message from the assistant (the policy writes that one)"
-    return problem
-
-
 def _with_prompts(dataset: Dataset, *, source: str) -> Dataset:
     """The set itself when it has prompts; else the distinct prompts of its preference pairs."""
     if "prompt" in dataset.column_names or not {"chosen", "rejected"} <= set(dataset.column_names):
-        require_columns(dataset, ["prompt"], source=source)
+        require_prompt_column(dataset.column_names, source=source)
         return dataset
     pairs, report = prepare_preferences(dataset, source=source)
     if "prompt" not in pairs.column_names:
@@ -109,40 +125,6 @@ def _with_prompts(dataset: Dataset, *, source: str) -> Dataset:
     answers = [name for name in ("chosen", "rejected", "margin") if name in pairs.column_names]
     logger.info("%s; %d distinct prompts", report, len(first_rows))
     return pairs.select(sorted(first_rows.values())).remove_columns(answers)
-
-
-def _tokenize_texts(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-    return tokenizer(list(texts), verbose=False)["input_ids"]  # pyright: ignore[reportReturnType]
-
-
-def _tokenize_messages(
-    prompts: Sequence[Sequence[Mapping[str, Any]]],
-    tokenizer: PreTrainedTokenizerBase,
-    chat_template_kwargs: Mapping[str, Any],
-    *,
-    source: str,
-) -> list[list[int]]:
-    if not tokenizer.chat_template:
-        raise InputError(
-            f"{source}: the prompts are lists of messages, and the tokenizer {tokenizer.name_or_path or ''} has no chat "
-            "template. Pass plain-text prompts, set --chat_template_path, or use an instruct model"
-        )
-    prompt_ids = []
-    for row, prompt in enumerate(prompts):
-        # datasets fills keys that only other messages have with None, and templates take those for given
-        # (transformers removes them itself since some version after 5.8)
-        messages = [{key: value for key, value in message.items() if value is not None} for message in prompt]
-        try:
-            encoded = tokenizer.apply_chat_template(
-                messages, add_generation_prompt=True, tokenize=True, return_dict=True, **chat_template_kwargs
-            )
-        except Exception as error:  # templates raise what they like: jinja2's errors, TypeError, ...
-            raise InputError(
-                f"{source}: the chat template refuses row {row} (rows count from 0): {error}. Mend the row's messages, "
-                "or set --chat_template_path"
-            ) from error
-        prompt_ids.append(encoded["input_ids"])  # pyright: ignore
-    return prompt_ids
 
 
 def _fitting_rows(
@@ -158,10 +140,7 @@ def _fitting_rows(
         f"counted from 0; the longest has {longest}"
     )
     if overlong_prompts == "error":
-        options = (
-            'overlong_prompts="filter" (leave them out) or overlong_prompts="truncate_left" (keep their last tokens)'
-        )
-        raise InputError(f"{message}. Raise max_prompt_length to {longest}, or set {options}")
+        raise InputError(f"{message}. Raise max_prompt_length to {longest}, or set {OVERLONG_CHOICES}")
     if overlong_prompts == "filter" and len(too_long) == len(prompt_ids):
         raise InputError(f'{message}. overlong_prompts="filter" leaves no prompt; raise max_prompt_length')
     logger.warning("%s; %s", message, "left out" if overlong_prompts == "filter" else "cut on the left")

@@ -97,7 +97,7 @@ def _side(model: Model, trajectories: list[Trajectory], temperature: float, judg
     sequences = Sequences.from_trajectories(trajectories).to(next(base_of(model).parameters()).device)
     with torch.no_grad():
         policy = PolicyWithValue(model)
-        start = policy(sequences, temperature=temperature, reference=True).logprobs
+        start = policy.reference_logprobs(sequences, temperature=temperature)
         trained = policy(sequences, temperature=temperature).logprobs
 
     def per_reply(values: Tensor) -> list[float]:

@@ -8,15 +8,18 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
+from torch.nn import Parameter
 
 from hf_rlhf.errors import InputError
 from hf_rlhf.types import Model
 
-POLICY, REFERENCE, REWARD = "policy", "reference", "reward"
+POLICY, CRITIC, REFERENCE, REWARD = "policy", "critic", "reference", "reward"
 
 
 def is_peft_model(model: Model) -> bool:
@@ -32,11 +35,12 @@ def base_of(model: Model) -> Model:
 
 
 @contextlib.contextmanager
-def use_adapter(model: Model, name: str | None) -> Iterator[None]:
+def use_adapter(model: Model, name: str | None, *, keep_gradients: bool = False) -> Iterator[None]:
     """Run the block with adapter `name`, or with all adapters off when `name` is None.
 
     Active adapter, `requires_grad` of every parameter and train/eval mode are as before afterwards, whatever happens.
-    Blocks may be nested.
+    Inside, adapter `name` takes no gradients, unless `keep_gradients` leaves each parameter as it was. Blocks may be
+    nested.
     """
     modes = [(module, module.training) for module in model.modules()]
     gradients = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
@@ -47,6 +51,9 @@ def use_adapter(model: Model, name: str | None) -> Iterator[None]:
         else:
             model.base_model.enable_adapter_layers()
             model.set_adapter(name, inference_mode=True)
+        if keep_gradients:
+            for parameter, required in gradients:
+                parameter.requires_grad_(required)
         yield
     finally:
         model.base_model.enable_adapter_layers()
@@ -60,9 +67,42 @@ def use_adapter(model: Model, name: str | None) -> Iterator[None]:
 
 
 def _adapters_are_off(model: Model) -> bool:
+    return any(layer.disable_adapters for layer in _adapter_layers(model))
+
+
+def _adapter_layers(model: Model) -> list[Any]:
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    return any(module.disable_adapters for module in model.modules() if isinstance(module, BaseTunerLayer))
+    return [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+
+
+def same_adapter_in_recomputation(model: Model) -> Callable[[], tuple[Any, Any]]:
+    """A `context_fn` for `torch.utils.checkpoint`: the backward pass recomputes a block as the forward pass ran it.
+
+    It runs long after `use_adapter` and `compute_in_base_dtype` are left, and would meet another adapter or dtype.
+    """
+    layers = _adapter_layers(model)
+
+    def settings() -> list[tuple[Any, ...]]:
+        return [
+            (layer._active_adapter, layer._disable_adapters, getattr(layer, "cast_input_dtype_enabled", True))
+            for layer in layers
+        ]
+
+    def apply(values: list[tuple[Any, ...]]) -> None:
+        for layer, value in zip(layers, values, strict=True):
+            layer._active_adapter, layer._disable_adapters, layer.cast_input_dtype_enabled = value
+
+    @contextlib.contextmanager
+    def as_in_forward(values: list[tuple[Any, ...]]) -> Iterator[None]:
+        now = settings()
+        apply(values)
+        try:
+            yield
+        finally:
+            apply(now)
+
+    return lambda: (contextlib.nullcontext(), as_in_forward(settings()))
 
 
 @contextlib.contextmanager
@@ -72,14 +112,20 @@ def compute_in_base_dtype(model: Model) -> Iterator[None]:
     PEFT casts a layer's whole input to the adapter's dtype. Autocast casts the small matrices instead; gradients still
     arrive in fp32. Does nothing when the base is fp32.
     """
-    from peft.helpers import disable_input_dtype_casting
-
     dtype = base_dtype(model)
     if dtype not in (torch.bfloat16, torch.float16):
         yield
         return
-    with disable_input_dtype_casting(model), torch.autocast(next(model.parameters()).device.type, dtype=dtype):
-        yield
+    # As peft.helpers.disable_input_dtype_casting does, which some kinds of adapter (IA3) are not made for.
+    casting = [layer for layer in _adapter_layers(model) if getattr(layer, "cast_input_dtype_enabled", False)]
+    for layer in casting:
+        layer.cast_input_dtype_enabled = False
+    try:
+        with torch.autocast(next(model.parameters()).device.type, dtype=dtype):
+            yield
+    finally:
+        for layer in casting:
+            layer.cast_input_dtype_enabled = True
 
 
 def base_dtype(model: Model) -> torch.dtype:
@@ -133,6 +179,46 @@ def load_frozen_adapter(model: Model, folder: str | os.PathLike, name: str) -> N
     model.load_adapter(str(folder), name, is_trainable=False)
     for module, training in modes:  # PEFT puts the whole model into eval mode here
         module.training = training
+
+
+def add_trainable_adapter(model: Model, name: str, config, weights: dict[str, Tensor] | None = None) -> None:
+    """Add a LoRA adapter that takes gradients beside the active one: fresh, or with `weights` from an adapter file."""
+    from peft import set_peft_model_state_dict
+
+    modes = [(module, module.training) for module in model.modules()]
+    gradients = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    model.add_adapter(name, config)
+    if weights is not None:
+        set_peft_model_state_dict(model, weights, adapter_name=name)
+    for parameter, required in gradients:
+        parameter.requires_grad_(required)
+    for parameter in adapter_parameters(model, name):
+        parameter.requires_grad_(True)
+    for module, training in modes:
+        module.training = training
+
+
+def adapter_parameters(model: Model, name: str) -> list[Parameter]:
+    """The parameters of adapter `name`."""
+    return [parameter for key, parameter in model.named_parameters() if name in key.split(".")]
+
+
+def load_adapter_weights(model: Model, file: str | os.PathLike, name: str) -> None:
+    """Replace the weights of adapter `name` by those in `file`."""
+    from peft import set_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    result = set_peft_model_state_dict(model, load_file(file), adapter_name=name)
+    if result.unexpected_keys:
+        raise InputError(f"{file} holds weights that the adapter {name!r} has not, such as {result.unexpected_keys[0]}")
+
+
+def overwrite_adapter(model: Model, source: str, target: str) -> None:
+    """Give adapter `target` the weights of `source`; both exist and have the same shapes."""
+    from peft import get_peft_model_state_dict, set_peft_model_state_dict
+
+    state = get_peft_model_state_dict(model, adapter_name=source)
+    set_peft_model_state_dict(model, {key: tensor.clone() for key, tensor in state.items()}, adapter_name=target)
 
 
 def copy_adapter(model: Model, source: str, target: str) -> None:

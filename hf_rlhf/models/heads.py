@@ -3,6 +3,7 @@
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,31 +15,56 @@ CONFIG_NAME = "value_head_config.json"
 
 
 class ValueHead(nn.Module):
-    """One linear map from a hidden state to a value: `(..., H) -> (...)`, always computed in fp32.
+    """From a hidden state to a value, `(..., H) -> (...)`: linear, or with one hidden layer. Always computed in fp32.
 
     Starts at zero, so that the first advantages are the rewards themselves and not a random function of the state.
-    Its parameters are named `summary.*`, as in TRL's old value head.
+    The parameters of the last layer are named `summary.*`, as in TRL's old value head.
+
+    Args:
+        hidden_size: `H`.
+        mlp_size: width of a hidden layer with a SiLU behind it; None for a linear head.
+        init_std: standard deviation of the last layer's random start; 0 makes every first value 0.
     """
 
-    def __init__(self, hidden_size: int):
+    def __init__(self, hidden_size: int, mlp_size: int | None = None, init_std: float = 0.0):
         super().__init__()
-        self.summary = nn.Linear(hidden_size, 1, dtype=torch.float32)
-        nn.init.zeros_(self.summary.weight)
+        self.hidden = None if mlp_size is None else nn.Linear(hidden_size, mlp_size, dtype=torch.float32)
+        self.summary = nn.Linear(mlp_size or hidden_size, 1, dtype=torch.float32)
+        nn.init.normal_(self.summary.weight, std=init_std) if init_std else nn.init.zeros_(self.summary.weight)
         nn.init.zeros_(self.summary.bias)
 
     def forward(self, hidden: Tensor) -> Tensor:
         with torch.autocast(hidden.device.type, enabled=False):
-            return self.summary(hidden.float()).squeeze(-1)
+            hidden = hidden.float()
+            if self.hidden is not None:
+                hidden = nn.functional.silu(self.hidden(hidden))
+            return self.summary(hidden).squeeze(-1)
 
-    def save_pretrained(self, folder: str | os.PathLike) -> None:
-        """Write `value_head.safetensors` and `value_head_config.json` into `folder`."""
+    @property
+    def hidden_size(self) -> int:
+        """`H`, the size of the states it reads."""
+        return (self.summary if self.hidden is None else self.hidden).in_features
+
+    @property
+    def mlp_size(self) -> int | None:
+        """Width of the hidden layer; None for a linear head."""
+        return None if self.hidden is None else self.hidden.out_features
+
+    def save_pretrained(self, folder: str | os.PathLike, **facts: Any) -> None:
+        """Write `value_head.safetensors` and `value_head_config.json`; `facts` are added to the latter."""
         from safetensors.torch import save_file
 
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         state = {f"v_head.{name}": tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
         save_file(state, folder / WEIGHTS_NAME, metadata={"format": "pt"})
-        config = {"type": "linear", "hidden_size": self.summary.in_features}
+        first = self.summary if self.hidden is None else self.hidden
+        config = {
+            "type": "linear" if self.hidden is None else "mlp",
+            "hidden_size": first.in_features,
+            "mlp_size": self.mlp_size,
+            **facts,
+        }
         (folder / CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
     @classmethod
@@ -50,6 +76,28 @@ class ValueHead(nn.Module):
         if not file.is_file():
             raise InputError(f"{folder}: no {WEIGHTS_NAME}; a policy trained with PPO has one beside its adapter")
         state = {name.removeprefix("v_head."): tensor for name, tensor in load_file(file).items()}
-        head = cls(state["summary.weight"].shape[1])
+        if "hidden.weight" in state:
+            mlp_size, hidden_size = state["hidden.weight"].shape
+            head = cls(hidden_size, mlp_size)
+        else:
+            head = cls(state["summary.weight"].shape[1])
         head.load_state_dict(state)
         return head
+
+    @classmethod
+    def from_score(cls, weight: Tensor, bias: Tensor | None = None) -> "ValueHead":
+        """The head whose value is a reward model's score: `weight` `(1, H)`, `bias` `(1,)`."""
+        head = cls(weight.shape[1])
+        with torch.no_grad():
+            head.summary.weight.copy_(weight)
+            if bias is not None:
+                head.summary.bias.copy_(bias)
+        return head
+
+
+def critic_kind(folder: str | os.PathLike) -> str:
+    """What kind of critic the head in `folder` belongs to."""
+    file = Path(folder) / CONFIG_NAME
+    if not file.is_file():  # as old TRL's heads come
+        return "value_head"
+    return json.loads(file.read_text(encoding="utf-8")).get("critic", "value_head")

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 
 from hf_rlhf.errors import InputError
+from hf_rlhf.models.adapters import base_of
+from hf_rlhf.types import Model
 
 EMBEDDED_MODEL = "embedded:smollm2-135m-instruct"
 _EMBEDDED_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -40,11 +42,79 @@ def public_name(name_or_path: str) -> str:
 def load_causal_lm(name_or_path: str, *, dtype: str | torch.dtype = "bfloat16", **kwargs: Any):
     """Load a causal language model in `dtype`; `kwargs` go to `AutoModelForCausalLM.from_pretrained`.
 
-    Raises `InputError` when the model cannot be found or is not a decoder-only language model.
+    Raises `InputError` when the model cannot be found, is not a causal language model on text (`require_causal_lm`), or
+    has no trained head, as a reward model has none.
     """
     from transformers import AutoModelForCausalLM
 
-    return _load(AutoModelForCausalLM, name_or_path, dtype=dtype, **kwargs)
+    if (config := _config(name_or_path, **kwargs)) is not None:
+        require_causal_lm(config, repr(name_or_path))
+    loaded: Any = _load(AutoModelForCausalLM, name_or_path, dtype=dtype, output_loading_info=True, **kwargs)
+    model, info = loaded
+    head = [f"{name}.weight" for name, module in model.named_modules() if module is model.get_output_embeddings()]
+    if untrained := [name for name in head if name in info["missing_keys"]]:
+        raise InputError(
+            f"{name_or_path!r} has no trained language-model head: its weights have no {untrained[0]}, so it would speak"
+            f" at random (it was saved as {', '.join(model.config.architectures or ['a model without a name'])})\n"
+            "Give a model that was trained to write text; a reward model belongs to the rewards."
+        )
+    return model
+
+
+def require_causal_lm(model_or_config: Model, source: str) -> None:
+    """Raise `InputError` unless a model, or the model that a config describes, is a causal language model on text.
+
+    `source` names it in the message: a path in quotes, or the class of an object.
+    """
+    if kind := _other_kind(model_or_config):
+        raise InputError(
+            f"{source} is {kind}; PPO here trains causal language models on text, which go on from where a prompt ends\n"
+            "Give a decoder-only text model, such as 'HuggingFaceTB/SmolLM2-135M-Instruct' or 'Qwen/Qwen3-0.6B'."
+        )
+
+
+def _other_kind(model_or_config: Model) -> str | None:
+    """What it is that is not a causal language model on text; None for one that is."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING, PreTrainedConfig
+
+    if isinstance(model_or_config, PreTrainedConfig):
+        config = model_or_config
+        model_class = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+        text_config_class = config.sub_configs.get("text_config")
+        if model_class is not None and getattr(model_class, "config_class", None) is text_config_class:
+            config = config.get_text_config()  # AutoModelForCausalLM takes the text part alone, as of Qwen 3.5
+        writes = model_class is not None or "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
+    else:
+        config = base_of(model_or_config).config
+        writes = base_of(model_or_config).can_generate()
+    if config.is_encoder_decoder:
+        return f"a sequence-to-sequence model ({config.model_type})"
+    if type(config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False):
+        return f"an encoder ({config.model_type}), whose tokens see those behind them"
+    beside_text = [name for name in ("vision_config", "audio_config") if getattr(config, name, None) is not None]
+    if beside_text or config.get_text_config() is not config:
+        return f"a model of text together with images or sound ({config.model_type})"
+    return None if writes else f"a {config.model_type} model without a language-model head"
+
+
+def _config(name_or_path: str, **kwargs: Any):
+    """The config of a model; None where there is none to read, and loading the model will say why."""
+    from transformers import AutoConfig
+
+    of_the_hub = (
+        "cache_dir",
+        "local_files_only",
+        "revision",
+        "subfolder",
+        "token",
+        "trust_remote_code",
+        "code_revision",
+    )
+    kwargs = {name: value for name, value in kwargs.items() if name in of_the_hub}
+    try:
+        return AutoConfig.from_pretrained(resolve_model(name_or_path), **kwargs)
+    except (OSError, ValueError, ImportError):
+        return None
 
 
 def load_sequence_classifier(name_or_path: str, *, dtype: str | torch.dtype = "bfloat16", **kwargs: Any):
@@ -52,6 +122,19 @@ def load_sequence_classifier(name_or_path: str, *, dtype: str | torch.dtype = "b
     from transformers import AutoModelForSequenceClassification
 
     return _load(AutoModelForSequenceClassification, name_or_path, dtype=dtype, num_labels=1, **kwargs)
+
+
+def load_full_weights(model: Model, folder: str | os.PathLike) -> None:
+    """Replace all weights of `model` by those that its `save_pretrained` wrote to `folder`; its dtype stays.
+
+    Raises `InputError` when there are none, or they are of another model.
+    """
+    try:
+        # Some architectures are stored under other names than they have in memory, and from_pretrained knows them.
+        stored = type(model).from_pretrained(folder, dtype=model.dtype)
+        model.load_state_dict(stored.state_dict())
+    except (OSError, ValueError, RuntimeError) as error:
+        raise InputError(f"{folder}: no weights of this model to go on from: {_first_line(error)}") from error
 
 
 def load_tokenizer(name_or_path: str, *, distinct_padding: bool = True, **kwargs: Any):

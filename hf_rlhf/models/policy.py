@@ -1,16 +1,18 @@
-"""The policy, its value head and its reference as one module, so that one wrapper (DDP, FSDP) holds all of them."""
+"""The policy, its critic and its reference as one module, so that one wrapper (DDP, FSDP) holds all of them."""
 
 import copy
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import Parameter
 
 from hf_rlhf.errors import InputError
+from hf_rlhf.models.adapter_kinds import require_trainable_adapter
 from hf_rlhf.models.adapters import (
     POLICY,
     REFERENCE,
@@ -18,37 +20,48 @@ from hf_rlhf.models.adapters import (
     compute_in_base_dtype,
     copy_adapter,
     is_peft_model,
+    load_adapter_weights,
+    overwrite_adapter,
+    same_adapter_in_recomputation,
     save_adapter,
     use_adapter,
 )
+from hf_rlhf.models.backbone import counted_ids, counted_states, disable_dropout, logits_head, state_width
+from hf_rlhf.models.critics import ADAPTER_FILE, Critic, ModelCritic, ValueHeadCritic
 from hf_rlhf.models.heads import ValueHead
-from hf_rlhf.ops.logprobs import token_logprobs
+from hf_rlhf.models.load import load_full_weights, require_causal_lm
+from hf_rlhf.ops.logprobs import token_kl, token_logprobs
 from hf_rlhf.types import Model, Sequences
+
+REFERENCE_FOLDER = "reference"
 
 
 class PolicyOutput(NamedTuple):
-    """Per-token results, zero where the mask is False."""
+    """Per-token results, zero where the mask is False; None where they were not asked for."""
 
     logprobs: Tensor  # (B, T) fp32
-    values: Tensor | None  # (B, T) fp32, of the state before each token
-    entropy: Tensor | None  # (B, T) fp32
+    values: Tensor | None = None  # (B, T) fp32, of the state before each token
+    entropy: Tensor | None = None  # (B, T) fp32
+    kl: Tensor | None = None  # (B, T) fp32, exact KL(policy || reference) over the vocabulary
+    text_logprobs: Tensor | None = None  # (B', T') fp32, of the texts given besides
 
 
 class PolicyWithValue(nn.Module):
-    """A causal LM with a value head, and the frozen reference it is held to.
+    """A causal LM with a critic, and the frozen reference it is held to.
 
     The reference is, in this order: `ref_model` when given; the frozen adapter `reference` when the policy started
-    from an adapter; the base with its adapters off when the policy is a fresh adapter; else a frozen copy.
+    from an adapter (or the reference is to follow it); the base with its adapters off when the policy is a fresh
+    adapter; else a frozen copy.
     """
 
-    def __init__(self, model: Model, value_head: ValueHead | None = None, ref_model: Model | None = None):
+    def __init__(self, model: Model, critic: Critic | None = None, ref_model: Model | None = None):
         super().__init__()
         self.model = model
-        backbone = base_of(model)
-        self.config = backbone.config
-        self.value_head = value_head or ValueHead(self.config.get_text_config().hidden_size)
+        self.config = base_of(model).config
+        self.critic = critic or ValueHeadCritic(ValueHead(state_width(base_of(model))))
         if ref_model is None and not is_peft_model(model):
             ref_model = copy.deepcopy(model)
+        self._dropout_in_configs: list[tuple[Any, str, float]] = []
         self.reference_model = None if ref_model is None else ref_model.requires_grad_(False).eval()
 
     def forward(
@@ -56,47 +69,110 @@ class PolicyWithValue(nn.Module):
         sequences: Sequences,
         *,
         temperature: float = 1.0,
-        reference: bool = False,
+        values: bool = True,
         entropy: bool = False,
+        full_kl: bool = False,
+        texts: Sequences | None = None,
     ) -> PolicyOutput:
-        """Score the counted tokens of `sequences` under the policy, or under its reference (which has no values)."""
-        with self._reference() if reference else nullcontext(self.model) as model, compute_in_base_dtype(model):
-            causal_lm = base_of(model)
-            rows, columns = sequences.counted
-            states = backbone_states(causal_lm, sequences)  # (B, L, H)
-            positions = sequences.prompt_lengths[rows] + columns
-            # One contiguous (N, H) matrix: a slice of `states` would send lm_head down a path that copies its weight.
-            hidden = states[rows, positions - 1]
+        """Score the counted tokens of `sequences`.
+
+        Everything of one update goes through one call, since DDP counts calls: `texts` are sequences besides, scored
+        by the policy at temperature 1.
+        """
+        support = sequences.counted_support()
+        vocab_size = self.config.get_text_config().vocab_size
+        with compute_in_base_dtype(self.model):
+            hidden = counted_states(base_of(self.model), sequences)  # (N, H)
+            head = logits_head(base_of(self.model))
             scored = token_logprobs(
                 hidden,
-                sequences.input_ids[rows, positions],
-                logits_head(causal_lm),
+                counted_ids(sequences),
+                head,
                 temperature=temperature,
-                support=sequences.counted_support(),
+                support=support,
                 entropy=entropy,
-                vocab_size=self.config.get_text_config().vocab_size,
+                vocab_size=vocab_size,
             )
-            values = None if reference else self.value_head(hidden)
-
-        def as_columns(flat: Tensor) -> Tensor:
-            return flat.new_zeros(sequences.mask.shape).index_put((rows, columns), flat)
-
+            kl = None
+            if full_kl:
+                with torch.no_grad(), self.reference() as reference:
+                    reference_hidden = counted_states(base_of(reference), sequences)
+                kl = token_kl(
+                    hidden,
+                    head,
+                    reference_hidden,
+                    self._reference_head,
+                    temperature=temperature,
+                    support=support,
+                    vocab_size=vocab_size,
+                )
+            of_texts = None
+            if texts is not None:
+                of_texts = token_logprobs(
+                    counted_states(base_of(self.model), texts), counted_ids(texts), head, vocab_size=vocab_size
+                )
+        of_states = self.critic(self.model, sequences, hidden) if values else None
         return PolicyOutput(
-            as_columns(scored.logprobs),
-            None if values is None else as_columns(values),
-            None if scored.entropy is None else as_columns(scored.entropy),
+            _as_columns(scored.logprobs, sequences),
+            None if of_states is None else _as_columns(of_states, sequences),
+            None if scored.entropy is None else _as_columns(scored.entropy, sequences),
+            None if kl is None else _as_columns(kl, sequences),
+            None if of_texts is None or texts is None else _as_columns(of_texts.logprobs, texts),
         )
 
+    @torch.no_grad()
+    def reference_logprobs(self, sequences: Sequences, *, temperature: float = 1.0) -> Tensor:
+        """Log-probabilities `(B, T)` of the counted tokens under the reference."""
+        with self.reference() as model:
+            scored = token_logprobs(
+                counted_states(base_of(model), sequences),
+                counted_ids(sequences),
+                logits_head(base_of(model)),
+                temperature=temperature,
+                support=sequences.counted_support(),
+                vocab_size=self.config.get_text_config().vocab_size,
+            )
+        return _as_columns(scored.logprobs, sequences)
+
     @contextmanager
-    def _reference(self) -> Iterator[Model]:
+    def reference(self) -> Iterator[Model]:
+        """The reference model, at work as long as the block."""
         if self.reference_model is not None:
             self.reference_model.eval()  # Trainer puts the whole module into train mode
-            yield self.reference_model
+            with compute_in_base_dtype(self.reference_model):
+                yield self.reference_model
             return
         name = REFERENCE if REFERENCE in self.model.peft_config else None
-        with use_adapter(self.model, name):
+        with use_adapter(self.model, name), compute_in_base_dtype(self.model):
             self.model.eval()
             yield self.model
+
+    def _reference_head(self, hidden: Tensor) -> Tensor:
+        with self.reference() as model:
+            return logits_head(base_of(model))(hidden)
+
+    def refresh_reference(self) -> None:
+        """Make the reference what the policy is now."""
+        if self.reference_model is not None:
+            self.reference_model.load_state_dict(self.model.state_dict())
+        else:
+            overwrite_adapter(self.model, POLICY, REFERENCE)
+
+    @property
+    def value_head(self) -> ValueHead:
+        """The critic's head."""
+        return self.critic.head
+
+    def critic_parameters(self) -> list[Parameter]:
+        """The trained parameters that are the critic's alone."""
+        return self.critic.trained_parameters(self.model)
+
+    def policy_parameters(self) -> list[Parameter]:
+        """The trained parameters that are the policy's."""
+        critics = {id(parameter) for parameter in self.critic_parameters()}
+        return [
+            parameter for parameter in self.parameters() if parameter.requires_grad and id(parameter) not in critics
+        ]
 
     @property
     def dtype(self) -> torch.dtype:
@@ -105,12 +181,22 @@ class PolicyWithValue(nn.Module):
 
     def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict | None = None, **kwargs: Any) -> None:
         """Recompute activations in the backward pass; called by `transformers.Trainer`."""
-        base_of(self.model).gradient_checkpointing_enable(
-            gradient_checkpointing_kwargs=gradient_checkpointing_kwargs,
-            **kwargs,  # newer versions say here which layers, and where activations go
-        )
-        if is_peft_model(self.model):  # otherwise no checkpointed block has an input that needs a gradient
-            base_of(self.model).enable_input_require_grads()
+        given = gradient_checkpointing_kwargs or {}
+        if given.get("use_reentrant"):
+            raise InputError(
+                'gradient_checkpointing_kwargs={"use_reentrant": true} loses the adapter that a block ran with; leave it'
+                " out or set it to false"
+            )
+        for model in self._trained_models():
+            settings: dict[str, Any] = {"use_reentrant": False, **given}
+            if is_peft_model(model):
+                settings["context_fn"] = same_adapter_in_recomputation(model)
+            base_of(model).gradient_checkpointing_enable(
+                gradient_checkpointing_kwargs=settings,
+                **kwargs,  # newer versions say here which layers, and where activations go
+            )
+            if is_peft_model(model):  # otherwise no checkpointed block has an input that needs a gradient
+                base_of(model).enable_input_require_grads()
 
     def activation_checkpointing_enable(
         self, activation_checkpointing_kwargs: dict | None = None, **kwargs: Any
@@ -120,97 +206,122 @@ class PolicyWithValue(nn.Module):
 
     def gradient_checkpointing_disable(self) -> None:
         """Undo `gradient_checkpointing_enable`."""
-        base_of(self.model).gradient_checkpointing_disable()
+        for model in self._trained_models():
+            base_of(model).gradient_checkpointing_disable()
+
+    def _trained_models(self) -> list[Model]:
+        return [self.model, self.critic.model] if isinstance(self.critic, ModelCritic) else [self.model]
+
+    def disable_dropout(self) -> None:
+        """Switch dropout off, everywhere; what is saved keeps the probabilities it had."""
+        self._dropout_in_configs = disable_dropout(self)
+
+    @contextmanager
+    def _own_dropout(self) -> Iterator[None]:
+        for config, name, value in self._dropout_in_configs:
+            setattr(config, name, value)
+        try:
+            yield
+        finally:
+            for config, name, _ in self._dropout_in_configs:
+                setattr(config, name, 0.0)
 
     def save_pretrained(self, folder: str | os.PathLike) -> None:
-        """Write what plain transformers + peft load: the policy's adapter (or full model), and the value head."""
+        """Write what plain transformers + peft load: the policy's adapter (or full model), and the critic."""
+        with self._own_dropout():
+            self._save_pretrained(folder)
+
+    def _save_pretrained(self, folder: str | os.PathLike) -> None:
         if is_peft_model(self.model):
             save_adapter(self.model, POLICY, folder)
         else:
             self.model.save_pretrained(folder)
-        self.value_head.save_pretrained(folder)
+        self.critic.save_pretrained(self.model, folder)
+
+    def save_reference(self, folder: str | os.PathLike) -> None:
+        """Write the reference below `folder`, as a checkpoint of a run that refreshes it needs."""
+        folder = Path(folder) / REFERENCE_FOLDER
+        if self.reference_model is not None:
+            self.reference_model.save_pretrained(folder)
+        else:
+            save_adapter(self.model, REFERENCE, folder)
 
     def load_weights(self, folder: str | os.PathLike) -> None:
-        """Replace the policy's trained weights and the value head by those in `folder`, for resuming."""
-        from safetensors.torch import load_file
-
-        file = Path(folder) / ("adapter_model.safetensors" if is_peft_model(self.model) else "model.safetensors")
-        if not file.is_file():
-            raise InputError(f"{folder}: no {file.name} to resume from")
+        """Replace the trained weights by those in `folder`, and the reference if it was saved; for resuming."""
         if is_peft_model(self.model):
-            from peft import set_peft_model_state_dict
-
-            set_peft_model_state_dict(self.model, load_file(file), adapter_name=POLICY)
+            _load_into(self.model, folder, POLICY)
         else:
-            self.model.load_state_dict(load_file(file), strict=False)  # tied weights are stored once
-        self.value_head.load_state_dict(ValueHead.from_pretrained(folder).state_dict())
+            _load_into(self.model, folder)
+        self.critic.load_weights(self.model, folder)
+        reference = Path(folder) / REFERENCE_FOLDER
+        if reference.is_dir() and self.reference_model is not None:
+            _load_into(self.reference_model, reference)
+        elif reference.is_dir():
+            _load_into(self.model, reference, REFERENCE)
 
 
-def wrap_policy(model: Model, peft_config=None) -> Model:
+def _load_into(model: Model, folder: str | os.PathLike, adapter: str | None = None) -> None:
+    if adapter is None:
+        load_full_weights(model, folder)
+    elif (file := Path(folder) / ADAPTER_FILE).is_file():
+        load_adapter_weights(model, file, adapter)
+    else:
+        raise InputError(f"{folder}: no {file.name} to resume from")
+
+
+def _as_columns(flat: Tensor, sequences: Sequences) -> Tensor:
+    """From counted tokens `(N,)` to `(B, T)`."""
+    return flat.new_zeros(sequences.mask.shape).index_put(sequences.counted, flat)
+
+
+def wrap_policy(model: Model, peft_config=None, *, keep_reference: bool = False) -> Model:
     """Make `model` trainable as a policy: full fine-tuning, a fresh LoRA adapter, or going on from a PEFT model.
 
-    A `PeftModel` keeps its active adapter as the policy's start, and a frozen copy of it becomes the reference.
+    A `PeftModel` keeps its active adapter as the policy's start, and a frozen copy of it becomes the reference. With
+    `keep_reference` a fresh adapter gets such a copy too, for a reference that follows the policy.
     Raises `InputError` for a `PeftModel` together with `peft_config`, and for adapters that are not LoRA-like.
     """
     from peft import get_peft_model
 
+    if getattr(base_of(model).config, "output_router_logits", False):
+        base_of(model).config.output_router_logits = False  # an auxiliary loss that sampling cannot compute
+    require_causal_lm(model, f"the model, a {type(base_of(model)).__name__},")
     if is_peft_model(model):
         if peft_config is not None:
             raise InputError("the model is a PeftModel already: give either the PeftModel or a peft_config, not both")
         start = model.active_adapter
+        require_trainable_adapter(model.peft_config[start])
         if start != POLICY:
             copy_adapter(model, start, POLICY)
         copy_adapter(model, start, REFERENCE)
         model.set_adapter(POLICY)
-        return model
+        return _trained_in_fp32(model)
     if getattr(model, "peft_config", None):
         raise InputError(
             "the model carries an adapter that from_pretrained injected, so its base cannot be told apart; load the base"
             " and wrap it with peft.PeftModel.from_pretrained(base, adapter)"
         )
     if peft_config is None:
+        if getattr(model, "is_quantized", False):
+            raise InputError(
+                "the weights of a quantized model cannot be trained; train LoRA adapters on it (peft_config)"
+            )
         if model.dtype != torch.float32:
             raise InputError(
                 f"full fine-tuning in {model.dtype} loses almost every update to rounding; load the model with dtype"
                 " float32, or train LoRA adapters (use_peft, peft_config)"
             )
         return model.requires_grad_(True)
-    if peft_config.is_prompt_learning:
-        raise InputError(
-            f"peft_type={peft_config.peft_type.value} changes the prompt, not the weights, and is not supported; "
-            "use LoRA (also with use_dora or use_rslora)"
-        )
-    return get_peft_model(model, peft_config, adapter_name=POLICY)
+    require_trainable_adapter(peft_config)
+    wrapped = get_peft_model(model, peft_config, adapter_name=POLICY)
+    if keep_reference:
+        copy_adapter(wrapped, POLICY, REFERENCE)
+    return _trained_in_fp32(wrapped)
 
 
-def disable_dropout(model: Model) -> None:
-    """Set every dropout probability to 0, those of attention included."""
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-        for name in ("attention_dropout", "dropout", "attn_dropout"):
-            if isinstance(getattr(module, name, None), float):
-                setattr(module, name, 0.0)
-
-
-def backbone_states(causal_lm: Model, sequences: Sequences) -> Tensor:
-    """Last hidden states `(B, L, H)`, after the final norm and before the head."""
-    backbone = causal_lm.base_model
-    return backbone(
-        input_ids=sequences.input_ids, attention_mask=sequences.attention_mask.long(), use_cache=False
-    ).last_hidden_state
-
-
-def logits_head(causal_lm: Model) -> Callable[[Tensor], Tensor]:
-    """The map from hidden states to logits, with the scaling or soft cap that some architectures put behind it."""
-    head = causal_lm.get_output_embeddings()
-    config = causal_lm.config.get_text_config()
-    cap = getattr(config, "final_logit_softcapping", None)  # Gemma 2 and 3
-    scale = getattr(config, "logit_scale", None) or 1.0 / (getattr(config, "logits_scaling", None) or 1.0)
-
-    def logits(hidden: Tensor) -> Tensor:
-        raw = head(hidden)
-        raw = raw * scale if scale != 1.0 else raw
-        return cap * torch.tanh(raw / cap) if cap else raw
-
-    return logits
+def _trained_in_fp32(model: Model) -> Model:
+    """PEFT leaves `modules_to_save` in the dtype of the base; in bf16, small updates would be lost."""
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    return model

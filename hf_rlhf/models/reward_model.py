@@ -33,7 +33,7 @@ class SharedRewardModel:
     """
 
     def __init__(self, model: Model, folder: str | os.PathLike, pad_token_id: int | None, name: str = REWARD):
-        head = _score_head(folder)
+        head = score_head(folder)
         load_frozen_adapter(model, folder, name)
         self.model = model
         self.name = name
@@ -88,9 +88,9 @@ def load_reward_model(
         name_or_path if _has_tokenizer(name_or_path) else (base or name_or_path), distinct_padding=False
     )
     if base is None:
-        return SeparateRewardModel(_load_classifier(name_or_path, dtype, **kwargs)), tokenizer
-    _score_head(name_or_path)
-    if policy is not None and is_peft_model(policy) and _has_weights_of(base_of(policy), base):
+        return SeparateRewardModel(load_classifier(name_or_path, dtype, **kwargs)), tokenizer
+    score_head(name_or_path)
+    if policy is not None and is_peft_model(policy) and has_weights_of(base_of(policy), base):
         return SharedRewardModel(policy, name_or_path, tokenizer.pad_token_id, name), tokenizer
     from peft import PeftModel
 
@@ -134,7 +134,8 @@ def _last_states(model: Model, input_ids: Tensor, attention_mask: Tensor, pad_to
     return states[torch.arange(len(states), device=states.device), ends]
 
 
-def _load_classifier(name_or_path: str, dtype, **kwargs: Any) -> Model:
+def load_classifier(name_or_path: str, dtype, **kwargs: Any) -> Model:
+    """A sequence classifier with one label; raises `InputError` when its head was never trained."""
     classifier, info = load_sequence_classifier(
         name_or_path, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
     )
@@ -152,7 +153,7 @@ def _load_classifier(name_or_path: str, dtype, **kwargs: Any) -> Model:
     return classifier
 
 
-def _score_head(folder: str | os.PathLike) -> Tensor:
+def score_head(folder: str | os.PathLike) -> Tensor:
     """The score weight `(1, H)` in fp32 from a reward adapter's file."""
     from safetensors.torch import load_file
 
@@ -179,7 +180,7 @@ def _same_model(one: str, other: str) -> bool:
     return one == other or (os.path.isdir(one) and os.path.isdir(other) and os.path.samefile(one, other))
 
 
-def _has_weights_of(model: Model, base: str) -> bool:
+def has_weights_of(model: Model, base: str) -> bool:
     """Whether `model` still is the base it was loaded from: the same name, and the same numbers in its last block.
 
     A model whose adapter was merged keeps its name.

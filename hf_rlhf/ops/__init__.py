@@ -1,15 +1,23 @@
 """The maths of RLHF: pure functions of tensors, with no model, no process group and no configuration.
 
-Log-probabilities from hidden states live in `hf_rlhf.ops.logprobs`.
+Log-probabilities and the exact KL, from hidden states, live in `hf_rlhf.ops.logprobs`.
 """
 
 from hf_rlhf.ops.advantages import Advantages, gae, last_counted, monte_carlo_returns, token_rewards
-from hf_rlhf.ops.kl import KL_ESTIMATORS, absolute, k1, k2, k3, kl_estimate
-from hf_rlhf.ops.losses import PolicyLoss, ValueLoss, clipped_policy_loss, clipped_value_loss, explained_variance
+from hf_rlhf.ops.kl import FULL_KL, KL_ESTIMATORS, absolute, k1, k2, k3, kl_estimate
+from hf_rlhf.ops.losses import (
+    PolicyLoss,
+    ValueLoss,
+    clipped_policy_loss,
+    clipped_value_loss,
+    explained_variance,
+    truncated_importance_weights,
+)
 from hf_rlhf.ops.masked import Moments, combine, masked_mean, masked_moments, masked_sum, whiten
 from hf_rlhf.ops.preference import bradley_terry_loss, preference_accuracy
 
 __all__ = [
+    "FULL_KL",
     "KL_ESTIMATORS",
     "Advantages",
     "Moments",
@@ -33,5 +41,6 @@ __all__ = [
     "monte_carlo_returns",
     "preference_accuracy",
     "token_rewards",
+    "truncated_importance_weights",
     "whiten",
 ]

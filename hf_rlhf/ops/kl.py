@@ -39,6 +39,9 @@ def absolute(logprobs: Tensor, reference_logprobs: Tensor) -> Tensor:
 
 KL_ESTIMATORS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"k1": k1, "k2": k2, "k3": k3, "abs": absolute}
 
+FULL_KL = "full"
+"""Names the exact KL. It is no estimate from sampled tokens: it needs hidden states, see `ops/logprobs.py`, `token_kl`."""
+
 
 def kl_estimate(kind: str, logprobs: Tensor, reference_logprobs: Tensor) -> Tensor:
     """The estimator named `kind`: "k1", "k2", "k3" or "abs". Any other name raises ValueError. (B, T) -> (B, T)."""

@@ -1,7 +1,12 @@
-"""Log-probabilities of chosen tokens from hidden states, in chunks, so that no `[N, V]` tensor outlives a chunk."""
+"""What models say of tokens, from their hidden states, in chunks, so that no `[N, V]` tensor outlives a chunk.
+
+With gradients on, each chunk is computed again in the backward pass (Chen et al. 2016, arXiv 1604.06174), so the peak is
+one chunk of logits and its gradient. A head is called then too, and must still say the same: no adapter may have been
+switched in it meanwhile.
+"""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -9,6 +14,8 @@ from torch.utils.checkpoint import checkpoint
 
 CHUNK_ELEMENTS = 2**24
 """Logits held at once, in numbers: 64 MiB in fp32."""
+
+Result = TypeVar("Result")
 
 
 class TokenScores(NamedTuple):
@@ -32,8 +39,7 @@ def token_logprobs(
     """Log p(target) = z_target - logsumexp_{v in S} z_v  with  z = head(hidden) / temperature.
 
     `S` is the whole vocabulary, or, after top-k or top-p sampling, the tokens that were allowed at that position: the
-    distribution that was really sampled from. With gradients on, each chunk is computed again in the backward pass
-    (Chen et al. 2016, arXiv 1604.06174), so the peak is one chunk of logits and its gradient.
+    distribution that was really sampled from.
 
     Args:
         hidden: `(N, H)` hidden states that predict the targets; contiguous, or the head would copy its weight.
@@ -45,29 +51,92 @@ def token_logprobs(
         chunk_size: tokens per chunk; by default as many as `CHUNK_ELEMENTS` logits allow.
         vocab_size: `V`, to choose the chunk size.
     """
-    if chunk_size is None:
-        chunk_size = max(1, CHUNK_ELEMENTS // (vocab_size or 2**16))
 
     def score_chunk(hidden: Tensor, targets: Tensor, support: Tensor | None) -> tuple[Tensor, Tensor | None]:
         logits = head(hidden).float() / temperature  # (n, V)
         chosen = logits.gather(1, targets[:, None]).squeeze(1)
-        if support is not None:
-            allowed = support >= 0
-            logits = logits.gather(1, support.clamp(min=0).long()).masked_fill(~allowed, float("-inf"))
+        logits = _allowed(logits, support)
         normaliser = logits.logsumexp(dim=1)
         return chosen - normaliser, _entropy(logits, normaliser) if entropy else None
 
-    logprobs, entropies = [], []
-    for start in range(0, max(len(targets), 1), chunk_size):
-        rows = slice(start, start + chunk_size)
-        chunk = (hidden[rows], targets[rows], None if support is None else _trim(support[rows]))
-        if torch.is_grad_enabled() and hidden.requires_grad:
-            scored = checkpoint(score_chunk, *chunk, use_reentrant=False)
-        else:
-            scored = score_chunk(*chunk)
-        logprobs.append(scored[0])
-        entropies.append(scored[1])
+    chunk_size = _fitting(vocab_size) if chunk_size is None else chunk_size
+    logprobs, entropies = zip(*_by_chunk(score_chunk, hidden, targets, support, chunk_size), strict=True)
     return TokenScores(torch.cat(logprobs), torch.cat(entropies) if entropy else None)
+
+
+def token_kl(
+    hidden: Tensor,
+    head: Callable[[Tensor], Tensor],
+    reference_hidden: Tensor,
+    reference_head: Callable[[Tensor], Tensor],
+    *,
+    temperature: float = 1.0,
+    support: Tensor | None = None,
+    chunk_size: int | None = None,
+    vocab_size: int | None = None,
+) -> Tensor:
+    """KL(policy || reference) = sum_{v in S} p_v (log p_v - log q_v),  p and q the softmax of each one's logits over `S`.
+
+    The exact KL of the next token, which the estimators of `hf_rlhf.ops.kl` find in the mean over samples (Schulman 2020,
+    http://joschu.net/blog/kl-approx.html). `S` as in `token_logprobs`; both distributions are renormalised over it. A
+    token that the policy never draws adds nothing, to the gradient neither; one that it draws and the reference never
+    does makes the KL infinite. Gradient flows into `hidden` and `head`, not into the reference.
+
+    Args:
+        hidden: `(N, H)` hidden states of the policy; contiguous, or the head would copy its weight.
+        head: maps `(n, H)` to the policy's logits `(n, V)`, in any floating dtype.
+        reference_hidden: `(N, H')` hidden states of the reference, for the same tokens.
+        reference_head: maps `(n, H')` to the reference's logits `(n, V)`.
+        temperature: divides the logits of both; above 0.
+        support: `(N, K)` allowed token ids, padded with -1, at least one a row.
+        chunk_size: tokens per chunk; by default as many as `CHUNK_ELEMENTS` logits allow, both models' counted.
+        vocab_size: `V`, to choose the chunk size.
+
+    Returns:
+        `(N,)` fp32, in nats.
+    """
+
+    def kl_of_chunk(hidden: Tensor, reference_hidden: Tensor, support: Tensor | None) -> Tensor:
+        with torch.no_grad():
+            reference_logits = reference_head(reference_hidden).float() / temperature  # (n, V)
+            reference_logprobs = _allowed(reference_logits, support).log_softmax(dim=1)
+        logprobs = _allowed(head(hidden).float() / temperature, support).log_softmax(dim=1)
+        # Selected before the product: 0 * (log 0 - log 0) is NaN, and so would be its gradient.
+        log_ratio = torch.where(logprobs > float("-inf"), logprobs - reference_logprobs, 0)
+        return (logprobs.exp() * log_ratio).sum(dim=1)
+
+    chunk_size = _fitting(vocab_size, models=2) if chunk_size is None else chunk_size
+    return torch.cat(_by_chunk(kl_of_chunk, hidden, reference_hidden, support, chunk_size))
+
+
+def _fitting(vocab_size: int | None, models: int = 1) -> int:
+    return max(1, CHUNK_ELEMENTS // (models * (vocab_size or 2**16)))
+
+
+def _by_chunk(
+    function: Callable[[Tensor, Tensor, Tensor | None], Result],
+    hidden: Tensor,
+    other: Tensor,
+    support: Tensor | None,
+    chunk_size: int,
+) -> list[Result]:
+    """`function` of every `chunk_size` rows, at least once; nothing inside it is kept for the backward pass."""
+    results = []
+    for start in range(0, max(len(hidden), 1), chunk_size):
+        rows = slice(start, start + chunk_size)
+        chunk = (hidden[rows], other[rows], None if support is None else _trim(support[rows]))
+        if torch.is_grad_enabled() and hidden.requires_grad:
+            results.append(checkpoint(function, *chunk, use_reentrant=False))
+        else:
+            results.append(function(*chunk))
+    return results
+
+
+def _allowed(logits: Tensor, support: Tensor | None) -> Tensor:
+    """The logits of the supported tokens, -inf in its padding. `(n, V), (n, K) -> (n, K)`; without support, all."""
+    if support is None:
+        return logits
+    return logits.gather(1, support.clamp(min=0).long()).masked_fill(support < 0, float("-inf"))
 
 
 def _entropy(logits: Tensor, normaliser: Tensor) -> Tensor:

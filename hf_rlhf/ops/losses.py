@@ -15,7 +15,8 @@ from hf_rlhf.ops.masked import masked_moments, masked_sum
 class PolicyLoss(NamedTuple):
     """`loss`: scalar sum, differentiable. `stats`: scalar sums, without gradient.
 
-    clip_fraction: tokens whose clipped objective is the smaller one, so that they give no gradient.
+    clip_fraction: tokens whose objective is one of the bounds, so that they give no gradient; the dual clip's included.
+    dual_clip_fraction: tokens at the bound of the dual clip.
     approx_kl: `(log ratio)^2 / 2`, the k2 estimate of how far the policy moved since it sampled.
     ratio, ratio_squared: `policy / old policy` and its square, for the mean and the variance.
     """
@@ -36,28 +37,66 @@ class ValueLoss(NamedTuple):
 
 
 def clipped_policy_loss(
-    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor, cliprange: float
+    logprobs: Tensor,
+    old_logprobs: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    cliprange: float,
+    *,
+    cliprange_high: float | None = None,
+    dual_clip: float | None = None,
+    weights: Tensor | None = None,
 ) -> PolicyLoss:
-    """`sum_t -min(r_t A_t, clip(r_t, 1 - c, 1 + c) A_t);  r_t = exp(logprobs_t - old_logprobs_t)`.
+    """`sum_t -w_t J_t;  J_t = min(r_t A_t, clip(r_t, 1 - c, 1 + h) A_t);  r_t = exp(logprobs_t - old_logprobs_t)`.
 
-    PPO's clipped surrogate (Schulman 2017, arXiv 1707.06347, eq. 7), with the sign of a loss.
-    logprobs, old_logprobs, advantages: (B, T); mask: (B, T) bool; cliprange: c. Gradient flows into logprobs only.
+    PPO's clipped surrogate (Schulman 2017, arXiv 1707.06347, eq. 7), with the sign of a loss. With a dual clip d,
+    `J_t = max(min(...), d A_t)` where `A_t < 0`, so that no ratio, however large, weighs more than d (Ye 2020, arXiv
+    1912.09729, eq. 5).
+
+    Args:
+        logprobs, old_logprobs, advantages: (B, T); gradient flows into logprobs only.
+        mask: (B, T) bool.
+        cliprange: c.
+        cliprange_high: h, if it is not c (clip-higher: Yu 2025, arXiv 2503.14476, section 3.1).
+        dual_clip: d, above 1; None for none.
+        weights: (B, T) w, such as `truncated_importance_weights`; None for 1 each. They are not in the statistics.
     """
+    if dual_clip is not None and dual_clip <= 1:
+        raise ValueError(f"dual_clip={dual_clip} must be above 1, or tokens at ratio 1 would give no gradient; try 3")
+    advantages = advantages.detach()
     # Masked before the exponential: an infinite ratio on a token that does not count would still make its gradient NaN.
     log_ratio = torch.where(mask, logprobs - old_logprobs.detach(), 0)
     ratio = log_ratio.exp()
-    unclipped = ratio * advantages.detach()
-    clipped = ratio.clamp(1 - cliprange, 1 + cliprange) * advantages.detach()
-    loss = masked_sum(-torch.min(unclipped, clipped), mask)
+    unclipped = ratio * advantages
+    clipped = ratio.clamp(1 - cliprange, 1 + (cliprange if cliprange_high is None else cliprange_high)) * advantages
+    objective = torch.min(unclipped, clipped)
+    at_dual_clip = torch.zeros_like(mask)
+    if dual_clip is not None:
+        at_dual_clip = (advantages < 0) & (objective < dual_clip * advantages)
+        objective = torch.where(at_dual_clip, dual_clip * advantages, objective)
+    loss = masked_sum(-objective if weights is None else -weights.detach() * objective, mask)
 
     ratio, log_ratio = ratio.detach(), log_ratio.detach()
     stats = {
-        "clip_fraction": masked_sum((clipped < unclipped).to(ratio.dtype), mask),
+        "clip_fraction": masked_sum(((clipped < unclipped) | at_dual_clip).to(ratio.dtype), mask),
+        "dual_clip_fraction": masked_sum(at_dual_clip.to(ratio.dtype), mask),
         "approx_kl": masked_sum(0.5 * log_ratio.square(), mask),
         "ratio": masked_sum(ratio, mask),
         "ratio_squared": masked_sum(ratio.square(), mask),
     }
     return PolicyLoss(loss, stats)
+
+
+@torch.no_grad()
+def truncated_importance_weights(old_logprobs: Tensor, sampler_logprobs: Tensor, mask: Tensor, cap: float) -> Tensor:
+    """`w_t = min(exp(old_logprobs_t - sampler_logprobs_t), cap)`: (B, T), without gradient, 1 where the mask is False.
+
+    Truncated importance sampling (Ionides 2008, doi 10.1198/106186008X320456), here of tokens whose sampler rounds
+    otherwise than the trainer (Yao et al. 2025, "Your Efficient RL Framework Secretly Brings You Off-Policy RL Training",
+    https://fengyao.notion.site/off-policy-rl).
+    old_logprobs: (B, T) by the trainer's own forward pass; sampler_logprobs: (B, T) by the engine that sampled, vLLM say.
+    """
+    return torch.where(mask, (old_logprobs - sampler_logprobs).exp().clamp(max=cap), 1)
 
 
 def clipped_value_loss(
@@ -74,7 +113,8 @@ def clipped_value_loss(
     old_values, returns = old_values.detach(), returns.detach()
     error_squared = clipped_error_squared = (values - returns).square()
     if cliprange_value is not None:
-        clipped_values = old_values + (values - old_values).clamp(-cliprange_value, cliprange_value)
+        # Not old + clamp(new - old): its rounding would make one of two equal errors the larger one.
+        clipped_values = values.clamp(old_values - cliprange_value, old_values + cliprange_value)
         clipped_error_squared = (clipped_values - returns).square()
     loss = masked_sum(0.5 * torch.max(error_squared, clipped_error_squared), mask)
 

@@ -7,14 +7,19 @@ class IterationCallback(TrainerCallback):
     """Let logging, evaluation and saving happen only at the end of an iteration.
 
     In between, half-used completions would belong to no checkpoint. A flag raised inside an iteration waits for its end.
+
+    The epoch that is logged is made from the updates done alone, so that no resume and no loop of the user's own changes
+    it: passes over the prompts, or the share of the run when nobody knows their number.
     """
 
-    def __init__(self, updates_per_iteration: int):
+    def __init__(self, updates_per_iteration: int, updates_per_pass: int | None):
         self.updates_per_iteration = updates_per_iteration
+        self.updates_per_pass = updates_per_pass
         self.pending = dict.fromkeys(("should_log", "should_evaluate", "should_save"), False)
 
     def on_step_end(self, args, state, control, **kwargs):
         """Hold the flags back, or let them go."""
+        state.epoch = state.global_step / (self.updates_per_pass or state.max_steps)
         at_end = state.global_step % self.updates_per_iteration == 0
         for flag in self.pending:
             self.pending[flag] |= getattr(control, flag)

@@ -5,9 +5,13 @@ from dataclasses import dataclass, field
 from transformers import TrainingArguments
 
 from hf_rlhf.errors import InputError
-from hf_rlhf.ops.kl import KL_ESTIMATORS
+from hf_rlhf.ops.kl import FULL_KL, KL_ESTIMATORS
 from hf_rlhf.ppo.kl_control import AdaptiveKL, FixedKL, KLControl
+from hf_rlhf.ppo.scores import ScoreShaping
 from hf_rlhf.rollout.sampling import Sampling
+
+KL_CHOICES = (*KL_ESTIMATORS, FULL_KL)
+CRITICS = ("value_head", "adapter", "model")
 
 
 def _flag(default, text: str):
@@ -37,19 +41,60 @@ class PPOConfig(TrainingArguments):
     num_ppo_epochs: int = _flag(4, "Passes over the completions of an iteration.")
     num_mini_batches: int = _flag(1, "Optimizer updates in each pass.")
     total_episodes: int | None = _flag(None, "Completions to train on in all; instead of max_steps or epochs.")
-    kl_coef: float = _flag(0.05, "Weight of the KL to the reference in the token rewards; the start if adaptive.")
-    kl_estimator: str = _flag("k1", f"Estimator of the KL from a sampled token: one of {', '.join(KL_ESTIMATORS)}.")
+    gamma: float = _flag(1.0, "Discount per token.")
+    lam: float = _flag(0.95, "Lambda of generalised advantage estimation, for the policy's advantages.")
+    value_lam: float | None = _flag(None, "Lambda of the critic's targets; lam by default, 1 is Monte Carlo.")
+    cliprange: float = _flag(0.2, "Clip range of the policy's probability ratio.")
+    cliprange_high: float | None = _flag(None, "Clip range above 1, when it is not cliprange (DAPO's clip-higher).")
+    dual_clip: float | None = _flag(None, "Bound the loss of a token with negative advantage at so many times it.")
+    ratio_threshold: float | None = _flag(None, "Skip an update whose mean ratio is above this; old TRL used 10.")
+    early_stop_kl: float | None = _flag(None, "End an iteration's updates once approxkl of one is above this (nats).")
+    importance_sampling_cap: float | None = _flag(
+        None, "Weight tokens by min(trainer's / sampler's probability, this), for a sampler with arithmetic of its own."
+    )
+    entropy_coef: float = _flag(0.0, "Weight of the entropy bonus in the loss.")
+    whiten_advantages: bool = _flag(True, "Give advantages mean 0 and variance 1 over the iteration.")
+    disable_dropout: bool = _flag(True, "Switch dropout off, so that the ratio is 1 before the first update.")
+
+    # KL to the reference
+    kl_coef: float = _flag(0.05, "Weight of the KL to the reference; the start of it, if adaptive.")
+    kl_estimator: str = _flag(
+        "k1",
+        f"KL of a token: {', '.join(KL_CHOICES)}; full sums over the vocabulary. Only k1 in the token"
+        " rewards, and k2 or full with kl_in_loss, have the gradient of the KL.",
+    )
+    kl_in_loss: bool = _flag(False, "Put the KL into the loss, with its gradient, instead of the token rewards.")
     kl_target: float | None = _flag(None, "Adapt kl_coef so that the KL of a completion stays near this many nats.")
     kl_horizon: int = _flag(10_000, "Completions over which the adaptive kl_coef reacts.")
-    cliprange: float = _flag(0.2, "Clip range of the policy's probability ratio.")
-    cliprange_value: float | None = _flag(0.2, "Clip range of value updates; 0 switches clipping off.")
+    ref_model_sync_iterations: int | None = _flag(None, "Make the reference the policy anew after so many iterations.")
+
+    # Critic
+    critic: str = _flag("value_head", "value_head (on the policy), adapter (LoRA of its own) or model (separate).")
+    critic_path: str | None = _flag(
+        None, "Where the critic starts: a trained reward model, or an earlier run's folder."
+    )
+    critic_learning_rate: float | None = _flag(None, "Peak learning rate of the critic; learning_rate by default.")
+    critic_warmup_iterations: int = _flag(0, "Iterations at the start in which only the critic learns.")
+    value_head_mlp_size: int | None = _flag(None, "Width of a hidden layer in the value head; linear by default.")
+    value_head_init_std: float = _flag(0.0, "Standard deviation of the value head's random start; 0 starts at value 0.")
+    value_head_detach: bool = _flag(False, "Keep the value loss out of the policy's weights (critic=value_head).")
     vf_coef: float = _flag(0.1, "Weight of the value loss.")
-    gamma: float = _flag(1.0, "Discount per token.")
-    lam: float = _flag(0.95, "Lambda of generalised advantage estimation.")
-    whiten_rewards: bool = _flag(False, "Scale token rewards to unit variance over the iteration; their mean stays.")
-    whiten_advantages: bool = _flag(True, "Give advantages mean 0 and variance 1 over the iteration.")
+    cliprange_value: float | None = _flag(0.2, "Clip range of value updates; 0 switches clipping off.")
+
+    # From rewards to scores
+    reward_weights: list[float] | None = _flag(None, "A weight for each reward; 1 each by default.")
+    use_score_scaling: bool = _flag(False, "Divide rewards by their running standard deviation.")
+    use_score_norm: bool = _flag(False, "Also subtract their running mean (with use_score_scaling).")
+    score_clip: float | None = _flag(None, "Clip scaled rewards to plus or minus this, before penalties.")
     missing_eos_penalty: float | None = _flag(None, "Subtracted from the score of a completion that did not stop.")
-    disable_dropout: bool = _flag(True, "Switch dropout off, so that the ratio is 1 before the first update.")
+    length_penalty: float = _flag(0.0, "Subtracted from the score for each token of the completion.")
+    overlong_penalty: float = _flag(0.0, "Subtracted at max_completion_length tokens, less before (overlong_buffer).")
+    overlong_buffer: int = _flag(0, "Tokens before max_completion_length in which overlong_penalty sets in.")
+    whiten_rewards: bool = _flag(False, "Scale token rewards to unit variance over the iteration; their mean stays.")
+
+    # PPO-ptx
+    ptx_coef: float = _flag(0.0, "Weight of a language-model loss on texts of a second data set (InstructGPT).")
+    max_ptx_length: int = _flag(512, "Longest of those texts, in tokens; longer ones are cut.")
 
     # Sampling
     max_prompt_length: int = _flag(512, "Longest prompt, in tokens.")
@@ -64,8 +109,7 @@ class PPOConfig(TrainingArguments):
     generation_batch_size: int | None = _flag(None, "Completions sampled at once on each device; by default all.")
     rollout_forward_batch_size: int = _flag(64, "Sequences per forward pass where no gradient is needed.")
 
-    # Rewards and records
-    reward_weights: list[float] | None = _flag(None, "A weight for each reward; 1 each by default.")
+    # Records
     num_logged_samples: int = _flag(4, "Completions written to samples.jsonl at each iteration and evaluation.")
 
     def __post_init__(self):
@@ -81,13 +125,40 @@ class PPOConfig(TrainingArguments):
         rules = {
             "num_ppo_epochs": (self.num_ppo_epochs >= 1, "at least 1"),
             "num_mini_batches": (self.num_mini_batches >= 1, "at least 1"),
-            "kl_estimator": (self.kl_estimator in KL_ESTIMATORS, f"one of {', '.join(KL_ESTIMATORS)}"),
+            "kl_estimator": (self.kl_estimator in KL_CHOICES, f"one of {', '.join(KL_CHOICES)}"),
+            "kl_in_loss": (
+                not self.kl_in_loss or self.kl_estimator != "k1",
+                "false with kl_estimator k1, whose gradient is zero on average; take k2, k3 or full",
+            ),
             "kl_coef": (self.kl_coef >= 0, "0 or above"),
             "kl_target": (self.kl_target is None or self.kl_target > 0, "above 0"),
             "kl_horizon": (self.kl_horizon >= 1, "at least 1"),
             "cliprange": (self.cliprange > 0, "above 0"),
             "cliprange_value": ((self.cliprange_value or 0) >= 0, "0 (off) or above"),
+            "cliprange_high": (self.cliprange_high is None or self.cliprange_high > 0, "above 0"),
+            "dual_clip": (self.dual_clip is None or self.dual_clip > 1, "above 1"),
+            "ratio_threshold": (self.ratio_threshold is None or self.ratio_threshold > 1, "above 1"),
+            "early_stop_kl": (self.early_stop_kl is None or self.early_stop_kl > 0, "above 0"),
+            "importance_sampling_cap": (
+                self.importance_sampling_cap is None or self.importance_sampling_cap >= 1,
+                "at least 1",
+            ),
+            "ref_model_sync_iterations": (
+                self.ref_model_sync_iterations is None or self.ref_model_sync_iterations >= 1,
+                "at least 1",
+            ),
+            "critic": (self.critic in CRITICS, f"one of {', '.join(CRITICS)}"),
+            "critic_warmup_iterations": (self.critic_warmup_iterations >= 0, "0 or above"),
+            "critic_learning_rate": ((self.critic_learning_rate or 0) >= 0, "0 or above"),
+            "value_head_mlp_size": (self.value_head_mlp_size is None or self.value_head_mlp_size >= 1, "at least 1"),
+            "value_head_init_std": (self.value_head_init_std >= 0, "0 or above"),
+            "value_head_detach": (
+                not self.value_head_detach or self.critic == "value_head",
+                "false: only critic=value_head shares weights with the policy",
+            ),
             "vf_coef": (self.vf_coef >= 0, "0 or above"),
+            "ptx_coef": (self.ptx_coef >= 0, "0 or above"),
+            "max_ptx_length": (self.max_ptx_length >= 2, "at least 2"),
             "rollout_forward_batch_size": (self.rollout_forward_batch_size >= 1, "at least 1"),
             "generation_batch_size": (
                 self.generation_batch_size is None or self.generation_batch_size >= 1,
@@ -98,6 +169,7 @@ class PPOConfig(TrainingArguments):
             "reward_weights": (not isinstance(self.reward_weights, (int, float)), "a list of numbers"),
             "gamma": (0 <= self.gamma <= 1, "from 0 to 1"),
             "lam": (0 <= self.lam <= 1, "from 0 to 1"),
+            "value_lam": (self.value_lam is None or 0 <= self.value_lam <= 1, "from 0 to 1"),
             "temperature": (self.temperature > 0, "above 0: a greedy policy has nothing to learn from its samples"),
             "logging_nan_inf_filter": (not self.logging_nan_inf_filter, "false: it logs a NaN loss as 0"),
             "remove_unused_columns": (not self.remove_unused_columns, "false: rewards read the columns"),
@@ -118,6 +190,7 @@ class PPOConfig(TrainingArguments):
             if not holds:
                 raise InputError(f"{name}={getattr(self, name)} must be {rule}")
         self.sampling  # noqa: B018 - checks its own values
+        self.score_shaping()
 
     @property
     def sampling(self) -> Sampling:
@@ -136,6 +209,29 @@ class PPOConfig(TrainingArguments):
     def value_clip(self) -> float | None:
         """`cliprange_value`, None when value updates are not clipped."""
         return self.cliprange_value or None
+
+    @property
+    def critic_lam(self) -> float:
+        """Lambda of the critic's targets."""
+        return self.lam if self.value_lam is None else self.value_lam
+
+    def score_shaping(self) -> ScoreShaping:
+        """How rewards become scores."""
+        return ScoreShaping(
+            scale=self.use_score_scaling,
+            center=self.use_score_norm,
+            clip=self.score_clip,
+            missing_eos_penalty=self.missing_eos_penalty or 0.0,
+            length_penalty=self.length_penalty,
+            overlong_penalty=self.overlong_penalty,
+            overlong_buffer=self.overlong_buffer,
+            max_completion_length=self.max_completion_length,
+        )
+
+    @property
+    def full_kl_in_loss(self) -> bool:
+        """Whether every update needs the reference's whole distribution."""
+        return self.kl_in_loss and self.kl_estimator == FULL_KL
 
     def kl_control(self) -> KLControl:
         """A fresh controller of the KL coefficient."""

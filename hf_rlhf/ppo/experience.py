@@ -8,6 +8,7 @@ from torch import Tensor
 
 from hf_rlhf.distributed import take_share
 from hf_rlhf.ppo.config import PPOConfig
+from hf_rlhf.ppo.prompts import TextStream
 from hf_rlhf.rollout.sampling import row_seed
 from hf_rlhf.types import Sequences, Trajectory, trimmed_width
 
@@ -17,9 +18,13 @@ class Experience:
     """The completions of one iteration, over all ranks and the same on each. Tokens that do not count hold zeros."""
 
     sequences: Sequences
-    scores: Tensor  # (B,), 0 where unscored
-    logprobs: Tensor  # (B, T) of the policy that sampled
+    kl_coef: float  # weight of the KL in this iteration
+    scores: Tensor  # (B,) paid on the last counted token, 0 where unscored
+    token_scores: Tensor  # (B, T) paid besides on each token
+    logprobs: Tensor  # (B, T) of the policy that sampled, by the trainer's own forward pass
+    sampler_logprobs: Tensor  # (B, T) of the same tokens, by the sampler
     reference_logprobs: Tensor  # (B, T)
+    kl: Tensor  # (B, T) by the estimator of the run
     values: Tensor  # (B, T)
     entropy: Tensor  # (B, T)
     rewards: Tensor | None = None  # (B, T) score and KL penalty, token by token
@@ -27,24 +32,37 @@ class Experience:
     returns: Tensor | None = None  # (B, T)
 
     @classmethod
-    def from_trajectories(cls, trajectories: Sequence[Trajectory]) -> "Experience":
+    def from_trajectories(cls, trajectories: Sequence[Trajectory], kl_coef: float) -> "Experience":
         """Pad scored and evaluated trajectories. One without a score stays, with none of its tokens counted."""
         sequences = Sequences.from_trajectories(trajectories, scored_only=True)
 
-        def padded(rows: list[Tensor | None]) -> Tensor:
+        def padded(name: str) -> Tensor:
             columns = torch.zeros(sequences.mask.shape)
-            for b, row in enumerate(rows):
+            for b, trajectory in enumerate(trajectories):
+                row = getattr(trajectory, name)
                 assert row is not None, "evaluate the policy before making experience"
                 columns[b, : len(row)] = row
             return columns * sequences.mask
 
+        logprobs = padded("logprobs")
+        sampler_logprobs, token_scores = logprobs.clone(), torch.zeros_like(logprobs)
+        for b, trajectory in enumerate(trajectories):
+            if trajectory.completion.logprobs:
+                row = torch.tensor(trajectory.completion.logprobs)
+                sampler_logprobs[b, : len(row)] = row * sequences.mask[b, : len(row)]
+            if trajectory.token_scores is not None:
+                token_scores[b, : len(trajectory.token_scores)] = trajectory.token_scores
         return cls(
             sequences,
+            kl_coef,
             scores=torch.tensor([trajectory.score or 0.0 for trajectory in trajectories]),
-            logprobs=padded([trajectory.logprobs for trajectory in trajectories]),
-            reference_logprobs=padded([trajectory.reference_logprobs for trajectory in trajectories]),
-            values=padded([trajectory.values for trajectory in trajectories]),
-            entropy=padded([trajectory.entropy for trajectory in trajectories]),
+            token_scores=token_scores * sequences.mask,
+            logprobs=logprobs,
+            sampler_logprobs=sampler_logprobs,
+            reference_logprobs=padded("reference_logprobs"),
+            kl=padded("kl"),
+            values=padded("values"),
+            entropy=padded("entropy"),
         )
 
     @property
@@ -61,16 +79,19 @@ class Experience:
         tensors = {name: tensor for name in _TENSORS if (tensor := getattr(self, name)) is not None}
         return Experience(
             self.sequences[rows],
+            self.kl_coef,
             **{name: t[rows, :width] if t.dim() == 2 else t[rows] for name, t in tensors.items()},
         )
 
     def to(self, device: torch.device | str) -> "Experience":
         """The same experience on `device`."""
         tensors = {name: tensor for name in _TENSORS if (tensor := getattr(self, name)) is not None}
-        return Experience(self.sequences.to(device), **{name: tensor.to(device) for name, tensor in tensors.items()})
+        return Experience(
+            self.sequences.to(device), self.kl_coef, **{name: tensor.to(device) for name, tensor in tensors.items()}
+        )
 
 
-_TENSORS = [field.name for field in fields(Experience) if field.name != "sequences"]
+_TENSORS = [field.name for field in fields(Experience) if field.name not in ("sequences", "kl_coef")]
 
 
 @dataclass(slots=True)
@@ -79,22 +100,43 @@ class MicroBatch:
 
     experience: Experience
     minibatch_tokens: int  # counted tokens of the whole minibatch, over micro-batches and ranks
+    texts: Sequences | None = None  # texts for the language-model loss besides
+    minibatch_text_tokens: int = 0  # their counted tokens, over micro-batches and ranks
 
 
-def micro_batches(experience: Experience, config: PPOConfig, iteration: int) -> Iterator[MicroBatch]:
+def micro_batches(
+    experience: Experience, config: PPOConfig, iteration: int, texts: TextStream | None = None
+) -> Iterator[MicroBatch]:
     """This rank's micro-batches of an iteration, in the order of the updates.
 
     Every PPO epoch shuffles the completions of all ranks anew. Within a minibatch they are dealt out by length, so that
     ranks and micro-batches hold little padding; the sums of a minibatch do not depend on how it is dealt out.
     """
     lengths = experience.sequences.attention_mask.sum(dim=1)
+    update = iteration * config.updates_per_iteration
     for epoch in range(config.num_ppo_epochs):
         shuffle = torch.Generator().manual_seed(row_seed(config.seed, "minibatches", iteration, epoch))
         for minibatch in torch.randperm(len(experience), generator=shuffle).split(config.minibatch_size):
             by_length = minibatch[lengths[minibatch].argsort(stable=True)]
             tokens = int(experience.mask[minibatch].sum())
-            for rows in torch.tensor(take_share(by_length.tolist())).split(config.per_device_train_batch_size):
-                yield MicroBatch(experience[rows], tokens)
+            text_batches, text_tokens = _text_batches(texts, update, config)
+            shares = torch.tensor(take_share(by_length.tolist())).split(config.per_device_train_batch_size)
+            for rows, text_batch in zip(shares, text_batches, strict=True):
+                yield MicroBatch(experience[rows], tokens, text_batch, text_tokens)
+            update += 1
+
+
+def _text_batches(texts: TextStream | None, update: int, config: PPOConfig) -> tuple[list[Sequences | None], int]:
+    """One batch of texts for each of this rank's micro-batches of an update, and the tokens of all of them."""
+    if texts is None:
+        return [None] * config.gradient_accumulation_steps, 0
+    rows = sorted(texts.rows(update), key=lambda row: len(row["prompt_ids"]) + len(row["completion_ids"]))
+    share, size = take_share(rows), config.per_device_train_batch_size
+    batches: list[Sequences | None] = [
+        Sequences.from_ids([row["prompt_ids"] for row in part], [row["completion_ids"] for row in part])
+        for part in (share[start : start + size] for start in range(0, len(share), size))
+    ]
+    return batches, sum(len(row["completion_ids"]) for row in rows)
 
 
 class ExperienceLoader:
@@ -102,42 +144,41 @@ class ExperienceLoader:
 
     Args:
         config: of the run.
-        num_prompts: rows of the data set.
+        updates_per_pass: optimizer updates of one pass over the prompts; None when nobody knows.
         next_iteration: number of the iteration to make next, from the updates done so far.
-        make_experience: from an iteration's number to its experience.
+        make_micro_batches: from an iteration's number to its micro-batches; None stands for one that is not learned from.
     """
 
     def __init__(
         self,
         config: PPOConfig,
-        num_prompts: int,
+        updates_per_pass: int | None,
         *,
         next_iteration: Callable[[], int],
-        make_experience: Callable[[int], Experience],
+        make_micro_batches: Callable[[int], Iterator[MicroBatch | None]],
     ):
         self.config = config
-        self.num_prompts = num_prompts
+        self.updates_per_pass = updates_per_pass
         self.next_iteration = next_iteration
-        self.make_experience = make_experience
+        self.make_micro_batches = make_micro_batches
 
     def __len__(self) -> int:
         """Micro-batches of one pass over the prompts, rounded up to whole iterations."""
-        iterations = -(-self.num_prompts // self.config.rollout_batch_size)
-        return iterations * self.config.updates_per_iteration * self.config.gradient_accumulation_steps
+        if self.updates_per_pass is None:
+            raise TypeError("a stream of prompts has no length")
+        return self.updates_per_pass * self.config.gradient_accumulation_steps
 
-    def __iter__(self) -> Iterator[dict[str, MicroBatch]]:
+    def __iter__(self) -> Iterator[dict[str, MicroBatch | None]]:
         """One iteration after the other, without an end."""
         while True:
-            iteration = self.next_iteration()
-            experience = self.make_experience(iteration)
-            for batch in micro_batches(experience, self.config, iteration):
+            for batch in self.make_micro_batches(self.next_iteration()):
                 yield {"micro_batch": batch}
 
 
 def require_finite(trajectories: list[Trajectory]) -> None:
     """Raise `FloatingPointError` for NaN or infinity among log-probabilities and values."""
     for trajectory in trajectories:
-        for name in ("logprobs", "reference_logprobs", "values"):
+        for name in ("logprobs", "reference_logprobs", "kl", "values"):
             if not torch.isfinite(getattr(trajectory, name)).all():
                 raise FloatingPointError(
                     f"{name} of a completion hold NaN or infinity, so the weights are damaged or the dtype overflows"

@@ -7,9 +7,9 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from hf_rlhf.distributed import global_sum
-from hf_rlhf.ops import PolicyLoss, ValueLoss
-from hf_rlhf.ppo.metrics import reward_metrics, rollout_metrics, sampler_gap, update_metrics
+from hf_rlhf.distributed import gather_in_order, global_sum
+from hf_rlhf.errors import InputError
+from hf_rlhf.ppo.metrics import METRICS, mean_of_each, update_metrics
 from hf_rlhf.types import Trajectory
 
 
@@ -27,7 +27,10 @@ class IterationLog:
 
     def start(self) -> None:
         """Forget the iteration before."""
+        self.last: dict[str, float] = {}  # all numbers of the iteration, once it is finished
         self.metrics: dict[str, float] = {}
+        self._of_rewards: dict[str, list[float]] = {}
+        self._first_ratio_error = 0.0
         self._sums: dict[str, Tensor] = {}
         self._seconds: dict[str, float] = {}
         self._updates_started = time.perf_counter()
@@ -39,47 +42,63 @@ class IterationLog:
         yield
         self._seconds[phase] = self._seconds.get(phase, 0.0) + time.perf_counter() - start
 
-    def add_rollout(
-        self,
-        iteration: int,
-        trajectories: Sequence[Trajectory],
-        plain_rewards: Sequence[float | None],
-        objective: dict[str, float],
-    ) -> None:
-        """Take in the completions of all ranks and what PPO makes of them; the updates begin."""
+    @contextmanager
+    def set_aside(self) -> Iterator[None]:
+        """Keep what the block measures out of the iteration."""
+        seconds, rewards = dict(self._seconds), dict(self._of_rewards)
+        yield
+        self._seconds, self._of_rewards = seconds, rewards
+
+    def add_reward_metrics(self, metrics: dict[str, list[float]]) -> None:
+        """Take in the numbers that reward functions logged on this rank. Raises `InputError` for a name of PPO's own."""
+        if taken := sorted(name for name in metrics if name in METRICS or name.startswith("rewards/")):
+            raise InputError(
+                f"a reward logged {', '.join(taken)} by log_metric, which PPO logs itself; take another name"
+            )
+        self._of_rewards = metrics
+
+    def reward_metrics(self) -> dict[str, float]:
+        """The means of what reward functions logged, over all ranks. Every rank takes part."""
+        return mean_of_each(gather_in_order([self._of_rewards]))
+
+    def add_rollout(self, iteration: int, trajectories: Sequence[Trajectory], metrics: dict[str, float]) -> None:
+        """Take in the completions of all ranks and the metrics made of them; the updates begin."""
         self.tokens_sampled += sum(len(trajectory.completion.ids) for trajectory in trajectories)
         self.metrics = {
             "iteration": float(iteration + 1),
             "episode": float((iteration + 1) * self.rollout_batch_size),
             "num_tokens": float(self.tokens_sampled),
-            **objective,
-            **reward_metrics(plain_rewards),
-            **rollout_metrics(trajectories),
-            "val/num_eos_tokens": float(sum(trajectory.completion.stopped for trajectory in trajectories)),
-            "sampling/logp_gap": sampler_gap(trajectories),
+            "policy/updates": 0.0,
+            "policy/skipped_updates": 0.0,
+            **metrics,
         }
         self._updates_started = time.perf_counter()
 
-    def add_update(self, policy: PolicyLoss, value: ValueLoss, log_ratio: Tensor, mask: Tensor) -> None:
-        """Take in the losses of one micro-batch of this rank; `log_ratio` and `mask` are `(B, T)`."""
-        sums = {f"policy/{name}": stat for name, stat in policy.stats.items()}
-        sums |= {f"value/{name}": stat for name, stat in value.stats.items()}
-        sums |= {"policy/loss": policy.loss.detach(), "value/loss": value.loss.detach(), "tokens": mask.sum()}
-        for name, stat in sums.items():
+    def add_update(self, stats: dict[str, Tensor], log_ratio: Tensor) -> None:
+        """Take in one micro-batch of this rank: sums, see `update_metrics`, and `(B, T)` log ratios."""
+        for name, stat in stats.items():
             self._sums[name] = self._sums.get(name, torch.zeros((), device=stat.device)) + stat
-        if "val/first_ratio_error" not in self.metrics:
-            self.metrics["val/first_ratio_error"] = ((log_ratio.exp() - 1).abs() * mask).max().item()
+        if self.metrics["policy/updates"] == self.metrics["policy/skipped_updates"] == 0:  # the weights that sampled
+            self._first_ratio_error = max(self._first_ratio_error, (log_ratio.exp() - 1).abs().max().item())
+
+    def count(self, name: str) -> None:
+        """One more of what a metric counts."""
+        self.metrics[name] += 1
 
     def finished(self) -> dict[str, float]:
         """All numbers of the iteration, its updates summed over ranks. Every rank takes part."""
         names = sorted(self._sums)
         totals = global_sum(torch.stack([self._sums[name].float() for name in names])).tolist()
+        first_ratio_errors = gather_in_order([self._first_ratio_error])
         seconds = {**self._seconds, "update": time.perf_counter() - self._updates_started}
         self._seconds = {}
-        return {
+        self.last = {
             **self.metrics,
+            **self.reward_metrics(),
+            "val/first_ratio_error": max(first_ratio_errors),
             **update_metrics(dict(zip(names, totals, strict=True))),
             **{f"time/{name}": value for name, value in seconds.items()},
             "step_time": sum(seconds.values()),
             "eps": self.rollout_batch_size / sum(seconds.values()),
         }
+        return self.last

@@ -1,10 +1,7 @@
 """Every number a PPO run logs: what it means, in words, and how it is computed."""
 
 import math
-from collections.abc import Sequence
-
-import torch
-from torch import Tensor
+from collections.abc import Mapping, Sequence
 
 from hf_rlhf.ops import explained_variance, masked_mean, masked_sum
 from hf_rlhf.ppo.experience import Experience
@@ -20,51 +17,94 @@ METRICS: dict[str, str] = {
     "time/score": "Seconds spent on rewards.",
     "time/evaluate": "Seconds spent on log-probabilities, reference log-probabilities and values.",
     "time/update": "Seconds spent on optimizer updates.",
-    "objective/scores": "Mean score of a completion, penalties for a missing stop included.",
+    "objective/scores": "Mean score of a completion: its reward after scaling, clipping and penalties.",
     "objective/kl": "Mean over completions of the KL estimate summed over counted tokens; the KL that is penalised.",
-    "objective/kl_coef": "Weight of the KL in the token rewards during the iteration.",
+    "objective/kl_coef": "Weight of the KL during the iteration, in the token rewards or in the loss.",
     "objective/entropy": "Mean over completions of -log p summed over counted tokens.",
-    "objective/non_score_reward": "Mean over completions of the KL penalty, -kl_coef * KL.",
+    "objective/non_score_reward": "Mean over completions of the KL penalty, -kl_coef * KL, wherever it is paid.",
     "objective/rlhf_reward": "Mean over completions of score plus KL penalty.",
-    "reward": "Mean weighted sum of the rewards, before penalties.",
+    "reward": "Mean weighted sum of the rewards, before scaling and penalties.",
     "reward_std": "Standard deviation of that sum over completions.",
     "rewards/<name>/mean": "Mean of one reward over the completions it scored.",
     "rewards/<name>/std": "Its standard deviation.",
     "rewards/unscored": "Share of completions that no reward scored; they do not count.",
+    "policy/updates": "Optimizer updates made in the iteration.",
+    "policy/skipped_updates": "Updates not made because their mean ratio was above ratio_threshold.",
     "policy/approxkl_avg": "Mean over tokens and updates of (log ratio)^2 / 2: how far updates moved the policy.",
     "policy/clipfrac_avg": "Share of tokens, over updates, whose policy gradient was clipped away.",
+    "policy/dual_clipfrac_avg": "Share of tokens, over updates, whose policy gradient dual_clip cut off.",
     "policy/entropy_avg": "Mean entropy, in nats, of the distribution a token was drawn from, before the updates.",
     "loss/policy_avg": "Mean over tokens and updates of the policy loss.",
     "loss/value_avg": "Mean over tokens and updates of the value loss, before vf_coef.",
+    "loss/entropy_avg": "Mean entropy over tokens and updates, where entropy_coef puts it into the loss.",
+    "loss/kl_avg": "Mean KL to the reference over tokens and updates, where kl_in_loss puts it into the loss.",
+    "loss/ptx_avg": "Mean over tokens and updates of the language-model loss on texts, before ptx_coef.",
     "val/clipfrac_avg": "Share of tokens, over updates, whose value gradient was clipped away.",
     "val/ratio": "Mean probability ratio between the policy under update and the one that sampled.",
     "val/ratio_var": "Variance of that ratio.",
-    "val/first_ratio_error": "Largest |ratio - 1| on the first micro-batch of the iteration: 0 but for rounding.",
+    "val/first_ratio_error": "Largest |ratio - 1| in the first update of the iteration: 0 but for rounding.",
     "val/mean": "Mean value of the critic before the updates.",
     "val/explained_variance": "1 - Var(return - value) / Var(return), before the updates.",
     "val/num_eos_tokens": "Completions of the iteration that stopped by themselves.",
     "sampling/logp_gap": "Mean |difference| of a token's log-probability between sampler and trainer.",
+    "sampling/importance_weight": "Mean weight that importance_sampling_cap gave a token.",
     "completions/mean_length": "Mean tokens of a completion, the stop token included.",
     "completions/min_length": "Shortest completion, in tokens.",
     "completions/max_length": "Longest completion, in tokens.",
     "completions/clipped_ratio": "Share of completions cut off by the length limit.",
-    "loss": "Mean total loss of the updates since the last log.",
-    "grad_norm": "Norm of the gradient of the last update, before clipping.",
+    "loss": "Mean total loss of the updates since the last log, a withheld one counting as 0.",
+    "grad_norm": "Norm of the gradient of the last update, before clipping; 0 when early_stop_kl withheld it.",
     "lr": "Learning rate of the last update.",
     "eval_reward": "As reward, on completions sampled for the evaluation prompts.",
     "eval_kl": "As objective/kl, on the evaluation prompts.",
 }
 
 
+def iteration_metrics(trajectories: Sequence[Trajectory], experience: Experience) -> dict[str, float]:
+    """What all ranks sampled, what PPO maximises, and what the critic knew of it, before the updates."""
+    mask = experience.mask
+    counted = mask.any(dim=1)
+    scores = masked_mean(experience.scores + experience.token_scores.sum(dim=1), counted).item()
+    kl = mean_sequence_kl(experience)
+    assert experience.returns is not None
+    return {
+        "objective/scores": scores,
+        "objective/kl": kl,
+        "objective/kl_coef": experience.kl_coef,
+        "objective/entropy": masked_mean(masked_sum(-experience.logprobs, mask, dim=1), counted).item(),
+        "objective/non_score_reward": -experience.kl_coef * kl,
+        "objective/rlhf_reward": scores - experience.kl_coef * kl,
+        "policy/entropy_avg": masked_mean(experience.entropy, mask).item(),
+        "val/mean": masked_mean(experience.values, mask).item(),
+        "val/explained_variance": explained_variance(experience.values, experience.returns, mask).item(),
+        "val/num_eos_tokens": float(sum(trajectory.completion.stopped for trajectory in trajectories)),
+        "sampling/logp_gap": masked_mean((experience.sampler_logprobs - experience.logprobs).abs(), mask).item(),
+        **rollout_metrics(trajectories),
+    }
+
+
+def evaluation_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
+    """Rewards, KL and lengths of completions sampled for evaluation prompts, over all ranks."""
+    kls = [trajectory.kl.sum().item() for trajectory in trajectories if trajectory.kl is not None]
+    return {"kl": _mean(kls), **rollout_metrics(trajectories)}
+
+
+def mean_sequence_kl(experience: Experience) -> float:
+    """Mean over scored completions of the KL summed over counted tokens, in nats."""
+    return masked_mean(masked_sum(experience.kl, experience.mask, dim=1), experience.mask.any(dim=1)).item()
+
+
 def rollout_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
     """Rewards and lengths of completions; the same for training and evaluation."""
+    rewards = [trajectory.reward for trajectory in trajectories if trajectory.reward is not None]
     lengths = [len(trajectory.completion.ids) for trajectory in trajectories]
-    stopped = [trajectory.completion.stopped for trajectory in trajectories]
     metrics = {
+        "reward": _mean(rewards),
+        "reward_std": _std(rewards),
         "completions/mean_length": _mean(lengths),
         "completions/min_length": float(min(lengths)),
         "completions/max_length": float(max(lengths)),
-        "completions/clipped_ratio": 1 - _mean(stopped),
+        "completions/clipped_ratio": 1 - _mean([trajectory.completion.stopped for trajectory in trajectories]),
         "rewards/unscored": _mean([trajectory.reward is None for trajectory in trajectories]),
     }
     for name in trajectories[0].rewards:
@@ -74,59 +114,22 @@ def rollout_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
     return metrics
 
 
-def reward_metrics(rewards: Sequence[float | None]) -> dict[str, float]:
-    """Mean and spread of the weighted sum of rewards."""
-    scored = [reward for reward in rewards if reward is not None]
-    return {"reward": _mean(scored), "reward_std": _std(scored)}
-
-
-def objective_metrics(experience: Experience, kl: Tensor, kl_coef: float) -> dict[str, float]:
-    """What PPO maximises, and what the critic knew of it, before the updates."""
-    mask = experience.mask
-    counted = mask.any(dim=1)
-    sequence_kl = masked_sum(kl, mask, dim=1)
-    score = masked_mean(experience.scores, counted).item()
-    mean_kl = masked_mean(sequence_kl, counted).item()
-    assert experience.returns is not None
-    return {
-        "objective/scores": score,
-        "objective/kl": mean_kl,
-        "objective/kl_coef": kl_coef,
-        "objective/entropy": masked_mean(masked_sum(-experience.logprobs, mask, dim=1), counted).item(),
-        "objective/non_score_reward": -kl_coef * mean_kl,
-        "objective/rlhf_reward": score - kl_coef * mean_kl,
-        "policy/entropy_avg": masked_mean(experience.entropy, mask).item(),
-        "val/mean": masked_mean(experience.values, mask).item(),
-        "val/explained_variance": explained_variance(experience.values, experience.returns, mask).item(),
-    }
-
-
-def sampler_gap(trajectories: Sequence[Trajectory]) -> float:
-    """Mean |log p by the sampler - log p by the trainer| over all tokens."""
-    gaps = [
-        (torch.tensor(trajectory.completion.logprobs) - trajectory.logprobs).abs()
-        for trajectory in trajectories
-        if trajectory.logprobs is not None
-    ]
-    return torch.cat(gaps).mean().item()
-
-
-UPDATE_SUMS = {
-    "policy/approxkl_avg": "policy/approx_kl",
-    "policy/clipfrac_avg": "policy/clip_fraction",
-    "loss/policy_avg": "policy/loss",
-    "loss/value_avg": "value/loss",
-    "val/clipfrac_avg": "value/clip_fraction",
-    "val/ratio": "policy/ratio",
-}
-
-
 def update_metrics(sums: dict[str, float]) -> dict[str, float]:
-    """Means over tokens and updates, from sums over both and over ranks."""
-    tokens = sums["tokens"]
-    metrics = {name: sums[key] / tokens for name, key in UPDATE_SUMS.items()}
-    metrics["val/ratio_var"] = max(sums["policy/ratio_squared"] / tokens - metrics["val/ratio"] ** 2, 0.0)
+    """Means over tokens and updates, from sums over both and over ranks, by the keys of `ppo_loss`."""
+    sums = dict(sums)
+    tokens, text_loss, text_tokens = sums.pop("tokens"), sums.pop("text_loss", None), sums.pop("text_tokens", 0.0)
+    metrics = {name: total / tokens for name, total in sums.items()}
+    if "val/ratio" in metrics and "val/ratio_squared" in metrics:
+        metrics["val/ratio_var"] = max(metrics.pop("val/ratio_squared") - metrics["val/ratio"] ** 2, 0.0)
+    if text_loss is not None:
+        metrics["loss/ptx_avg"] = text_loss / text_tokens
     return metrics
+
+
+def mean_of_each(parts: Sequence[Mapping[str, Sequence[float]]]) -> dict[str, float]:
+    """The mean of all numbers of a name, those of every part (rank) together."""
+    names = dict.fromkeys(name for part in parts for name in part)
+    return {name: _mean([number for part in parts for number in part.get(name, ())]) for name in names}
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -1,30 +1,117 @@
-"""Which prompts an iteration uses: a function of the seed and the iteration number, so that a resume needs no state."""
+"""Which rows an iteration or an update uses: endless streams that a resume enters at any point, with no state to save."""
+
+from collections.abc import Iterator, Mapping
+from itertools import count, islice
+from typing import Any
 
 import torch
+from datasets import Dataset, IterableDataset
 
+from hf_rlhf.distributed import take_share
+from hf_rlhf.errors import InputError
 from hf_rlhf.rollout.sampling import row_seed
 
+Row = Mapping[str, Any]
 
-class PromptStream:
-    """An endless stream of data set rows, shuffled anew for each pass, cut into batches of one iteration."""
 
-    def __init__(self, num_rows: int, batch_size: int, seed: int):
-        self.num_rows = num_rows
+def prompt_stream(
+    dataset: Dataset | IterableDataset, batch_size: int, seed: int
+) -> "ShuffledPrompts | StreamedPrompts":
+    """The prompts of a run, `batch_size` for an iteration over all ranks. A streamed set keeps its own order."""
+    if isinstance(dataset, IterableDataset):
+        return StreamedPrompts(dataset, batch_size)
+    return ShuffledPrompts(dataset, batch_size, seed)
+
+
+class ShuffledPrompts:
+    """Prompts of a loaded set, shuffled anew for each pass: a function of the seed and the iteration number."""
+
+    def __init__(self, dataset: Dataset, batch_size: int, seed: int):
+        self.dataset = dataset
         self.batch_size = batch_size
         self.seed = seed
 
-    def prompts(self, iteration: int) -> list[tuple[int, int]]:
-        """`(pass over the data set, row)` of each prompt of iteration `iteration`, over all ranks.
+    @property
+    def num_rows(self) -> int:
+        """Rows of one pass."""
+        return len(self.dataset)
 
-        An iteration may reach into the next pass and meet a row again; with the pass, its draws differ.
+    def rows(self, iteration: int) -> list[Row]:
+        """This rank's share of iteration `iteration`: prompts p of the batch with p % world_size equal to its rank.
+
+        An iteration may reach into the next pass and meet a row again.
         """
-        positions = range(iteration * self.batch_size, (iteration + 1) * self.batch_size)
-        passes = {number: self._shuffled(number) for number in {position // self.num_rows for position in positions}}
-        return [
-            (position // self.num_rows, passes[position // self.num_rows][position % self.num_rows])
-            for position in positions
-        ]
+        numbers = shuffled_rows(self.num_rows, self.batch_size, iteration, seed=self.seed, purpose="prompts")
+        return [self.dataset[number] for number in take_share(numbers)]
 
-    def _shuffled(self, number: int) -> list[int]:
-        generator = torch.Generator().manual_seed(row_seed(self.seed, "prompts", number))
-        return torch.randperm(self.num_rows, generator=generator).tolist()
+
+class StreamedPrompts:
+    """Prompts of an `IterableDataset`, in the order in which it gives them; after its end, a new pass begins.
+
+    Iteration i takes rows i * batch_size to (i + 1) * batch_size - 1, counted over all passes. A set shuffled with
+    `dataset.shuffle(seed=...)` is shuffled anew for each pass; it needs a seed, or a resume meets another order.
+    Every rank reads the whole stream and keeps its share: so all agree on the order without a word between them.
+    """
+
+    num_rows = None  # unknown before the end of a pass
+
+    def __init__(self, dataset: IterableDataset, batch_size: int):
+        self.dataset = dataset
+        self.batch_size = batch_size
+        self._next_iteration: int | None = None  # the one that `_stream` stands before
+        self._stream: Iterator[Row] = iter(())
+
+    def rows(self, iteration: int) -> list[Row]:
+        """This rank's share of iteration `iteration`: prompts p of the batch with p % world_size equal to its rank.
+
+        Any iteration but the next one reads the stream again from its first row.
+
+        Raises InputError when a pass over the set gives no rows.
+        """
+        if iteration != self._next_iteration:
+            self._stream = islice(self._passes(), iteration * self.batch_size, None)
+        self._next_iteration = None  # a stream that raises is not read on
+        rows = list(islice(self._stream, self.batch_size))
+        self._next_iteration = iteration + 1
+        return take_share(rows)
+
+    def _passes(self) -> Iterator[Row]:
+        for number in count():
+            self.dataset.set_epoch(number)
+            row = None
+            for row in self.dataset:
+                yield row
+            if row is None:
+                raise InputError(
+                    f"pass {number + 1} over the streamed prompts gave no rows. Check the files and any filter; with "
+                    'overlong_prompts="filter", raise max_prompt_length'
+                )
+
+
+class TextStream:
+    """Texts of PPO-ptx, shuffled anew for each pass: a function of the seed and the number of the optimizer update."""
+
+    def __init__(self, dataset: Dataset, batch_size: int, seed: int):
+        self.dataset = dataset
+        self.batch_size = batch_size
+        self.seed = seed
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of one pass."""
+        return len(self.dataset)
+
+    def rows(self, update: int) -> list[Row]:
+        """The texts of optimizer update `update`, over all ranks. A set smaller than a batch gives rows repeatedly."""
+        numbers = shuffled_rows(self.num_rows, self.batch_size, update, seed=self.seed, purpose="ptx")
+        return [self.dataset[number] for number in numbers]
+
+
+def shuffled_rows(num_rows: int, batch_size: int, batch: int, *, seed: int, purpose: str) -> list[int]:
+    """Row numbers of batch number `batch` of an endless stream: every pass has each row once, in an order of its own."""
+    positions = range(batch * batch_size, (batch + 1) * batch_size)
+    orders = {
+        number: torch.randperm(num_rows, generator=torch.Generator().manual_seed(row_seed(seed, purpose, number)))
+        for number in range(positions[0] // num_rows, positions[-1] // num_rows + 1)
+    }
+    return [int(orders[position // num_rows][position % num_rows]) for position in positions]

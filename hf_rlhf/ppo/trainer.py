@@ -1,82 +1,66 @@
-"""`PPOTrainer`: PPO with a value head, in the loop of `transformers.Trainer`.
+"""`PPOTrainer`: PPO with a critic, in the loop of `transformers.Trainer`.
 
-Trainer owns the optimizer, its schedule, clipping, accumulation, DDP, callbacks, trackers, checkpoints and the Hub. This
-file feeds it: a training batch is a micro-batch of experience, and experience is made when the first update of an
-iteration asks for it. `make_experience` is one iteration of the paper up to the updates, `compute_loss` is the updates.
+Trainer owns the optimizer, its schedule, clipping, accumulation, DDP, callbacks, trackers, checkpoints and the Hub.
+`make_experience` is one iteration of the paper up to the updates, `loss` is the updates. To change a stage, override
+`sample`, `score`, `advantages` or `loss`.
 """
 
-import copy
-import json
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Trainer, TrainerCallback, set_seed
+from transformers import TrainerCallback, set_seed
 from transformers.integrations import is_deepspeed_zero3_enabled
 
-from hf_rlhf.data.prompts import prepare_prompts, require_rows
+from hf_rlhf.data.language_modeling import prepare_texts
+from hf_rlhf.data.prompts import prompt_rows, require_rows
 from hf_rlhf.distributed import gather_in_order, take_share
 from hf_rlhf.errors import InputError
-from hf_rlhf.models.heads import ValueHead
-from hf_rlhf.models.load import load_causal_lm, load_tokenizer
-from hf_rlhf.models.policy import PolicyWithValue, disable_dropout, wrap_policy
-from hf_rlhf.ops import (
-    clipped_policy_loss,
-    clipped_value_loss,
-    gae,
-    kl_estimate,
-    masked_mean,
-    masked_sum,
-    token_rewards,
-    whiten,
-)
+from hf_rlhf.models.adapters import base_of
+from hf_rlhf.models.backbone import require_known_head
+from hf_rlhf.models.load import load_tokenizer
+from hf_rlhf.models.policy import PolicyOutput
+from hf_rlhf.models.value_model import ValueModel
+from hf_rlhf.ops import FULL_KL, gae, kl_estimate, token_rewards, whiten
 from hf_rlhf.ppo.callbacks import PPO_WATCHED, IterationCallback
-from hf_rlhf.ppo.config import PPOConfig, check_context_length
-from hf_rlhf.ppo.experience import Experience, ExperienceLoader, require_finite
+from hf_rlhf.ppo.config import PPOConfig
+from hf_rlhf.ppo.experience import Experience, micro_batches, require_finite
+from hf_rlhf.ppo.guard import UpdateGuard
 from hf_rlhf.ppo.iteration_log import IterationLog
-from hf_rlhf.ppo.metrics import (
-    objective_metrics,
-    reward_metrics,
-    rollout_metrics,
-)
-from hf_rlhf.ppo.prompts import PromptStream
+from hf_rlhf.ppo.loop import IterationTrainer
+from hf_rlhf.ppo.loss import PPOLoss, ppo_loss, require_finite_loss, text_loss
+from hf_rlhf.ppo.metrics import evaluation_metrics, iteration_metrics, mean_sequence_kl
+from hf_rlhf.ppo.own_loop import TokenRules, given_trajectories
+from hf_rlhf.ppo.prompts import TextStream, prompt_stream
+from hf_rlhf.ppo.scores import ScoreShaper
+from hf_rlhf.ppo.setup import build_policy, prepared_evaluation, prepared_prompts, require_positions
 from hf_rlhf.progress import use_compact_progress
-from hf_rlhf.records import (
-    CONFIG_FILE,
-    METRICS_FILE,
-    SAMPLES_FILE,
-    append_json_line,
-    drop_rows_after,
-    sample_rows,
-    write_settings,
-)
 from hf_rlhf.rewards.sources import RewardSource, resolve_rewards
 from hf_rlhf.rollout.collect import collect
-from hf_rlhf.rollout.engines import Engine, TransformersEngine
+from hf_rlhf.rollout.engines import Engine, TransformersEngine, stop_token_ids
 from hf_rlhf.rollout.sampling import row_seed
-from hf_rlhf.types import Model, Sequences, Trajectory
-
-STATE_FILE = "ppo_state.json"
+from hf_rlhf.types import Completion, Model, Prompt, Sequences, Trajectory
 
 
-class PPOTrainer(Trainer):
+class PPOTrainer(IterationTrainer):
     """Train a causal language model with PPO against one or more rewards.
 
     Args:
         model: path or name, model, or `PeftModel` (whose adapter then is both the start and the frozen reference).
         reward_funcs: one or more of: a callable by TRL's reward-function contract, the path of a reward model, a
-            sequence-classification model.
+            sequence-classification model. May be left out by those who give scores to `step`.
         args: see `PPOConfig`.
-        train_dataset: rows with `prompt` (text or messages) and any columns the rewards want.
+        train_dataset: rows with `prompt` (text or messages) and any columns the rewards want; or a stream of them.
+            May be left out by those who give prompts to `generate` and `step`.
         eval_dataset: the same, or a dict of such sets.
         processing_class: the policy's tokenizer; by default that of `model`.
         reward_processing_classes: a tokenizer for each reward that is a model object; None elsewhere.
         peft_config: a LoRA config to wrap the policy with.
         ref_model: a reference of its own; by default see `PolicyWithValue`.
-        value_head: the critic's start, such as that of an earlier run; by default one that says 0.
+        value_model: a sequence classifier to be the critic, with `critic="model"`; by default see `build_critic`.
+        ptx_dataset: texts for the language-model loss of PPO-ptx, with `ptx_coef`; see `prepare_texts`.
         callbacks, optimizers: as in `transformers.Trainer`.
 
     Raises:
@@ -84,129 +68,140 @@ class PPOTrainer(Trainer):
         FloatingPointError: a NaN or infinite loss, value or logit, named with its update.
     """
 
-    args: PPOConfig  # pyright: ignore[reportIncompatibleVariableOverride]
     eval_dataset: Any
-    loss_is_scaled_for_ga = True  # losses are divided once by the tokens of the whole minibatch
 
     def __init__(
         self,
         model: str | Model,
-        reward_funcs: RewardSource | Sequence[RewardSource],
+        reward_funcs: RewardSource | Sequence[RewardSource] | None,
         args: PPOConfig,
-        train_dataset,
+        train_dataset=None,
         eval_dataset=None,
         processing_class=None,
         reward_processing_classes=None,
         peft_config=None,
         ref_model: Model | None = None,
-        value_head: ValueHead | None = None,
+        value_model: Model | None = None,
+        ptx_dataset=None,
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple = (None, None),
     ):
+        if optimizers[0] is not None and args.critic_learning_rate is not None:
+            raise InputError(
+                "critic_learning_rate is for the optimizer that the trainer makes; give yours a parameter group for the"
+                " critic, or leave one of the two out"
+            )
         set_seed(args.seed)  # before the adapter's random start
         if processing_class is None:
             processing_class = load_tokenizer(model if isinstance(model, str) else model.config._name_or_path)
-        self.prompt_set = self._prepared(train_dataset, processing_class, args, "train_dataset")
-        require_rows(self.prompt_set, args.rollout_batch_size, source="train_dataset", why=f"{args.batch_algebra()}")
-        eval_sets: Any
-        if isinstance(eval_dataset, Mapping):
-            eval_sets = {key: self._prepared(value, processing_class, args, key) for key, value in eval_dataset.items()}
-        else:
-            eval_sets = eval_dataset
-            if eval_dataset is not None:
-                eval_sets = self._prepared(eval_dataset, processing_class, args, "eval_dataset")
+        self.prompt_set = None
+        if train_dataset is not None:
+            self.prompt_set = prepared_prompts(train_dataset, processing_class, args, "train_dataset")
+        if self._num_prompts is not None:
+            require_rows(self.prompt_set, args.rollout_batch_size, source="train_dataset", why=args.batch_algebra())
+        eval_sets = prepared_evaluation(eval_dataset, processing_class, args)
+        texts = _texts(ptx_dataset, processing_class, args)
 
-        if isinstance(model, str):
-            causal_lm = load_causal_lm(model, dtype="float32" if peft_config is None else "bfloat16")
-        else:
-            causal_lm = model
-        policy = PolicyWithValue(wrap_policy(causal_lm, peft_config), value_head, ref_model)
-        check_context_length(policy.config, args)
-        if args.disable_dropout:
-            disable_dropout(policy)
-        rewards = resolve_rewards(
-            reward_funcs,
-            reward_processing_classes,
-            policy=policy.model,
-            device=args.device,
-            weights=args.reward_weights,
-        )
+        _require_roles_of_their_own(model, ref_model, value_model, reward_funcs)
+        policy = build_policy(model, args, peft_config=peft_config, ref_model=ref_model, value_model=value_model)
+        if texts is not None:
+            require_positions(policy, texts)
+        self.rewards = None
+        if reward_funcs is not None:
+            self.rewards = resolve_rewards(
+                reward_funcs,
+                reward_processing_classes,
+                policy=policy.model,
+                device=args.device,
+                weights=args.reward_weights,
+            )
         super().__init__(
             model=policy,
             args=args,
-            train_dataset=self.prompt_set,
+            train_dataset=self.prompt_set if self._num_prompts is not None else None,
             eval_dataset=eval_sets,
             processing_class=processing_class,
             callbacks=callbacks,
             optimizers=optimizers,
         )
-        if self.is_fsdp_enabled or (self.is_deepspeed_enabled and is_deepspeed_zero3_enabled()):
-            raise InputError(
-                "PPO does not run under FSDP or ZeRO-3 yet: sampling would meet sharded weights; use DDP or ZeRO-2, with a"
-                " 4-bit base (load_in_4bit) where memory is short"
-            )
+        self._require_known_sharding()
+        require_known_head(policy.model)
         self.model_accepts_loss_kwargs = True  # what `loss_is_scaled_for_ga` was called before transformers had it
-        self.policy: PolicyWithValue = self.model  # pyright: ignore[reportAttributeAccessIssue]
-        self.rewards = rewards
+        self.policy = self.model  # pyright: ignore[reportAttributeAccessIssue]
         self.engine: Engine = TransformersEngine(
             self.policy.model,
             processing_class,
             args.generation_batch_size or args.rollout_batch_size // args.world_size,
         )
+        self.prompts = None
+        if self.prompt_set is not None:
+            self.prompts = prompt_stream(self.prompt_set, args.rollout_batch_size, args.seed)
+        self.texts = None if texts is None else TextStream(texts, args.minibatch_size, args.seed)
         self.kl_control = args.kl_control()
-        self.stream = PromptStream(len(self.prompt_set), args.rollout_batch_size, args.seed)
+        self.shaper = ScoreShaper(args.score_shaping())
         self.iteration_log = IterationLog(args.rollout_batch_size)
-        self.add_callback(IterationCallback(args.updates_per_iteration))
+        self.guard = UpdateGuard(args, self.iteration_log, self.policy.parameters)
+        self._started: int | None = None  # the iteration begun last
+        self._drawn = 0  # completions that `generate` sampled in it, over all ranks
+        self.add_callback(IterationCallback(args.updates_per_iteration, self.updates_per_pass))
+        self.add_callback(self.guard)
         use_compact_progress(self, PPO_WATCHED)
 
     # One iteration, as in the paper
 
-    def make_experience(self, iteration: int) -> Experience:
-        """Collect, score, evaluate, shape the rewards and estimate advantages: everything before the updates."""
+    def make_experience(self, iteration: int, trajectories: list[Trajectory] | None = None) -> Experience:
+        """Everything before the updates: sample, score, evaluate, shape the scores, estimate advantages.
+
+        With `trajectories`, the scored completions of this rank, the first two are done already.
+        """
         args = self.args
-        self.iteration_log.start()
-        trajectories = self.sample(take_share(self.stream.prompts(iteration)), "train")
-        self.score(trajectories)
+        if trajectories is None:
+            assert self.prompts is not None
+            self._start_iteration(iteration)
+            trajectories = self.sample(self.prompts.rows(iteration), self._seeds("train", iteration))
+            self.score(trajectories)
         self.evaluate_policy(trajectories)
         trajectories = gather_in_order(trajectories)
+        self.shaper.shape(trajectories)
 
-        experience = Experience.from_trajectories(trajectories)
+        experience = Experience.from_trajectories(trajectories, self.kl_control.coef)
         mask = experience.mask
         if not mask.any():
-            raise InputError(f"no reward scored any completion of iteration {iteration + 1}; there is nothing to learn")
-        kl = kl_estimate(args.kl_estimator, experience.logprobs, experience.reference_logprobs)
-        kl_coef = self.kl_control.coef
-        experience.rewards = token_rewards(experience.scores, kl, mask, kl_coef)
+            raise InputError(f"no completion of iteration {iteration + 1} has a score; there is nothing to learn")
+        penalty = 0.0 if args.kl_in_loss else experience.kl_coef
+        experience.rewards = token_rewards(experience.scores, experience.kl, mask, penalty) + experience.token_scores
         if args.whiten_rewards:
             experience.rewards = whiten(experience.rewards, mask, center=False)
         experience.advantages, experience.returns = self.advantages(experience)
 
-        sequence_kl = masked_mean(masked_sum(kl, mask, dim=1), mask.any(dim=1)).item()
-        self.kl_control.update(sequence_kl, len(experience))
-        objective = objective_metrics(experience, kl, kl_coef)
-        self.iteration_log.add_rollout(iteration, trajectories, [trajectory.reward for trajectory in trajectories], objective)
-        self._write_samples(trajectories, "train")
+        if not self.warming_up:
+            self.kl_control.update(mean_sequence_kl(experience), len(experience))
+        self.iteration_log.add_rollout(iteration, trajectories, iteration_metrics(trajectories, experience))
+        self.write_samples(trajectories, "train")
         return experience
 
-    def sample(self, prompts: list[tuple[int, int]], purpose: str, dataset=None) -> list[Trajectory]:
-        """Sample a completion for each `(pass, row)` of the prompts."""
-        dataset = self.prompt_set if dataset is None else dataset
-        seeds = [row_seed(self.args.seed, purpose, number, row) for number, row in prompts]
-        rows = [dataset[row] for _, row in prompts]
+    def make_micro_batches(self, iteration: int, trajectories: list[Trajectory] | None = None):
+        """This rank's micro-batches of an iteration; None for those that the guard keeps from being learned from."""
+        experience = self.make_experience(iteration, trajectories)
+        for batch in micro_batches(experience, self.args, iteration, self.texts):
+            yield None if self.guard.stopped else batch
+
+    def sample(self, rows: Sequence[Mapping[str, Any]], seeds: Sequence[int]) -> list[Trajectory]:
+        """One completion for each row (with `prompt`, `prompt_ids` and any other column), drawn by the row's seed."""
         with self.iteration_log.timed("sample"):
             return collect(self.engine, rows, self.processing_class, self.args.sampling, seeds)
 
     def score(self, trajectories: list[Trajectory]) -> None:
-        """Fill in rewards and score; a completion that did not stop pays `missing_eos_penalty`."""
+        """Fill in the rewards of completions; None stays where nothing scored."""
+        if self.rewards is None:
+            raise InputError("no reward: give reward_funcs, or own the loop with generate() and step()")
         with self.iteration_log.timed("score"):
-            self.rewards.score(trajectories)
-        for trajectory in trajectories:
-            if trajectory.score is not None and not trajectory.completion.stopped:
-                trajectory.score -= self.args.missing_eos_penalty or 0.0
+            self.iteration_log.add_reward_metrics(self.rewards.score(trajectories, self.state))
 
     @torch.no_grad()
     def evaluate_policy(self, trajectories: list[Trajectory]) -> None:
-        """Fill in log-probabilities, reference log-probabilities, values and entropy by forward passes."""
+        """Fill in log-probabilities, reference log-probabilities, KL, values and entropy by forward passes."""
+        estimator, temperature = self.args.kl_estimator, self.args.temperature
         training = self.policy.training
         self.policy.eval()
         with self.iteration_log.timed("evaluate"):
@@ -216,13 +211,15 @@ class PPOTrainer(Trainer):
             for start in range(0, len(by_length), self.args.rollout_forward_batch_size):
                 batch = by_length[start : start + self.args.rollout_forward_batch_size]
                 sequences = Sequences.from_trajectories(batch).to(self.args.device)
-                temperature = self.args.temperature
-                policy = self.policy(sequences, temperature=temperature, entropy=True)
-                reference = self.policy(sequences, temperature=temperature, reference=True)
+                full_kl = estimator == FULL_KL
+                policy = self.policy(sequences, temperature=temperature, entropy=True, full_kl=full_kl)
+                reference = self.policy.reference_logprobs(sequences, temperature=temperature)
+                kl = policy.kl if full_kl else kl_estimate(estimator, policy.logprobs, reference)
                 for b, trajectory in enumerate(batch):
                     length = len(trajectory.completion.ids)
                     trajectory.logprobs = policy.logprobs[b, :length].cpu()
-                    trajectory.reference_logprobs = reference.logprobs[b, :length].cpu()
+                    trajectory.reference_logprobs = reference[b, :length].cpu()
+                    trajectory.kl = kl[b, :length].cpu()
                     trajectory.values = policy.values[b, :length].cpu()
                     trajectory.entropy = policy.entropy[b, :length].cpu()
         self.policy.train(training)
@@ -230,67 +227,101 @@ class PPOTrainer(Trainer):
 
     def advantages(self, experience: Experience) -> tuple[Tensor, Tensor]:
         """Advantages and returns `(B, T)` of the whole iteration."""
+        args = self.args
         assert experience.rewards is not None
-        advantages, returns = gae(
-            experience.rewards, experience.values, experience.mask, self.args.gamma, self.args.lam
-        )
-        if self.args.whiten_advantages:
+        of_lam = {
+            lam: gae(experience.rewards, experience.values, experience.mask, args.gamma, lam)
+            for lam in {args.lam, args.critic_lam}
+        }
+        advantages = of_lam[args.lam].advantages
+        if args.whiten_advantages:
             advantages = whiten(advantages, experience.mask)
-        return advantages, returns
+        return advantages, of_lam[args.critic_lam].returns
+
+    def loss(self, output: PolicyOutput, experience: Experience) -> PPOLoss:
+        """PPO's loss of one micro-batch, as a sum over its counted tokens."""
+        return ppo_loss(output, experience, self.args, warming_up=self.warming_up)
 
     def compute_loss(self, model, inputs: dict[str, Any], return_outputs=False, num_items_in_batch=None):
-        """The clipped policy and value losses of one micro-batch, as its share of the minibatch's mean over tokens."""
+        """`loss` of one micro-batch, as its share of the minibatch's mean over tokens."""
         args, batch = self.args, inputs["micro_batch"]
         experience: Experience = batch.experience.to(args.device)
-        mask = experience.mask
-        assert experience.advantages is not None
-        assert experience.returns is not None
-        output = model(experience.sequences, temperature=args.temperature)
-        policy = clipped_policy_loss(output.logprobs, experience.logprobs, experience.advantages, mask, args.cliprange)
-        value = clipped_value_loss(output.values, experience.values, experience.returns, mask, args.value_clip)
-        loss_sum = policy.loss + args.vf_coef * value.loss
-        if not torch.isfinite(loss_sum):
-            raise FloatingPointError(
-                f"the PPO loss is {loss_sum.item()} at update {self.state.global_step + 1} (policy loss"
-                f" {policy.loss.item()}, value loss {value.loss.item()}, sums over {int(mask.sum())} tokens); the weights"
-                " are those of the update before. Try a lower learning_rate, or dtype bfloat16 instead of float16"
-            )
-        self.iteration_log.add_update(policy, value, output.logprobs.detach() - experience.logprobs, mask)
-        # DDP averages gradients over ranks, and the loss is a sum over all of them.
-        loss = loss_sum / max(batch.minibatch_tokens, 1) * args.world_size
-        return (loss, output) if return_outputs else loss
-
-    # How experience reaches Trainer
-
-    def get_train_dataloader(self):
-        """Micro-batches of experience; not a DataLoader, which would read a batch ahead of the policy's last update."""
-        return ExperienceLoader(
-            self.args, len(self.prompt_set), next_iteration=lambda: self.iteration, make_experience=self.make_experience
+        texts = None if batch.texts is None else batch.texts.to(args.device)
+        output = model(
+            experience.sequences,
+            temperature=args.temperature,
+            entropy=args.entropy_coef > 0,
+            full_kl=args.full_kl_in_loss,
+            texts=texts,
         )
+        loss = self.loss(output, experience)
+        tokens = experience.mask.sum()
+        require_finite_loss(loss, self.state.global_step + 1, int(tokens))
+        stats = {**loss.stats, "tokens": tokens}
+        mean = loss.total / max(batch.minibatch_tokens, 1)
+        if texts is not None:
+            of_texts = text_loss(output, texts.mask)
+            stats |= {"text_loss": of_texts.detach(), "text_tokens": texts.mask.sum()}
+            mean = mean + args.ptx_coef * of_texts / batch.minibatch_text_tokens
+        self.guard.add(stats)
+        self.iteration_log.add_update(stats, output.logprobs.detach() - experience.logprobs)
+        # DDP averages gradients over ranks, and the loss is a sum over all of them.
+        mean = mean * args.world_size
+        return (mean, output) if return_outputs else mean
 
-    def set_initial_training_values(self, args, dataloader):
-        """Turn `total_episodes`, epochs or `max_steps` into the steps of whole iterations; otherwise as in Trainer."""
-        if self.args.total_episodes is not None:
-            iterations = -(-self.args.total_episodes // self.args.rollout_batch_size)
-        else:
-            *_, max_steps = super().set_initial_training_values(args, dataloader)
-            iterations = -(-max_steps // self.args.updates_per_iteration)
-        args = copy.copy(args)
-        args.max_steps = iterations * self.args.updates_per_iteration
-        return super().set_initial_training_values(args, dataloader)
+    # A loop that the user owns
 
-    def _prepare_inputs(self, inputs):
-        return inputs
+    def generate(self, prompts: Sequence[Prompt | Sequence[int]]) -> list[Completion]:
+        """Sample a completion for each prompt (text, messages or token ids), by the policy as it is now.
 
-    @property
-    def folder(self) -> Path:
-        """Where the run writes."""
-        return Path(str(self.args.output_dir))
+        The draws are those that `train` makes for the same prompts in the same iteration; another call before `step`
+        makes new ones. Under several ranks, each gives its own prompts: every world_size-th of the whole.
+        """
+        if self._started != self.iteration:
+            self._start_iteration(self.iteration)
+        rows = prompt_rows(prompts, self.processing_class, self.args.max_prompt_length)
+        trajectories = self.sample(rows, self._seeds("train", self.iteration, len(rows), first=self._drawn))
+        self._drawn += sum(gather_in_order([len(rows)]))
+        return [trajectory.completion for trajectory in trajectories]
 
-    @property
-    def iteration(self) -> int:
-        """PPO iterations finished."""
-        return self.state.global_step // self.args.updates_per_iteration
+    def step(
+        self,
+        prompts: Sequence[Prompt | Sequence[int]],
+        completions: Sequence[Completion | Sequence[int]],
+        scores: Sequence[float | Sequence[float] | None] | Tensor,
+        masks: Sequence[Sequence[bool]] | None = None,
+    ) -> dict[str, float]:
+        """One iteration of PPO on completions that the user sampled and scored; `train` makes the same updates.
+
+        Args:
+            prompts: as in `generate`.
+            completions: of `generate`, or token ids from elsewhere; `rollout_batch_size` of them over all ranks.
+            scores: a number for each completion, a list with one for each of its tokens, or None for unscored.
+            masks: for each completion, True where the policy sampled the token; by default everywhere.
+
+        Returns the metrics of the iteration. Saves, logs and evaluates as the arguments say, and ends the run with the
+        last of `max_steps`; a step beyond it raises `InputError`, as do scores and lengths that cannot be right.
+        """
+        if self._started != self.iteration:
+            self._start_iteration(self.iteration)
+        rows = prompt_rows(prompts, self.processing_class, self.args.max_prompt_length)
+        causal_lm = base_of(self.policy.model)
+        tokens = TokenRules(
+            vocab_size=causal_lm.config.get_text_config().vocab_size,
+            max_completion_length=self.args.max_completion_length,
+            stop_ids=stop_token_ids(causal_lm, self.processing_class, self.args.sampling),
+            stop_strings=self.args.sampling.stop_strings,
+        )
+        trajectories = given_trajectories(rows, completions, scores, masks, self.processing_class, tokens)
+        total = sum(gather_in_order([len(trajectories)]))
+        if total != self.args.rollout_batch_size:
+            raise InputError(f"step() got {total} completions over all ranks; {self.args.batch_algebra()}")
+        self.run_updates(self.make_micro_batches(self.iteration, trajectories))
+        return self.iteration_log.last or self.iteration_log.finished()  # unless logging_steps passed it over
+
+    def predict_value(self, prompts: Sequence[Prompt | Sequence[int]]) -> list[float]:
+        """What the critic expects of a completion to each prompt, in scores minus KL penalty."""
+        return ValueModel(self.policy.model, self.policy.critic, self.processing_class).predict_value(prompts)
 
     # Evaluation
 
@@ -307,107 +338,93 @@ class PPOTrainer(Trainer):
         if prepared is None:
             raise InputError("evaluation needs an eval_dataset; give one to PPOTrainer or to evaluate()")
         if "prompt_ids" not in prepared.column_names:
-            prepared = self._prepared(prepared, self.processing_class, self.args, "eval_dataset")
+            prepared = prepared_evaluation(prepared, self.processing_class, self.args)
 
         start = time.perf_counter()
-        trajectories = self.sample(take_share([(0, row) for row in range(len(prepared))]), "eval", prepared)
-        self.score(trajectories)
-        self.evaluate_policy(trajectories)
+        rows = take_share(list(range(len(prepared))))
+        with self.iteration_log.set_aside():
+            trajectories = self.sample([prepared[row] for row in rows], self._seeds("eval", 0, len(rows)))
+            self.score(trajectories)
+            self.evaluate_policy(trajectories)
+            logged = self.iteration_log.reward_metrics()
         trajectories = gather_in_order(trajectories)
-        kls = [
-            kl_estimate(self.args.kl_estimator, trajectory.logprobs, trajectory.reference_logprobs).sum().item()  # pyright: ignore
-            for trajectory in trajectories
-        ]
-        metrics = {
-            **reward_metrics([trajectory.reward for trajectory in trajectories]),
-            "kl": sum(kls) / len(kls),
-            **rollout_metrics(trajectories),
-            "runtime": time.perf_counter() - start,
-        }
+        metrics = {**evaluation_metrics(trajectories), **logged, "runtime": time.perf_counter() - start}
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
-        self._write_samples(trajectories, metric_key_prefix)
+        self.write_samples(trajectories, metric_key_prefix)
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
-    # Records
+    # What an iteration starts from
 
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log to trackers and metrics.jsonl. At the end of an iteration, everything known about it is added."""
-        if "grad_norm" in logs or "loss" in logs:
-            logs = {**logs, **self.iteration_log.finished(), "lr": logs["learning_rate"]}
-        logs.pop("total_flos", None)  # Trainer cannot count them here, and says 0
-        super().log(logs, start_time)
-        if self.is_world_process_zero():
-            folder = self.folder
-            folder.mkdir(parents=True, exist_ok=True)
-            append_json_line(folder / METRICS_FILE, {"step": self.state.global_step, **logs})
+    def _start_iteration(self, iteration: int) -> None:
+        self._started = iteration
+        self._drawn = 0
+        self.iteration_log.start()
+        self.guard.start_iteration()
+        every = self.args.ref_model_sync_iterations
+        over = self.control.should_training_stop  # then generate() is all that can follow
+        if every is not None and iteration > 0 and iteration % every == 0 and not over:
+            self.policy.refresh_reference()
 
-    def _write_samples(self, trajectories: list[Trajectory], split: str) -> None:
-        if self.is_world_process_zero():
-            folder = self.folder
-            folder.mkdir(parents=True, exist_ok=True)
-            for row in sample_rows(trajectories, self.state.global_step, split, self.args.num_logged_samples):
-                append_json_line(folder / SAMPLES_FILE, row)
+    def _seeds(self, purpose: str, iteration: int, count: int | None = None, first: int = 0) -> list[int]:
+        """A seed for each of this rank's draws: of the run, the iteration and the place in the whole batch."""
+        whole = self.args.rollout_batch_size if count is None else sum(gather_in_order([count]))
+        places = take_share(list(range(first, first + whole)))
+        return [row_seed(self.args.seed, purpose, iteration, place) for place in places]
 
-    # Saving and resuming
+    def algorithm_state(self) -> dict[str, Any]:
+        """KL coefficient, running moments of the rewards, and counters."""
+        return {
+            "kl_coef": self.kl_control.coef,
+            "tokens_sampled": self.iteration_log.tokens_sampled,
+            "score_moments": self.shaper.state_dict(),
+        }
 
-    def train(self, *args, **kwargs):
-        """As `Trainer.train`; prints the batch algebra and writes config.yaml and versions.json first."""
-        if self.is_world_process_zero():
-            print(self.args.batch_algebra())
-            if not (self.folder / CONFIG_FILE).exists():  # a recipe has written more than Trainer knows
-                write_settings(self.folder, self.args)
-        return super().train(*args, **kwargs)
-
-    def create_model_card(self, *args, **kwargs) -> None:
-        """Nothing: the recipes write the card, and Trainer's draft would take its place."""
-
-    def _save(self, output_dir: str | None = None, state_dict=None) -> None:
-        if self.args.should_save:
-            folder = output_dir or self.folder
-            self.policy.save_pretrained(folder)
-            self.processing_class.save_pretrained(folder)  # pyright: ignore
-
-    def _save_checkpoint(self, model, trial) -> None:
-        super()._save_checkpoint(model, trial)
-        if self.args.should_save:
-            state = {"kl_coef": self.kl_control.coef, "tokens_sampled": self.iteration_log.tokens_sampled}
-            folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
-            (folder / STATE_FILE).write_text(json.dumps(state) + "\n", encoding="utf-8")
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
-        self.policy.load_weights(resume_from_checkpoint)
-        file = Path(resume_from_checkpoint) / STATE_FILE
-        if not file.is_file():
-            raise InputError(f"{resume_from_checkpoint}: no {STATE_FILE}; it is not a checkpoint of a PPO run")
-        state = json.loads(file.read_text(encoding="utf-8"))
-        step = json.loads((Path(resume_from_checkpoint) / "trainer_state.json").read_text(encoding="utf-8"))[
-            "global_step"
-        ]
-        if step % self.args.updates_per_iteration:
-            raise InputError(
-                f"{resume_from_checkpoint} was taken at update {step}, inside an iteration of"
-                f" {self.args.updates_per_iteration} updates; resume with the num_ppo_epochs and num_mini_batches it had"
-            )
-        if self.is_world_process_zero():
-            for name in (METRICS_FILE, SAMPLES_FILE):
-                drop_rows_after(self.folder / name, step)
+    def load_algorithm_state(self, state: dict[str, Any]) -> None:
+        """Go on from `algorithm_state`."""
         self.kl_control.coef = state["kl_coef"]
         self.iteration_log.tokens_sampled = state["tokens_sampled"]
+        self.shaper.load_state_dict(state["score_moments"])
 
-    def _load_best_model(self) -> None:
-        assert self.state.best_model_checkpoint is not None
-        self.policy.load_weights(self.state.best_model_checkpoint)
+    def _require_known_sharding(self) -> None:
+        """Raise `InputError` for what has not been made to work under the launcher's settings."""
+        if self.is_fsdp_enabled or (self.is_deepspeed_enabled and is_deepspeed_zero3_enabled()):
+            raise InputError(
+                "PPO does not run under FSDP or ZeRO-3 yet: sampling would meet sharded weights; use DDP or ZeRO-2, with a"
+                " 4-bit base (load_in_4bit) where memory is short"
+            )
+        if self.is_deepspeed_enabled:
+            for name in ("ratio_threshold", "early_stop_kl", "critic_warmup_iterations", "critic_learning_rate"):
+                if getattr(self.args, name):
+                    raise InputError(f"{name} reaches into the optimizer, which DeepSpeed owns; use DDP")
+        elif self.accelerator.mixed_precision != "no":
+            raise InputError(
+                f"mixed precision ({self.accelerator.mixed_precision}: bf16, fp16, or the launcher's mixed_precision) would"
+                " make the policy that is trained another than the one that samples; the dtype of the model says how the"
+                ' base computes, and what is trained is fp32 (mixed_precision: "no")'
+            )
 
-    # Preparing
 
-    @staticmethod
-    def _prepared(dataset, tokenizer, args: PPOConfig, source: str):
-        return prepare_prompts(
-            dataset,
-            tokenizer,
-            max_prompt_length=args.max_prompt_length,
-            source=source,
-            overlong_prompts=args.overlong_prompts,  # pyright: ignore
-        )
+def _texts(dataset, tokenizer, args: PPOConfig):
+    """The texts of PPO-ptx, when both they and their weight are given."""
+    if (dataset is None) != (args.ptx_coef == 0):
+        raise InputError("ptx_dataset and ptx_coef belong together: give both, or neither")
+    if dataset is None:
+        return None
+    return prepare_texts(dataset, tokenizer, max_length=args.max_ptx_length, source="ptx_dataset")
+
+
+def _require_roles_of_their_own(model, ref_model, value_model, reward_funcs) -> None:
+    """Raise `InputError` when one model object is given two roles: training one would freeze or change the other."""
+    rewards = reward_funcs if isinstance(reward_funcs, (list, tuple)) else [reward_funcs]
+    roles = {"model": model, "ref_model": ref_model, "value_model": value_model}
+    roles |= {f"reward_funcs[{number}]": reward for number, reward in enumerate(rewards)}
+    seen: dict[int, str] = {}
+    for role, given in roles.items():
+        if isinstance(given, torch.nn.Module):
+            other = seen.setdefault(id(base_of(given)), role)
+            if other != role:
+                raise InputError(
+                    f"{other} and {role} are the same model; load it twice (copy.deepcopy), or leave one out"
+                )

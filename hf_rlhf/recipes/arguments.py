@@ -63,6 +63,9 @@ class PPOArguments(DataArguments):
 
     reward_model_path: str | None = _flag(None, "Folder or Hub name of a trained reward model.")
     reward_funcs: list[str] | None = _flag(None, "More rewards: models, or functions as module:name or file.py:name.")
+    ptx_dataset_name: str | None = _flag(None, "Texts for the language-model loss of PPO-ptx, with ptx_coef.")
+    ptx_dataset_config: str | None = _flag(None, "Their configuration, of a Hub data set.")
+    ptx_dataset_split: str = _flag("train", "Their split.")
     chat_template_path: str | None = _flag(None, "A Jinja file to use as the tokenizer's chat template.")
 
 
@@ -145,8 +148,66 @@ def _check_yaml(file: Path, parser: TrlParser) -> None:
             raise InputError(f"{key}: {value!r} in {file} must be a list, as in `{key}: [{value}]`")
 
 
+RENAMED = {
+    # TRL 0.11 and before
+    "adap_kl_ctrl": "kl_target",
+    "early_stopping": "early_stop_kl",
+    "exp_name": "run_name",
+    "forward_batch_size": "per_device_train_batch_size",
+    "horizon": "kl_horizon",
+    "init_kl_coef": "kl_coef",
+    "kl_penalty": "kl_estimator",
+    "log_with": "report_to",
+    "mini_batch_size": "per_device_train_batch_size",
+    "model_name": "model_name_or_path",
+    "optimize_cuda_cache": "torch_empty_cache_steps",
+    "optimize_device_cache": "torch_empty_cache_steps",
+    "ppo_epochs": "num_ppo_epochs",
+    "push_to_hub_if_best_kwargs": "load_best_model_at_end",
+    "query_dataset": "dataset_name",
+    "reward_model": "reward_model_path",
+    "target": "kl_target",
+    "target_kl": "early_stop_kl",
+    # TRL 0.12 to 1.12
+    "local_rollout_forward_batch_size": "rollout_forward_batch_size",
+    "num_sample_generations": "num_logged_samples",
+    "response_length": "max_completion_length",
+    "sft_model_path": "model_name_or_path",
+    "stop_token_id": "stop_token_ids",
+    # TRL's GRPO
+    "beta": "kl_coef",
+    "epsilon": "cliprange",
+    "epsilon_high": "cliprange_high",
+    "num_iterations": "num_ppo_epochs",
+    "ref_model_sync_steps": "ref_model_sync_iterations",
+}
+"""Names that a flag of PPO has elsewhere, and what it is called here; docs/migration.md says what changed besides."""
+
+REPLACED = {
+    "backward_batch_size": "follows from per_device_train_batch_size x gradient_accumulation_steps",
+    "batch_size": (
+        "follows from per_device_train_batch_size x gradient_accumulation_steps x num_mini_batches x ranks"
+        " (docs/batch_algebra.md)"
+    ),
+    "ds3_gather_for_generation": "is not needed: PPO runs under DDP and ZeRO-2, not under ZeRO-3",
+    "is_encoder_decoder": "is not needed: PPO trains decoder-only models",
+    "is_peft_model": "is not needed: an adapter folder as model_name_or_path says it itself",
+    "model_adapter_name": "is not needed: the adapter that model_name_or_path names is trained",
+    "ref_adapter_name": "is not needed: the adapter that model_name_or_path names is the reference too",
+    "steps": 'is called "total_episodes" here if it counts completions (TRL 0.11), "max_steps" if optimizer updates',
+    "stop_token": "is not needed: the model's end tokens stop a completion; more with stop_token_ids or stop_strings",
+    "tracker_project_name": 'is set by the tracker: "project" for trackio, WANDB_PROJECT in the environment for wandb',
+}
+"""Old names that became more than one flag, or none."""
+
+
 def _unknown_key(key: str, known: list[str], where: str) -> str:
-    close = difflib.get_close_matches(key.replace("-", "_"), known, n=1)
+    name = key.replace("-", "_")
+    if (new_name := RENAMED.get(name)) in known:
+        return f'unknown key in {where}: "{key}" is called "{new_name}" here'
+    if name in REPLACED and "num_ppo_epochs" in known:  # a command of PPO
+        return f'unknown key in {where}: "{key}" {REPLACED[name]}'
+    close = difflib.get_close_matches(name, known, n=1)
     return f'unknown key "{key}" in {where}' + (f'; did you mean "{close[0]}"?' if close else "; see --help")
 
 

@@ -1,14 +1,16 @@
 """PPO from flags or from Python: prompts and rewards in, a policy with its value head, metrics and a card out."""
 
+import copy
 import importlib
 import importlib.util
 import logging
 from pathlib import Path
 
+from hf_rlhf.data.files import load_rows
 from hf_rlhf.errors import InputError
 from hf_rlhf.hub.push import push_folder
-from hf_rlhf.models.adapters import adapter_base, adapter_folder, is_peft_model
-from hf_rlhf.models.heads import WEIGHTS_NAME, ValueHead
+from hf_rlhf.models.adapters import adapter_base, is_peft_model
+from hf_rlhf.models.critics import run_folder, saved_critics
 from hf_rlhf.models.load import public_name
 from hf_rlhf.ppo.config import PPOConfig
 from hf_rlhf.ppo.trainer import PPOTrainer
@@ -21,7 +23,7 @@ from hf_rlhf.recipes.common import (
     resume_point,
     wants_evaluation,
 )
-from hf_rlhf.records import METRICS_FILE, read_json_lines, write_settings
+from hf_rlhf.records import METRICS_FILE, read_json_lines
 from hf_rlhf.rewards.contract import RewardFunction
 
 logger = logging.getLogger(__name__)
@@ -46,6 +48,7 @@ def train_ppo(script: PPOArguments, training: PPOConfig, model: ModelArguments, 
     if not rewards:
         raise InputError("no reward: give reward_model_path, or reward_funcs")
     policy, tokenizer = load_model_and_tokenizer(model, script.chat_template_path)
+    training = _with_critic(training, model.model_name_or_path)
     trainer = PPOTrainer(
         policy,
         rewards,
@@ -54,11 +57,10 @@ def train_ppo(script: PPOArguments, training: PPOConfig, model: ModelArguments, 
         eval_dataset=eval_set,
         processing_class=tokenizer,
         peft_config=None if is_peft_model(policy) else peft_config(model),
-        value_head=_value_head(model.model_name_or_path),
+        ptx_dataset=_texts(script),
     )
     folder = output_folder(training)
-    if trainer.is_world_process_zero() and checkpoint is None:
-        write_settings(folder, training, model, script)
+    trainer.settings = (training, model, script)
     trainer.train(resume_from_checkpoint=checkpoint)
     metrics = trainer.evaluate() if eval_set is not None else {}
     trainer.save_model(_internal_call=True)  # which does not push: the card is not there yet
@@ -66,7 +68,10 @@ def train_ppo(script: PPOArguments, training: PPOConfig, model: ModelArguments, 
         _write_card(folder, script, training, model, metrics)
         if training.push_to_hub:
             push_folder(folder, training.hub_model_id, private=training.hub_private_repo, token=training.hub_token)
-    trainer.accelerator.end_training()  # a process group that is left open can abort the interpreter's exit
+    # A process group that is left open can abort the interpreter's exit, and it stays open as long as DDP holds it.
+    trainer.accelerator.free_memory()
+    trainer.model_wrapped = trainer.model
+    trainer.accelerator.end_training()
     return RunResult(folder, metrics)
 
 
@@ -76,10 +81,20 @@ def named_rewards(script: PPOArguments) -> list[str | RewardFunction]:
     return [_function(name) if ":" in name and not Path(name).exists() else name for name in names]
 
 
-def _value_head(model_name_or_path: str) -> ValueHead | None:
-    """The critic that an earlier PPO run left beside the adapter, if this one goes on from it."""
-    folder = Path(adapter_folder(model_name_or_path))
-    return ValueHead.from_pretrained(folder) if (folder / WEIGHTS_NAME).is_file() else None
+def _with_critic(training: PPOConfig, model_name_or_path: str) -> PPOConfig:
+    """The settings, with the critic that an earlier run left beside the policy when this one goes on from it."""
+    if training.critic_path is not None or training.critic not in saved_critics(run_folder(model_name_or_path)):
+        return training
+    training = copy.copy(training)
+    training.critic_path = model_name_or_path
+    return training
+
+
+def _texts(script: PPOArguments):
+    """The texts of PPO-ptx, if the flags name them."""
+    if script.ptx_dataset_name is None:
+        return None
+    return load_rows(script.ptx_dataset_name, split=script.ptx_dataset_split, config_name=script.ptx_dataset_config)
 
 
 def _function(name: str) -> RewardFunction:

@@ -19,16 +19,23 @@ from transformers import set_seed
 from hf_rlhf.data.quickstart import quickstart_prompts
 from hf_rlhf.errors import InputError
 from hf_rlhf.evaluation.before_after import Comparison, compare_with_start
-from hf_rlhf.evaluation.metrics import BeforeAfter
-from hf_rlhf.evaluation.report import ReportFigure, SamplePair, write_report
 from hf_rlhf.evaluation.reward_model import Pairs, reward_accuracy
 from hf_rlhf.feedback.simulate import Candidate, CheerfulAnnotator
-from hf_rlhf.hub.model_card import policy_card, reward_model_card
+from hf_rlhf.hub.model_card import reward_model_card
 from hf_rlhf.models.load import EMBEDDED_MODEL, load_causal_lm, load_sequence_classifier, load_tokenizer, public_name
 from hf_rlhf.models.reward_model import load_reward_model
 from hf_rlhf.ppo.config import PPOConfig
 from hf_rlhf.ppo.trainer import PPOTrainer
 from hf_rlhf.recipes.arguments import ModelArguments, RewardTrainingArguments, peft_config
+from hf_rlhf.recipes.quickstart_results import (
+    REPORT_FILE,
+    RESULTS_FILE,
+    examples,
+    headline,
+    iterations,
+    table,
+    write_results,
+)
 from hf_rlhf.recipes.stages import run_stage
 from hf_rlhf.records import append_json_line, read_json_lines
 from hf_rlhf.reward_modeling.training import adapters_in_base_dtype, make_reward_trainer, save_trained
@@ -39,7 +46,6 @@ from hf_rlhf.rollout.sampling import Sampling, row_seed
 from hf_rlhf.types import Message, Model
 
 SYSTEM_MESSAGE = "Reply in one short sentence."
-RESULTS_FILE, REPORT_FILE = "results.json", "report.html"
 CANDIDATES, PREFERENCES, REWARD_MODEL, POLICY = "candidates", "preferences", "reward_model", "policy"
 
 
@@ -58,8 +64,8 @@ class QuickstartArguments:
     max_preferences: int = 400
     lora_target_modules: str = "q_proj,v_proj,o_proj"
     reward_learning_rate: float = 5e-4
-    ppo_iterations: int = 24
-    num_ppo_epochs: int = 1
+    ppo_iterations: int = 18
+    num_ppo_epochs: int = 2
     ppo_learning_rate: float = 5e-4
     kl_coef: float = 0.03
 
@@ -99,7 +105,7 @@ def run_quickstart(args: QuickstartArguments) -> dict[str, float]:
         raise InputError("the quickstart is one process; start it without a launcher")
     console, started = Console(), time.perf_counter()
     root = Path(args.output_dir)
-    settings: dict[str, Any] = {"version": 1}
+    settings: dict[str, Any] = {"version": 2}
     stages = (
         (CANDIDATES, "Sample several replies to each message", _candidates, "model_name_or_path seed candidates_per_prompt"
          " max_completion_length temperature"),
@@ -115,12 +121,21 @@ def run_quickstart(args: QuickstartArguments) -> dict[str, float]:
         seconds = f"{time.perf_counter() - begun:.0f} s" if ran else "reused"
         console.print(f"     [dim]{_outcome(root / name)}  ({seconds}, {root / name})[/dim]")
     console.print("\n[bold]5/5  Compare with the model it started from, on messages it never saw[/bold]")
-    comparison = _compare(args, root)
-    rows, headline = comparison.rows("annotator"), _headline(comparison)
-    _write_results(args, root, comparison, rows, headline)
-    console.print(_table(rows))
-    console.print(_examples(comparison))
-    console.print(f"[bold]{headline}[/bold]\n")
+    comparison = compare(args, root / REWARD_MODEL, root / POLICY)
+    rows, title = comparison.rows("annotator"), headline(comparison)
+    write_results(
+        root,
+        comparison,
+        rows,
+        title,
+        policy=root / POLICY,
+        reward_model=root / REWARD_MODEL,
+        settings={name: value for name, value in asdict(args).items() if name != "output_dir"},
+        system_message=SYSTEM_MESSAGE,
+    )
+    console.print(table(rows))
+    console.print(examples(comparison))
+    console.print(f"[bold]{title}[/bold]\n")
     console.print(
         f"Look at it:   {root / REPORT_FILE}\nThe policy:   {root / POLICY}  (adapter, value head, model card)"
     )
@@ -236,30 +251,39 @@ def _reward_model(args: QuickstartArguments, root: Path, folder: Path) -> None:
 
 
 def _policy(args: QuickstartArguments, root: Path, folder: Path) -> None:
-    """Stage 4: PPO. The policy's adapter and the reward model's share one base; with both off it is the reference."""
+    """Stage 4."""
+    train_policy(args, root / REWARD_MODEL, folder)
+
+
+def train_policy(args: QuickstartArguments, reward_model: Path, folder: Path, **flags: Any) -> None:
+    """PPO against `reward_model`; `flags` go to `PPOConfig`, before what `args` says.
+
+    The policy's adapter and the reward model's share one base; with both off it is the reference.
+    """
     from datasets import Dataset
 
     prompts = [{"prompt": as_messages(text)} for text in quickstart_prompts()["train"]]
-    training = PPOConfig(
-        output_dir=str(folder),
-        per_device_train_batch_size=16,
-        num_mini_batches=2,
-        num_ppo_epochs=args.num_ppo_epochs,
-        max_steps=args.ppo_iterations * 2 * args.num_ppo_epochs,
-        learning_rate=args.ppo_learning_rate,
-        lr_scheduler_type="constant_with_warmup",
-        warmup_steps=4,
-        kl_coef=args.kl_coef,
-        max_prompt_length=128,
-        max_completion_length=args.max_completion_length,
-        temperature=args.temperature,
-        save_strategy="no",
-        report_to="none",
-        seed=args.seed,
-    )
+    settings = {
+        "output_dir": str(folder),
+        "per_device_train_batch_size": 16,
+        "num_mini_batches": 2,
+        "num_ppo_epochs": args.num_ppo_epochs,
+        "max_steps": args.ppo_iterations * 2 * args.num_ppo_epochs,
+        "learning_rate": args.ppo_learning_rate,
+        "lr_scheduler_type": "constant_with_warmup",
+        "warmup_steps": 4,
+        "kl_coef": args.kl_coef,
+        "max_prompt_length": 128,
+        "max_completion_length": args.max_completion_length,
+        "temperature": args.temperature,
+        "save_strategy": "no",
+        "report_to": "none",
+        "seed": args.seed,
+    }
+    training = PPOConfig(**(settings | flags))
     trainer = PPOTrainer(
         load_causal_lm(args.model_name_or_path, **args.model_kwargs),
-        str(root / REWARD_MODEL),
+        str(reward_model),
         training,
         Dataset.from_list(prompts),
         processing_class=load_tokenizer(args.model_name_or_path),
@@ -279,22 +303,18 @@ def _outcome(folder: Path) -> str:
     if folder.name == REWARD_MODEL:
         accuracy = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
         return f"agrees with {accuracy['eval_accuracy']:.0%} of {accuracy['eval_rows']:.0f} held-out preferences"
-    rows = _iterations(folder)
+    rows = iterations(folder)
     return f"reward {rows[0]['reward']:.2f} -> {rows[-1]['reward']:.2f} in {len(rows)} iterations"
 
 
-def _iterations(folder: Path) -> list[dict[str, Any]]:
-    return [row for row in read_json_lines(folder / "metrics.jsonl") if "iteration" in row]
-
-
-def _compare(args: QuickstartArguments, root: Path) -> Comparison:
+def compare(args: QuickstartArguments, reward_model: Path, policy: Path) -> Comparison:
     """Stage 5: judge replies to the held-out messages by the annotator, who is not what PPO trained against."""
     from peft import PeftModel
 
     tokenizer = load_tokenizer(args.model_name_or_path)
-    model = PeftModel.from_pretrained(load_causal_lm(args.model_name_or_path, **args.model_kwargs), str(root / POLICY))
+    model = PeftModel.from_pretrained(load_causal_lm(args.model_name_or_path, **args.model_kwargs), str(policy))
     model.to(_device())
-    scorer, _ = load_reward_model(str(root / REWARD_MODEL), policy=model)
+    scorer, _ = load_reward_model(str(reward_model), policy=model)
     annotator = CheerfulAnnotator()
     texts = quickstart_prompts()["test"]
     return compare_with_start(
@@ -306,119 +326,3 @@ def _compare(args: QuickstartArguments, root: Path) -> Comparison:
         judge=lambda trajectory: annotator.score(trajectory.text, trajectory.completion.stopped),
         reward=LearnedReward(scorer, tokenizer, device=_device()),
     )
-
-
-def _headline(comparison: Comparison) -> str:
-    wins = comparison.wins
-    return (
-        f"On {wins.n} messages it never saw, the annotator prefers the trained model's reply {wins.rate:.0%} of the time"
-        f" (95% interval {wins.low:.0%} to {wins.high:.0%}; {wins.wins} wins, {wins.ties} ties, {wins.losses} losses)."
-    )
-
-
-def _table(rows: list[BeforeAfter]):
-    from rich.table import Table
-
-    table = Table("", "before", "after", "change", box=None, header_style="dim", pad_edge=False)
-    for column in table.columns[1:]:
-        column.justify = "right"
-    for row in rows:
-        table.add_row(row.metric, *row.formatted())
-    return table
-
-
-def _examples(comparison: Comparison, count: int = 3) -> str:
-    from rich.markup import escape
-
-    lines = []
-    for sample in _samples(comparison)[:count]:
-        lines += ["", f"[dim]message[/dim]  {escape(sample.prompt)}"]
-        lines += [f"[dim]before[/dim]   {escape(sample.before)}", f"[dim]after[/dim]    {escape(sample.after)}"]
-    return "\n".join([*lines, ""])
-
-
-def _samples(comparison: Comparison) -> list[SamplePair]:
-    """Every held-out message in the order of the file, nothing picked."""
-    before, after = comparison.before, comparison.after
-    return [
-        SamplePair(b.row["text"], _as_shown(b), _as_shown(a), score_b, score_a)
-        for b, a, score_b, score_a in zip(
-            before.trajectories, after.trajectories, before.judgements, after.judgements, strict=True
-        )
-    ]
-
-
-def _as_shown(trajectory) -> str:
-    return trajectory.text.strip() + ("" if trajectory.completion.stopped else " …")
-
-
-def _write_results(
-    args: QuickstartArguments, root: Path, comparison: Comparison, rows: list[BeforeAfter], headline: str
-) -> None:
-    """results.json, samples.jsonl, the figures, report.html and the policy's model card."""
-    from hf_rlhf.evaluation.plots import plot_score_histogram, plot_training
-
-    numbers = {row.metric: {"before": row.before, "after": row.after} for row in rows}
-    results = {"win_rate": asdict(comparison.wins), **numbers}
-    (root / RESULTS_FILE).write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    samples = _samples(comparison)
-    (root / "samples.jsonl").write_text(
-        "".join(json.dumps(asdict(sample), ensure_ascii=False) + "\n" for sample in samples), encoding="utf-8"
-    )
-    curves = plot_training(_iterations(root / POLICY), root / POLICY / "curves.png")
-    scores = plot_score_histogram(
-        comparison.before.judgements, comparison.after.judgements, root / "scores.png", label="annotator score"
-    )
-    load_code = _LOAD_CODE.format(folder=root / POLICY, system=SYSTEM_MESSAGE)
-    settings = {name: value for name, value in asdict(args).items() if name != "output_dir"}
-    accuracy = json.loads((root / REWARD_MODEL / "evaluation.json").read_text(encoding="utf-8"))
-    notes = (
-        f"Both models got the same system message, {SYSTEM_MESSAGE!r}, and the same random numbers. Part of the gain is that"
-        f" replies now end within {args.max_completion_length} tokens.",
-        f"The reward model agrees with {accuracy['eval_accuracy']:.0%} of {accuracy['eval_rows']:.0f} held-out preferences"
-        f" (95% interval {accuracy['eval_accuracy_low']:.0%} to {accuracy['eval_accuracy_high']:.0%}).",
-        "The annotator is a program that counts warm words in short, finished, non-repeating replies; it knows nothing"
-        " of truth, and neither does what was learned from it.",
-        "PPO trained against the reward model, not against the annotator: where their scores part, the reward model was"
-        " exploited.",
-    )
-    write_report(
-        root / REPORT_FILE,
-        title="A language model learns to be brief and cheerful",
-        headline=headline,
-        summary_rows=rows,
-        figures=[
-            ReportFigure(curves, "Training: reward by the reward model, KL to the start, critic and lengths."),
-            ReportFigure(scores, "Annotator scores of replies to held-out messages, before and after."),
-        ],
-        samples=samples,
-        settings=settings,
-        load_code=load_code,
-        notes=notes,
-    )
-    card = policy_card(
-        model_id=str(root / POLICY),
-        base_model=public_name(args.model_name_or_path),
-        license="apache-2.0" if args.model_name_or_path == EMBEDDED_MODEL else None,
-        description="A small language model that learned, from simulated feedback alone, to reply briefly and cheerfully.",
-        headline=headline,
-        results=rows,
-        settings=settings,
-        samples=samples[:5],
-        curve_image="curves.png",
-        reward_model=str(root / REWARD_MODEL),
-        usage=load_code,
-        demonstration=True,
-        simulated_annotator=True,
-    )
-    (root / POLICY / "README.md").write_text(card, encoding="utf-8")
-
-
-_LOAD_CODE = """from peft import AutoPeftModelForCausalLM
-from transformers import AutoTokenizer
-
-model = AutoPeftModelForCausalLM.from_pretrained("{folder}")  # the adapter, on the base it was trained on
-tokenizer = AutoTokenizer.from_pretrained("{folder}")
-prompt = [{{"role": "system", "content": "{system}"}}, {{"role": "user", "content": "I baked bread."}}]
-inputs = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True, return_tensors="pt")
-print(tokenizer.decode(model.generate(**inputs, max_new_tokens=40)[0][inputs["input_ids"].shape[1]:]))"""

@@ -1,20 +1,36 @@
-"""Call reward functions by TRL's contract, check what they give back, and add them up.
+"""TRL's contract for reward functions, and the weighted sum of several.
 
-The contract: `fn(prompts, completions, completion_ids=..., **columns) -> list[float | None]`, sync or async. `None` is
-unscored: the completion then does not count. Anything else that is not a finite number ends the run.
+The contract: `fn(prompts, completions, ...) -> list`, sync or async, with one value for each completion: a number; a
+list of numbers, one for each of its tokens; or None, unscored. Anything else, NaN and infinity included, ends the run.
+
+A function that names them in its signature, or takes `**kwargs`, also gets
+
+- `completion_ids`: the sampled tokens, B lists;
+- every other column of the data set by its name, a list of B;
+- `trainer_state`: the `transformers.TrainerState` of the run, or None outside of one;
+- `log_extra(column, values)`: keep a value for each completion in `Trajectory.extra` and in samples.jsonl;
+- `log_metric(name, value)`: log a number; those of one name are averaged, over all ranks together.
 """
 
-import asyncio
-import inspect
 import math
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
 
 from hf_rlhf.errors import InputError
+from hf_rlhf.rewards.calls import call_all
+from hf_rlhf.rewards.values import Value, checked_values, finite_number
 from hf_rlhf.types import Trajectory
 
+if TYPE_CHECKING:
+    from transformers import TrainerState
+
 RewardFunction = Callable[..., Any]
+
+_RESERVED = {"prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric"}
 
 
 class Rewards:
@@ -36,21 +52,45 @@ class Rewards:
             )
         self.names = _unique([reward_name(function) for function in functions])
 
-    def score(self, trajectories: Sequence[Trajectory]) -> None:
-        """Fill `rewards`, `reward` and `score` of every trajectory. One that no reward scored keeps `reward=None`."""
+    def score(
+        self, trajectories: Sequence[Trajectory], trainer_state: "TrainerState | None" = None
+    ) -> dict[str, list[float]]:
+        """Fill in `rewards`, `reward`, `token_rewards`, `score`, `token_scores` and `extra` of every trajectory.
+
+        `reward` is the weighted sum of all rewards, `token_rewards` the part of it given by token, `score` the rest.
+        A trajectory that no reward scored has None for each of them.
+
+        Returns the numbers that the functions logged with `log_metric`, by name. Their mean is for the caller to take,
+        who knows those of other ranks.
+        """
         if not trajectories:
-            return
-        for name, function in zip(self.names, self.functions, strict=True):
-            values = _checked(name, _call(function, trajectories), trajectories)
-            for trajectory, value in zip(trajectories, values, strict=True):
+            return {}
+        log = _Log(len(trajectories))
+        columns = _columns(trajectories)
+        arguments = [_arguments(trajectories, columns, trainer_state, log, name) for name in self.names]
+        results = call_all(self.functions, self.names, arguments)
+        values = [checked_values(name, result, trajectories) for name, result in zip(self.names, results, strict=True)]
+        for b, trajectory in enumerate(trajectories):
+            self._add_up(trajectory, [of_reward[b] for of_reward in values])
+            trajectory.extra = {column: extra[b] for column, extra in log.extras.items()}
+        return log.metrics
+
+    def _add_up(self, trajectory: Trajectory, values: Sequence[Value]) -> None:
+        whole: list[float] = []  # weighted rewards of the completion
+        by_token: list[Tensor] = []  # and of its tokens, (T,) each
+        for name, weight, value in zip(self.names, self.weights, values, strict=True):
+            if isinstance(value, list):
+                trajectory.rewards[name] = math.fsum(value)
+                by_token.append(weight * torch.tensor(value, dtype=torch.float64))
+            else:
                 trajectory.rewards[name] = value
-        for trajectory in trajectories:
-            parts = [
-                weight * value
-                for weight, name in zip(self.weights, self.names, strict=True)
-                if (value := trajectory.rewards[name]) is not None
-            ]
-            trajectory.reward = trajectory.score = sum(parts) if parts else None
+                if value is not None:
+                    whole.append(weight * value)
+        trajectory.token_rewards = trajectory.token_scores = torch.stack(by_token).sum(dim=0) if by_token else None
+        trajectory.score = sum(whole, 0.0) if whole or by_token else None
+        trajectory.reward = trajectory.score
+        if trajectory.score is not None and trajectory.token_rewards is not None:
+            trajectory.reward = trajectory.score + math.fsum(trajectory.token_rewards.tolist())
 
 
 def reward_name(function: RewardFunction) -> str:
@@ -65,57 +105,59 @@ def as_completion(trajectory: Trajectory) -> str | list[dict[str, str]]:
     return [{"role": "assistant", "content": trajectory.text}]
 
 
-def _call(function: RewardFunction, trajectories: Sequence[Trajectory]) -> Any:
+class _Log:
+    """What the rewards log about `completions` completions during one call of `Rewards.score`."""
+
+    def __init__(self, completions: int):
+        self.completions = completions
+        self.extras: dict[str, list[Any]] = {}
+        self.metrics: dict[str, list[float]] = {}
+
+    def extra(self, reward: str, column: str, values: Sequence[Any]) -> None:
+        if len(values) != self.completions:
+            raise InputError(
+                f"reward {reward!r} logged {len(values)} values as {column!r} for {self.completions} completions; "
+                "log_extra takes one for each"
+            )
+        if column in self.extras:
+            raise InputError(
+                f"reward {reward!r} logged {column!r}, which is there already; log_extra takes a name once"
+            )
+        self.extras[column] = [value.tolist() if hasattr(value, "tolist") else value for value in values]
+
+    def metric(self, reward: str, name: str, value: float) -> None:
+        number = finite_number(value)
+        if number is None:
+            raise InputError(f"reward {reward!r} logged {value!r} as {name!r}; log_metric takes a finite number")
+        self.metrics.setdefault(name, []).append(number)
+
+
+def _columns(trajectories: Sequence[Trajectory]) -> list[str]:
     columns = {key for trajectory in trajectories for key in trajectory.row} - {"prompt", "prompt_ids"}
-    if taken := columns & {"prompts", "completions", "completion_ids"}:
+    if taken := columns & _RESERVED:
         raise InputError(
             f"the data set's columns {sorted(taken)} have the names of arguments that every reward gets; rename them"
         )
-    result = function(
-        prompts=[trajectory.prompt for trajectory in trajectories],
-        completions=[as_completion(trajectory) for trajectory in trajectories],
-        completion_ids=[trajectory.completion.ids for trajectory in trajectories],
-        **{key: [trajectory.row.get(key) for trajectory in trajectories] for key in sorted(columns)},
-    )
-    if not inspect.isawaitable(result):
-        return result
-    with ThreadPoolExecutor(1) as pool:  # a notebook's own thread has an event loop running already
-        return pool.submit(asyncio.run, _awaited(result)).result()
+    return sorted(columns)
 
 
-async def _awaited(result: Any) -> Any:
-    return await result
-
-
-def _checked(name: str, values: Any, trajectories: Sequence[Trajectory]) -> list[float | None]:
-    if values is None or isinstance(values, str) or not hasattr(values, "__len__"):
-        raise InputError(f"reward {name!r} returned {type(values).__name__}; it must return a list of numbers or None")
-    if len(values) != len(trajectories):
-        raise InputError(
-            f"reward {name!r} returned {len(values)} values for {len(trajectories)} completions; "
-            "it must return one for each, with None where it cannot score"
-        )
-    return [_number(name, value, trajectory) for value, trajectory in zip(values, trajectories, strict=True)]
-
-
-def _number(name: str, value: Any, trajectory: Trajectory) -> float | None:
-    if value is None:
-        return None
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        number = math.nan
-    if not math.isfinite(number):
-        raise InputError(
-            f"reward {name!r} returned {value!r}; return a finite number, or None for a completion that cannot be "
-            f"scored\n  prompt: {_shown(trajectory.prompt)}\n  completion: {_shown(trajectory.text)}"
-        )
-    return number
-
-
-def _shown(content: Any, limit: int = 300) -> str:
-    text = content if isinstance(content, str) else repr(content)
-    return repr(text if len(text) <= limit else text[:limit] + "…")
+def _arguments(
+    trajectories: Sequence[Trajectory],
+    columns: Sequence[str],
+    trainer_state: "TrainerState | None",
+    log: _Log,
+    name: str,
+) -> dict[str, Any]:
+    """All that the reward `name` may ask for, in lists of its own."""
+    return {
+        "prompts": [trajectory.prompt for trajectory in trajectories],
+        "completions": [as_completion(trajectory) for trajectory in trajectories],
+        "completion_ids": [list(trajectory.completion.ids) for trajectory in trajectories],
+        "trainer_state": trainer_state,
+        "log_extra": partial(log.extra, name),
+        "log_metric": partial(log.metric, name),
+        **{column: [trajectory.row.get(column) for trajectory in trajectories] for column in columns},
+    }
 
 
 def _unique(names: list[str]) -> list[str]:

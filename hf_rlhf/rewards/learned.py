@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 
 from hf_rlhf.data.collate import pad_sequences
+from hf_rlhf.errors import InputError
+from hf_rlhf.rewards.values import episode
 from hf_rlhf.types import Prompt
 
 
@@ -21,6 +23,7 @@ class LearnedReward:
         tokenizer: the reward model's.
         name: under which the reward is logged.
         batch_size: sequences scored at once.
+        max_length: most tokens a sequence may have, such as the model's positions; None for no limit.
         device: where the model is.
     """
 
@@ -31,17 +34,20 @@ class LearnedReward:
         *,
         name: str = "reward_model",
         batch_size: int = 32,
+        max_length: int | None = None,
         device: torch.device | str = "cpu",
     ):
         self.model = model
         self.tokenizer = tokenizer
         self.name = name
         self.batch_size = batch_size
+        self.max_length = max_length
         self.device = device
 
     def __call__(self, prompts: Sequence[Prompt], completions: Sequence[Any], **_: Any) -> list[float]:
-        """One score for each completion; see `hf_rlhf.rewards.contract`."""
+        """One score for each completion; see `hf_rlhf.rewards.contract`. Raises `InputError` when one is too long."""
         ids = [self.tokenize(prompt, completion) for prompt, completion in zip(prompts, completions, strict=True)]
+        self._require_short_enough(ids, prompts, completions)
         scores = torch.empty(len(ids))
         by_length = sorted(range(len(ids)), key=lambda b: len(ids[b]))
         for start in range(0, len(ids), self.batch_size):
@@ -59,3 +65,16 @@ class LearnedReward:
             text = prompt + completion
             return self.tokenizer(text if text.endswith(end) else text + end)["input_ids"]
         return self.tokenizer.apply_chat_template(prompt + completion, tokenize=True, return_dict=True)["input_ids"]
+
+    def _require_short_enough(
+        self, ids: Sequence[Sequence[int]], prompts: Sequence[Prompt], completions: Sequence[Any]
+    ) -> None:
+        too_long = [b for b in range(len(ids)) if self.max_length is not None and len(ids[b]) > self.max_length]
+        if too_long:
+            longest = max(too_long, key=lambda b: len(ids[b]))
+            raise InputError(
+                f"reward model {self.name!r} takes {self.max_length} tokens, but {len(too_long)} of {len(ids)} texts "
+                f"have more, up to {len(ids[longest])} by its tokenizer; make max_prompt_length or "
+                "max_completion_length smaller, or take a reward model with more positions"
+                f"{episode(prompts[longest], completions[longest])}"
+            )

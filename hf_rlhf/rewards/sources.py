@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import Pipeline, PreTrainedModel, TextClassificationPipeline
 
 from hf_rlhf.errors import InputError
 from hf_rlhf.models.load import load_tokenizer
@@ -16,7 +16,7 @@ from hf_rlhf.rewards.contract import RewardFunction, Rewards
 from hf_rlhf.rewards.learned import LearnedReward
 from hf_rlhf.types import Model
 
-RewardSource = str | PreTrainedModel | RewardFunction
+RewardSource = str | os.PathLike | PreTrainedModel | TextClassificationPipeline | RewardFunction
 
 
 def resolve_rewards(
@@ -27,11 +27,14 @@ def resolve_rewards(
     device: torch.device,
     weights: Sequence[float] | None,
 ) -> Rewards:
-    """Load what is named by path, wrap what is a model, keep what is a function.
+    """Load what is named by path, wrap what is a model or a pipeline, keep what is a function.
+
+    A model's reward is its logit, also where its pipeline would make a probability of it.
 
     Args:
         sources: one or more rewards.
         tokenizers: one for each reward that is a model object, None elsewhere; or None for all.
+            A path or pipeline brings its own.
         policy: the policy's model; a reward adapter trained on its base shares it.
         device: where separate reward models go.
         weights: one a reward, or None.
@@ -48,21 +51,38 @@ def resolve_rewards(
 
 
 def _function(source: Any, tokenizer, number: int, policy: Model, device: torch.device) -> RewardFunction:
-    if isinstance(source, str):
-        name = Path(source).name if os.path.isdir(source) else source.split("/")[-1]
+    if isinstance(source, TextClassificationPipeline):  # its own call gives labels, and squashes the score
+        source, tokenizer = source.model, tokenizer or source.tokenizer
+    if isinstance(source, (str, os.PathLike)):
+        path = os.fspath(source)
+        name = Path(path).name if os.path.isdir(path) else path.split("/")[-1]
         adapter = "reward" if number == 0 else f"reward_{number}"
-        scorer, loaded_tokenizer = load_reward_model(source, policy=policy, name=adapter)
+        scorer, loaded_tokenizer = load_reward_model(path, policy=policy, name=adapter)
         tokenizer = tokenizer or loaded_tokenizer
-    elif isinstance(source, nn.Module):
+    elif isinstance(source, nn.Module) and hasattr(source, "config"):
         path = str(source.config._name_or_path)  # pyright: ignore[reportAttributeAccessIssue]
         name = Path(path).name or "reward_model"
-        require_reward_model(source, path)
+        require_reward_model(source, path or name)
+        if not tokenizer and not path:
+            raise InputError(
+                f"the reward model {type(source).__name__} was loaded from no folder that could hold its tokenizer; "
+                "give the tokenizer in reward_processing_classes"
+            )
         scorer = SeparateRewardModel(source)
         tokenizer = tokenizer or load_tokenizer(path, distinct_padding=False)
-    elif callable(source):
+    elif callable(source) and not isinstance(source, Pipeline):
         return source
     else:
-        raise InputError(f"a reward is a function, a model or a path, not {type(source).__name__}")
+        raise InputError(
+            f"{type(source).__name__} is no reward; give a function of prompts and completions that returns a list of "
+            "numbers, a transformers sequence classifier with num_labels=1, a text-classification pipeline of one, or "
+            "the folder or Hub name of a trained reward model"
+        )
     if isinstance(scorer, SeparateRewardModel):
         scorer.model.to(device)
-    return LearnedReward(scorer, tokenizer, name=name, device=device)
+    return LearnedReward(scorer, tokenizer, name=name, max_length=_positions(scorer.model), device=device)
+
+
+def _positions(model: Model) -> int | None:
+    """Most tokens that the model has positions for; None when its config names no limit."""
+    return getattr(model.config.get_text_config(), "max_position_embeddings", None)

@@ -13,8 +13,13 @@ def collect(
 ) -> list[Trajectory]:
     """Sample one completion for each row; a row has `prompt`, `prompt_ids` and any other columns."""
     completions = engine.generate([row["prompt_ids"] for row in rows], sampling, seeds)
-    texts = tokenizer.batch_decode([completion.ids for completion in completions], skip_special_tokens=True)
+    # One by one: transformers decodes an empty batch, which is a rank's share of few prompts, to one empty text.
     return [
-        Trajectory(row=row, prompt_ids=row["prompt_ids"], completion=completion, text=text)
-        for row, completion, text in zip(rows, completions, texts, strict=True)
+        Trajectory(
+            row=row,
+            prompt_ids=row["prompt_ids"],
+            completion=completion,
+            text=tokenizer.decode(completion.ids, skip_special_tokens=True),
+        )
+        for row, completion in zip(rows, completions, strict=True)
     ]

@@ -105,6 +105,14 @@ def test_missing_column_and_empty_set(word_tokenizer):
         prepare_prompts(empty, word_tokenizer, max_prompt_length=8, source="nothing.jsonl")
 
 
+@pytest.mark.parametrize("column", ["input_ids", "prompt_ids"])
+def test_token_ids_alone_are_refused_with_what_to_give(word_tokenizer, column):
+    message = error_of(word_tokenizer, [{column: [6, 7], "id": 3}])
+    assert f'prompts.jsonl: no column "prompt"; the rows hold token ids ("{column}")' in message
+    assert 'Give a column "prompt" with text or messages' in message
+    assert "input_ids" in prepare(word_tokenizer, [{"prompt": "why", "input_ids": [6, 7]}]).column_names
+
+
 @pytest.mark.parametrize(
     ("prompts", "part"),
     [
@@ -130,7 +138,7 @@ def test_messages_need_a_chat_template_and_text_does_not(word_tokenizer):
     word_tokenizer.chat_template = None
     message = error_of(word_tokenizer, [{"prompt": [user("why")]}])
     assert "the tokenizer words has no chat template" in message
-    for fix in ("plain-text prompts", "--chat_template_path", "instruct model"):
+    for fix in ("plain text", "--chat_template_path", "instruct model"):
         assert fix in message
     assert len(prepare(word_tokenizer, [{"prompt": "why"}])) == 1
 

@@ -2,10 +2,8 @@
 
 import pytest
 import torch
+from invariance.runs import ROUNDING, TOLERANCE, number_reward
 from tiny import make_model, make_tokenizer, make_trainer, metrics_of, perturb, trained
-
-TOLERANCE = 1e-6
-ROUNDING = ("val/first_ratio_error", "sampling/logp_gap")  # what these two measure is rounding itself
 
 
 def one_iteration(folder, *, tokenizer=None, **flags):
@@ -19,17 +17,12 @@ def one_iteration(folder, *, tokenizer=None, **flags):
     } | flags
     tokenizer = tokenizer or make_tokenizer()
     model = make_model(tokenizer, pad_token_id=0)
-    trainer = make_trainer(folder, model=model, tokenizer=tokenizer, reward=some_unscored, **flags)
+    trainer = make_trainer(folder, model=model, tokenizer=tokenizer, reward=number_reward, **flags)
     start = trained(perturb(trainer.policy, only="lora"))
     trainer.train()
     end = trained(trainer.policy)
     assert all((end[name] - start[name]).norm() > 1e-5 * start[name].norm() for name in end)
     return end, [row for row in metrics_of(folder) if "iteration" in row]
-
-
-def some_unscored(prompts, completions, number, **columns):
-    texts = [completion[0]["content"] for completion in completions]
-    return [None if n % 5 == 0 else text.split().count("happy") - n / 10 for n, text in zip(number, texts, strict=True)]
 
 
 def assert_same(one, other):

@@ -1,65 +1,62 @@
-"""Two ranks give the weights and metrics of one."""
+"""Several ranks give the weights, metrics and files of one, and only the first of them writes."""
 
-import importlib.util
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from safetensors.torch import load_file
-from tiny import metrics_of
+from invariance.runs import assert_same
 
 SCRIPT = Path(__file__).with_name("ppo_script.py")
+TESTS = SCRIPT.parents[1]
+
+TWO_RANKS = {
+    "half batches": {"name": "plain", "per_device_train_batch_size": 4},
+    "truncated": {"name": "truncated", "per_device_train_batch_size": 1, "gradient_accumulation_steps": 4},
+    "scores": {"name": "scores", "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2},
+    "losses": {"name": "losses", "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2},
+    "stops": {"name": "stops", "per_device_train_batch_size": 4, "generation_batch_size": 3},
+    "full fine-tuning": {"name": "full fine-tuning", "per_device_train_batch_size": 4},
+    "sparse": {"name": "sparse", "per_device_train_batch_size": 1, "gradient_accumulation_steps": 2},
+}
+FOUR_RANKS = {"scores": {"name": "scores", "per_device_train_batch_size": 1, "gradient_accumulation_steps": 2}}
 
 
-def in_this_process(folder, **flags):
-    spec = importlib.util.spec_from_file_location("ppo_script", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    module.train(folder, **flags)
-
-
-def on_ranks(folder, ranks, **flags):
+def on_ranks(folder, ranks, cuts):
+    """Train all of `cuts` in one start of torchrun, as starting costs most."""
     environment = {
         **os.environ,
         "ACCELERATE_USE_CPU": "true",
         "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": os.pathsep.join([str(SCRIPT.parents[1]), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep),
+        "PYTHONPATH": os.pathsep.join([str(TESTS.parent), str(TESTS)]),
         "HF_HUB_OFFLINE": "1",
     }
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
-    arguments = [str(folder), str(ranks), *(f"{name}={value}" for name, value in flags.items())]
-    result = subprocess.run(
-        [*torchrun, str(SCRIPT), *arguments], env=environment, capture_output=True, text=True, timeout=240, check=False
-    )
+    command = [*torchrun, str(SCRIPT), str(folder), str(ranks), json.dumps(cuts)]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
     assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-6000:]
+    return folder
 
 
-@pytest.mark.parametrize(
-    ("ranks", "flags"),
-    [
-        (2, {"per_device_train_batch_size": 4}),
-        (2, {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 4, "top_k": 12}),
-    ],
-    ids=["half batches", "accumulated and truncated"],
-)
-def test_ranks_change_nothing(tmp_path, ranks, flags):
-    in_this_process(tmp_path / "one", **({"top_k": flags["top_k"]} if "top_k" in flags else {}))
-    on_ranks(tmp_path / "ranks", ranks, **flags)
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory):
+    return on_ranks(tmp_path_factory.mktemp("two"), 2, TWO_RANKS)
 
-    for file in ("adapter_model.safetensors", "value_head.safetensors"):
-        one, other = load_file(tmp_path / "one" / file), load_file(tmp_path / "ranks" / file)
-        assert set(one) == set(other)
-        for name, weight in one.items():
-            assert weight.norm() > 0
-            assert (other[name] - weight).norm() <= 1e-6 * weight.norm(), name
 
-    one, other = metrics_of(tmp_path / "one"), metrics_of(tmp_path / "ranks")
-    assert [row["step"] for row in one] == [row["step"] for row in other]
-    for row, twin in zip(one, other, strict=True):
-        assert set(row) == set(twin)
-        for key, value in row.items():
-            floor = 1e-5 if key in ("val/first_ratio_error", "sampling/logp_gap") else 1e-6  # these measure rounding
-            assert twin[key] == pytest.approx(value, rel=1e-5, abs=floor), key
-    assert (tmp_path / "one" / "samples.jsonl").read_text() == (tmp_path / "ranks" / "samples.jsonl").read_text()
+@pytest.mark.parametrize("place", TWO_RANKS)
+def test_two_ranks_change_nothing(whole, two_ranks, place):
+    assert_same(whole(TWO_RANKS[place]["name"]), two_ranks / place / "0")
+
+
+@pytest.mark.parametrize("place", TWO_RANKS)
+def test_only_the_first_rank_writes(two_ranks, place):
+    """Trainer lets every rank save the state of its own random numbers in a checkpoint, and nothing else."""
+    second = two_ranks / place / "1"
+    assert {file.name for file in second.rglob("*") if file.is_file()} == {"rng_state_1.pth"}
+
+
+def test_four_ranks_change_nothing(whole, tmp_path):
+    on_ranks(tmp_path, 4, FOUR_RANKS)
+    assert_same(whole("scores"), tmp_path / "scores" / "0")

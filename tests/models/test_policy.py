@@ -43,7 +43,7 @@ def test_logprobs_values_and_entropy_are_those_of_full_logits_without_padding(ki
     with torch.no_grad():
         output = policy(sequences, temperature=temperature, entropy=True)
         expected = naive(policy.model, sequences, temperature, policy.value_head)
-    for actual, wanted in zip(output, expected, strict=True):
+    for actual, wanted in zip(output[:3], expected, strict=True):
         torch.testing.assert_close(actual, wanted, rtol=1e-5, atol=1e-5)
 
 
@@ -51,7 +51,7 @@ def test_logprobs_values_and_entropy_are_those_of_full_logits_without_padding(ki
 def test_at_the_start_the_reference_says_exactly_what_the_policy_says(kind):
     policy, sequences = make_policy(kind), make_sequences()
     with torch.no_grad():
-        logprobs, reference = policy(sequences).logprobs, policy(sequences, reference=True).logprobs
+        logprobs, reference = policy(sequences).logprobs, policy.reference_logprobs(sequences)
     assert torch.equal(logprobs, reference)
     assert logprobs[sequences.mask].min() < -1
 
@@ -60,20 +60,19 @@ def test_at_the_start_the_reference_says_exactly_what_the_policy_says(kind):
 def test_the_reference_stays_when_the_policy_moves(kind):
     policy, sequences = make_policy(kind), make_sequences()
     with torch.no_grad():
-        start = policy(sequences, reference=True)
+        start = policy.reference_logprobs(sequences)
     perturb(policy.model, only="model" if kind == "full" else f".{POLICY}.")
     with torch.no_grad():
-        moved, reference = policy(sequences), policy(sequences, reference=True)
-    assert torch.equal(reference.logprobs, start.logprobs)
-    assert (moved.logprobs - start.logprobs).abs().max() > 1e-2
-    assert reference.values is None
+        moved, reference = policy(sequences), policy.reference_logprobs(sequences)
+    assert torch.equal(reference, start)
+    assert (moved.logprobs - start).abs().max() > 1e-2
 
 
 def test_the_reference_of_an_adapter_is_that_adapter_and_not_the_raw_base():
     policy, sequences = make_policy("adapter"), make_sequences()
     raw = naive(make_model(make_tokenizer()), sequences)[0]
     with torch.no_grad():
-        reference = policy(sequences, reference=True).logprobs
+        reference = policy.reference_logprobs(sequences)
     assert (reference - raw).abs().max() > 1e-2
 
 
@@ -81,7 +80,7 @@ def test_a_reference_of_its_own_is_used():
     other = make_model(make_tokenizer(), seed=5)
     policy, sequences = make_policy("lora", ref_model=copy.deepcopy(other)), make_sequences()
     with torch.no_grad():
-        reference = policy(sequences, reference=True).logprobs
+        reference = policy.reference_logprobs(sequences)
     torch.testing.assert_close(reference, naive(other, sequences)[0], rtol=1e-5, atol=1e-5)
 
 
@@ -89,10 +88,9 @@ def test_a_reference_of_its_own_is_used():
 def test_the_reference_is_frozen_and_its_pass_needs_no_gradient(kind):
     policy, sequences = make_policy(kind), make_sequences()
     before = {name: parameter.requires_grad for name, parameter in policy.named_parameters()}
-    output = policy(sequences, reference=True)
-    assert not output.logprobs.requires_grad
+    assert not policy.reference_logprobs(sequences).requires_grad
     assert {name: parameter.requires_grad for name, parameter in policy.named_parameters()} == before
-    wanted = ("value_head", "") if kind == "full" else ("value_head", f".{POLICY}.")
+    wanted = ("critic", "") if kind == "full" else ("critic", f".{POLICY}.")
     for name, needed in before.items():
         assert needed == (any(part in name for part in wanted) and not name.startswith("reference_model")), name
 
@@ -102,9 +100,9 @@ def test_the_reference_has_no_dropout_while_the_policy_trains(kind):
     model = make_model(make_tokenizer(), attention_dropout=0.5)
     policy, sequences = make_policy(kind, model=model), make_sequences()
     with torch.no_grad():
-        quiet = policy(sequences, reference=True).logprobs
+        quiet = policy.reference_logprobs(sequences)
         policy.train()
-        assert torch.equal(policy(sequences, reference=True).logprobs, quiet)
+        assert torch.equal(policy.reference_logprobs(sequences), quiet)
         assert not torch.equal(policy(sequences).logprobs, quiet)
 
 
@@ -117,7 +115,7 @@ def test_an_update_leaves_the_base_untouched():
         (output.logprobs.sum() + output.values.sum()).backward()
         optimizer.step()
     for name, parameter in policy.named_parameters():
-        trained = "lora" in name or "value_head" in name
+        trained = "lora" in name or "critic" in name
         assert torch.equal(parameter, before[name]) != trained, name
 
 
@@ -128,7 +126,8 @@ def test_padding_changes_nothing(extra, padding_id):
     padded = make_sequences(extra_padding=extra, padding_id=padding_id)
     width = plain.mask.shape[1]
     with torch.no_grad():
-        for wanted, actual in zip(policy(plain, entropy=True), policy(padded, entropy=True), strict=True):
+        wanted_output, output = policy(plain, entropy=True, full_kl=True), policy(padded, entropy=True, full_kl=True)
+        for wanted, actual in zip(wanted_output[:4], output[:4], strict=True):
             torch.testing.assert_close(actual[:, :width], wanted, rtol=1e-6, atol=1e-6)
             assert not actual[:, width:].any()
 
@@ -148,7 +147,7 @@ def test_tokens_that_do_not_count_are_zero_and_give_no_gradient():
     policy, sequences = make_policy(), make_sequences()
     sequences.mask[1:] = False
     output = policy(sequences, entropy=True)
-    for column in output:
+    for column in output[:3]:
         assert column[0, :4].all()
         assert not column[1:].any()
 
@@ -316,7 +315,7 @@ def test_a_peft_model_read_from_disk_trains(trainable, tmp_path):
     start = PeftModel.from_pretrained(make_model(make_tokenizer()), tmp_path, is_trainable=trainable)
     policy, sequences = PolicyWithValue(wrap_policy(start)), make_sequences()
     output = policy(sequences)
-    assert torch.equal(output.logprobs, policy(sequences, reference=True).logprobs)
+    assert torch.equal(output.logprobs, policy.reference_logprobs(sequences))
     output.logprobs.sum().backward()
     with_gradient = {name for name, parameter in policy.named_parameters() if parameter.grad is not None}
     assert with_gradient

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import tensor
 
-from hf_rlhf.ops.kl import absolute, k1, k2, k3, kl_estimate
+from hf_rlhf.ops.kl import FULL_KL, KL_ESTIMATORS, absolute, k1, k2, k3, kl_estimate
 
 logits = st.lists(st.floats(-4, 4), min_size=3, max_size=3).map(lambda row: tensor(row, dtype=torch.float64))
 
@@ -53,6 +53,42 @@ def test_the_gradient_of_k2_is_that_of_the_kl():
     torch.testing.assert_close(of_k2, of_kl)
 
 
+def test_as_a_reward_only_k1_has_the_gradient_of_the_kl_and_the_symmetric_ones_vanish_near_the_reference():
+    """The score-function gradient `E[k grad log p]`, which is all that a number in the reward can give."""
+    reference = tensor([0.6, 0.3, 0.1], dtype=torch.float64).log()
+    parameters = (reference + 0.01 * tensor([1.0, -2.0, 3.0])).requires_grad_()
+    policy = parameters.log_softmax(-1)
+
+    def gradient(objective):
+        return torch.autograd.grad(objective.sum(), parameters, retain_graph=True)[0]
+
+    of_kl = gradient(policy.exp() * (policy - reference))
+    of_reward = {
+        name: gradient(policy.exp().detach() * estimator(policy, reference).detach() * policy)
+        for name, estimator in KL_ESTIMATORS.items()
+    }
+    torch.testing.assert_close(of_reward["k1"], of_kl)
+    assert of_reward["k2"].norm() < 0.02 * of_kl.norm()
+    assert of_reward["k3"].norm() < 0.02 * of_kl.norm()
+    assert of_reward["abs"].norm() < of_kl.norm()
+
+
+def test_in_the_loss_k1_has_no_gradient_and_k3_that_of_the_other_direction():
+    reference = tensor([0.9, 0.05, 0.05]).log()
+    parameters = tensor([0.1, 0.2, 0.3], requires_grad=True)
+    policy = parameters.log_softmax(-1)
+
+    def of_loss(estimator):
+        weighted = policy.exp().detach() * estimator(policy, reference)
+        return torch.autograd.grad(weighted.sum(), parameters, retain_graph=True)[0]
+
+    (of_reverse_kl,) = torch.autograd.grad(
+        (reference.exp() * (reference - policy)).sum(), parameters, retain_graph=True
+    )
+    torch.testing.assert_close(of_loss(k1), torch.zeros(3))
+    torch.testing.assert_close(of_loss(k3), of_reverse_kl)
+
+
 def test_by_hand():
     logprobs, reference = tensor([0.5]).log(), tensor([0.25]).log()  # r = 1/2
     assert kl_estimate("k1", logprobs, reference).item() == pytest.approx(0.693147, abs=1e-6)
@@ -76,3 +112,8 @@ def test_equal_distributions_have_exactly_no_kl():
 def test_an_unknown_name_lists_the_choices():
     with pytest.raises(ValueError, match=r"'k4'; choose one of 'k1', 'k2', 'k3', 'abs'"):
         kl_estimate("k4", torch.zeros(1), torch.zeros(1))
+
+
+def test_the_full_kl_is_not_an_estimator():
+    assert FULL_KL == "full"
+    assert FULL_KL not in KL_ESTIMATORS

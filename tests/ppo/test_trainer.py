@@ -32,6 +32,10 @@ def iterations_of(folder):
     return [row for row in metrics_of(folder, times=True) if "iteration" in row]
 
 
+def id_reward(prompts, completions, completion_ids):
+    return [sum(ids) / len(ids) / 10 for ids in completion_ids]
+
+
 class CountSteps(TrainerCallback):
     def __init__(self):
         self.updates = 0
@@ -51,7 +55,9 @@ def test_it_starts_on_policy_and_at_the_reference(tmp_path, start, sampling):
     model = make_model(make_tokenizer())
     if start == "adapter":
         model = perturb(get_peft_model(model, make_lora()), only="lora")
-    trainer = make_trainer(tmp_path, model=model, lora=start == "lora" or None, max_steps=8, **sampling)
+    trainer = make_trainer(
+        tmp_path, model=model, lora=start == "lora" or None, max_steps=8, reward=id_reward, **sampling
+    )
     trainer.train()
     first, second = iterations_of(tmp_path)
     assert first["objective/kl"] == 0
@@ -124,7 +130,7 @@ def test_lora_trains_the_adapter_and_the_value_head_and_nothing_else(tmp_path):
     before = snapshot(trainer.policy)
     trainer.train()
     for name, after in snapshot(trainer.policy).items():
-        assert torch.equal(after, before[name]) != ("lora" in name or "value_head" in name), name
+        assert torch.equal(after, before[name]) != ("lora" in name or "critic" in name), name
 
 
 def test_full_fine_tuning_trains_the_model_and_not_its_reference(tmp_path):
@@ -161,7 +167,7 @@ def test_it_runs_with(tmp_path, flag):
     trainer.train()
     moved = {name for name, after in trained(trainer.policy).items() if not torch.equal(after, before[name])}
     assert any("lora" in name for name in moved)
-    assert any("value_head" in name for name in moved) == ("vf_coef" not in flag)
+    assert any("critic" in name for name in moved) == ("vf_coef" not in flag)
 
 
 # Failures
@@ -206,7 +212,7 @@ def test_a_reward_that_is_no_number_ends_the_run_and_is_named(tmp_path, bad):
 
 
 def test_an_iteration_without_any_score_is_an_error(tmp_path):
-    with pytest.raises(InputError, match="no reward scored any completion of iteration 1"):
+    with pytest.raises(InputError, match="no completion of iteration 1 has a score"):
         make_trainer(tmp_path, reward=lambda prompts, **_: [None] * len(prompts)).train()
 
 
@@ -260,7 +266,7 @@ def test_unscored_completions_count_for_nothing(tmp_path):
     perturb(trainer.policy.value_head)
     perturb(trainer.policy, only="lora")
     experience = trainer.make_experience(0)
-    scored = torch.tensor([row for _, row in trainer.stream.prompts(0)]) % 2 == 0
+    scored = torch.tensor([row["number"] for row in trainer.prompts.rows(0)]) % 2 == 0
     assert 0 < scored.sum() < len(experience)
     assert torch.equal(experience.mask.any(dim=1), scored)
     for name in ("logprobs", "reference_logprobs", "values", "entropy", "rewards", "advantages", "returns"):
@@ -317,14 +323,11 @@ def test_a_missing_end_costs_exactly_the_penalty(tmp_path):
     trainer = make_trainer(
         tmp_path, reward=lambda prompts, **_: [2.0] * len(prompts), missing_eos_penalty=0.75, stop_token_ids=[8, 9, 10]
     )
-    trajectories = trainer.sample([(0, row) for row in range(16)], "train")
-    trainer.score(trajectories)
-    assert {trajectory.completion.stopped for trajectory in trajectories} == {True, False}
-    assert all(t.score == (2.0 if t.completion.stopped else 1.25) for t in trajectories)
     trainer.train()
     for row in iterations_of(tmp_path):
         assert row["reward"] == pytest.approx(2.0)
         assert row["objective/scores"] == pytest.approx(2.0 - 0.75 * row["completions/clipped_ratio"])
+        assert 0 < row["completions/clipped_ratio"] < 1
 
 
 def test_reward_weights_reach_the_score(tmp_path):
@@ -477,8 +480,18 @@ def is_documented(key):
 
 
 def test_metrics_are_json_lines_and_every_key_is_documented(tmp_path):
+    texts = Dataset.from_dict({"text": ["the cat sat on the mat", "a good dog ran"]})
     make_trainer(
-        tmp_path, eval_strategy="steps", eval_steps=8, trainer_kwargs={"eval_dataset": make_prompts(4)}
+        tmp_path,
+        eval_strategy="steps",
+        eval_steps=8,
+        entropy_coef=0.01,
+        kl_estimator="full",
+        kl_in_loss=True,
+        ptx_coef=0.1,
+        dual_clip=3.0,
+        importance_sampling_cap=2.0,
+        trainer_kwargs={"eval_dataset": make_prompts(4), "ptx_dataset": texts},
     ).train()
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [4, 8, 8, 8]

@@ -2,6 +2,7 @@ import pytest
 import torch
 from tiny import make_model, make_tokenizer, perturb
 
+from hf_rlhf.errors import InputError
 from hf_rlhf.models.load import load_sequence_classifier
 from hf_rlhf.models.reward_model import SeparateRewardModel
 from hf_rlhf.rewards.learned import LearnedReward
@@ -105,3 +106,20 @@ def test_order_is_kept_and_no_prompts_give_no_scores():
     assert lengths != sorted(lengths)
     assert reward(PROMPTS, COMPLETIONS) == lengths
     assert reward([], []) == []
+
+
+def test_a_text_longer_than_the_model_takes_is_an_error_with_its_lengths():
+    reward = LearnedReward(lambda ids, mask: mask.sum(dim=1), make_tokenizer(), name="helpful", max_length=10)
+    lengths = [
+        len(reward.tokenize(prompt, completion)) for prompt, completion in zip(PROMPTS, COMPLETIONS, strict=True)
+    ]
+    assert lengths == [15, 11, 12, 9]
+    with pytest.raises(InputError) as caught:
+        reward(PROMPTS, COMPLETIONS)
+    message = str(caught.value)
+    for part in ("'helpful'", "10 tokens", "3 of 4 texts", "up to 15", "no !", "the dog is good . yes !"):
+        assert part in message
+    for part in ("max_prompt_length", "max_completion_length"):
+        assert part in message
+    reward.max_length = 15
+    assert reward(PROMPTS, COMPLETIONS) == lengths

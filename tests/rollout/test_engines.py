@@ -254,8 +254,9 @@ def test_sampling_has_no_dropout_and_restores_the_mode(tokenizer):
     assert model.training
 
 
-def test_no_prompts_give_no_completions(engine):
+def test_no_prompts_give_no_completions(engine, tokenizer):
     assert engine.generate([], Sampling(), []) == []
+    assert collect(engine, [], tokenizer, Sampling(), []) == []
 
 
 def test_a_stop_token_outside_of_the_vocabulary_is_an_error(engine):

@@ -1,0 +1,53 @@
+"""Write docs/metrics.md and docs/flags.md from the definitions in the code: `python docs/make_tables.py`."""
+
+import inspect
+import re
+from dataclasses import fields
+from pathlib import Path
+
+from hf_rlhf.ppo.config import PPOConfig
+from hf_rlhf.ppo.metrics import METRICS
+
+DOCS = Path(__file__).parent
+
+
+def metrics_page() -> str:
+    """The table of metrics as Markdown."""
+    rows = "\n".join(f"| `{name}` | {_cell(meaning)} |" for name, meaning in METRICS.items())
+    return (
+        "# Metrics of a PPO run\n\n"
+        "Written to `metrics.jsonl` and to every tracker, once an iteration. A number that could not be computed is `null`\n"
+        "there, never 0. Numbers of an evaluation have the prefix `eval_`. What reward functions log by `log_metric` is\n"
+        "added under the names they give.\n\n"
+        f"| key | meaning |\n|---|---|\n{rows}\n"
+    )
+
+
+def flags_page() -> str:
+    """The tables of `PPOConfig`'s own flags as Markdown, by the headings of its source."""
+    own = {field.name: field for field in fields(PPOConfig) if field.name in inspect.get_annotations(PPOConfig)}
+    tables = []
+    for line in inspect.getsource(PPOConfig).splitlines():
+        if heading := re.fullmatch(r"    # (.+)", line):
+            tables.append(f"\n## {heading[1]}\n\n| flag | default | meaning |\n|---|---|---|")
+        elif (match := re.match(r"    (\w+): ", line)) and match[1] in own:
+            field = own.pop(match[1])
+            tables.append(f"| `{field.name}` | `{field.default}` | {_cell(field.metadata['help'])} |")
+    assert not own, f"flags without a heading: {sorted(own)}"
+    return (
+        "# Flags of PPO\n\n"
+        "`PPOConfig` is a `transformers.TrainingArguments` with these flags besides, or with another default. They are keys\n"
+        "of a YAML file (`--config`), options of the command line (`--kl_coef 0.1`) and arguments of `PPOConfig(...)`. How\n"
+        "the sizes of an iteration belong together is on the page about the [batch algebra](batch_algebra.md).\n"
+        + "\n".join(tables)
+        + "\n"
+    )
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+if __name__ == "__main__":
+    (DOCS / "metrics.md").write_text(metrics_page(), encoding="utf-8")
+    (DOCS / "flags.md").write_text(flags_page(), encoding="utf-8")

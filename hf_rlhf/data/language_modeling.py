@@ -1,0 +1,161 @@
+"""Texts for the language-model loss that PPO-ptx adds to the policy's (Ouyang et al. 2022, arXiv 2203.02155, 3.5)."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from hf_rlhf.data.files import list_rows, read_columns, require_dataset
+from hf_rlhf.data.preferences import list_problems, messages_problem, text_problem
+from hf_rlhf.data.prompt_checks import prompt_problem
+from hf_rlhf.data.tokens import chat_ids, text_ids
+from hf_rlhf.errors import InputError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
+
+LAYOUTS = (("messages",), ("prompt", "completion"), ("text",))  # as trl's SFTTrainer takes them
+
+
+class TokenizedText(NamedTuple):
+    """One row: the first `given` of its ids only condition, those after them count."""
+
+    ids: list[int]
+    given: int
+
+
+def prepare_texts(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, *, max_length: int, source: str) -> Dataset:
+    """The set as `prompt_ids`, which only condition, and `completion_ids`, whose tokens count; no other columns.
+
+    Rows have `text` or `messages`, where every token after the first counts, or `prompt` and `completion` (both text or
+    both messages), where the completion counts. Messages go through the chat template; plain text ends with the
+    tokenizer's end token, which is added where it is missing, as trl's SFTTrainer does. Tokens after the first
+    `max_length` of a row are cut off.
+
+    Raises InputError for an empty set, missing columns, bad values (row numbers count from 0), messages without a chat
+    template, a template that renders a prompt otherwise once a completion follows, and rows with nothing to learn.
+    """
+    if max_length < 2:
+        raise InputError(f"max_length={max_length} leaves nothing to learn: a text needs 2 tokens, use at least 2")
+    dataset = require_dataset(dataset, source=source)
+    columns = read_columns(dataset, find_columns(dataset.column_names, source=source))
+    first_prompt = next((prompt for prompt in columns.get("prompt", ()) if prompt is not None), None)
+    conversational = "messages" in columns or isinstance(first_prompt, list)
+    check_texts(columns, conversational, source=source)
+
+    tokenize = _tokenize_messages if conversational else _tokenize_text
+    texts = tokenize(columns, tokenizer, source=source)
+    check_learnable(texts, max_length, source=source)
+    if too_long := [len(text.ids) for text in texts if len(text.ids) > max_length]:
+        logger.warning(
+            "%s: %d of %d texts have more than max_length=%d tokens (the longest %d) and are cut on the right",
+            source,
+            len(too_long),
+            len(texts),
+            max_length,
+            max(too_long),
+        )
+    return _to_dataset(texts, max_length)
+
+
+def find_columns(found: Sequence[str], *, source: str) -> tuple[str, ...]:
+    """The columns of the first layout whose columns are all among those `found`."""
+    columns = next((layout for layout in LAYOUTS if set(layout) <= set(found)), None)
+    if columns is None:
+        raise InputError(
+            f"{source}: columns {', '.join(found) or 'none'}; texts need messages, or prompt and completion, or text. "
+            "Use dataset.rename_column(...)"
+        )
+    return columns
+
+
+def check_texts(columns: Mapping[str, Sequence[Any]], conversational: bool, *, source: str) -> None:
+    """Raise one InputError that lists every column's bad values with their rows."""
+    problems: list[str] = []
+    for name, values in columns.items():
+        if name == "prompt":
+            found = [prompt_problem(value, conversational=conversational) for value in values]
+        else:
+            found = [(messages_problem if conversational else text_problem)(value) for value in values]
+        problems += list_problems(name, found)
+    if problems:
+        raise InputError(
+            f"{source}: texts that cannot be used (rows count from 0):\n  "
+            + "\n  ".join(problems)
+            + "\nMend these rows, or leave them out with dataset.filter(...)"
+        )
+
+
+def check_learnable(texts: Sequence[TokenizedText], max_length: int, *, source: str) -> None:
+    """Raise InputError for rows none of whose tokens count within `max_length`."""
+    if short := [row for row, text in enumerate(texts) if len(text.ids) <= text.given]:
+        raise InputError(
+            f"{source}: {list_rows(short)} have no token to learn after the first or the prompt (rows count from 0). "
+            "Leave them out with dataset.filter(...)"
+        )
+    if filled := [row for row, text in enumerate(texts) if text.given >= max_length]:
+        longest = max(text.given for text in texts)
+        raise InputError(
+            f"{source}: the prompt alone fills max_length={max_length} tokens in {list_rows(filled)} (rows count from "
+            f"0), so none of the completion is left. Raise max_length above {longest}, or leave them out with "
+            "dataset.filter(...)"
+        )
+
+
+def _tokenize_text(
+    columns: Mapping[str, Sequence[str]], tokenizer: PreTrainedTokenizerBase, *, source: str
+) -> list[TokenizedText]:
+    if "text" in columns:
+        return [TokenizedText(ids, given=1) for ids in _ended(text_ids(columns["text"], tokenizer), tokenizer)]
+    prompts = text_ids(columns["prompt"], tokenizer)
+    joined = [prompt + completion for prompt, completion in zip(columns["prompt"], columns["completion"], strict=True)]
+    # A token that merges the prompt's end with the completion's beginning counts, as in trl
+    return [
+        TokenizedText(ids, given=max(common_prefix_length(prompt, ids), 1))
+        for prompt, ids in zip(prompts, _ended(text_ids(joined, tokenizer), tokenizer), strict=True)
+    ]
+
+
+def _ended(texts: list[list[int]], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    end: Any = tokenizer.eos_token_id
+    return [ids if end is None or ids[-1:] == [end] else [*ids, end] for ids in texts]
+
+
+def _tokenize_messages(
+    columns: Mapping[str, Sequence[Any]], tokenizer: PreTrainedTokenizerBase, *, source: str
+) -> list[TokenizedText]:
+    if "messages" in columns:
+        dialogues = chat_ids(columns["messages"], tokenizer, add_generation_prompt=False, source=source)
+        return [TokenizedText(ids, given=1) for ids in dialogues]
+    prompts = chat_ids(columns["prompt"], tokenizer, add_generation_prompt=True, source=source)
+    joined = [prompt + completion for prompt, completion in zip(columns["prompt"], columns["completion"], strict=True)]
+    dialogues = chat_ids(joined, tokenizer, add_generation_prompt=False, source=source)
+    pairs = list(zip(prompts, dialogues, strict=True))
+    if differing := [row for row, (prompt, ids) in enumerate(pairs) if ids[: len(prompt)] != prompt]:
+        raise InputError(
+            f"{source}: the chat template renders the prompt otherwise once the completion follows, in "
+            f"{list_rows(differing)} (rows count from 0), so the completion has no clear beginning. Set "
+            "--chat_template_path to a template that keeps what it wrote, or give the rows as messages or as text"
+        )
+    return [TokenizedText(ids, given=len(prompt)) for prompt, ids in pairs]
+
+
+def common_prefix_length(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many ids two sequences begin with alike."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((index for index, (a, b) in pairs if a != b), min(len(one), len(other)))
+
+
+def _to_dataset(texts: Sequence[TokenizedText], max_length: int) -> Dataset:
+    from datasets import Dataset
+
+    return Dataset.from_dict(
+        {
+            "prompt_ids": [ids[:given] for ids, given in texts],
+            "completion_ids": [ids[given:max_length] for ids, given in texts],
+        }
+    )

@@ -1,0 +1,66 @@
+"""Prompts of a stream: each checked and tokenised when its turn comes."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from hf_rlhf.data.prompt_checks import OVERLONG_CHOICES, PROMPT_RULE, Overlong, prompt_problem, require_prompt_column
+from hf_rlhf.data.tokens import tokenize_prompts
+from hf_rlhf.errors import InputError
+
+if TYPE_CHECKING:
+    from datasets import IterableDataset
+    from transformers import PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
+
+
+def prepare_streamed_prompts(
+    dataset: IterableDataset,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_prompt_length: int,
+    source: str,
+    overlong_prompts: Overlong,
+    chat_template_kwargs: Mapping[str, Any],
+) -> IterableDataset:
+    """See `prepare_prompts`, whose settings these are. Reads the first row."""
+    dataset = dataset.with_format(None)
+    first = next(iter(dataset), None)
+    if first is None:
+        raise InputError(f"{source}: the stream is empty (0 rows). Check the files, the split and any filter")
+    if "prompt" not in first and {"chosen", "rejected"} <= set(first):
+        raise InputError(
+            f'{source}: no column "prompt", and the prompts of preference pairs are known only once all have been read, '
+            "which a stream leaves for later. Give a column prompt, or load the set with streaming=False"
+        )
+    require_prompt_column(list(first), source=source)
+    conversational = isinstance(first["prompt"], list)
+    warned = False
+
+    def with_ids(row: Mapping[str, Any], number: int) -> dict[str, list[int]]:
+        nonlocal warned
+        where = f"{source}: row {number} of the stream (rows count from 0)"
+        if problem := prompt_problem(row.get("prompt"), conversational=conversational):
+            raise InputError(
+                f'{where}: column "prompt": {problem}. {PROMPT_RULE}, and all are of the kind of the first. '
+                "Mend this row, or leave it out with dataset.filter(...)"
+            )
+        ids = tokenize_prompts([row["prompt"]], tokenizer, chat_template_kwargs, source=source, first_row=number)[0]
+        if len(ids) > max_prompt_length:
+            message = f"{where}: the prompt has {len(ids)} tokens, above max_prompt_length={max_prompt_length}"
+            if overlong_prompts == "error":
+                raise InputError(f"{message}. Raise max_prompt_length, or set {OVERLONG_CHOICES}")
+            if not warned:
+                does = "leaves such prompts out" if overlong_prompts == "filter" else "cuts such prompts on the left"
+                logger.warning('%s; overlong_prompts="%s" %s, said once', message, overlong_prompts, does)
+                warned = True
+        return {"prompt_ids": ids if overlong_prompts == "filter" else ids[-max_prompt_length:]}
+
+    with_ids(first, 0)  # so that most mistakes show before a model is loaded
+    dataset = dataset.map(with_ids, with_indices=True)
+    if overlong_prompts == "filter":
+        dataset = dataset.filter(lambda ids: len(ids) <= max_prompt_length, input_columns="prompt_ids")
+    return dataset

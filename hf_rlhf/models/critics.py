@@ -1,0 +1,331 @@
+"""The critic: what says how much reward is still to come. Three kinds, one interface, one layout on disk.
+
+value_head  a head on the policy's own hidden states                value_head.* beside the policy
+adapter     a LoRA adapter of its own on the policy's base          critic/adapter_model.*, critic/value_head.*
+model       a sequence classifier of its own, with or without LoRA  critic/model.* or adapter_model.*, value_head.*
+
+What lies in critic/ loads with plain transformers and PEFT: an adapter on the policy's base, or a sequence classifier.
+"""
+
+import copy
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import Parameter
+
+from hf_rlhf.errors import InputError
+from hf_rlhf.models.adapters import (
+    CRITIC,
+    POLICY,
+    adapter_base,
+    adapter_folder,
+    adapter_parameters,
+    add_trainable_adapter,
+    base_of,
+    compute_in_base_dtype,
+    is_peft_model,
+    load_adapter_weights,
+    save_adapter,
+    use_adapter,
+)
+from hf_rlhf.models.backbone import counted_states, state_width
+from hf_rlhf.models.heads import CONFIG_NAME, WEIGHTS_NAME, ValueHead, critic_kind
+from hf_rlhf.models.load import load_full_weights, load_sequence_classifier
+from hf_rlhf.models.reward_model import has_weights_of, load_classifier, require_reward_model, score_head
+from hf_rlhf.types import Model, Sequences
+
+CriticKind = Literal["value_head", "adapter", "model"]
+CRITIC_FOLDER = "critic"
+ADAPTER_FILE = "adapter_model.safetensors"
+
+
+class ValueHeadCritic(nn.Module):
+    """A head on the hidden states that the policy computes anyway.
+
+    Args:
+        head: the head.
+        detach: keep the value loss out of the policy's weights, so that only the head learns from it.
+    """
+
+    kind: CriticKind = "value_head"
+
+    def __init__(self, head: ValueHead, *, detach: bool = False):
+        super().__init__()
+        self.head = head
+        self.detach = detach
+
+    def forward(self, policy: Model, sequences: Sequences, hidden: Tensor) -> Tensor:
+        """Values `(N,)` in fp32 of the states before the counted tokens; `hidden` `(N, H)` are the policy's."""
+        return self.head(hidden.detach() if self.detach else hidden)
+
+    def trained_parameters(self, policy: Model) -> list[Parameter]:
+        """Every parameter that is the critic's and not the policy's."""
+        return [parameter for parameter in self.parameters() if parameter.requires_grad]
+
+    def save_pretrained(self, policy: Model, folder: str | os.PathLike) -> None:
+        """Write the critic below `folder`, where the policy is saved."""
+        self.head.save_pretrained(folder, critic=self.kind)
+
+    def load_weights(self, policy: Model, folder: str | os.PathLike) -> None:
+        """Replace the critic's weights by those that `save_pretrained` wrote below `folder`."""
+        self.head.load_state_dict(ValueHead.from_pretrained(folder).state_dict())
+
+
+class AdapterCritic(ValueHeadCritic):
+    """Its own adapter on the policy's frozen base: a second pass, no second base."""
+
+    kind: CriticKind = "adapter"
+
+    def forward(self, policy: Model, sequences: Sequences, hidden: Tensor) -> Tensor:
+        with use_adapter(policy, CRITIC, keep_gradients=True), compute_in_base_dtype(policy):
+            return self.head(counted_states(base_of(policy), sequences))
+
+    def trained_parameters(self, policy: Model) -> list[Parameter]:
+        return [*self.head.parameters(), *adapter_parameters(policy, CRITIC)]
+
+    def save_pretrained(self, policy: Model, folder: str | os.PathLike) -> None:
+        save_adapter(policy, CRITIC, Path(folder) / CRITIC_FOLDER)
+        self.head.save_pretrained(Path(folder) / CRITIC_FOLDER, critic=self.kind)
+
+    def load_weights(self, policy: Model, folder: str | os.PathLike) -> None:
+        load_adapter_weights(policy, _existing(Path(folder) / CRITIC_FOLDER / ADAPTER_FILE), CRITIC)
+        self.head.load_state_dict(ValueHead.from_pretrained(Path(folder) / CRITIC_FOLDER).state_dict())
+
+
+class ModelCritic(ValueHeadCritic):
+    """A model of its own: a sequence classifier. A head in fp32 takes the place of its score layer.
+
+    On disk the score layer has the weight of a linear head, so that the classifier by itself says the values too, but
+    for the head's bias.
+    """
+
+    kind: CriticKind = "model"
+
+    def __init__(self, classifier: Model, head: ValueHead):
+        super().__init__(head)
+        self.model = classifier
+        _score_layer(classifier).requires_grad_(False)
+
+    def forward(self, policy: Model, sequences: Sequences, hidden: Tensor) -> Tensor:
+        with compute_in_base_dtype(self.model):
+            return self.head(counted_states(base_of(self.model), sequences))
+
+    def save_pretrained(self, policy: Model, folder: str | os.PathLike) -> None:
+        folder = Path(folder) / CRITIC_FOLDER
+        if self.head.hidden is None:
+            with torch.no_grad():
+                _trained_score(self.model).weight.copy_(self.head.summary.weight)
+        if is_peft_model(self.model):
+            save_adapter(self.model, self.model.active_adapter, folder)
+        else:
+            self.model.save_pretrained(folder)
+        self.head.save_pretrained(folder, critic=self.kind)
+
+    def load_weights(self, policy: Model, folder: str | os.PathLike) -> None:
+        folder = Path(folder) / CRITIC_FOLDER
+        if is_peft_model(self.model):
+            load_adapter_weights(self.model, _existing(folder / ADAPTER_FILE), self.model.active_adapter)
+        else:
+            load_full_weights(self.model, folder)
+        self.head.load_state_dict(ValueHead.from_pretrained(folder).state_dict())
+
+
+Critic = ValueHeadCritic | AdapterCritic | ModelCritic
+
+
+def build_critic(
+    kind: CriticKind,
+    policy: Model,
+    *,
+    start: str | None = None,
+    value_model: Model | None = None,
+    peft_config: Any = None,
+    mlp_size: int | None = None,
+    init_std: float = 0.0,
+    detach: bool = False,
+) -> Critic:
+    """Make the critic of a policy.
+
+    Args:
+        kind: see the module.
+        policy: the policy's model; an adapter critic is added to it.
+        start: a trained reward model, or the folder of an earlier run; by default a fresh head, adapter or model.
+        value_model: a sequence classifier to use as the critic of kind "model".
+        peft_config: the policy's, so that a model of its own is trained as the policy is.
+        mlp_size, init_std: of a fresh head, see `ValueHead`.
+        detach: see `ValueHeadCritic`.
+
+    Raises `InputError` when kind, policy and start do not fit together.
+    """
+    if value_model is not None and kind != "model":
+        raise InputError(f'value_model is a critic of its own, so critic must be "model", not {kind!r}')
+    if value_model is not None and start is not None:
+        raise InputError(f"value_model and critic_path={start!r} both say where the critic starts; give one of them")
+    fresh = ValueHead(state_width(base_of(policy)), mlp_size, init_std)
+    folder = None if start is None else run_folder(start)
+    if kind == "value_head":
+        if folder is not None and not (folder / WEIGHTS_NAME).is_file():
+            raise InputError(
+                f"critic_path={start!r} has no {WEIGHTS_NAME}: a value head goes on from an earlier run's value head; a"
+                ' reward model can start a critic of kind "adapter" or "model"'
+            )
+        critic = ValueHeadCritic(fresh if folder is None else ValueHead.from_pretrained(folder), detach=detach)
+    elif kind == "adapter":
+        critic = _adapter_critic(policy, folder, fresh)
+    else:
+        critic = _model_critic(policy, folder, value_model, peft_config, fresh)
+    if mlp_size is not None and critic.head.mlp_size != mlp_size:
+        raise InputError(
+            f"value_head_mlp_size={mlp_size} is of a fresh value head, and this critic starts with one that"
+            f" {'is linear' if critic.head.mlp_size is None else f'has {critic.head.mlp_size}'}; leave it out"
+        )
+    return critic
+
+
+def saved_critics(folder: Path) -> list[str]:
+    """The kinds of critic that a run left in `folder`: one, or none."""
+    return [critic_kind(place) for place in (folder, folder / CRITIC_FOLDER) if (place / WEIGHTS_NAME).is_file()]
+
+
+def run_folder(name_or_path: str) -> Path:
+    """The local folder of what a run saved, its critic included; any other name as `adapter_folder` gives it."""
+    from huggingface_hub import hf_hub_download, snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    if not os.path.isdir(name_or_path) and not name_or_path.startswith("embedded:"):
+        for facts_of_head in (CONFIG_NAME, f"{CRITIC_FOLDER}/{CONFIG_NAME}"):
+            try:
+                hf_hub_download(name_or_path, facts_of_head)
+                return Path(snapshot_download(name_or_path, ignore_patterns=["checkpoint-*"]))
+            except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError):
+                continue  # no critic there, or no Hub
+    return Path(adapter_folder(name_or_path))
+
+
+def _adapter_critic(policy: Model, folder: Path | None, fresh: ValueHead) -> AdapterCritic:
+    from peft import PeftConfig
+
+    if not is_peft_model(policy):
+        raise InputError('critic="adapter" needs a policy with LoRA (use_peft, peft_config); or take "model"')
+    if folder is None:
+        add_trainable_adapter(policy, CRITIC, _fresh_config(policy.peft_config[POLICY]))
+        return AdapterCritic(fresh)
+    folder = _inner(folder)
+    base = adapter_base(folder)
+    if base is None or not has_weights_of(base_of(policy), base):
+        raise InputError(
+            f"critic_path={str(folder)!r} is {'no adapter' if base is None else f'an adapter of {base!r}'}, and"
+            f' critic="adapter" shares the policy\'s base {base_of(policy).config._name_or_path!r}; take critic="model"'
+        )
+    config = _fresh_config(PeftConfig.from_pretrained(str(folder)))
+    add_trainable_adapter(policy, CRITIC, config, _adapter_weights(folder))
+    return AdapterCritic(_saved_head(folder) or ValueHead.from_score(score_head(folder)))
+
+
+def _model_critic(
+    policy: Model, folder: Path | None, value_model: Model | None, peft_config: Any, fresh: ValueHead
+) -> ModelCritic:
+    dtype = base_of(policy).dtype
+    head: ValueHead | None = None  # the model's score layer
+    classifier: Model = value_model
+    if value_model is not None:
+        require_reward_model(value_model, "value_model")
+    elif folder is not None:
+        classifier, head = _saved_classifier(_inner(folder), dtype)
+    elif base := base_of(policy).config._name_or_path:
+        classifier, head = load_sequence_classifier(base, dtype=dtype), fresh
+    else:
+        raise InputError(
+            'critic="model" starts from the base that the policy was loaded from, and this one was made in memory; give'
+            " critic_path or value_model"
+        )
+    _score_layer(classifier)
+    classifier = _made_trainable(classifier, peft_config)
+    if head is None:
+        score = _trained_score(classifier)
+        head = ValueHead.from_score(score.weight.detach().float(), getattr(score, "bias", None))
+    return ModelCritic(classifier, head)
+
+
+def _made_trainable(classifier: Model, peft_config: Any) -> Model:
+    """The classifier with its adapter trained, with a fresh one, or trained as a whole: as the policy is."""
+    from peft import get_peft_model
+
+    if is_peft_model(classifier):
+        for parameter in adapter_parameters(classifier, classifier.active_adapter):
+            parameter.requires_grad_(True)
+        return classifier
+    if peft_config is not None:
+        return get_peft_model(classifier, _fresh_config(peft_config, "SEQ_CLS"), adapter_name=CRITIC)
+    if classifier.dtype != torch.float32:
+        raise InputError(
+            f"value_model is in {classifier.dtype}, and training all of it would lose almost every update to rounding;"
+            " load it with dtype float32, or train LoRA adapters (use_peft, peft_config)"
+        )
+    return classifier.requires_grad_(True)
+
+
+def _saved_classifier(folder: Path, dtype: torch.dtype) -> tuple[Model, ValueHead | None]:
+    """What a run or a reward model left in `folder`, as a classifier; and its head, unless that is its score layer."""
+    from peft import PeftConfig, get_peft_model, set_peft_model_state_dict
+
+    base, head = adapter_base(folder), _saved_head(folder)
+    if base is None:
+        load = load_sequence_classifier if head else load_classifier  # which wants a trained score layer
+        return load(str(folder), dtype=dtype), head
+    config = _fresh_config(PeftConfig.from_pretrained(str(folder)), "SEQ_CLS")
+    classifier = get_peft_model(load_sequence_classifier(base, dtype=dtype), config, adapter_name=CRITIC)
+    score = {"base_model.model.score.weight": _trained_score(classifier).weight}  # which PEFT does not do without
+    set_peft_model_state_dict(classifier, _adapter_weights(folder) | score, adapter_name=CRITIC)
+    return classifier, head or ValueHead.from_score(score_head(folder))
+
+
+def _adapter_weights(folder: Path) -> dict[str, Tensor]:
+    from safetensors.torch import load_file
+
+    weights = load_file(_existing(folder / ADAPTER_FILE))
+    return {key: tensor for key, tensor in weights.items() if not key.endswith(("score.weight", "score.bias"))}
+
+
+def _fresh_config(config: Any, task_type: str | None = None) -> Any:
+    """A copy of a LoRA config to train with: of the backbone alone, or of a classifier, with its score layer."""
+    config = copy.deepcopy(config)
+    config.modules_to_save = None  # PEFT adds the score layer of a classifier
+    config.task_type = task_type
+    config.inference_mode = False
+    return config
+
+
+def _inner(folder: Path) -> Path:
+    """The folder of a critic of its own that a run left in `folder`, or `folder` itself."""
+    return folder / CRITIC_FOLDER if (folder / CRITIC_FOLDER).is_dir() else folder
+
+
+def _saved_head(folder: Path) -> ValueHead | None:
+    return ValueHead.from_pretrained(folder) if (folder / WEIGHTS_NAME).is_file() else None
+
+
+def _score_layer(classifier: Model) -> Any:
+    """The last layer of a sequence classifier, in PEFT's wrapper when there is one."""
+    layer = getattr(base_of(classifier), "score", None)
+    if layer is None:
+        raise InputError(
+            'a critic of kind "model" is a decoder with a score layer (AutoModelForSequenceClassification), and'
+            f" {type(base_of(classifier)).__name__} has none"
+        )
+    return layer
+
+
+def _trained_score(classifier: Model) -> Any:
+    """The linear layer that scores."""
+    layer = _score_layer(classifier)
+    return layer.modules_to_save[classifier.active_adapter] if hasattr(layer, "modules_to_save") else layer
+
+
+def _existing(file: Path) -> Path:
+    if not file.is_file():
+        raise InputError(f"{file.parent}: no {file.name}; the critic of this run cannot be read from there")
+    return file

@@ -1,0 +1,83 @@
+"""A trained critic by itself: what it expects of a completion, before anything is sampled."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+from hf_rlhf.data.prompts import prompt_rows
+from hf_rlhf.errors import InputError
+from hf_rlhf.models.adapters import CRITIC, POLICY, adapter_base, base_of, compute_in_base_dtype
+from hf_rlhf.models.backbone import counted_states
+from hf_rlhf.models.critics import CRITIC_FOLDER, AdapterCritic, Critic, ModelCritic, ValueHeadCritic, run_folder
+from hf_rlhf.models.heads import WEIGHTS_NAME, ValueHead, critic_kind
+from hf_rlhf.models.load import load_causal_lm, load_sequence_classifier, load_tokenizer
+from hf_rlhf.types import Model, Prompt, Sequences
+
+
+class ValueModel:
+    """A critic with the model whose states it reads.
+
+    Args:
+        model: the policy's model; for a critic of kind "model", the critic's own.
+        critic: the critic.
+        tokenizer: the policy's.
+    """
+
+    def __init__(self, model: Model, critic: Critic, tokenizer):
+        self.model = model
+        self.critic = critic
+        self.tokenizer = tokenizer
+
+    @torch.no_grad()
+    def predict_value(self, prompts: Sequence[Prompt | Sequence[int]], *, batch_size: int = 32) -> list[float]:
+        """The value of each prompt (text, messages or token ids): the score, KL penalty included, that is expected."""
+        ids = [row["prompt_ids"] for row in prompt_rows(prompts, self.tokenizer)]
+        device = next(self.critic.head.parameters()).device
+        modes = [(module, module.training) for part in (self.model, self.critic) for module in part.modules()]
+        self.model.eval()
+        self.critic.eval()
+        values: list[float] = []
+        try:
+            for start in range(0, len(ids), batch_size):
+                batch = ids[start : start + batch_size]
+                # The token after the prompt is a placeholder: the state before it is all that is read.
+                sequences = Sequences.from_ids(batch, [[0]] * len(batch)).to(device)
+                hidden = torch.empty(0)
+                if self.critic.kind == ValueHeadCritic.kind:
+                    with compute_in_base_dtype(self.model):
+                        hidden = counted_states(base_of(self.model), sequences)
+                values += self.critic(self.model, sequences, hidden).tolist()
+        finally:
+            for module, training in modes:
+                module.training = training
+        return values
+
+
+def load_value_model(name_or_path: str, *, dtype: str = "bfloat16") -> ValueModel:
+    """Load the critic that a PPO run saved beside its policy; the folder or Hub name is the policy's.
+
+    Raises `InputError` when there is none.
+    """
+    folder = run_folder(name_or_path)
+    tokenizer = load_tokenizer(str(folder))
+    if (folder / WEIGHTS_NAME).is_file():
+        model = _with_adapter(load_causal_lm, folder, POLICY, dtype)
+        return ValueModel(model, ValueHeadCritic(ValueHead.from_pretrained(folder)), tokenizer)
+    inner = folder / CRITIC_FOLDER
+    if not inner.is_dir():
+        raise InputError(f"{name_or_path!r} holds no critic: neither {WEIGHTS_NAME} nor {CRITIC_FOLDER}/")
+    head = ValueHead.from_pretrained(inner)
+    if critic_kind(inner) == AdapterCritic.kind:
+        return ValueModel(_with_adapter(load_causal_lm, inner, CRITIC, dtype), AdapterCritic(head), tokenizer)
+    classifier = _with_adapter(load_sequence_classifier, inner, CRITIC, dtype)
+    return ValueModel(classifier, ModelCritic(classifier, head), tokenizer)
+
+
+def _with_adapter(load: Callable[..., Model], folder: Path, name: str, dtype: str) -> Model:
+    """The model in `folder`, or the adapter there under `name` on its base."""
+    from peft import PeftModel
+
+    base = adapter_base(folder)
+    model = load(base or str(folder), dtype=dtype)
+    return model if base is None else PeftModel.from_pretrained(model, str(folder), adapter_name=name)

@@ -1,0 +1,314 @@
+"""`transformers.Trainer` in iterations: how experience reaches its loop, and what becomes of a run's files.
+
+Nothing here knows how experience is made or what the loss is; `hf_rlhf.ppo.trainer` does.
+"""
+
+import copy
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from datasets import IterableDataset
+from torch import Tensor
+from transformers import Trainer
+
+from hf_rlhf.errors import InputError
+from hf_rlhf.models.policy import PolicyWithValue
+from hf_rlhf.ppo.callbacks import IterationCallback
+from hf_rlhf.ppo.config import PPOConfig
+from hf_rlhf.ppo.experience import ExperienceLoader, MicroBatch
+from hf_rlhf.ppo.guard import drop_gradients
+from hf_rlhf.ppo.iteration_log import IterationLog
+from hf_rlhf.records import (
+    METRICS_FILE,
+    SAMPLES_FILE,
+    append_json_line,
+    drop_rows_after,
+    sample_rows,
+    write_settings,
+)
+from hf_rlhf.types import Trajectory
+
+STATE_FILE = "ppo_state.json"
+
+
+class OwnLoop(NamedTuple):
+    """What `Trainer.train` keeps in local variables, for a loop that the user owns."""
+
+    model: Any  # as accelerate wrapped it
+    start_time: float
+    num_samples: float  # completions of the whole run
+
+
+class IterationTrainer(Trainer):
+    """A Trainer whose batches are made one iteration at a time, by the policy as the last update left it."""
+
+    args: PPOConfig  # pyright: ignore[reportIncompatibleVariableOverride]
+    policy: PolicyWithValue
+    iteration_log: IterationLog
+    prompt_set: Any
+    processing_class: Any
+    settings: tuple[Any, ...] = ()  # what config.yaml holds; a recipe knows more than the trainer's arguments
+    _resuming = False
+    loss_is_scaled_for_ga = True  # losses are divided once by the tokens of the whole minibatch
+    _loop: OwnLoop | None = None
+    _beginning = False  # an own loop is
+
+    # What a subclass brings
+
+    def make_micro_batches(self, iteration: int) -> Iterator[MicroBatch | None]:
+        """This rank's micro-batches of an iteration; None for one that is not learned from."""
+        raise NotImplementedError
+
+    def algorithm_state(self) -> dict[str, Any]:
+        """What the algorithm remembers from one iteration to the next, besides weights; plain JSON."""
+        raise NotImplementedError
+
+    def load_algorithm_state(self, state: dict[str, Any]) -> None:
+        """Go on from `algorithm_state`."""
+        raise NotImplementedError
+
+    # Iterations as steps of Trainer
+
+    @property
+    def folder(self) -> Path:
+        """Where the run writes."""
+        return Path(str(self.args.output_dir))
+
+    @property
+    def iteration(self) -> int:
+        """PPO iterations finished."""
+        return self.state.global_step // self.args.updates_per_iteration
+
+    @property
+    def warming_up(self) -> bool:
+        """Whether the critic alone learns in this iteration."""
+        return self.iteration < self.args.critic_warmup_iterations
+
+    @property
+    def _num_prompts(self) -> int | None:
+        return None if self.prompt_set is None or isinstance(self.prompt_set, IterableDataset) else len(self.prompt_set)
+
+    def get_train_dataloader(self):
+        """Micro-batches of experience; not a DataLoader, which would read a batch ahead of the policy's last update."""
+        return ExperienceLoader(
+            self.args,
+            self.updates_per_pass,
+            next_iteration=lambda: self.iteration,
+            make_micro_batches=self.make_micro_batches,
+        )
+
+    def set_initial_training_values(self, args, dataloader):
+        """Turn `total_episodes`, epochs or `max_steps` into the steps of whole iterations; otherwise as in Trainer."""
+        if self.args.total_episodes is not None:
+            iterations = -(-self.args.total_episodes // self.args.rollout_batch_size)
+        elif self._num_prompts is None and args.max_steps <= 0:
+            raise InputError("without a train_dataset of known length, give max_steps (updates) or total_episodes")
+        else:
+            *_, max_steps = super().set_initial_training_values(args, dataloader)
+            iterations = -(-max_steps // self.args.updates_per_iteration)
+        args = copy.copy(args)
+        args.max_steps = iterations * self.args.updates_per_iteration
+        self._announce()
+        return super().set_initial_training_values(args, dataloader)
+
+    @property
+    def updates_per_pass(self) -> int | None:
+        """Optimizer updates of one pass over the prompts; None when nobody knows their number."""
+        if self._num_prompts is None:
+            return None
+        return -(-self._num_prompts // self.args.rollout_batch_size) * self.args.updates_per_iteration
+
+    def _run_epoch(self, *, num_update_steps_per_epoch, resume_from_checkpoint, **kwargs):
+        """As in Trainer; of the pass in which a resumed run stands, only the rest."""
+        done = 0 if resume_from_checkpoint is None else self.state.global_step % num_update_steps_per_epoch
+        return super()._run_epoch(
+            num_update_steps_per_epoch=num_update_steps_per_epoch - done,
+            resume_from_checkpoint=resume_from_checkpoint,
+            **kwargs,
+        )
+
+    def add_callback(self, callback) -> None:
+        """As in Trainer; what holds saves and logs back to the end of an iteration stays the last to decide."""
+        super().add_callback(callback)
+        callbacks = self.callback_handler.callbacks
+        callbacks.sort(key=lambda each: isinstance(each, IterationCallback))
+
+    def training_step(self, model, inputs, num_items_in_batch=None) -> Tensor:
+        """As in Trainer; a micro-batch that is not learned from gives no gradient, and the optimizer rests."""
+        if inputs["micro_batch"] is None:
+            return torch.zeros((), device=self.args.device)
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        if self.warming_up and self.accelerator.sync_gradients:  # before they are clipped together with the critic's
+            drop_gradients(self.policy.policy_parameters())
+        return loss
+
+    def _prepare_inputs(self, inputs):
+        return inputs
+
+    def create_optimizer(self, model=None):
+        """As in Trainer, with a learning rate of its own for the critic when one is set."""
+        if self.optimizer is not None or self.args.critic_learning_rate is None:
+            return super().create_optimizer(model)
+        optimizer = super().create_optimizer(model)
+        critic = {id(parameter) for parameter in self.policy.critic_parameters()}
+        for group in list(optimizer.param_groups):
+            rest = [parameter for parameter in group["params"] if id(parameter) not in critic]
+            own = [parameter for parameter in group["params"] if id(parameter) in critic]
+            group["params"] = rest
+            optimizer.add_param_group({**group, "params": own, "lr": self.args.critic_learning_rate})
+        return optimizer
+
+    # A loop that the user owns
+
+    def run_updates(self, micro_batches: Iterator[MicroBatch | None]) -> None:
+        """One iteration of Trainer's own loop (updates, schedule, callbacks, logs, saves) over `micro_batches`.
+
+        `train()` and this share every line of that loop, so that both give the same weights. For callbacks, an epoch is
+        one iteration here. The last of `max_steps` ends the run as it ends `train()`.
+        """
+        if self._loop is None:
+            if self.state.global_step:
+                raise InputError("step() after train(): this run is over; make another trainer for a loop of your own")
+            self._loop = self._begin_loop()
+        elif self.control.should_training_stop:
+            raise InputError(
+                f"the run ended at update {self.state.global_step} (max_steps={self.state.max_steps}, or a callback's"
+                " wish); for a longer one raise max_steps or total_episodes"
+            )
+        args, loop = self.args, self._loop
+        self.control = self.callback_handler.on_epoch_begin(args, self.state, self.control)
+        self._run_epoch(
+            model=loop.model,
+            epoch=self.iteration,
+            train_dataloader=({"micro_batch": batch} for batch in micro_batches),
+            steps_in_epoch=args.updates_per_iteration * args.gradient_accumulation_steps,
+            num_update_steps_per_epoch=args.updates_per_iteration,
+            trial=None,
+            ignore_keys_for_eval=None,
+            start_time=loop.start_time,
+            resume_from_checkpoint=None,
+            epochs_trained=0,
+            steps_trained_in_current_epoch=0,
+        )
+        if self.control.should_training_stop:
+            self._finalize_training(None, loop.num_samples, loop.start_time)
+
+    def _begin_loop(self) -> OwnLoop:
+        """All that `Trainer.train` does before its first iteration."""
+        if self.args.resume_from_checkpoint:
+            raise InputError(
+                "a loop of your own starts anew: resume_from_checkpoint is for train(), which goes on from its checkpoints"
+                " when it has a train_dataset and rewards"
+            )
+        self._beginning = True
+        try:
+            return super().train()  # pyright: ignore[reportReturnType]
+        finally:
+            self._beginning = False
+
+    def _inner_training_loop(self, *args, **kwargs):
+        """As in Trainer; of a loop that the user owns, the lines before its first iteration."""
+        if not self._beginning:
+            return super()._inner_training_loop(*args, **kwargs)
+        loader: Any = self.get_train_dataloader()
+        epochs, updates_per_epoch, _, num_samples, *_, max_steps = self.set_initial_training_values(self.args, loader)
+        self._init_training_state(max_steps, updates_per_epoch, epochs, None, None)
+        model, _ = self._prepare_for_training(max_steps, loader, None)
+        self._initial_num_input_tokens_seen = 0
+        self._initial_global_step = 0
+        self._tr_loss = torch.tensor(0.0, device=self.args.device)
+        self._total_loss_scalar = 0.0
+        self._globalstep_last_logged = 0
+        model.zero_grad()
+        self.control = self.callback_handler.on_train_begin(self.args, self.state, self.control)
+        if self.args.eval_on_start:
+            self._evaluate(None, None, skip_scheduler=True)
+        return OwnLoop(model, time.time(), num_samples)
+
+    # Records
+
+    def train(self, *args, **kwargs):
+        """As `Trainer.train`; prints the batch algebra and writes config.yaml and versions.json first."""
+        if self.prompt_set is None:
+            raise InputError("train() needs a train_dataset; without one, own the loop with generate() and step()")
+        resuming = (args[0] if args else kwargs.get("resume_from_checkpoint")) not in (None, False)
+        if resuming and self.is_deepspeed_enabled:
+            raise InputError(
+                "a PPO run under DeepSpeed cannot be resumed: its loader knows nothing of PPO's state; use DDP"
+            )
+        self._resuming = resuming
+        if self._loop is not None:
+            raise InputError("this trainer's loop is the user's since the first step(); make another one for train()")
+        return super().train(*args, **kwargs)
+
+    def _announce(self) -> None:
+        """Print the sizes of an iteration and write config.yaml and versions.json, once all is known to fit together."""
+        if self.is_world_process_zero():
+            print(self.args.batch_algebra())
+            if not self._resuming:
+                write_settings(self.folder, *(self.settings or (self.args,)))
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log to trackers and metrics.jsonl. At the end of an iteration, everything known about it is added."""
+        if "loss" in logs and "learning_rate" in logs:  # Trainer's own, at the end of an iteration
+            logs = {**logs, **self.iteration_log.finished(), "lr": logs["learning_rate"]}
+        logs.pop("total_flos", None)  # Trainer cannot count them here, and says 0
+        super().log(logs, start_time)
+        if self.is_world_process_zero():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            append_json_line(self.folder / METRICS_FILE, {"step": self.state.global_step, **logs})
+
+    def write_samples(self, trajectories: list[Trajectory], split: str) -> None:
+        """Append some completions to samples.jsonl."""
+        if self.is_world_process_zero():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for row in sample_rows(trajectories, self.state.global_step, split, self.args.num_logged_samples):
+                append_json_line(self.folder / SAMPLES_FILE, row)
+
+    def create_model_card(self, *args, **kwargs) -> None:
+        """Nothing: the recipes write the card, and Trainer's draft would take its place."""
+
+    # Saving and resuming
+
+    def _save(self, output_dir: str | None = None, state_dict=None) -> None:
+        if self.args.should_save:
+            folder = output_dir or self.folder
+            self.policy.save_pretrained(folder)
+            self.processing_class.save_pretrained(folder)  # pyright: ignore
+
+    def _save_checkpoint(self, model, trial) -> None:
+        super()._save_checkpoint(model, trial)
+        if self.args.should_save:
+            folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
+            if self.args.ref_model_sync_iterations is not None:
+                self.policy.save_reference(folder)
+            (folder / STATE_FILE).write_text(json.dumps(self.algorithm_state()) + "\n", encoding="utf-8")
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
+        self.policy.load_weights(resume_from_checkpoint)
+        file = Path(resume_from_checkpoint) / STATE_FILE
+        if not file.is_file():
+            raise InputError(f"{resume_from_checkpoint}: no {STATE_FILE}; it is not a checkpoint of a PPO run")
+        step = json.loads((Path(resume_from_checkpoint) / "trainer_state.json").read_text(encoding="utf-8"))[
+            "global_step"
+        ]
+        if step % self.args.updates_per_iteration:
+            raise InputError(
+                f"{resume_from_checkpoint} was taken at update {step}, inside an iteration of"
+                f" {self.args.updates_per_iteration} updates; resume with the num_ppo_epochs and num_mini_batches it had"
+            )
+        try:
+            self.load_algorithm_state(json.loads(file.read_text(encoding="utf-8")))
+        except (KeyError, ValueError) as error:
+            raise InputError(f"{file} is not what this version writes ({error}); start the run anew") from error
+        if self.is_world_process_zero():
+            for name in (METRICS_FILE, SAMPLES_FILE):
+                drop_rows_after(self.folder / name, step)
+
+    def _load_best_model(self) -> None:
+        assert self.state.best_model_checkpoint is not None
+        self.policy.load_weights(self.state.best_model_checkpoint)

@@ -1,0 +1,96 @@
+"""The loss of PPO, from what the policy says now and what it said when it sampled."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from hf_rlhf.models.policy import PolicyOutput
+from hf_rlhf.ops import (
+    clipped_policy_loss,
+    clipped_value_loss,
+    kl_estimate,
+    masked_sum,
+    truncated_importance_weights,
+)
+from hf_rlhf.ppo.config import PPOConfig
+from hf_rlhf.ppo.experience import Experience
+
+
+class PPOLoss(NamedTuple):
+    """Sums over the counted tokens of a micro-batch; the trainer divides once by the tokens of the minibatch."""
+
+    total: Tensor  # scalar, differentiable
+    stats: dict[str, Tensor]  # scalars without gradient, by the key under which their mean is logged
+
+
+def ppo_loss(output: PolicyOutput, experience: Experience, config: PPOConfig, *, warming_up: bool = False) -> PPOLoss:
+    """`policy loss + vf_coef * value loss - entropy_coef * entropy + kl_coef * KL`, the last only with `kl_in_loss`.
+
+    While the critic is warming up, the value loss alone counts.
+    """
+    mask = experience.mask
+    assert experience.advantages is not None
+    assert experience.returns is not None
+    assert output.values is not None
+    weights = None
+    stats = {}
+    if config.importance_sampling_cap is not None:
+        weights = truncated_importance_weights(
+            experience.logprobs, experience.sampler_logprobs, mask, config.importance_sampling_cap
+        )
+        stats["sampling/importance_weight"] = masked_sum(weights, mask)
+    policy = clipped_policy_loss(
+        output.logprobs,
+        experience.logprobs,
+        experience.advantages,
+        mask,
+        config.cliprange,
+        cliprange_high=config.cliprange_high,
+        dual_clip=config.dual_clip,
+        weights=weights,
+    )
+    value = clipped_value_loss(output.values, experience.values, experience.returns, mask, config.value_clip)
+    stats |= {
+        "loss/policy_avg": policy.loss.detach(),
+        "loss/value_avg": value.loss.detach(),
+        "policy/approxkl_avg": policy.stats["approx_kl"],
+        "policy/clipfrac_avg": policy.stats["clip_fraction"],
+        "val/clipfrac_avg": value.stats["clip_fraction"],
+        "val/ratio": policy.stats["ratio"],
+        "val/ratio_squared": policy.stats["ratio_squared"],
+    }
+    if config.dual_clip is not None:
+        stats["policy/dual_clipfrac_avg"] = policy.stats["dual_clip_fraction"]
+    of_policy = policy.loss
+    if config.entropy_coef:
+        assert output.entropy is not None
+        entropy = masked_sum(output.entropy, mask)
+        stats["loss/entropy_avg"] = entropy.detach()
+        of_policy = of_policy - config.entropy_coef * entropy
+    if config.kl_in_loss:
+        kl = output.kl
+        if kl is None:
+            kl = kl_estimate(config.kl_estimator, output.logprobs, experience.reference_logprobs)
+        kl = masked_sum(kl, mask)
+        stats["loss/kl_avg"] = kl.detach()
+        of_policy = of_policy + experience.kl_coef * kl
+    if warming_up:
+        of_policy = 0.0 * of_policy  # and not left out: DDP waits for a gradient of every parameter
+    return PPOLoss(of_policy + config.vf_coef * value.loss, stats)
+
+
+def text_loss(output: PolicyOutput, mask: Tensor) -> Tensor:
+    """`-sum log p` over the tokens of texts: the language-model loss of PPO-ptx (Ouyang 2022, arXiv 2203.02155, eq. 2)."""
+    assert output.text_logprobs is not None
+    return masked_sum(-output.text_logprobs, mask)
+
+
+def require_finite_loss(loss: PPOLoss, update: int, tokens: int) -> None:
+    """Raise `FloatingPointError` for a NaN or infinite loss, with its parts."""
+    if not torch.isfinite(loss.total):
+        parts = ", ".join(f"{key} {value.item()}" for key, value in loss.stats.items() if key.startswith("loss/"))
+        raise FloatingPointError(
+            f"the PPO loss is {loss.total.item()} at update {update} (sums over {tokens} tokens: {parts}); the weights"
+            " are those of the update before. Try a lower learning_rate, or dtype bfloat16 instead of float16"
+        )

@@ -1,0 +1,127 @@
+"""From a trajectory's reward to what PPO pays for it: scaling, clipping, and penalties on how it ended and how long it is.
+
+In evaluation nothing is shaped; the reward is reported as it was given.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from hf_rlhf.errors import InputError
+from hf_rlhf.ops.masked import STD_EPS, Moments, combine, masked_moments
+from hf_rlhf.types import Trajectory
+
+NO_SPREAD = 1e-6
+"""A standard deviation below this share of the rewards' size is rounding in fp32, and not a difference between them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreShaping:
+    """How rewards become scores: `score = clip((reward - mean) / (std + 1e-8), -clip, clip) - penalty`.
+
+    Raises `InputError` for settings that contradict each other.
+    """
+
+    scale: bool = False  # divide by the running standard deviation (TRL's use_score_scaling)
+    center: bool = False  # subtract the running mean first; only together with `scale` (TRL's use_score_norm)
+    clip: float | None = None  # largest size before the penalties
+    missing_eos_penalty: float = 0.0  # paid by a completion that did not stop
+    length_penalty: float = 0.0  # paid for each token
+    overlong_penalty: float = 0.0  # paid at `max_completion_length`, and in part on the way there
+    overlong_buffer: int = 0  # tokens before `max_completion_length` over which that grows
+    max_completion_length: int  # tokens
+
+    def __post_init__(self):
+        if self.center and not self.scale:
+            raise InputError(
+                "use_score_norm needs use_score_scaling: it subtracts the mean before that divides by the standard"
+                " deviation; switch both on"
+            )
+        if self.clip is not None and self.clip <= 0:
+            raise InputError(f"score_clip={self.clip} must be above 0; leave it out for no clipping")
+        if not 0 <= self.overlong_buffer <= self.max_completion_length:
+            raise InputError(
+                f"overlong_buffer={self.overlong_buffer} must be from 0 to max_completion_length="
+                f"{self.max_completion_length}"
+            )
+        if self.overlong_penalty and not self.overlong_buffer:
+            raise InputError(
+                f"overlong_penalty={self.overlong_penalty} needs an overlong_buffer, the tokens over which it grows; try"
+                f" {max(self.max_completion_length // 5, 1)}"
+            )
+
+    def penalty(self, trajectory: Trajectory) -> float:
+        """`missing_eos_penalty * [not stopped] + length_penalty * n + overlong_penalty * excess(n)`, n counted tokens."""
+        tokens = sum(trajectory.mask or [True] * len(trajectory.completion.ids))
+        missing_eos = 0.0 if trajectory.completion.stopped else self.missing_eos_penalty
+        return missing_eos + self.length_penalty * tokens + self.overlong_penalty * self._excess(tokens)
+
+    def _excess(self, tokens: int) -> float:
+        """`clip((n - (L - buffer)) / buffer, 0, 1)`, L the longest length (Yu 2025, arXiv 2503.14476, eq. 13, negated)."""
+        if not self.overlong_buffer:
+            return 0.0
+        into_buffer = tokens - (self.max_completion_length - self.overlong_buffer)
+        return min(max(into_buffer / self.overlong_buffer, 0.0), 1.0)
+
+
+class ScoreShaper:
+    """Shapes the rewards of one iteration after the other.
+
+    Attributes:
+        shaping: the settings.
+        moments: mean, population variance and number of all rewards so far, in float64; None before the first.
+    """
+
+    def __init__(self, shaping: ScoreShaping):
+        self.shaping = shaping
+        self.moments: Moments | None = None
+
+    def shape(self, trajectories: Sequence[Trajectory]) -> None:
+        """Fill in `score` and `token_scores`, from the running moments with these rewards already in them.
+
+        Every rank gives the trajectories of all ranks, so that all hold the same moments. Of a reward that came token by
+        token, `token_scores` is that part, divided as the whole is; what centring, clipping and penalties change besides
+        is paid at the end: `score + token_scores.sum()` is the shaped reward. An unscored trajectory gets None for both.
+        """
+        self._take_in([trajectory.reward for trajectory in trajectories if trajectory.reward is not None])
+        for trajectory in trajectories:
+            trajectory.score = trajectory.token_scores = None
+            if trajectory.reward is not None:
+                trajectory.score = self._shaped(trajectory.reward) - self.shaping.penalty(trajectory)
+                if trajectory.token_rewards is not None:
+                    token_scores = trajectory.token_rewards / self._divisor
+                    trajectory.token_scores = token_scores
+                    trajectory.score -= token_scores.double().sum().item()
+
+    def state_dict(self) -> dict[str, float]:
+        """The running moments as plain numbers, to the last bit."""
+        if self.moments is None:
+            return {"mean": 0.0, "variance": 0.0, "count": 0}
+        return {name: value.item() for name, value in self.moments._asdict().items()}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        """Go on from the moments of `state_dict`."""
+        mean, variance = (torch.tensor(state[name], dtype=torch.float64) for name in ("mean", "variance"))
+        self.moments = Moments(mean, variance, torch.tensor(int(state["count"]))) if state["count"] else None
+
+    def _take_in(self, rewards: list[float]) -> None:
+        if rewards:
+            values = torch.tensor(rewards, dtype=torch.float64)
+            new = masked_moments(values, torch.ones_like(values, dtype=torch.bool))
+            self.moments = new if self.moments is None else combine(self.moments, new)
+
+    def _shaped(self, reward: float) -> float:
+        assert self.moments is not None
+        centered = reward - self.moments.mean.item() if self.shaping.center else reward
+        scaled = centered / self._divisor
+        return scaled if self.shaping.clip is None else min(max(scaled, -self.shaping.clip), self.shaping.clip)
+
+    @property
+    def _divisor(self) -> float:
+        """What rewards are divided by: 1 if they are not scaled, or all the same, which no division could spread."""
+        if not self.shaping.scale or self.moments is None:
+            return 1.0
+        mean, variance = self.moments.mean.item(), self.moments.variance.item()
+        without_spread = variance <= NO_SPREAD**2 * (mean**2 + variance)
+        return 1.0 if without_spread else variance**0.5 + STD_EPS

@@ -1,0 +1,100 @@
+"""From what a user gives to `PPOTrainer` to checked data and one module of models."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from datasets import IterableDataset
+
+from hf_rlhf.data.prompts import prepare_prompts
+from hf_rlhf.errors import InputError
+from hf_rlhf.models.adapters import POLICY, base_of, is_peft_model
+from hf_rlhf.models.backbone import state_width
+from hf_rlhf.models.critics import build_critic
+from hf_rlhf.models.load import load_causal_lm
+from hf_rlhf.models.policy import PolicyWithValue, wrap_policy
+from hf_rlhf.ppo.config import PPOConfig, check_context_length
+from hf_rlhf.types import Model
+
+
+def prepared_prompts(dataset, tokenizer, args: PPOConfig, source: str):
+    """The set with its prompts checked and tokenised."""
+    return prepare_prompts(
+        dataset,
+        tokenizer,
+        max_prompt_length=args.max_prompt_length,
+        source=source,
+        overlong_prompts=args.overlong_prompts,  # pyright: ignore
+    )
+
+
+def prepared_evaluation(dataset, tokenizer, args: PPOConfig, source: str = "eval_dataset") -> Any:
+    """One set, or each of several by name."""
+    if dataset is None:
+        return None
+    if isinstance(dataset, IterableDataset):
+        raise InputError(f"{source} is a stream, whose end nobody knows; give a Dataset: Dataset.from_list(list(...))")
+    if isinstance(dataset, Mapping):
+        return {key: prepared_evaluation(value, tokenizer, args, key) for key, value in dataset.items()}
+    return prepared_prompts(dataset, tokenizer, args, source)
+
+
+def build_policy(
+    model: str | Model,
+    args: PPOConfig,
+    *,
+    peft_config=None,
+    ref_model: Model | None = None,
+    value_model: Model | None = None,
+) -> PolicyWithValue:
+    """Policy, critic and reference as `PPOTrainer` was asked for them."""
+    if isinstance(model, str):
+        model = load_causal_lm(model, dtype="float32" if peft_config is None else "bfloat16")
+    follows = args.ref_model_sync_iterations is not None
+    if follows and ref_model is not None:
+        raise InputError("ref_model stays what it is, so it cannot go with ref_model_sync_iterations")
+    wrapped = wrap_policy(model, peft_config, keep_reference=follows)
+    critic = build_critic(
+        args.critic,  # pyright: ignore
+        wrapped,
+        start=args.critic_path,
+        value_model=value_model,
+        peft_config=wrapped.peft_config[POLICY] if is_peft_model(wrapped) else None,
+        mlp_size=args.value_head_mlp_size,
+        init_std=args.value_head_init_std,
+        detach=args.value_head_detach,
+    )
+    width = state_width(base_of(getattr(critic, "model", wrapped)))
+    if critic.head.hidden_size != width:
+        raise InputError(
+            f"the value head of critic_path={args.critic_path!r} reads states of size {critic.head.hidden_size}, and the"
+            f" model's have size {width}; it belongs to another model"
+        )
+    _require_same_vocabulary(wrapped, ref_model, "ref_model")
+    _require_same_vocabulary(wrapped, getattr(critic, "model", None), "the critic's model")
+    policy = PolicyWithValue(wrapped, critic, ref_model)
+    check_context_length(policy.config, args)
+    if args.disable_dropout:
+        policy.disable_dropout()
+    return policy
+
+
+def require_positions(policy: PolicyWithValue, texts) -> None:
+    """Raise `InputError` for texts of PPO-ptx that are longer than the model's positions."""
+    limit = getattr(policy.config.get_text_config(), "max_position_embeddings", None)
+    longest = max(len(row["prompt_ids"]) + len(row["completion_ids"]) for row in texts)
+    if limit is not None and longest > limit:
+        raise InputError(
+            f"a text of ptx_dataset has {longest} tokens and the model {limit} positions; lower max_ptx_length"
+        )
+
+
+def _require_same_vocabulary(policy: Model, other: Model | None, name: str) -> None:
+    """Raise `InputError` for a model that would read the policy's token ids by another vocabulary."""
+    if other is None:
+        return
+    sizes = [base_of(model).config.get_text_config().vocab_size for model in (policy, other)]
+    if sizes[0] != sizes[1]:
+        raise InputError(
+            f"{name} has a vocabulary of {sizes[1]} tokens and the policy one of {sizes[0]}; it reads the policy's token"
+            " ids, so it needs the same tokenizer"
+        )

@@ -1,0 +1,96 @@
+"""Call several reward functions: each gets the arguments it takes, and the async ones wait at the same time."""
+
+import asyncio
+import inspect
+import sys
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from hf_rlhf.errors import InputError
+
+ALWAYS_PASSED = ("prompts", "completions")
+
+
+def call_all(
+    functions: Sequence[Callable[..., Any]], names: Sequence[str], arguments: Sequence[Mapping[str, Any]]
+) -> list[Any]:
+    """What each function returned for its own arguments, in their order.
+
+    Async functions run together in one event loop in a thread of its own (a notebook's thread has a loop already).
+    While they wait, the others run one after the other in the calling thread, where models have to stay. The first
+    exception ends all of them and is raised as it is, with a note that names its reward.
+    """
+    results: list[Any] = [None] * len(functions)
+    pending: list[Future] = []
+    with ExitStack() as stack:
+        loop = None
+        for i in sorted(range(len(functions)), key=lambda i: not _is_async(functions[i])):
+            with _naming(names[i]):
+                results[i] = functions[i](**accepted(functions[i], arguments[i]))
+            if inspect.isawaitable(results[i]):
+                loop = loop or stack.enter_context(_event_loop())
+                results[i] = asyncio.run_coroutine_threadsafe(_awaited(results[i], names[i]), loop)
+                pending.append(results[i])
+        wait(pending, return_when=FIRST_EXCEPTION)
+        for future in pending:
+            if future.done():
+                future.result()  # raises what the function raised
+        return [result.result() if isinstance(result, Future) else result for result in results]
+
+
+def accepted(function: Callable[..., Any], arguments: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Those of the arguments that the function takes by name, prompts and completions whether or not it does.
+
+    A function with `**kwargs`, or one that does not tell its signature, takes all.
+    """
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return arguments
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return arguments
+    taken = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    return {name: value for name, value in arguments.items() if name in taken or name in ALWAYS_PASSED}
+
+
+def _is_async(function: Callable[..., Any]) -> bool:
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)
+
+
+async def _awaited(result: Awaitable[Any], name: str) -> Any:
+    with _naming(name):
+        return await result
+
+
+@contextmanager
+def _event_loop() -> Iterator[asyncio.AbstractEventLoop]:
+    """A loop that runs in a thread of its own; what has not finished when the block ends is cancelled."""
+    started: Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = Future()
+
+    async def run_until_ended():
+        ended = asyncio.Event()
+        started.set_result((asyncio.get_running_loop(), ended))
+        await ended.wait()
+
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(asyncio.run, run_until_ended())
+        loop, ended = started.result()
+        try:
+            yield loop
+        finally:
+            loop.call_soon_threadsafe(ended.set)
+
+
+@contextmanager
+def _naming(name: str) -> Iterator[None]:
+    """Say which reward raised; the exception stays what it is."""
+    try:
+        yield
+    except Exception as error:
+        note = f"raised by the reward {name!r}"
+        if sys.version_info < (3, 11):  # which has no add_note
+            raise error from InputError(note)
+        error.add_note(note)
+        raise

@@ -1,0 +1,83 @@
+"""Check what a reward gave back: for each completion a number, a number for each of its tokens, or None."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from hf_rlhf.errors import InputError
+from hf_rlhf.types import Trajectory
+
+Value = float | list[float] | None
+
+
+def checked_values(name: str, values: Any, trajectories: Sequence[Trajectory]) -> list[Value]:
+    """One value for each trajectory, tensors and arrays turned into numbers.
+
+    Raises `InputError` for anything but finite numbers, lists as long as the completion's ids, and None.
+    """
+    if values is None or isinstance(values, str) or not hasattr(values, "__len__"):
+        raise InputError(f"reward {name!r} returned {type(values).__name__}; it must return a list of numbers or None")
+    if len(values) != len(trajectories):
+        raise InputError(
+            f"reward {name!r} returned {len(values)} values for {len(trajectories)} completions; "
+            "it must return one for each, with None where it cannot score"
+        )
+    return [_checked(name, value, trajectories[b], b) for b, value in enumerate(values)]
+
+
+def finite_number(value: Any) -> float | None:
+    """`value` as a float, or None when it is no finite number."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) else None
+
+
+def episode(prompt: Any, completion: Any) -> str:
+    """Two lines that show in an error message which prompt and completion it is about."""
+    return f"\n  prompt: {_shown(prompt)}\n  completion: {_shown(completion)}"
+
+
+def _checked(name: str, value: Any, trajectory: Trajectory, b: int) -> Value:
+    if value is None:
+        return None
+    plain = value.tolist() if hasattr(value, "tolist") else value
+    if isinstance(plain, (list, tuple)):
+        return _checked_by_token(name, plain, trajectory, b)
+    number = finite_number(plain)
+    if number is None:
+        raise InputError(
+            f"reward {name!r} returned {value!r}; return a finite number, or None for a completion that cannot be "
+            f"scored{_where(trajectory, b)}"
+        )
+    return number
+
+
+def _checked_by_token(name: str, values: Sequence[Any], trajectory: Trajectory, b: int) -> list[float]:
+    tokens = len(trajectory.completion.ids)
+    if len(values) != tokens:
+        raise InputError(
+            f"reward {name!r} returned a list of {len(values)} for a completion of {tokens} tokens; give a number for "
+            "each of its completion_ids, or one number that is no list for all of it"
+            f"{_where(trajectory, b)}"
+        )
+    numbers = []
+    for position, value in enumerate(values):
+        number = finite_number(value)
+        if number is None:
+            raise InputError(
+                f"reward {name!r} returned {value!r} for the token at position {position} of {tokens}, counted from 0; "
+                f"give a finite number for each token{_where(trajectory, b)}"
+            )
+        numbers.append(number)
+    return numbers
+
+
+def _where(trajectory: Trajectory, b: int) -> str:
+    return f"{episode(trajectory.prompt, trajectory.text)}\n  number: {b}, counted from 0"
+
+
+def _shown(content: Any, limit: int = 300) -> str:
+    text = content if isinstance(content, str) else repr(content)
+    return repr(text if len(text) <= limit else text[:limit] + "…")

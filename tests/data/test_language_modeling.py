@@ -1,0 +1,192 @@
+import logging
+
+import datasets
+import pytest
+
+from hf_rlhf.data import prepare_texts
+from hf_rlhf.errors import InputError
+
+
+def user(content):
+    return {"role": "user", "content": content}
+
+
+def assistant(content):
+    return {"role": "assistant", "content": content}
+
+
+def prepare(tokenizer, rows, max_length=16):
+    return prepare_texts(datasets.Dataset.from_list(rows), tokenizer, max_length=max_length, source="texts.jsonl")
+
+
+def error_of(tokenizer, rows, **options):
+    with pytest.raises(InputError) as caught:
+        prepare(tokenizer, rows, **options)
+    return str(caught.value)
+
+
+def words(tokenizer, dataset):
+    """(tokens that only condition, tokens that count) of each row."""
+    return [
+        tuple(" ".join(tokenizer.convert_ids_to_tokens(row[name])) for name in ("prompt_ids", "completion_ids"))
+        for row in dataset
+    ]
+
+
+# --- layouts -----------------------------------------------------------------------------------------------------
+
+
+def test_every_token_of_a_text_after_the_first_counts_and_the_end_too(word_tokenizer):
+    dataset = prepare(word_tokenizer, [{"text": "the sky is blue", "id": 1}, {"text": "why"}])
+    assert words(word_tokenizer, dataset) == [("the", "sky is blue <eos>"), ("why", "<eos>")]
+    assert dataset.column_names == ["prompt_ids", "completion_ids"]
+
+
+def test_a_text_that_has_its_end_token_gets_no_second_one(word_tokenizer):
+    assert words(word_tokenizer, prepare(word_tokenizer, [{"text": "the sky <eos>"}])) == [("the", "sky <eos>")]
+
+
+def test_a_tokenizer_without_end_token_adds_none(word_tokenizer):
+    word_tokenizer.eos_token = None
+    assert words(word_tokenizer, prepare(word_tokenizer, [{"text": "the sky"}])) == [("the", "sky")]
+
+
+def test_every_token_of_a_dialogue_after_the_first_counts(word_tokenizer):
+    dataset = prepare(word_tokenizer, [{"messages": [user("what colour"), assistant("blue")]}])
+    assert words(word_tokenizer, dataset) == [("<user>", "what colour <eos> <assistant> blue <eos>")]
+
+
+def test_of_a_prompt_with_completion_the_completion_counts(word_tokenizer):
+    dataset = prepare(word_tokenizer, [{"prompt": "the sky", "completion": " is blue"}])
+    assert words(word_tokenizer, dataset) == [("the sky", "is blue <eos>")]
+
+
+def test_of_a_conversational_prompt_with_completion_the_completion_counts(word_tokenizer):
+    dataset = prepare(word_tokenizer, [{"prompt": [user("what colour")], "completion": [assistant("blue")]}])
+    assert words(word_tokenizer, dataset) == [("<user> what colour <eos> <assistant>", "blue <eos>")]
+
+
+def test_a_word_that_runs_over_the_end_of_the_prompt_counts(word_tokenizer):
+    dataset = prepare(word_tokenizer, [{"prompt": "the s", "completion": "ky is"}])
+    assert words(word_tokenizer, dataset) == [("the", "sky is <eos>")]
+
+
+def test_without_a_common_token_the_first_one_conditions(word_tokenizer):
+    dataset = prepare(word_tokenizer, [{"prompt": "b", "completion": "lue is"}])
+    assert words(word_tokenizer, dataset) == [("blue", "is <eos>")]
+
+
+def test_a_tokenizer_that_ends_every_text_itself(word_tokenizer):
+    from tokenizers.processors import TemplateProcessing
+
+    word_tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="$A <eos>", special_tokens=[("<eos>", word_tokenizer.eos_token_id)]
+    )
+    dataset = prepare(word_tokenizer, [{"prompt": "the sky", "completion": " is blue"}])
+    assert words(word_tokenizer, dataset) == [("the sky", "is blue <eos>")]
+
+
+def test_the_tokens_that_count_are_those_of_trl(word_tokenizer, tmp_path):
+    """Rows and masks as trl's SFTTrainer makes them from the same layouts."""
+    from tiny import make_model
+    from trl import SFTConfig, SFTTrainer
+
+    word_tokenizer.chat_template = word_tokenizer.chat_template.replace(" <eos> ", " <eos>")
+    for row in (
+        {"text": "the sky is blue"},
+        {"prompt": "the sky", "completion": " is blue"},
+        {"prompt": [user("what colour")], "completion": [assistant("blue")]},
+        {"messages": [user("what colour"), assistant("blue")]},
+    ):
+        trainer = SFTTrainer(
+            make_model(word_tokenizer),
+            SFTConfig(str(tmp_path), use_cpu=True, bf16=False, report_to="none"),
+            train_dataset=datasets.Dataset.from_list([row]),
+            processing_class=word_tokenizer,
+        )
+        batch = next(iter(trainer.get_train_dataloader()))
+        ours = prepare(word_tokenizer, [row])[0]
+        labels = batch["labels"][0].tolist()
+        given = max(labels.count(-100), 1)  # the first token is a label without a position to predict it from
+        ids = batch["input_ids"][0].tolist()
+        assert (ours["prompt_ids"], ours["completion_ids"]) == (ids[:given], ids[given:])
+
+
+# --- length ------------------------------------------------------------------------------------------------------
+
+
+def test_long_texts_keep_their_first_tokens_aloud(word_tokenizer, caplog):
+    with caplog.at_level(logging.WARNING, logger="hf_rlhf"):
+        dataset = prepare(word_tokenizer, [{"text": "the sky is blue"}, {"text": "why"}], max_length=3)
+    assert words(word_tokenizer, dataset) == [("the", "sky is"), ("why", "<eos>")]
+    assert "texts.jsonl: 1 of 2 texts have more than max_length=3 tokens (the longest 5)" in caplog.text
+    assert len(caplog.records) == 1
+
+
+def test_a_prompt_that_fills_the_length_leaves_nothing_to_learn(word_tokenizer):
+    rows = [{"prompt": "why", "completion": " blue"}, {"prompt": "what colour is", "completion": " blue"}]
+    message = error_of(word_tokenizer, rows, max_length=3)
+    assert "the prompt alone fills max_length=3 tokens in 1 row (1)" in message
+    assert "Raise max_length above 3" in message
+    assert words(word_tokenizer, prepare(word_tokenizer, rows, 4))[1] == ("what colour is", "blue")
+
+
+def test_a_text_of_one_token_leaves_nothing_to_learn(word_tokenizer):
+    word_tokenizer.eos_token = None
+    message = error_of(word_tokenizer, [{"text": "the sky"}, {"text": "why"}])
+    assert "texts.jsonl: 1 row (1) have no token to learn" in message
+    assert "max_length=1 leaves nothing to learn" in error_of(word_tokenizer, [{"text": "why"}], max_length=1)
+
+
+# --- bad rows ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("rows", "parts"),
+    [
+        ([{"text": "why"}, {"text": None}, {"text": " "}], ["None in 1 row (1)", "empty text in 1 row (2)"]),
+        ([{"text": [user("why")]}], ['column "text": list instead of text']),
+        ([{"messages": "why"}], ['column "messages": str instead of a list of messages']),
+        ([{"messages": [user("")]}], ["empty last message"]),
+        ([{"prompt": "why", "completion": ""}], ['column "completion": empty text in 1 row (0)']),
+        ([{"prompt": [user("why")], "completion": "red"}], ['column "completion": str instead of a list']),
+        ([{"prompt": [assistant("a")], "completion": [assistant("b")]}], ["a last message from the assistant"]),
+    ],
+)
+def test_bad_texts_are_listed_by_row(word_tokenizer, rows, parts):
+    message = error_of(word_tokenizer, rows)
+    for part in ("texts.jsonl: ", "rows count from 0", "Mend these rows", *parts):
+        assert part in message
+
+
+def test_columns_of_no_layout_are_named(word_tokenizer):
+    message = error_of(word_tokenizer, [{"prompt": "why", "answer": "red"}])
+    assert "texts.jsonl: columns prompt, answer; texts need messages, or prompt and completion, or text" in message
+
+
+def test_messages_need_a_chat_template(word_tokenizer):
+    word_tokenizer.chat_template = None
+    assert "has no chat template" in error_of(word_tokenizer, [{"messages": [user("why"), assistant("red")]}])
+
+
+def test_a_template_that_rewrites_the_prompt_is_refused(word_tokenizer):
+    word_tokenizer.chat_template = (
+        "{{ messages | length }} {% for message in messages %}{{ message.content }} {% endfor %}"
+    )
+    word_tokenizer.add_tokens(["1", "2"])
+    message = error_of(word_tokenizer, [{"prompt": [user("why")], "completion": [assistant("red")]}])
+    assert "renders the prompt otherwise once the completion follows, in 1 row (0)" in message
+
+
+@pytest.mark.parametrize(
+    ("wrong", "part"),
+    [
+        (lambda rows: rows.to_iterable_dataset(), "streaming=False"),
+        (lambda rows: rows.select([]), "the set is empty"),
+    ],
+)
+def test_what_is_not_one_loaded_set_is_refused(word_tokenizer, wrong, part):
+    with pytest.raises(InputError, match=part):
+        prepare_texts(
+            wrong(datasets.Dataset.from_list([{"text": "why"}])), word_tokenizer, max_length=8, source="texts.jsonl"
+        )

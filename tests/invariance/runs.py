@@ -1,0 +1,205 @@
+"""The runs that must end alike, however they are cut into batches and ranks: which options, and what "alike" means."""
+
+import json
+from pathlib import Path
+
+import pytest
+from datasets import Dataset
+from safetensors.torch import load_file
+from tiny import WORDS, make_model, make_prompts, make_tokenizer, make_trainer, metrics_of, perturb
+
+TOLERANCE = 1e-6
+ROUNDING = ("val/first_ratio_error", "sampling/logp_gap")  # what these two measure is rounding itself
+
+
+# Rewards
+
+
+def number_reward(prompts, completions, number, **columns):
+    """A score that needs the right row's column, and leaves some rows unscored."""
+    texts = [completion[0]["content"] for completion in completions]
+    return [None if n % 5 == 0 else text.split().count("happy") - n / 10 for n, text in zip(number, texts, strict=True)]
+
+
+def token_reward(prompts, completions, completion_ids, number, log_metric):
+    """A number for each token; it logs something about some completions only, so not as often on every rank."""
+    for ids in completion_ids:
+        if len(ids) > 2:
+            log_metric("length_above_two", len(ids))
+    return [
+        None if n % 3 == 0 else [(token % 7 - 3) / 10 for token in ids]
+        for n, ids in zip(number, completion_ids, strict=True)
+    ]
+
+
+def even_reward(prompts, completions, number, log_metric):
+    """Scores and logs even rows alone: of a stream, two ranks get the even ones and the odd ones."""
+    for n in number:
+        if n % 2 == 0:
+            log_metric("number", n)
+    return [None if n % 2 else float(n % 3) for n in number]
+
+
+# What a run is made of, besides PPOConfig's flags
+
+
+def texts():
+    """For PPO-ptx; of different lengths, and fewer than an iteration takes."""
+    return Dataset.from_dict({"text": [" ".join(WORDS[i : i + 2 + i % 4]) for i in range(11)]})
+
+
+def classifier():
+    """A critic of its own: the tiny Llama with other weights and a score layer."""
+    import torch
+    from transformers import LlamaForSequenceClassification
+
+    config = make_model(make_tokenizer()).config
+    config.num_labels = 1
+    torch.manual_seed(5)
+    return LlamaForSequenceClassification(config)
+
+
+class RoundingEngine:
+    """Samples as the engine it is given, and gives log-probabilities as if its arithmetic were another."""
+
+    def __init__(self, engine):
+        self.engine = engine
+
+    def generate(self, prompts, sampling, seeds):
+        completions = self.engine.generate(prompts, sampling, seeds)
+        for completion in completions:
+            completion.logprobs = [
+                logprob + (token % 5 - 2) / 5
+                for token, logprob in zip(completion.ids, completion.logprobs, strict=True)
+            ]
+        return completions
+
+
+RUNS = {
+    "plain": {},
+    "truncated": {"top_k": 12, "value_head_detach": True},
+    "scores": {
+        "data": lambda: make_prompts(20).to_iterable_dataset(),
+        "reward": [number_reward, token_reward],
+        "reward_weights": [1.0, 0.5],
+        "use_score_scaling": True,
+        "use_score_norm": True,
+        "score_clip": 0.8,
+        "length_penalty": 0.02,
+        "overlong_penalty": 0.5,
+        "overlong_buffer": 4,
+        "whiten_rewards": True,
+        "value_lam": 1.0,
+        "value_head_mlp_size": 8,
+        "kl_target": 0.1,
+        "kl_horizon": 100,
+    },
+    "losses": {
+        "critic": "adapter",
+        "critic_learning_rate": 0.2,
+        "kl_estimator": "k3",
+        "kl_in_loss": True,
+        "entropy_coef": 0.02,
+        "cliprange": 0.05,
+        "cliprange_high": 0.1,
+        "dual_clip": 1.1,
+        "ratio_threshold": 1.01,
+        "importance_sampling_cap": 1.2,
+        "engine": RoundingEngine,
+        "ptx_dataset": texts,
+        "ptx_coef": 0.1,
+        "temperature": 0.8,
+        "top_p": 0.9,
+        "gradient_checkpointing": True,
+    },
+    "stops": {
+        "critic": "model",
+        "value_model": classifier,
+        "kl_estimator": "full",
+        "early_stop_kl": 0.01,
+        "critic_warmup_iterations": 1,
+        "ref_model_sync_iterations": 2,
+        "max_steps": 12,
+    },
+    "full fine-tuning": {
+        "lora": None,
+        "critic": "model",
+        "value_model": classifier,
+        "kl_estimator": "full",
+        "kl_in_loss": True,
+        "learning_rate": 0.05,
+    },
+    "sparse": {
+        "data": lambda: make_prompts(16).to_iterable_dataset(),
+        "reward": even_reward,
+        "critic": "adapter",
+        "stop_token_ids": list(range(0, 29, 2)),  # so that many completions have one token
+        "num_mini_batches": 4,
+        "per_device_train_batch_size": 4,
+        "max_steps": 16,
+    },
+}
+
+
+def train(folder, name, **cut):
+    """Train run `name` on 16 completions an iteration; the policy is saved in `folder`/final, beside metrics.jsonl.
+
+    Without `cut`, the sizes of its batches, nothing is accumulated. Evaluated on a set that no number of ranks divides, and on one too small to give every rank a prompt.
+    """
+    flags = {
+        "per_device_train_batch_size": 8,
+        "max_steps": 8,
+        "eval_strategy": "steps",
+        "eval_steps": 4,
+        "save_strategy": "steps",
+        "save_steps": 8,
+        "missing_eos_penalty": 0.3,
+        "optim": "sgd",
+        "learning_rate": 0.2,
+        "reward": number_reward,
+        "ddp_timeout": 60,  # ranks that wait for each other in vain
+    }
+    flags |= RUNS[name] | cut
+    data = flags.pop("data", make_prompts)()
+    engine = flags.pop("engine", lambda engine: engine)
+    given = {key: flags.pop(key)() for key in ("value_model", "ptx_dataset") if key in flags}
+    given["eval_dataset"] = {"five": make_prompts(5), "one": make_prompts(2).select([1])}
+    trainer = make_trainer(folder, data=data, trainer_kwargs=given, **flags)
+    trainer.engine = engine(trainer.engine)
+    perturb(trainer.policy, only="lora")
+    perturb(trainer.policy.value_head)
+    trainer.train()
+    trainer.save_model(str(Path(folder) / "final"))
+    return trainer
+
+
+def iterations_of(folder):
+    """The rows of metrics.jsonl that end an iteration."""
+    return [row for row in metrics_of(folder) if "iteration" in row]
+
+
+def assert_same(one, other):
+    """The runs in two folders left the same weights (by 1e-6 of their norm), metrics, samples and state."""
+    one, other = Path(one), Path(other)
+    weights = {file.relative_to(one) for file in one.rglob("*.safetensors")}
+    assert weights == {file.relative_to(other) for file in other.rglob("*.safetensors")}
+    assert len(weights) >= 4  # policy and critic, of the last checkpoint and at the end
+    for file in weights:
+        expected, found = load_file(one / file), load_file(other / file)
+        assert set(expected) == set(found)
+        for key, weight in expected.items():
+            assert (found[key] - weight).norm() <= TOLERANCE * weight.norm(), f"{file}: {key}"
+
+    expected, found = metrics_of(one), metrics_of(other)
+    assert [row["step"] for row in expected] == [row["step"] for row in found]
+    for row, twin in zip(expected, found, strict=True):
+        assert set(row) == set(twin)
+        for key, value in row.items():
+            floor = 1e-5 if key in ROUNDING else 1e-6
+            same = twin[key] is None if value is None else twin[key] == pytest.approx(value, rel=1e-5, abs=floor)
+            assert same, f"step {row['step']}: {key} is {value} and {twin[key]}"
+    assert (one / "samples.jsonl").read_text() == (other / "samples.jsonl").read_text()
+    for file in one.glob("checkpoint-*/ppo_state.json"):
+        state, twin = (json.loads((folder / file.relative_to(one)).read_text()) for folder in (one, other))
+        assert twin.pop("score_moments") == pytest.approx(state.pop("score_moments"))
+        assert twin == pytest.approx(state)

@@ -1,0 +1,284 @@
+import json
+import math
+import random
+import statistics
+
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from torch import tensor
+
+from hf_rlhf.errors import InputError
+from hf_rlhf.ppo.scores import ScoreShaper, ScoreShaping
+from hf_rlhf.types import Completion, Trajectory
+
+rewards_of_a_call = st.lists(st.floats(-100, 100, width=32), min_size=1, max_size=20)
+
+
+def trajectory(reward, *, tokens=4, stopped=True, token_rewards=None):
+    completion = Completion(list(range(tokens)), [0.0] * tokens, stopped)
+    return Trajectory({"prompt": "a"}, [1], completion, "", reward=reward, token_rewards=token_rewards)
+
+
+def shaper(**settings):
+    return ScoreShaper(ScoreShaping(**{"max_completion_length": 10, **settings}))
+
+
+def scores(rewards, shaper):
+    trajectories = [trajectory(reward) for reward in rewards]
+    shaper.shape(trajectories)
+    return [trajectory.score for trajectory in trajectories]
+
+
+def shaped_total(trajectory):
+    return trajectory.score + (0 if trajectory.token_scores is None else trajectory.token_scores.double().sum().item())
+
+
+def spread(rewards):
+    assume(statistics.pstdev(rewards) > 0.01)
+    return statistics.pstdev(rewards)
+
+
+# Scaling
+
+
+def test_by_default_the_score_is_the_reward():
+    assert scores([3.0, -1.5], shaper()) == [3.0, -1.5]
+
+
+def test_scaling_and_centring_by_hand():
+    # mean 4, population std 3
+    assert scores([1.0, 7.0], shaper(scale=True)) == pytest.approx([1 / 3, 7 / 3], abs=1e-7)
+    assert scores([1.0, 7.0], shaper(scale=True, center=True)) == pytest.approx([-1, 1], abs=1e-7)
+
+
+def test_the_moments_run_on_and_hold_the_new_rewards_before_these_are_scaled():
+    running = shaper(scale=True, center=True)
+    scores([1.0, 7.0], running)
+    # 1, 7, 4, 8: mean 5, variance (16 + 4 + 1 + 9) / 4 = 7.5
+    assert scores([4.0, 8.0], running) == pytest.approx([-1 / math.sqrt(7.5), 3 / math.sqrt(7.5)], abs=1e-7)
+
+
+@settings(deadline=None, max_examples=50)
+@given(rewards_of_a_call, st.booleans())
+def test_scores_of_the_first_call_have_a_spread_of_1(rewards, center):
+    spread(rewards)
+    scaled = scores(rewards, shaper(scale=True, center=center))
+    assert statistics.pstdev(scaled) == pytest.approx(1, abs=1e-5)
+    if center:
+        assert statistics.fmean(scaled) == pytest.approx(0, abs=1e-5)
+    else:
+        assert all(score * reward >= 0 for score, reward in zip(scaled, rewards, strict=True))
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.lists(rewards_of_a_call, min_size=1, max_size=5))
+def test_the_moments_of_several_calls_are_those_of_all_rewards_together(calls):
+    running, everything = shaper(), [reward for rewards in calls for reward in rewards]
+    for rewards in calls:
+        scores(rewards, running)
+    mean, variance, count = running.moments
+    assert mean.dtype == variance.dtype == torch.float64
+    assert mean.item() == pytest.approx(statistics.fmean(everything), rel=1e-12, abs=1e-12)
+    assert variance.item() == pytest.approx(statistics.pvariance(everything), rel=1e-10, abs=1e-10)
+    assert count == len(everything)
+
+
+@settings(deadline=None, max_examples=50)
+@given(rewards_of_a_call, st.integers(0, 10**6))
+def test_the_order_within_a_call_does_not_matter(rewards, seed):
+    spread(rewards)
+    order = random.Random(seed).sample(range(len(rewards)), len(rewards))
+    straight = scores(rewards, shaper(scale=True, center=True))
+    shuffled = scores([rewards[i] for i in order], shaper(scale=True, center=True))
+    assert shuffled == pytest.approx([straight[i] for i in order], rel=1e-12, abs=1e-12)
+
+
+def test_the_unscored_stay_unscored_and_out_of_the_moments():
+    running = shaper(scale=True, center=True, missing_eos_penalty=1.0)
+    unscored = trajectory(None, stopped=False)
+    unscored.score, unscored.token_scores = 3.0, torch.zeros(4)
+    scored = [trajectory(1.0), trajectory(7.0)]
+    running.shape([scored[0], unscored, scored[1]])
+    assert unscored.score is None
+    assert unscored.token_scores is None
+    assert [t.score for t in scored] == pytest.approx([-1, 1], abs=1e-7)
+    assert running.moments.count == 2
+
+
+def test_an_iteration_without_any_reward_leaves_the_moments():
+    running = shaper(scale=True)
+    assert scores([None], running) == [None]
+    assert running.moments is None
+    scores([1.0, 7.0], running)
+    assert scores([None, None], running) == [None, None]
+    assert running.state_dict() == {"mean": 4.0, "variance": 9.0, "count": 2}
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.floats(-1e6, 1e6), st.lists(st.integers(1, 50), min_size=1, max_size=4))
+def test_equal_rewards_keep_their_size(reward, calls):
+    scaled, centered = shaper(scale=True), shaper(scale=True, center=True)
+    for size in calls:
+        assert scores([reward] * size, scaled) == [reward] * size
+        assert scores([reward] * size, centered) == pytest.approx([0] * size, abs=1e-9)
+
+
+def test_the_rounding_of_equal_rewards_is_not_blown_up():
+    noise = [0.3, 0.3 + 3e-8, 0.3 - 3e-8]  # one unit in the last place of fp32
+    assert scores(noise, shaper(scale=True)) == noise
+    assert scores(noise, shaper(scale=True, center=True)) == pytest.approx([0, 0, 0], abs=1e-7)
+
+
+def test_a_small_spread_beyond_rounding_is_scaled():
+    assert scores([1e-4, 3e-4], shaper(scale=True)) == pytest.approx([1, 3], rel=1e-3)
+    assert scores([1.0, 1.0002], shaper(scale=True, center=True)) == pytest.approx([-1, 1], rel=1e-3)
+
+
+# Clipping
+
+
+def test_clipping_is_two_sided_and_after_scaling():
+    assert scores([-9.0, -1.0, 0.5, 9.0], shaper(clip=2.0)) == [-2.0, -1.0, 0.5, 2.0]
+    assert scores([1.0, 7.0], shaper(scale=True, clip=2.0)) == pytest.approx([1 / 3, 2], abs=1e-7)
+
+
+def test_penalties_are_not_clipped():
+    cut_off = trajectory(9.0, stopped=False)
+    shaper(clip=2.0, missing_eos_penalty=5.0).shape([cut_off])
+    assert cut_off.score == -3.0
+
+
+# Penalties
+
+
+def test_a_completion_that_did_not_stop_pays_for_it_after_scaling():
+    cut_off, stopped = trajectory(1.0, stopped=False), trajectory(7.0)
+    shaper(scale=True, missing_eos_penalty=0.5).shape([cut_off, stopped])
+    assert cut_off.score == pytest.approx(1 / 3 - 0.5, abs=1e-7)
+    assert stopped.score == pytest.approx(7 / 3, abs=1e-7)
+
+
+def test_every_token_pays_the_length_penalty():
+    long, empty = trajectory(1.0, tokens=8), trajectory(1.0, tokens=0)
+    shaper(length_penalty=0.25).shape([long, empty])
+    assert long.score == -1.0
+    assert empty.score == 1.0
+
+
+@pytest.mark.parametrize(
+    ("tokens", "paid"), [(0, 0.0), (5, 0.0), (6, 0.0), (7, 0.5), (8, 1.0), (9, 1.5), (10, 2.0), (12, 2.0)]
+)
+def test_the_overlong_penalty_grows_linearly_over_the_buffer(tokens, paid):
+    long = trajectory(1.0, tokens=tokens)
+    shaper(overlong_penalty=2.0, overlong_buffer=4).shape([long])
+    assert long.score == 1.0 - paid
+
+
+def test_penalties_add_up():
+    long = trajectory(1.0, tokens=9, stopped=False)
+    shaper(missing_eos_penalty=10.0, length_penalty=0.5, overlong_penalty=2.0, overlong_buffer=4).shape([long])
+    assert long.score == 1.0 - 10.0 - 4.5 - 1.5
+
+
+def test_penalties_stay_out_of_the_moments():
+    running = shaper(scale=True, length_penalty=100.0, clip=0.1)
+    scores([1.0, 7.0], running)
+    assert running.state_dict() == {"mean": 4.0, "variance": 9.0, "count": 2}
+
+
+# Rewards given token by token
+
+
+def test_token_rewards_are_scaled_and_the_rest_is_paid_at_the_end():
+    by_token = trajectory(7.0, tokens=3, stopped=False, token_rewards=tensor([3.0, 0.0, 1.5]))  # 2.5 for the whole
+    whole = trajectory(1.0)
+    shaper(scale=True, center=True, clip=0.9, missing_eos_penalty=0.25).shape([by_token, whole])
+    torch.testing.assert_close(by_token.token_scores, tensor([1.0, 0.0, 0.5]))
+    assert shaped_total(by_token) == pytest.approx(0.9 - 0.25)  # (7 - 4) / 3 = 1, clipped, less the penalty
+    assert by_token.score == pytest.approx(0.9 - 0.25 - 1.5)
+    assert whole.token_scores is None
+    assert by_token.token_rewards.tolist() == [3.0, 0.0, 1.5]
+    assert by_token.reward == 7.0
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    rewards_of_a_call,
+    st.integers(0, 10**6),
+    st.sampled_from([(False, False), (True, False), (True, True)]),
+    st.none() | st.floats(0.1, 3),
+)
+def test_token_by_token_or_at_the_end_a_reward_pays_the_same_in_all(rewards, seed, scaling, clip):
+    rng = random.Random(seed)
+    settings = {
+        "scale": scaling[0],
+        "center": scaling[1],
+        "clip": clip,
+        "missing_eos_penalty": 1.0,
+        "length_penalty": 0.1,
+        "overlong_penalty": 2.0,
+        "overlong_buffer": 4,
+    }
+    at_the_end, by_token = [], []
+    for reward in rewards:
+        shape = {"tokens": rng.randint(0, 10), "stopped": rng.random() < 0.5}
+        token_rewards = torch.randn(shape["tokens"], generator=torch.Generator().manual_seed(rng.randrange(10**6)))
+        at_the_end.append(trajectory(reward, **shape))
+        by_token.append(trajectory(reward, token_rewards=token_rewards, **shape))
+    shaper(**settings).shape(at_the_end)
+    running = shaper(**settings)
+    running.shape(by_token)
+    for whole, part in zip(at_the_end, by_token, strict=True):
+        assert part.token_scores.shape == part.token_rewards.shape
+        assert part.token_scores.dtype == part.token_rewards.dtype
+        size = max(1.0, part.token_scores.abs().sum().item())
+        assert shaped_total(part) == pytest.approx(whole.score, rel=1e-12, abs=1e-12 * size)
+
+
+# Saving
+
+
+@settings(deadline=None, max_examples=50)
+@given(rewards_of_a_call, rewards_of_a_call)
+def test_a_shaper_goes_on_exactly_where_its_state_was_saved(first, second):
+    running, resumed = shaper(scale=True, center=True), shaper(scale=True, center=True)
+    scores(first, running)
+    state = running.state_dict()
+    resumed.load_state_dict(json.loads(json.dumps(state)))
+    assert resumed.state_dict() == state
+    assert scores(second, resumed) == scores(second, running)
+    assert resumed.state_dict() == running.state_dict()
+
+
+def test_the_state_before_the_first_reward_is_plain_json_too():
+    resumed = shaper(scale=True)
+    scores([5.0], resumed)
+    resumed.load_state_dict(json.loads(json.dumps(shaper().state_dict(), allow_nan=False)))
+    assert resumed.moments is None
+    assert scores([1.0, 7.0], resumed) == pytest.approx([1 / 3, 7 / 3], abs=1e-7)
+
+
+# Settings
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"center": True}, "use_score_norm needs use_score_scaling"),
+        ({"clip": 0.0}, "score_clip=0.0 must be above 0"),
+        ({"clip": -1.0}, "score_clip=-1.0 must be above 0"),
+        ({"overlong_buffer": 11}, "overlong_buffer=11 must be from 0 to max_completion_length=10"),
+        ({"overlong_buffer": -1}, "overlong_buffer=-1"),
+        ({"overlong_penalty": 1.0}, "needs an overlong_buffer.*try 2"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(wrong, message):
+    with pytest.raises(InputError, match=message):
+        shaper(**wrong)
+
+
+def test_settings_are_frozen():
+    with pytest.raises(AttributeError):
+        shaper().shaping.clip = 1.0

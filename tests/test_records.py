@@ -1,0 +1,19 @@
+import json
+
+from hf_rlhf.records import append_json_line, read_json_lines, sample_rows
+from hf_rlhf.types import Completion, Trajectory
+
+
+def test_what_rewards_logged_is_part_of_a_sample_if_there_is_any():
+    plain = Trajectory({"prompt": "p"}, [1], Completion([2], [0.0], True), "text")
+    logged = Trajectory({"prompt": "p"}, [1], Completion([2], [0.0], True), "text", extra={"parsed": 7})
+    first, second = sample_rows([plain, logged], step=1, split="train", limit=2)
+    assert "extra" not in first
+    assert second["extra"] == {"parsed": 7}
+
+
+def test_every_line_is_json(tmp_path):
+    rows = tmp_path / "rows.jsonl"
+    append_json_line(rows, {"nan": float("nan"), "nested": {"list": [float("inf"), 1.5], "type": int}})
+    assert read_json_lines(rows) == [{"nan": None, "nested": {"list": [None, 1.5], "type": "<class 'int'>"}}]
+    json.loads(rows.read_text(), parse_constant=lambda constant: (_ for _ in ()).throw(ValueError(constant)))
