@@ -88,6 +88,7 @@ def _kl(ax: Axes, rows: Rows) -> None:
     _points(ax, rows, "eval_kl", ORANGE, "held-out")
     coefficient = _twin(ax, "KL coefficient", PURPLE)
     _line(coefficient, rows, "objective/kl_coef", PURPLE, "KL coefficient (right)", dashed=True)
+    coefficient.set_ylim(0, 1.25 * max(_series(rows, "objective/kl_coef")[1], default=0.0) or 1.0)
     _finish(ax, coefficient)
 
 
@@ -122,7 +123,7 @@ def _update(ax: Axes, rows: Rows) -> None:
 
 def _entropy(ax: Axes, rows: Rows) -> None:
     _style(ax, "Entropy of the policy", "nats per token")
-    _line(ax, rows, "objective/entropy", BLUE, "entropy")
+    _line(ax, rows, "policy/entropy_avg", BLUE, "entropy")
     _finish(ax)
 
 

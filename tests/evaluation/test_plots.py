@@ -26,7 +26,7 @@ def full_row(i):
         "reward": 0.1,
         "reward_std": 0.2,
     }
-    keys = """objective/scores objective/kl objective/kl_coef objective/entropy loss/value_avg loss/policy_avg
+    keys = """objective/scores objective/kl objective/kl_coef policy/entropy_avg loss/value_avg loss/policy_avg
     val/explained_variance policy/clipfrac_avg policy/approxkl_avg completions/mean_length completions/clipped_ratio"""
     return row | dict.fromkeys(keys.split(), 0.01 * i)
 
@@ -44,7 +44,7 @@ def test_training_figure(tmp_path, n):
         [],
         [{}],
         [{"iteration": 1, "objective/scores": 0.3}, {"iteration": 2}],
-        [{"objective/kl": None, "loss/value_avg": float("nan"), "objective/entropy": "n/a"}],
+        [{"objective/kl": None, "loss/value_avg": float("nan"), "policy/entropy_avg": "n/a"}],
         [{"iteration": 1, "completions/clipped_ratio": 0.5}, {"iteration": 2, "eval_kl": 1.0, "reward_std": 0.1}],
     ],
 )
