@@ -1,0 +1,137 @@
+"""What `PPOTrainer` refuses before it trains, and what it leaves as it was."""
+
+import json
+
+import pytest
+import torch
+import yaml
+from datasets import Dataset
+from tiny import happy_reward, make_lora, make_model, make_prompts, make_tokenizer, make_trainer, metrics_of
+from transformers import LlamaForSequenceClassification, TrainerCallback
+
+from hf_rlhf.errors import InputError
+from hf_rlhf.models.backbone import require_known_head
+from hf_rlhf.ppo.iteration_log import IterationLog
+
+
+def make_classifier():
+    config = make_model(make_tokenizer()).config
+    config.num_labels = 1
+    return LlamaForSequenceClassification(config)
+
+
+def test_a_model_cannot_be_its_own_reference(tmp_path):
+    model = make_model(make_tokenizer())
+    with pytest.raises(InputError, match="model and ref_model are the same model"):
+        make_trainer(tmp_path, model=model, trainer_kwargs={"ref_model": model})
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_a_reward_model_cannot_be_the_critic_too(tmp_path):
+    classifier = make_classifier()
+    with pytest.raises(InputError, match=r"value_model and reward_funcs\[0\] are the same model"):
+        make_trainer(tmp_path, reward=classifier, critic="model", trainer_kwargs={"value_model": classifier})
+
+
+@pytest.mark.parametrize("flag", ["bf16", "fp16"])
+def test_mixed_precision_is_refused(tmp_path, flag):
+    with pytest.raises((InputError, ValueError), match=r"mixed precision|fp16"):
+        make_trainer(tmp_path, **{flag: True})
+
+
+def test_a_head_that_is_not_known_is_refused():
+    model = make_model(make_tokenizer())
+    require_known_head(model)
+    forward = model.forward
+
+    def doubled(*args, **kwargs):
+        output = forward(*args, **kwargs)
+        output.logits = 2 * output.logits
+        return output
+
+    model.forward = doubled
+    with pytest.raises(InputError, match="LlamaForCausalLM does something between its head and its logits"):
+        require_known_head(model)
+
+
+def test_texts_longer_than_the_positions_are_refused(tmp_path):
+    texts = Dataset.from_dict({"text": ["the cat sat on the mat " * 40]})
+    with pytest.raises(InputError, match="tokens and the model 128 positions; lower max_ptx_length"):
+        make_trainer(tmp_path, ptx_coef=0.1, trainer_kwargs={"ptx_dataset": texts})
+
+
+def test_a_reference_with_another_vocabulary_is_refused(tmp_path):
+    other = make_model(make_tokenizer(), vocab_size=40)
+    with pytest.raises(InputError, match="ref_model has a vocabulary of 40 tokens and the policy one of"):
+        make_trainer(tmp_path, trainer_kwargs={"ref_model": other})
+
+
+def test_a_stream_among_several_evaluation_sets_is_refused(tmp_path):
+    sets = {"seen": make_prompts(4), "endless": make_prompts(4).to_iterable_dataset()}
+    with pytest.raises(InputError, match="endless is a stream"):
+        make_trainer(tmp_path, trainer_kwargs={"eval_dataset": sets})
+
+
+@pytest.mark.parametrize("name", ["reward", "objective/kl", "rewards/happy_reward/mean"])
+def test_a_reward_cannot_log_under_a_name_of_ppos_own(name):
+    with pytest.raises(InputError, match=f"{name} by log_metric"):
+        IterationLog(8).add_reward_metrics({name: [99.0]})
+
+
+def test_what_rewards_log_is_logged_in_evaluation_too(tmp_path):
+    def reward(prompts, completions, log_metric):
+        log_metric("words", 3.0)
+        return happy_reward(prompts, completions)
+
+    make_trainer(tmp_path, reward=reward, trainer_kwargs={"eval_dataset": make_prompts(4)}).evaluate()
+    assert metrics_of(tmp_path)[-1]["eval_words"] == 3.0
+
+
+def test_a_second_run_in_a_folder_leaves_its_own_settings(tmp_path):
+    for learning_rate in (1e-3, 5e-2):
+        make_trainer(tmp_path, learning_rate=learning_rate, max_steps=4).train()
+        assert yaml.safe_load((tmp_path / "config.yaml").read_text())["learning_rate"] == learning_rate
+
+
+def test_a_run_that_cannot_begin_leaves_no_settings(tmp_path):
+    trainer = make_trainer(tmp_path, data=make_prompts().to_iterable_dataset(), max_steps=-1)
+    with pytest.raises(InputError, match="give max_steps"):
+        trainer.train()
+    assert not (tmp_path / "config.yaml").exists()
+
+
+def test_a_saved_model_keeps_its_dropout(tmp_path):
+    model = make_model(make_tokenizer(), attention_dropout=0.25)
+    trainer = make_trainer(tmp_path, model=model, lora=None, max_steps=4)
+    assert model.config.attention_dropout == 0.0
+    trainer.save_model(str(tmp_path / "saved"))
+    assert json.loads((tmp_path / "saved" / "config.json").read_text())["attention_dropout"] == 0.25
+    assert model.config.attention_dropout == 0.0
+
+
+def test_a_callback_added_later_cannot_save_inside_an_iteration(tmp_path):
+    class SaveAlways(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            control.should_save = True
+
+    trainer = make_trainer(tmp_path, max_steps=8)
+    trainer.add_callback(SaveAlways())
+    trainer.train()
+    assert sorted(folder.name for folder in tmp_path.glob("checkpoint-*")) == ["checkpoint-4", "checkpoint-8"]
+
+
+def test_what_is_trained_is_fp32_also_when_the_adapter_brings_a_head(tmp_path):
+    model = make_model(make_tokenizer()).bfloat16()
+    trainer = make_trainer(tmp_path, model=model, lora=make_lora(modules_to_save=["lm_head"]))
+    dtypes = {parameter.dtype for parameter in trainer.policy.parameters() if parameter.requires_grad}
+    assert dtypes == {torch.float32}
+
+
+def test_generating_after_the_end_leaves_the_reference_alone(tmp_path):
+    trainer = make_trainer(
+        tmp_path, ref_model_sync_iterations=2, max_steps=8, trainer_kwargs={"eval_dataset": make_prompts(4)}
+    )
+    trainer.train()
+    before = trainer.evaluate()["eval_kl"]
+    trainer.generate(["the cat"])
+    assert trainer.evaluate()["eval_kl"] == before != 0
