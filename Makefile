@@ -11,7 +11,7 @@ export TOKENIZERS_PARALLELISM ?= false
 
 help:
 	@echo "make quickstart   a language model learns from feedback, on this machine, in minutes"
-	@echo "make test         the test suite (about five minutes on two cores)"
+	@echo "make test         the test suite (about six minutes on two cores)"
 	@echo "make test-slow    the long tests as well"
 	@echo "make check        format, lint, types, layers"
 	@echo "make format       let ruff rewrite the files"

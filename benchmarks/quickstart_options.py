@@ -16,7 +16,7 @@ from typing import Any
 
 from hf_rlhf.ppo.config import PPOConfig
 from hf_rlhf.recipes.quickstart import REWARD_MODEL, QuickstartArguments, compare, train_policy
-from hf_rlhf.recipes.quickstart_results import iterations
+from hf_rlhf.records import iteration_rows
 
 ONE_EPOCH = {"num_ppo_epochs": 1, "max_steps": 48}  # 24 iterations in the time of 18 with two epochs
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -47,7 +47,7 @@ def run(name: str, flags: dict[str, Any], source: Path, folder: Path, seed: int)
         seconds = time.perf_counter() - begun
         comparison = compare(args, source / REWARD_MODEL, folder)
         rows = {row.metric: row.after for row in comparison.rows("annotator")}
-        last = iterations(folder)[-1]
+        last = iteration_rows(folder)[-1]
         content = {
             "name": name,
             "seconds": seconds,

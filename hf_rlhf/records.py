@@ -31,6 +31,11 @@ def read_json_lines(file: Path) -> list[dict[str, Any]]:
         return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
+def iteration_rows(folder: Path) -> list[dict[str, Any]]:
+    """The metrics of each PPO iteration of the run in `folder`."""
+    return [row for row in read_json_lines(folder / METRICS_FILE) if "iteration" in row]
+
+
 def drop_rows_after(file: Path, step: int) -> None:
     """Take back the rows of updates that a run resumed after `step` will do again, and a torn last line.
 

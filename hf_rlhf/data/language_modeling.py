@@ -28,19 +28,21 @@ class TokenizedText(NamedTuple):
     given: int
 
 
-def prepare_texts(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, *, max_length: int, source: str) -> Dataset:
+def prepare_texts(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, *, max_ptx_length: int, source: str) -> Dataset:
     """The set as `prompt_ids`, which only condition, and `completion_ids`, whose tokens count; no other columns.
 
     Rows have `text` or `messages`, where every token after the first counts, or `prompt` and `completion` (both text or
     both messages), where the completion counts. Messages go through the chat template; plain text ends with the
     tokenizer's end token, which is added where it is missing, as trl's SFTTrainer does. Tokens after the first
-    `max_length` of a row are cut off.
+    `max_ptx_length` of a row are cut off.
 
     Raises InputError for an empty set, missing columns, bad values (row numbers count from 0), messages without a chat
     template, a template that renders a prompt otherwise once a completion follows, and rows with nothing to learn.
     """
-    if max_length < 2:
-        raise InputError(f"max_length={max_length} leaves nothing to learn: a text needs 2 tokens, use at least 2")
+    if max_ptx_length < 2:
+        raise InputError(
+            f"max_ptx_length={max_ptx_length} leaves nothing to learn: a text needs 2 tokens, use at least 2"
+        )
     dataset = require_dataset(dataset, source=source)
     columns = read_columns(dataset, find_columns(dataset.column_names, source=source))
     first_prompt = next((prompt for prompt in columns.get("prompt", ()) if prompt is not None), None)
@@ -49,17 +51,17 @@ def prepare_texts(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, *, max_l
 
     tokenize = _tokenize_messages if conversational else _tokenize_text
     texts = tokenize(columns, tokenizer, source=source)
-    check_learnable(texts, max_length, source=source)
-    if too_long := [len(text.ids) for text in texts if len(text.ids) > max_length]:
+    check_learnable(texts, max_ptx_length, source=source)
+    if too_long := [len(text.ids) for text in texts if len(text.ids) > max_ptx_length]:
         logger.warning(
-            "%s: %d of %d texts have more than max_length=%d tokens (the longest %d) and are cut on the right",
+            "%s: %d of %d texts have more than max_ptx_length=%d tokens (the longest %d) and are cut on the right",
             source,
             len(too_long),
             len(texts),
-            max_length,
+            max_ptx_length,
             max(too_long),
         )
-    return _to_dataset(texts, max_length)
+    return _to_dataset(texts, max_ptx_length)
 
 
 def find_columns(found: Sequence[str], *, source: str) -> tuple[str, ...]:
@@ -90,18 +92,18 @@ def check_texts(columns: Mapping[str, Sequence[Any]], conversational: bool, *, s
         )
 
 
-def check_learnable(texts: Sequence[TokenizedText], max_length: int, *, source: str) -> None:
-    """Raise InputError for rows none of whose tokens count within `max_length`."""
+def check_learnable(texts: Sequence[TokenizedText], max_ptx_length: int, *, source: str) -> None:
+    """Raise InputError for rows none of whose tokens count within `max_ptx_length`."""
     if short := [row for row, text in enumerate(texts) if len(text.ids) <= text.given]:
         raise InputError(
             f"{source}: {list_rows(short)} have no token to learn after the first or the prompt (rows count from 0). "
             "Leave them out with dataset.filter(...)"
         )
-    if filled := [row for row, text in enumerate(texts) if text.given >= max_length]:
+    if filled := [row for row, text in enumerate(texts) if text.given >= max_ptx_length]:
         longest = max(text.given for text in texts)
         raise InputError(
-            f"{source}: the prompt alone fills max_length={max_length} tokens in {list_rows(filled)} (rows count from "
-            f"0), so none of the completion is left. Raise max_length above {longest}, or leave them out with "
+            f"{source}: the prompt alone fills max_ptx_length={max_ptx_length} tokens in {list_rows(filled)} (rows count from "
+            f"0), so none of the completion is left. Raise max_ptx_length above {longest}, or leave them out with "
             "dataset.filter(...)"
         )
 
@@ -150,12 +152,12 @@ def common_prefix_length(one: Sequence[int], other: Sequence[int]) -> int:
     return next((index for index, (a, b) in pairs if a != b), min(len(one), len(other)))
 
 
-def _to_dataset(texts: Sequence[TokenizedText], max_length: int) -> Dataset:
+def _to_dataset(texts: Sequence[TokenizedText], max_ptx_length: int) -> Dataset:
     from datasets import Dataset
 
     return Dataset.from_dict(
         {
             "prompt_ids": [ids[:given] for ids, given in texts],
-            "completion_ids": [ids[given:max_length] for ids, given in texts],
+            "completion_ids": [ids[given:max_ptx_length] for ids, given in texts],
         }
     )

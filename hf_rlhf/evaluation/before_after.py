@@ -96,9 +96,7 @@ def compare_with_start(
 def _side(model: Model, trajectories: list[Trajectory], temperature: float, judge: Judge, reward: Reward) -> Side:
     sequences = Sequences.from_trajectories(trajectories).to(next(base_of(model).parameters()).device)
     with torch.no_grad():
-        policy = PolicyWithValue(model)
-        start = policy.reference_logprobs(sequences, temperature=temperature)
-        trained = policy(sequences, temperature=temperature).logprobs
+        output = PolicyWithValue(model)(sequences, temperature=temperature, values=False, reference=True)
 
     def per_reply(values: Tensor) -> list[float]:
         return (values * sequences.mask).sum(dim=1).tolist()
@@ -111,6 +109,6 @@ def _side(model: Model, trajectories: list[Trajectory], temperature: float, judg
             prompts=[trajectory.prompt for trajectory in trajectories],
             completions=[[{"role": "assistant", "content": trajectory.text}] for trajectory in trajectories],
         ),
-        surprise=[total / length for total, length in zip(per_reply(-start), lengths, strict=True)],
-        kl=per_reply(trained - start),
+        surprise=[total / length for total, length in zip(per_reply(-output.reference_logprobs), lengths, strict=True)],
+        kl=per_reply(output.logprobs - output.reference_logprobs),
     )

@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import Parameter
 
 from hf_rlhf.errors import InputError
 from hf_rlhf.types import Model
 
 POLICY, CRITIC, REFERENCE, REWARD = "policy", "critic", "reference", "reward"
+ADAPTER_FILE, ADAPTER_CONFIG_FILE = "adapter_model.safetensors", "adapter_config.json"
 
 
 def is_peft_model(model: Model) -> bool:
@@ -35,6 +36,17 @@ def base_of(model: Model) -> Model:
 
 
 @contextlib.contextmanager
+def keep_modes(*models: nn.Module) -> Iterator[None]:
+    """After the block, every module is in train or eval mode as it was before."""
+    modes = [(module, module.training) for model in models for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+@contextlib.contextmanager
 def use_adapter(model: Model, name: str | None, *, keep_gradients: bool = False) -> Iterator[None]:
     """Run the block with adapter `name`, or with all adapters off when `name` is None.
 
@@ -42,28 +54,26 @@ def use_adapter(model: Model, name: str | None, *, keep_gradients: bool = False)
     Inside, adapter `name` takes no gradients, unless `keep_gradients` leaves each parameter as it was. Blocks may be
     nested.
     """
-    modes = [(module, module.training) for module in model.modules()]
     gradients = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     active, was_off = model.active_adapter, _adapters_are_off(model)
-    try:
-        if name is None:
-            model.base_model.disable_adapter_layers()
-        else:
+    with keep_modes(model):
+        try:
+            if name is None:
+                model.base_model.disable_adapter_layers()
+            else:
+                model.base_model.enable_adapter_layers()
+                model.set_adapter(name, inference_mode=True)
+            if keep_gradients:
+                for parameter, required in gradients:
+                    parameter.requires_grad_(required)
+            yield
+        finally:
             model.base_model.enable_adapter_layers()
-            model.set_adapter(name, inference_mode=True)
-        if keep_gradients:
-            for parameter, required in gradients:
+            model.set_adapter(active)
+            if was_off:
+                model.base_model.disable_adapter_layers()
+            for parameter, required in gradients:  # PEFT turns gradients on when it activates an adapter
                 parameter.requires_grad_(required)
-        yield
-    finally:
-        model.base_model.enable_adapter_layers()
-        model.set_adapter(active)
-        if was_off:
-            model.base_model.disable_adapter_layers()
-        for parameter, required in gradients:  # PEFT turns gradients on when it activates an adapter
-            parameter.requires_grad_(required)
-        for module, training in modes:
-            module.training = training
 
 
 def _adapters_are_off(model: Model) -> bool:
@@ -112,7 +122,7 @@ def compute_in_base_dtype(model: Model) -> Iterator[None]:
     PEFT casts a layer's whole input to the adapter's dtype. Autocast casts the small matrices instead; gradients still
     arrive in fp32. Does nothing when the base is fp32.
     """
-    dtype = base_dtype(model)
+    dtype = base_of(model).dtype
     if dtype not in (torch.bfloat16, torch.float16):
         yield
         return
@@ -126,11 +136,6 @@ def compute_in_base_dtype(model: Model) -> Iterator[None]:
     finally:
         for layer in casting:
             layer.cast_input_dtype_enabled = True
-
-
-def base_dtype(model: Model) -> torch.dtype:
-    """The dtype in which the backbone computes."""
-    return base_of(model).dtype
 
 
 def save_adapter(model: Model, name: str, folder: str | os.PathLike) -> None:
@@ -150,21 +155,31 @@ def save_adapter(model: Model, name: str, folder: str | os.PathLike) -> None:
 
 def adapter_folder(name_or_path: str) -> str:
     """The local folder of an adapter named by path or Hub name; any other name comes back as it is."""
+    wanted = ["adapter_*", "*.json", "*.jinja", "tokenizer*"]
+    return hub_folder(name_or_path, ADAPTER_CONFIG_FILE, allow_patterns=wanted) or name_or_path
+
+
+def hub_folder(name_or_path: str, sign: str, **patterns: Any) -> str | None:
+    """A local copy of a Hub repository that has the file `sign`.
+
+    None for a local folder, for a repository without that file, and with no Hub: loading a model by that name will say
+    which. `patterns` are those of `snapshot_download`.
+    """
     from huggingface_hub import hf_hub_download, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     if os.path.isdir(name_or_path) or name_or_path.startswith("embedded:"):
-        return name_or_path
+        return None
     try:
-        hf_hub_download(name_or_path, "adapter_config.json")
-        return snapshot_download(name_or_path, allow_patterns=["adapter_*", "*.json", "*.jinja", "tokenizer*"])
+        hf_hub_download(name_or_path, sign)
+        return snapshot_download(name_or_path, **patterns)
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError):
-        return name_or_path  # no adapter, or no Hub; loading it as a model will say which
+        return None
 
 
 def adapter_base(folder: str | os.PathLike) -> str | None:
     """Name of the base model that the adapter in `folder` was trained on; None when `folder` holds no adapter."""
-    file = Path(folder) / "adapter_config.json"
+    file = Path(folder) / ADAPTER_CONFIG_FILE
     if not file.is_file():
         return None
     try:
@@ -175,27 +190,23 @@ def adapter_base(folder: str | os.PathLike) -> str | None:
 
 def load_frozen_adapter(model: Model, folder: str | os.PathLike, name: str) -> None:
     """Add the adapter in `folder` as `name`, without gradients; the active adapter stays, and so does every mode."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.load_adapter(str(folder), name, is_trainable=False)
-    for module, training in modes:  # PEFT puts the whole model into eval mode here
-        module.training = training
+    with keep_modes(model):  # PEFT puts the whole model into eval mode here
+        model.load_adapter(str(folder), name, is_trainable=False)
 
 
 def add_trainable_adapter(model: Model, name: str, config, weights: dict[str, Tensor] | None = None) -> None:
     """Add a LoRA adapter that takes gradients beside the active one: fresh, or with `weights` from an adapter file."""
     from peft import set_peft_model_state_dict
 
-    modes = [(module, module.training) for module in model.modules()]
     gradients = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    model.add_adapter(name, config)
-    if weights is not None:
-        set_peft_model_state_dict(model, weights, adapter_name=name)
+    with keep_modes(model):
+        model.add_adapter(name, config)
+        if weights is not None:
+            set_peft_model_state_dict(model, weights, adapter_name=name)
     for parameter, required in gradients:
         parameter.requires_grad_(required)
     for parameter in adapter_parameters(model, name):
         parameter.requires_grad_(True)
-    for module, training in modes:
-        module.training = training
 
 
 def adapter_parameters(model: Model, name: str) -> list[Parameter]:
@@ -203,14 +214,25 @@ def adapter_parameters(model: Model, name: str) -> list[Parameter]:
     return [parameter for key, parameter in model.named_parameters() if name in key.split(".")]
 
 
-def load_adapter_weights(model: Model, file: str | os.PathLike, name: str) -> None:
-    """Replace the weights of adapter `name` by those in `file`."""
-    from peft import set_peft_model_state_dict
+def read_adapter_weights(folder: str | os.PathLike) -> dict[str, Tensor]:
+    """What the adapter file in `folder` holds. Raises `InputError` when there is none."""
     from safetensors.torch import load_file
 
-    result = set_peft_model_state_dict(model, load_file(file), adapter_name=name)
+    file = Path(folder) / ADAPTER_FILE
+    if not file.is_file():
+        raise InputError(f"{folder}: no {ADAPTER_FILE} to start or go on from")
+    return load_file(file)
+
+
+def load_adapter_weights(model: Model, folder: str | os.PathLike, name: str) -> None:
+    """Replace the weights of adapter `name` by those of the adapter in `folder`."""
+    from peft import set_peft_model_state_dict
+
+    result = set_peft_model_state_dict(model, read_adapter_weights(folder), adapter_name=name)
     if result.unexpected_keys:
-        raise InputError(f"{file} holds weights that the adapter {name!r} has not, such as {result.unexpected_keys[0]}")
+        raise InputError(
+            f"{folder} holds weights that the adapter {name!r} has not, such as {result.unexpected_keys[0]}"
+        )
 
 
 def overwrite_adapter(model: Model, source: str, target: str) -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_rlhf.errors import InputError
-from hf_rlhf.models.adapters import base_of, compute_in_base_dtype
+from hf_rlhf.models.adapters import base_of, compute_in_base_dtype, keep_modes
 from hf_rlhf.types import Model, Sequences
 
 
@@ -61,16 +61,12 @@ def require_known_head(model: Model) -> None:
     causal_lm = base_of(model)
     device = next(causal_lm.parameters()).device
     ids = torch.arange(1, 5, device=device)[None] % causal_lm.config.get_text_config().vocab_size
-    training = causal_lm.training
-    causal_lm.eval()
-    try:
+    with keep_modes(causal_lm), compute_in_base_dtype(model):
+        causal_lm.eval()
         counted = torch.ones_like(ids, dtype=torch.bool)
         sequences = Sequences(ids, counted, ids[:, 0], counted[:, :1])
-        with compute_in_base_dtype(model):
-            theirs = causal_lm(input_ids=ids, use_cache=False).logits.float()
-            ours = logits_head(causal_lm)(backbone_states(causal_lm, sequences)).float()
-    finally:
-        causal_lm.train(training)
+        theirs = causal_lm(input_ids=ids, use_cache=False).logits.float()
+        ours = logits_head(causal_lm)(backbone_states(causal_lm, sequences)).float()
     if not torch.allclose(ours, theirs, rtol=0.02, atol=0.02 * theirs.abs().max().item()):
         raise InputError(
             f"{type(causal_lm).__name__} does something between its head and its logits that is not known here, so what"

@@ -26,8 +26,10 @@ from hf_rlhf.models.adapters import (
     add_trainable_adapter,
     base_of,
     compute_in_base_dtype,
+    hub_folder,
     is_peft_model,
     load_adapter_weights,
+    read_adapter_weights,
     save_adapter,
     use_adapter,
 )
@@ -39,7 +41,6 @@ from hf_rlhf.types import Model, Sequences
 
 CriticKind = Literal["value_head", "adapter", "model"]
 CRITIC_FOLDER = "critic"
-ADAPTER_FILE = "adapter_model.safetensors"
 
 
 class ValueHeadCritic(nn.Module):
@@ -91,7 +92,7 @@ class AdapterCritic(ValueHeadCritic):
         self.head.save_pretrained(Path(folder) / CRITIC_FOLDER, critic=self.kind)
 
     def load_weights(self, policy: Model, folder: str | os.PathLike) -> None:
-        load_adapter_weights(policy, _existing(Path(folder) / CRITIC_FOLDER / ADAPTER_FILE), CRITIC)
+        load_adapter_weights(policy, Path(folder) / CRITIC_FOLDER, CRITIC)
         self.head.load_state_dict(ValueHead.from_pretrained(Path(folder) / CRITIC_FOLDER).state_dict())
 
 
@@ -127,7 +128,7 @@ class ModelCritic(ValueHeadCritic):
     def load_weights(self, policy: Model, folder: str | os.PathLike) -> None:
         folder = Path(folder) / CRITIC_FOLDER
         if is_peft_model(self.model):
-            load_adapter_weights(self.model, _existing(folder / ADAPTER_FILE), self.model.active_adapter)
+            load_adapter_weights(self.model, folder, self.model.active_adapter)
         else:
             load_full_weights(self.model, folder)
         self.head.load_state_dict(ValueHead.from_pretrained(folder).state_dict())
@@ -192,16 +193,9 @@ def saved_critics(folder: Path) -> list[str]:
 
 def run_folder(name_or_path: str) -> Path:
     """The local folder of what a run saved, its critic included; any other name as `adapter_folder` gives it."""
-    from huggingface_hub import hf_hub_download, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    if not os.path.isdir(name_or_path) and not name_or_path.startswith("embedded:"):
-        for facts_of_head in (CONFIG_NAME, f"{CRITIC_FOLDER}/{CONFIG_NAME}"):
-            try:
-                hf_hub_download(name_or_path, facts_of_head)
-                return Path(snapshot_download(name_or_path, ignore_patterns=["checkpoint-*"]))
-            except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError):
-                continue  # no critic there, or no Hub
+    for facts_of_head in (CONFIG_NAME, f"{CRITIC_FOLDER}/{CONFIG_NAME}"):
+        if folder := hub_folder(name_or_path, facts_of_head, ignore_patterns=["checkpoint-*"]):
+            return Path(folder)
     return Path(adapter_folder(name_or_path))
 
 
@@ -284,9 +278,7 @@ def _saved_classifier(folder: Path, dtype: torch.dtype) -> tuple[Model, ValueHea
 
 
 def _adapter_weights(folder: Path) -> dict[str, Tensor]:
-    from safetensors.torch import load_file
-
-    weights = load_file(_existing(folder / ADAPTER_FILE))
+    weights = read_adapter_weights(folder)
     return {key: tensor for key, tensor in weights.items() if not key.endswith(("score.weight", "score.bias"))}
 
 
@@ -323,9 +315,3 @@ def _trained_score(classifier: Model) -> Any:
     """The linear layer that scores."""
     layer = _score_layer(classifier)
     return layer.modules_to_save[classifier.active_adapter] if hasattr(layer, "modules_to_save") else layer
-
-
-def _existing(file: Path) -> Path:
-    if not file.is_file():
-        raise InputError(f"{file.parent}: no {file.name}; the critic of this run cannot be read from there")
-    return file

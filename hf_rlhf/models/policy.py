@@ -27,7 +27,7 @@ from hf_rlhf.models.adapters import (
     use_adapter,
 )
 from hf_rlhf.models.backbone import counted_ids, counted_states, disable_dropout, logits_head, state_width
-from hf_rlhf.models.critics import ADAPTER_FILE, Critic, ModelCritic, ValueHeadCritic
+from hf_rlhf.models.critics import Critic, ModelCritic, ValueHeadCritic
 from hf_rlhf.models.heads import ValueHead
 from hf_rlhf.models.load import load_full_weights, require_causal_lm
 from hf_rlhf.ops.logprobs import token_kl, token_logprobs
@@ -42,6 +42,7 @@ class PolicyOutput(NamedTuple):
     logprobs: Tensor  # (B, T) fp32
     values: Tensor | None = None  # (B, T) fp32, of the state before each token
     entropy: Tensor | None = None  # (B, T) fp32
+    reference_logprobs: Tensor | None = None  # (B, T) fp32, without gradient
     kl: Tensor | None = None  # (B, T) fp32, exact KL(policy || reference) over the vocabulary
     text_logprobs: Tensor | None = None  # (B', T') fp32, of the texts given besides
 
@@ -71,6 +72,7 @@ class PolicyWithValue(nn.Module):
         temperature: float = 1.0,
         values: bool = True,
         entropy: bool = False,
+        reference: bool = False,
         full_kl: bool = False,
         texts: Sequences | None = None,
     ) -> PolicyOutput:
@@ -79,60 +81,44 @@ class PolicyWithValue(nn.Module):
         Everything of one update goes through one call, since DDP counts calls: `texts` are sequences besides, scored
         by the policy at temperature 1.
         """
-        support = sequences.counted_support()
-        vocab_size = self.config.get_text_config().vocab_size
+        scoring = {
+            "temperature": temperature,
+            "support": sequences.counted_support(),
+            "vocab_size": self.config.get_text_config().vocab_size,
+        }
+        ids = counted_ids(sequences)
         with compute_in_base_dtype(self.model):
             hidden = counted_states(base_of(self.model), sequences)  # (N, H)
             head = logits_head(base_of(self.model))
-            scored = token_logprobs(
-                hidden,
-                counted_ids(sequences),
-                head,
-                temperature=temperature,
-                support=support,
-                entropy=entropy,
-                vocab_size=vocab_size,
-            )
-            kl = None
-            if full_kl:
-                with torch.no_grad(), self.reference() as reference:
-                    reference_hidden = counted_states(base_of(reference), sequences)
-                kl = token_kl(
-                    hidden,
-                    head,
-                    reference_hidden,
-                    self._reference_head,
-                    temperature=temperature,
-                    support=support,
-                    vocab_size=vocab_size,
-                )
+            scored = token_logprobs(hidden, ids, head, entropy=entropy, **scoring)
+            kl = of_reference = None
+            if reference or full_kl:
+                of_reference, reference_hidden = self._by_reference(sequences, ids, score=reference, **scoring)
+                if full_kl:
+                    kl = token_kl(hidden, head, reference_hidden, self._reference_head, **scoring)
             of_texts = None
             if texts is not None:
-                of_texts = token_logprobs(
-                    counted_states(base_of(self.model), texts), counted_ids(texts), head, vocab_size=vocab_size
-                )
+                states = counted_states(base_of(self.model), texts)
+                of_texts = token_logprobs(states, counted_ids(texts), head, vocab_size=scoring["vocab_size"]).logprobs
         of_states = self.critic(self.model, sequences, hidden) if values else None
         return PolicyOutput(
-            _as_columns(scored.logprobs, sequences),
-            None if of_states is None else _as_columns(of_states, sequences),
-            None if scored.entropy is None else _as_columns(scored.entropy, sequences),
-            None if kl is None else _as_columns(kl, sequences),
-            None if of_texts is None or texts is None else _as_columns(of_texts.logprobs, texts),
+            logprobs=_as_columns(scored.logprobs, sequences),
+            values=None if of_states is None else _as_columns(of_states, sequences),
+            entropy=None if scored.entropy is None else _as_columns(scored.entropy, sequences),
+            reference_logprobs=None if of_reference is None else _as_columns(of_reference, sequences),
+            kl=None if kl is None else _as_columns(kl, sequences),
+            text_logprobs=None if of_texts is None or texts is None else _as_columns(of_texts, texts),
         )
 
     @torch.no_grad()
-    def reference_logprobs(self, sequences: Sequences, *, temperature: float = 1.0) -> Tensor:
-        """Log-probabilities `(B, T)` of the counted tokens under the reference."""
+    def _by_reference(
+        self, sequences: Sequences, ids: Tensor, *, score: bool, **scoring: Any
+    ) -> tuple[Tensor | None, Tensor]:
+        """Log-probabilities `(N,)` of the counted tokens under the reference, if wanted, and its states `(N, H)`."""
         with self.reference() as model:
-            scored = token_logprobs(
-                counted_states(base_of(model), sequences),
-                counted_ids(sequences),
-                logits_head(base_of(model)),
-                temperature=temperature,
-                support=sequences.counted_support(),
-                vocab_size=self.config.get_text_config().vocab_size,
-            )
-        return _as_columns(scored.logprobs, sequences)
+            hidden = counted_states(base_of(model), sequences)
+            scored = token_logprobs(hidden, ids, logits_head(base_of(model)), **scoring).logprobs if score else None
+        return scored, hidden
 
     @contextmanager
     def reference(self) -> Iterator[Model]:
@@ -173,11 +159,6 @@ class PolicyWithValue(nn.Module):
         return [
             parameter for parameter in self.parameters() if parameter.requires_grad and id(parameter) not in critics
         ]
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The dtype in which the backbone computes."""
-        return base_of(self.model).dtype
 
     def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict | None = None, **kwargs: Any) -> None:
         """Recompute activations in the backward pass; called by `transformers.Trainer`."""
@@ -263,10 +244,8 @@ class PolicyWithValue(nn.Module):
 def _load_into(model: Model, folder: str | os.PathLike, adapter: str | None = None) -> None:
     if adapter is None:
         load_full_weights(model, folder)
-    elif (file := Path(folder) / ADAPTER_FILE).is_file():
-        load_adapter_weights(model, file, adapter)
     else:
-        raise InputError(f"{folder}: no {file.name} to resume from")
+        load_adapter_weights(model, folder, adapter)
 
 
 def _as_columns(flat: Tensor, sequences: Sequences) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from hf_rlhf.errors import InputError
 from hf_rlhf.models.adapters import (
+    ADAPTER_FILE,
     REWARD,
     adapter_base,
     adapter_folder,
@@ -20,6 +21,7 @@ from hf_rlhf.models.adapters import (
     compute_in_base_dtype,
     is_peft_model,
     load_frozen_adapter,
+    read_adapter_weights,
     use_adapter,
 )
 from hf_rlhf.models.load import load_sequence_classifier, load_tokenizer, resolve_model
@@ -155,14 +157,11 @@ def load_classifier(name_or_path: str, dtype, **kwargs: Any) -> Model:
 
 def score_head(folder: str | os.PathLike) -> Tensor:
     """The score weight `(1, H)` in fp32 from a reward adapter's file."""
-    from safetensors.torch import load_file
-
-    file = Path(folder) / "adapter_model.safetensors"
-    weights = load_file(file) if file.is_file() else {}
+    weights = read_adapter_weights(folder)
     heads = [tensor for key, tensor in weights.items() if key.endswith(("score.weight", "classifier.weight"))]
     if len(heads) != 1:
         raise InputError(
-            f"reward adapter {str(folder)!r} has no trained score head in adapter_model.safetensors\n"
+            f"reward adapter {str(folder)!r} has no trained score head in {ADAPTER_FILE}\n"
             'Train it with `hf-rlhf reward`, or with modules_to_save=["score"] in its LoraConfig.'
         )
     if len(heads[0]) != 1:

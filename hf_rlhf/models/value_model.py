@@ -7,7 +7,7 @@ import torch
 
 from hf_rlhf.data.prompts import prompt_rows
 from hf_rlhf.errors import InputError
-from hf_rlhf.models.adapters import CRITIC, POLICY, adapter_base, base_of, compute_in_base_dtype
+from hf_rlhf.models.adapters import CRITIC, POLICY, adapter_base, base_of, compute_in_base_dtype, keep_modes
 from hf_rlhf.models.backbone import counted_states
 from hf_rlhf.models.critics import CRITIC_FOLDER, AdapterCritic, Critic, ModelCritic, ValueHeadCritic, run_folder
 from hf_rlhf.models.heads import WEIGHTS_NAME, ValueHead, critic_kind
@@ -34,11 +34,10 @@ class ValueModel:
         """The value of each prompt (text, messages or token ids): the score, KL penalty included, that is expected."""
         ids = [row["prompt_ids"] for row in prompt_rows(prompts, self.tokenizer)]
         device = next(self.critic.head.parameters()).device
-        modes = [(module, module.training) for part in (self.model, self.critic) for module in part.modules()]
-        self.model.eval()
-        self.critic.eval()
         values: list[float] = []
-        try:
+        with keep_modes(self.model, self.critic):
+            self.model.eval()
+            self.critic.eval()
             for start in range(0, len(ids), batch_size):
                 batch = ids[start : start + batch_size]
                 # The token after the prompt is a placeholder: the state before it is all that is read.
@@ -48,9 +47,6 @@ class ValueModel:
                     with compute_in_base_dtype(self.model):
                         hidden = counted_states(base_of(self.model), sequences)
                 values += self.critic(self.model, sequences, hidden).tolist()
-        finally:
-            for module, training in modes:
-                module.training = training
         return values
 
 

@@ -29,7 +29,6 @@ class ValueLoss(NamedTuple):
     """`loss`: scalar sum, differentiable. `stats`: scalar sums, without gradient.
 
     clip_fraction: tokens whose clipped error is the larger one, so that they give no gradient.
-    value, return, return_squared: V, R and R^2. error_squared: `(V - R)^2`, before clipping.
     """
 
     loss: Tensor
@@ -120,10 +119,6 @@ def clipped_value_loss(
 
     stats = {
         "clip_fraction": masked_sum((clipped_error_squared > error_squared).to(values.dtype), mask),
-        "value": masked_sum(values.detach(), mask),
-        "error_squared": masked_sum(error_squared.detach(), mask),
-        "return": masked_sum(returns, mask),
-        "return_squared": masked_sum(returns.square(), mask),
     }
     return ValueLoss(loss, stats)
 

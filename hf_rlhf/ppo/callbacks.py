@@ -1,6 +1,12 @@
 """How PPO's iterations fit into `transformers.Trainer`'s steps, and what a person sees of them."""
 
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
 from transformers import TrainerCallback
+
+from hf_rlhf.records import write_settings
 
 
 class IterationCallback(TrainerCallback):
@@ -27,6 +33,27 @@ class IterationCallback(TrainerCallback):
             if at_end:
                 self.pending[flag] = False
         return control
+
+
+class SettingsCallback(TrainerCallback):
+    """When training begins, print the sizes of an iteration; a run that does not resume writes its settings.
+
+    Args:
+        algebra: those sizes, in words.
+        folder: of the run.
+        settings: gives the dataclasses whose flags config.yaml is to hold.
+    """
+
+    def __init__(self, algebra: str, folder: Path, settings: Callable[[], Iterable[Any]]):
+        self.algebra = algebra
+        self.folder = folder
+        self.settings = settings
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if state.is_world_process_zero:
+            print(self.algebra)
+            if state.global_step == 0:
+                write_settings(self.folder, *self.settings())
 
 
 PPO_WATCHED = (

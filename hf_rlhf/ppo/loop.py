@@ -28,7 +28,6 @@ from hf_rlhf.records import (
     append_json_line,
     drop_rows_after,
     sample_rows,
-    write_settings,
 )
 from hf_rlhf.types import Trajectory
 
@@ -52,7 +51,6 @@ class IterationTrainer(Trainer):
     prompt_set: Any
     processing_class: Any
     settings: tuple[Any, ...] = ()  # what config.yaml holds; a recipe knows more than the trainer's arguments
-    _resuming = False
     loss_is_scaled_for_ga = True  # losses are divided once by the tokens of the whole minibatch
     _loop: OwnLoop | None = None
     _beginning = False  # an own loop is
@@ -112,7 +110,6 @@ class IterationTrainer(Trainer):
             iterations = -(-max_steps // self.args.updates_per_iteration)
         args = copy.copy(args)
         args.max_steps = iterations * self.args.updates_per_iteration
-        self._announce()
         return super().set_initial_training_values(args, dataloader)
 
     @property
@@ -151,9 +148,10 @@ class IterationTrainer(Trainer):
 
     def create_optimizer(self, model=None):
         """As in Trainer, with a learning rate of its own for the critic when one is set."""
-        if self.optimizer is not None or self.args.critic_learning_rate is None:
-            return super().create_optimizer(model)
+        given = self.optimizer is not None
         optimizer = super().create_optimizer(model)
+        if given or self.args.critic_learning_rate is None:
+            return optimizer
         critic = {id(parameter) for parameter in self.policy.critic_parameters()}
         for group in list(optimizer.param_groups):
             rest = [parameter for parameter in group["params"] if id(parameter) not in critic]
@@ -232,25 +230,17 @@ class IterationTrainer(Trainer):
     # Records
 
     def train(self, *args, **kwargs):
-        """As `Trainer.train`; prints the batch algebra and writes config.yaml and versions.json first."""
+        """As `Trainer.train`."""
         if self.prompt_set is None:
             raise InputError("train() needs a train_dataset; without one, own the loop with generate() and step()")
-        resuming = (args[0] if args else kwargs.get("resume_from_checkpoint")) not in (None, False)
-        if resuming and self.is_deepspeed_enabled:
+        checkpoint = args[0] if args else kwargs.get("resume_from_checkpoint")
+        if checkpoint and self.is_deepspeed_enabled:
             raise InputError(
                 "a PPO run under DeepSpeed cannot be resumed: its loader knows nothing of PPO's state; use DDP"
             )
-        self._resuming = resuming
         if self._loop is not None:
             raise InputError("this trainer's loop is the user's since the first step(); make another one for train()")
         return super().train(*args, **kwargs)
-
-    def _announce(self) -> None:
-        """Print the sizes of an iteration and write config.yaml and versions.json, once all is known to fit together."""
-        if self.is_world_process_zero():
-            print(self.args.batch_algebra())
-            if not self._resuming:
-                write_settings(self.folder, *(self.settings or (self.args,)))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log to trackers and metrics.jsonl. At the end of an iteration, everything known about it is added."""

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset, IterableDataset
+from torch import Tensor
 
 from hf_rlhf.distributed import take_share
 from hf_rlhf.errors import InputError
@@ -23,26 +24,46 @@ def prompt_stream(
     return ShuffledPrompts(dataset, batch_size, seed)
 
 
-class ShuffledPrompts:
-    """Prompts of a loaded set, shuffled anew for each pass: a function of the seed and the iteration number."""
+class ShuffledRows:
+    """Rows of a loaded set, shuffled anew for each pass: a function of the seed and the number of the batch.
+
+    A batch may reach into the next pass and meet a row again; a set smaller than a batch gives rows repeatedly.
+    """
+
+    purpose: str  # sets apart the orders of two streams of one run
 
     def __init__(self, dataset: Dataset, batch_size: int, seed: int):
         self.dataset = dataset
         self.batch_size = batch_size
         self.seed = seed
 
-    @property
-    def num_rows(self) -> int:
-        """Rows of one pass."""
-        return len(self.dataset)
+    def rows(self, number: int) -> list[Row]:
+        """The rows of batch `number`, over all ranks."""
+        positions = range(number * self.batch_size, (number + 1) * self.batch_size)
+        length = len(self.dataset)
+        orders = {n: self._order(n) for n in range(positions[0] // length, positions[-1] // length + 1)}
+        return [self.dataset[int(orders[position // length][position % length])] for position in positions]
 
-    def rows(self, iteration: int) -> list[Row]:
-        """This rank's share of iteration `iteration`: prompts p of the batch with p % world_size equal to its rank.
+    def _order(self, number: int) -> Tensor:
+        """Every row number once, for pass `number`."""
+        generator = torch.Generator().manual_seed(row_seed(self.seed, self.purpose, number))
+        return torch.randperm(len(self.dataset), generator=generator)
 
-        An iteration may reach into the next pass and meet a row again.
-        """
-        numbers = shuffled_rows(self.num_rows, self.batch_size, iteration, seed=self.seed, purpose="prompts")
-        return [self.dataset[number] for number in take_share(numbers)]
+
+class ShuffledPrompts(ShuffledRows):
+    """The prompts of a loaded set, a batch for each iteration."""
+
+    purpose = "prompts"
+
+    def rows(self, number: int) -> list[Row]:
+        """This rank's share of iteration `number`: prompts p of the batch with p % world_size equal to its rank."""
+        return take_share(super().rows(number))
+
+
+class TextStream(ShuffledRows):
+    """The texts of PPO-ptx, a batch for each optimizer update, over all ranks."""
+
+    purpose = "ptx"
 
 
 class StreamedPrompts:
@@ -52,8 +73,6 @@ class StreamedPrompts:
     `dataset.shuffle(seed=...)` is shuffled anew for each pass; it needs a seed, or a resume meets another order.
     Every rank reads the whole stream and keeps its share: so all agree on the order without a word between them.
     """
-
-    num_rows = None  # unknown before the end of a pass
 
     def __init__(self, dataset: IterableDataset, batch_size: int):
         self.dataset = dataset
@@ -86,32 +105,3 @@ class StreamedPrompts:
                     f"pass {number + 1} over the streamed prompts gave no rows. Check the files and any filter; with "
                     'overlong_prompts="filter", raise max_prompt_length'
                 )
-
-
-class TextStream:
-    """Texts of PPO-ptx, shuffled anew for each pass: a function of the seed and the number of the optimizer update."""
-
-    def __init__(self, dataset: Dataset, batch_size: int, seed: int):
-        self.dataset = dataset
-        self.batch_size = batch_size
-        self.seed = seed
-
-    @property
-    def num_rows(self) -> int:
-        """Rows of one pass."""
-        return len(self.dataset)
-
-    def rows(self, update: int) -> list[Row]:
-        """The texts of optimizer update `update`, over all ranks. A set smaller than a batch gives rows repeatedly."""
-        numbers = shuffled_rows(self.num_rows, self.batch_size, update, seed=self.seed, purpose="ptx")
-        return [self.dataset[number] for number in numbers]
-
-
-def shuffled_rows(num_rows: int, batch_size: int, batch: int, *, seed: int, purpose: str) -> list[int]:
-    """Row numbers of batch number `batch` of an endless stream: every pass has each row once, in an order of its own."""
-    positions = range(batch * batch_size, (batch + 1) * batch_size)
-    orders = {
-        number: torch.randperm(num_rows, generator=torch.Generator().manual_seed(row_seed(seed, purpose, number)))
-        for number in range(positions[0] // num_rows, positions[-1] // num_rows + 1)
-    }
-    return [int(orders[position // num_rows][position % num_rows]) for position in positions]

@@ -4,7 +4,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from datasets import IterableDataset
+from torch import nn
 
+from hf_rlhf.data.language_modeling import prepare_texts
 from hf_rlhf.data.prompts import prepare_prompts
 from hf_rlhf.errors import InputError
 from hf_rlhf.models.adapters import POLICY, base_of, is_peft_model
@@ -36,6 +38,30 @@ def prepared_evaluation(dataset, tokenizer, args: PPOConfig, source: str = "eval
     if isinstance(dataset, Mapping):
         return {key: prepared_evaluation(value, tokenizer, args, key) for key, value in dataset.items()}
     return prepared_prompts(dataset, tokenizer, args, source)
+
+
+def prepared_texts(dataset, tokenizer, args: PPOConfig):
+    """The texts of PPO-ptx, when both they and their weight are given; None for neither."""
+    if (dataset is None) != (args.ptx_coef == 0):
+        raise InputError("ptx_dataset and ptx_coef belong together: give both, or neither")
+    if dataset is None:
+        return None
+    return prepare_texts(dataset, tokenizer, max_ptx_length=args.max_ptx_length, source="ptx_dataset")
+
+
+def require_roles_of_their_own(model, ref_model, value_model, reward_funcs) -> None:
+    """Raise `InputError` when one model object is given two roles: training one would freeze or change the other."""
+    rewards = reward_funcs if isinstance(reward_funcs, (list, tuple)) else [reward_funcs]
+    roles = {"model": model, "ref_model": ref_model, "value_model": value_model}
+    roles |= {f"reward_funcs[{number}]": reward for number, reward in enumerate(rewards)}
+    seen: dict[int, str] = {}
+    for role, given in roles.items():
+        if isinstance(given, nn.Module):
+            other = seen.setdefault(id(base_of(given)), role)
+            if other != role:
+                raise InputError(
+                    f"{other} and {role} are the same model; load it twice (copy.deepcopy), or leave one out"
+                )
 
 
 def build_policy(

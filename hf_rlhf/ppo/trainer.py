@@ -14,17 +14,16 @@ from torch import Tensor
 from transformers import TrainerCallback, set_seed
 from transformers.integrations import is_deepspeed_zero3_enabled
 
-from hf_rlhf.data.language_modeling import prepare_texts
 from hf_rlhf.data.prompts import prompt_rows, require_rows
 from hf_rlhf.distributed import gather_in_order, take_share
 from hf_rlhf.errors import InputError
-from hf_rlhf.models.adapters import base_of
+from hf_rlhf.models.adapters import base_of, keep_modes
 from hf_rlhf.models.backbone import require_known_head
 from hf_rlhf.models.load import load_tokenizer
 from hf_rlhf.models.policy import PolicyOutput
 from hf_rlhf.models.value_model import ValueModel
 from hf_rlhf.ops import FULL_KL, gae, kl_estimate, token_rewards, whiten
-from hf_rlhf.ppo.callbacks import PPO_WATCHED, IterationCallback
+from hf_rlhf.ppo.callbacks import PPO_WATCHED, IterationCallback, SettingsCallback
 from hf_rlhf.ppo.config import PPOConfig
 from hf_rlhf.ppo.experience import Experience, micro_batches, require_finite
 from hf_rlhf.ppo.guard import UpdateGuard
@@ -35,7 +34,14 @@ from hf_rlhf.ppo.metrics import evaluation_metrics, iteration_metrics, mean_sequ
 from hf_rlhf.ppo.own_loop import TokenRules, given_trajectories
 from hf_rlhf.ppo.prompts import TextStream, prompt_stream
 from hf_rlhf.ppo.scores import ScoreShaper
-from hf_rlhf.ppo.setup import build_policy, prepared_evaluation, prepared_prompts, require_positions
+from hf_rlhf.ppo.setup import (
+    build_policy,
+    prepared_evaluation,
+    prepared_prompts,
+    prepared_texts,
+    require_positions,
+    require_roles_of_their_own,
+)
 from hf_rlhf.progress import use_compact_progress
 from hf_rlhf.rewards.sources import RewardSource, resolve_rewards
 from hf_rlhf.rollout.collect import collect
@@ -100,9 +106,9 @@ class PPOTrainer(IterationTrainer):
         if self._num_prompts is not None:
             require_rows(self.prompt_set, args.rollout_batch_size, source="train_dataset", why=args.batch_algebra())
         eval_sets = prepared_evaluation(eval_dataset, processing_class, args)
-        texts = _texts(ptx_dataset, processing_class, args)
+        texts = prepared_texts(ptx_dataset, processing_class, args)
 
-        _require_roles_of_their_own(model, ref_model, value_model, reward_funcs)
+        require_roles_of_their_own(model, ref_model, value_model, reward_funcs)
         policy = build_policy(model, args, peft_config=peft_config, ref_model=ref_model, value_model=value_model)
         if texts is not None:
             require_positions(policy, texts)
@@ -143,6 +149,7 @@ class PPOTrainer(IterationTrainer):
         self.guard = UpdateGuard(args, self.iteration_log, self.policy.parameters)
         self._started: int | None = None  # the iteration begun last
         self._drawn = 0  # completions that `generate` sampled in it, over all ranks
+        self.add_callback(SettingsCallback(args.batch_algebra(), self.folder, lambda: self.settings or (args,)))
         self.add_callback(IterationCallback(args.updates_per_iteration, self.updates_per_pass))
         self.add_callback(self.guard)
         use_compact_progress(self, PPO_WATCHED)
@@ -201,28 +208,32 @@ class PPOTrainer(IterationTrainer):
     @torch.no_grad()
     def evaluate_policy(self, trajectories: list[Trajectory]) -> None:
         """Fill in log-probabilities, reference log-probabilities, KL, values and entropy by forward passes."""
-        estimator, temperature = self.args.kl_estimator, self.args.temperature
-        training = self.policy.training
-        self.policy.eval()
-        with self.iteration_log.timed("evaluate"):
+        estimator = self.args.kl_estimator
+        with self.iteration_log.timed("evaluate"), keep_modes(self.policy):
+            self.policy.eval()
             by_length = sorted(
                 trajectories, key=lambda trajectory: len(trajectory.prompt_ids) + len(trajectory.completion.ids)
             )
             for start in range(0, len(by_length), self.args.rollout_forward_batch_size):
                 batch = by_length[start : start + self.args.rollout_forward_batch_size]
                 sequences = Sequences.from_trajectories(batch).to(self.args.device)
-                full_kl = estimator == FULL_KL
-                policy = self.policy(sequences, temperature=temperature, entropy=True, full_kl=full_kl)
-                reference = self.policy.reference_logprobs(sequences, temperature=temperature)
-                kl = policy.kl if full_kl else kl_estimate(estimator, policy.logprobs, reference)
+                output = self.policy(
+                    sequences,
+                    temperature=self.args.temperature,
+                    entropy=True,
+                    reference=True,
+                    full_kl=estimator == FULL_KL,
+                )
+                kl = output.kl
+                if kl is None:
+                    kl = kl_estimate(estimator, output.logprobs, output.reference_logprobs)
                 for b, trajectory in enumerate(batch):
                     length = len(trajectory.completion.ids)
-                    trajectory.logprobs = policy.logprobs[b, :length].cpu()
-                    trajectory.reference_logprobs = reference[b, :length].cpu()
+                    trajectory.logprobs = output.logprobs[b, :length].cpu()
+                    trajectory.reference_logprobs = output.reference_logprobs[b, :length].cpu()
                     trajectory.kl = kl[b, :length].cpu()
-                    trajectory.values = policy.values[b, :length].cpu()
-                    trajectory.entropy = policy.entropy[b, :length].cpu()
-        self.policy.train(training)
+                    trajectory.values = output.values[b, :length].cpu()
+                    trajectory.entropy = output.entropy[b, :length].cpu()
         require_finite(trajectories)
 
     def advantages(self, experience: Experience) -> tuple[Tensor, Tensor]:
@@ -404,27 +415,3 @@ class PPOTrainer(IterationTrainer):
                 " make the policy that is trained another than the one that samples; the dtype of the model says how the"
                 ' base computes, and what is trained is fp32 (mixed_precision: "no")'
             )
-
-
-def _texts(dataset, tokenizer, args: PPOConfig):
-    """The texts of PPO-ptx, when both they and their weight are given."""
-    if (dataset is None) != (args.ptx_coef == 0):
-        raise InputError("ptx_dataset and ptx_coef belong together: give both, or neither")
-    if dataset is None:
-        return None
-    return prepare_texts(dataset, tokenizer, max_length=args.max_ptx_length, source="ptx_dataset")
-
-
-def _require_roles_of_their_own(model, ref_model, value_model, reward_funcs) -> None:
-    """Raise `InputError` when one model object is given two roles: training one would freeze or change the other."""
-    rewards = reward_funcs if isinstance(reward_funcs, (list, tuple)) else [reward_funcs]
-    roles = {"model": model, "ref_model": ref_model, "value_model": value_model}
-    roles |= {f"reward_funcs[{number}]": reward for number, reward in enumerate(rewards)}
-    seen: dict[int, str] = {}
-    for role, given in roles.items():
-        if isinstance(given, torch.nn.Module):
-            other = seen.setdefault(id(base_of(given)), role)
-            if other != role:
-                raise InputError(
-                    f"{other} and {role} are the same model; load it twice (copy.deepcopy), or leave one out"
-                )

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from hf_rlhf.data.files import load_rows
 from hf_rlhf.errors import InputError
@@ -39,6 +40,14 @@ def resume_point(training) -> str | None:
     if not Path(wanted).is_dir():
         raise InputError(f"resume_from_checkpoint={wanted!r} is no folder; give a checkpoint, or `last`")
     return wanted
+
+
+def end_run(trainer: Any) -> None:
+    """Close what the launcher opened; the last call of a recipe, after which the trainer is of no more use."""
+    # A process group that is left open can abort the interpreter's exit, and it stays open as long as DDP holds it.
+    trainer.accelerator.free_memory()
+    trainer.model_wrapped = trainer.model
+    trainer.accelerator.end_training()
 
 
 def load_split(data: DataArguments, *, evaluation: bool = False):

@@ -17,13 +17,14 @@ from hf_rlhf.ppo.trainer import PPOTrainer
 from hf_rlhf.recipes.arguments import ModelArguments, PPOArguments, peft_config, require_fresh_folder
 from hf_rlhf.recipes.common import (
     RunResult,
+    end_run,
     load_model_and_tokenizer,
     load_split,
     output_folder,
     resume_point,
     wants_evaluation,
 )
-from hf_rlhf.records import METRICS_FILE, read_json_lines
+from hf_rlhf.records import METRICS_FILE, iteration_rows
 from hf_rlhf.rewards.contract import RewardFunction
 
 logger = logging.getLogger(__name__)
@@ -68,10 +69,7 @@ def train_ppo(script: PPOArguments, training: PPOConfig, model: ModelArguments, 
         _write_card(folder, script, training, model, metrics)
         if training.push_to_hub:
             push_folder(folder, training.hub_model_id, private=training.hub_private_repo, token=training.hub_token)
-    # A process group that is left open can abort the interpreter's exit, and it stays open as long as DDP holds it.
-    trainer.accelerator.free_memory()
-    trainer.model_wrapped = trainer.model
-    trainer.accelerator.end_training()
+    end_run(trainer)
     return RunResult(folder, metrics)
 
 
@@ -118,7 +116,7 @@ def _write_card(folder: Path, script: PPOArguments, training: PPOConfig, model: 
     from hf_rlhf.evaluation.plots import plot_training
     from hf_rlhf.hub.model_card import policy_card
 
-    rows = [row for row in read_json_lines(folder / METRICS_FILE) if "iteration" in row]
+    rows = iteration_rows(folder)
     curves = None
     try:
         curves = plot_training(rows, folder / "curves.png")

@@ -32,12 +32,11 @@ from hf_rlhf.recipes.quickstart_results import (
     RESULTS_FILE,
     examples,
     headline,
-    iterations,
     table,
     write_results,
 )
 from hf_rlhf.recipes.stages import run_stage
-from hf_rlhf.records import append_json_line, read_json_lines
+from hf_rlhf.records import append_json_line, iteration_rows, read_json_lines
 from hf_rlhf.reward_modeling.training import adapters_in_base_dtype, make_reward_trainer, save_trained
 from hf_rlhf.rewards.learned import LearnedReward
 from hf_rlhf.rollout.collect import collect
@@ -303,7 +302,7 @@ def _outcome(folder: Path) -> str:
     if folder.name == REWARD_MODEL:
         accuracy = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
         return f"agrees with {accuracy['eval_accuracy']:.0%} of {accuracy['eval_rows']:.0f} held-out preferences"
-    rows = iterations(folder)
+    rows = iteration_rows(folder)
     return f"reward {rows[0]['reward']:.2f} -> {rows[-1]['reward']:.2f} in {len(rows)} iterations"
 
 

@@ -10,7 +10,7 @@ from hf_rlhf.evaluation.metrics import BeforeAfter
 from hf_rlhf.evaluation.report import ReportFigure, SamplePair, write_report
 from hf_rlhf.hub.model_card import policy_card
 from hf_rlhf.models.load import EMBEDDED_MODEL, public_name
-from hf_rlhf.records import METRICS_FILE, read_json_lines
+from hf_rlhf.records import iteration_rows
 
 RESULTS_FILE, REPORT_FILE = "results.json", "report.html"
 
@@ -62,11 +62,6 @@ def _as_shown(trajectory) -> str:
     return trajectory.text.strip() + ("" if trajectory.completion.stopped else " …")
 
 
-def iterations(folder: Path) -> list[dict[str, Any]]:
-    """The metrics of each PPO iteration of the run in `folder`."""
-    return [row for row in read_json_lines(folder / METRICS_FILE) if "iteration" in row]
-
-
 def write_results(
     root: Path,
     comparison: Comparison,
@@ -98,22 +93,11 @@ def write_results(
     (root / "samples.jsonl").write_text(
         "".join(json.dumps(asdict(sample), ensure_ascii=False) + "\n" for sample in samples), encoding="utf-8"
     )
-    curves = plot_training(iterations(policy), policy / "curves.png")
+    curves = plot_training(iteration_rows(policy), policy / "curves.png")
     scores = plot_score_histogram(
         comparison.before.judgements, comparison.after.judgements, root / "scores.png", label="annotator score"
     )
     load_code = _LOAD_CODE.format(folder=policy, system=system_message)
-    accuracy = json.loads((reward_model / "evaluation.json").read_text(encoding="utf-8"))
-    notes = (
-        f"Both models got the same system message, {system_message!r}, and the same random numbers. Part of the gain is that"
-        f" replies now end within {settings['max_completion_length']} tokens.",
-        f"The reward model agrees with {accuracy['eval_accuracy']:.0%} of {accuracy['eval_rows']:.0f} held-out preferences"
-        f" (95% interval {accuracy['eval_accuracy_low']:.0%} to {accuracy['eval_accuracy_high']:.0%}).",
-        "The annotator is a program that counts warm words in short, finished, non-repeating replies; it knows nothing"
-        " of truth, and neither does what was learned from it.",
-        "PPO trained against the reward model, not against the annotator: where their scores part, the reward model was"
-        " exploited.",
-    )
     write_report(
         root / REPORT_FILE,
         title="A language model learns to be brief and cheerful",
@@ -126,24 +110,40 @@ def write_results(
         samples=samples,
         settings=settings,
         load_code=load_code,
-        notes=notes,
+        notes=_notes(reward_model, settings, system_message),
     )
+    base = settings["model_name_or_path"]
     card = policy_card(
         model_id=str(policy),
-        base_model=public_name(settings["model_name_or_path"]),
-        license="apache-2.0" if settings["model_name_or_path"] == EMBEDDED_MODEL else None,
+        base_model=public_name(base),
+        license="apache-2.0" if base == EMBEDDED_MODEL else None,
         description="A small language model that learned, from simulated feedback alone, to reply briefly and cheerfully.",
         headline=title,
         results=rows,
         settings=settings,
         samples=samples[:5],
-        curve_image="curves.png",
+        curve_image=curves.name,
         reward_model=str(reward_model),
         usage=load_code,
         demonstration=True,
         simulated_annotator=True,
     )
     (policy / "README.md").write_text(card, encoding="utf-8")
+
+
+def _notes(reward_model: Path, settings: dict[str, Any], system_message: str) -> list[str]:
+    """What a reader has to know to judge the result."""
+    accuracy = json.loads((reward_model / "evaluation.json").read_text(encoding="utf-8"))
+    return [
+        f"Both models got the same system message, {system_message!r}, and the same random numbers. Part of the gain is that"
+        f" replies now end within {settings['max_completion_length']} tokens.",
+        f"The reward model agrees with {accuracy['eval_accuracy']:.0%} of {accuracy['eval_rows']:.0f} held-out preferences"
+        f" (95% interval {accuracy['eval_accuracy_low']:.0%} to {accuracy['eval_accuracy_high']:.0%}).",
+        "The annotator is a program that counts warm words in short, finished, non-repeating replies; it knows nothing"
+        " of truth, and neither does what was learned from it.",
+        "PPO trained against the reward model, not against the annotator: where their scores part, the reward model was"
+        " exploited.",
+    ]
 
 
 _LOAD_CODE = """from peft import AutoPeftModelForCausalLM

@@ -22,7 +22,7 @@ from hf_rlhf.recipes.arguments import (
     peft_config,
     require_fresh_folder,
 )
-from hf_rlhf.recipes.common import RunResult, load_split, output_folder, resume_point, wants_evaluation
+from hf_rlhf.recipes.common import RunResult, end_run, load_split, output_folder, resume_point, wants_evaluation
 from hf_rlhf.records import append_json_line, write_settings
 from hf_rlhf.reward_modeling.training import (
     adapters_in_base_dtype,
@@ -65,18 +65,18 @@ def train_reward_model(script: RewardArguments, training: RewardTrainingArgument
         trainer.train(resume_from_checkpoint=checkpoint)
     folder = output_folder(training)
     save_trained(trainer, folder)
-    if not trainer.is_world_process_zero():
-        return RunResult(folder)
-
-    write_settings(folder, training, model, script)
-    for row in trainer.state.log_history:
-        append_json_line(folder / "metrics.jsonl", row)
-    trained = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)  # without Trainer's autocast
-    metrics = _reload_and_evaluate(trained, folder, train_set, eval_set, script, training, model)
-    (folder / RESULT_FILE).write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
-    _write_card(folder, script, training, model, metrics)
-    if training.push_to_hub:
-        push_folder(folder, training.hub_model_id, private=training.hub_private_repo, token=training.hub_token)
+    metrics = {}
+    if trainer.is_world_process_zero():
+        write_settings(folder, training, model, script)
+        for row in trainer.state.log_history:
+            append_json_line(folder / "metrics.jsonl", row)
+        trained = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)  # without Trainer's autocast
+        metrics = _reload_and_evaluate(trained, folder, train_set, eval_set, script, training, model)
+        (folder / RESULT_FILE).write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+        _write_card(folder, script, training, model, metrics)
+        if training.push_to_hub:
+            push_folder(folder, training.hub_model_id, private=training.hub_private_repo, token=training.hub_token)
+    end_run(trainer)
     return RunResult(folder, metrics)
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from hf_rlhf.errors import InputError
-from hf_rlhf.models.adapters import base_of, compute_in_base_dtype
+from hf_rlhf.models.adapters import base_of, compute_in_base_dtype, keep_modes
 from hf_rlhf.rollout.sampling import Sampling, uniform_draws
 from hf_rlhf.types import Completion, Model
 
@@ -39,15 +39,12 @@ class TransformersEngine:
         by_length = sorted(range(len(prompts)), key=lambda b: len(prompts[b]))
         size = self.batch_size or max(len(prompts), 1)
         completions: dict[int, Completion] = {}
-        training = self.model.training
-        self.model.eval()
-        try:
+        with keep_modes(self.model):
+            self.model.eval()
             for start in range(0, len(prompts), size):
                 rows = by_length[start : start + size]
                 batch = self._generate_batch([prompts[b] for b in rows], sampling, [seeds[b] for b in rows])
                 completions.update(zip(rows, batch, strict=True))
-        finally:
-            self.model.train(training)
         return [completions[b] for b in range(len(prompts))]
 
     def _generate_batch(self, prompts: list[Sequence[int]], sampling: Sampling, seeds: list[int]) -> list[Completion]:

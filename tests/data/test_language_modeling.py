@@ -15,8 +15,10 @@ def assistant(content):
     return {"role": "assistant", "content": content}
 
 
-def prepare(tokenizer, rows, max_length=16):
-    return prepare_texts(datasets.Dataset.from_list(rows), tokenizer, max_length=max_length, source="texts.jsonl")
+def prepare(tokenizer, rows, max_ptx_length=16):
+    return prepare_texts(
+        datasets.Dataset.from_list(rows), tokenizer, max_ptx_length=max_ptx_length, source="texts.jsonl"
+    )
 
 
 def error_of(tokenizer, rows, **options):
@@ -117,17 +119,17 @@ def test_the_tokens_that_count_are_those_of_trl(word_tokenizer, tmp_path):
 
 def test_long_texts_keep_their_first_tokens_aloud(word_tokenizer, caplog):
     with caplog.at_level(logging.WARNING, logger="hf_rlhf"):
-        dataset = prepare(word_tokenizer, [{"text": "the sky is blue"}, {"text": "why"}], max_length=3)
+        dataset = prepare(word_tokenizer, [{"text": "the sky is blue"}, {"text": "why"}], max_ptx_length=3)
     assert words(word_tokenizer, dataset) == [("the", "sky is"), ("why", "<eos>")]
-    assert "texts.jsonl: 1 of 2 texts have more than max_length=3 tokens (the longest 5)" in caplog.text
+    assert "texts.jsonl: 1 of 2 texts have more than max_ptx_length=3 tokens (the longest 5)" in caplog.text
     assert len(caplog.records) == 1
 
 
 def test_a_prompt_that_fills_the_length_leaves_nothing_to_learn(word_tokenizer):
     rows = [{"prompt": "why", "completion": " blue"}, {"prompt": "what colour is", "completion": " blue"}]
-    message = error_of(word_tokenizer, rows, max_length=3)
-    assert "the prompt alone fills max_length=3 tokens in 1 row (1)" in message
-    assert "Raise max_length above 3" in message
+    message = error_of(word_tokenizer, rows, max_ptx_length=3)
+    assert "the prompt alone fills max_ptx_length=3 tokens in 1 row (1)" in message
+    assert "Raise max_ptx_length above 3" in message
     assert words(word_tokenizer, prepare(word_tokenizer, rows, 4))[1] == ("what colour is", "blue")
 
 
@@ -135,7 +137,7 @@ def test_a_text_of_one_token_leaves_nothing_to_learn(word_tokenizer):
     word_tokenizer.eos_token = None
     message = error_of(word_tokenizer, [{"text": "the sky"}, {"text": "why"}])
     assert "texts.jsonl: 1 row (1) have no token to learn" in message
-    assert "max_length=1 leaves nothing to learn" in error_of(word_tokenizer, [{"text": "why"}], max_length=1)
+    assert "max_ptx_length=1 leaves nothing to learn" in error_of(word_tokenizer, [{"text": "why"}], max_ptx_length=1)
 
 
 # --- bad rows ----------------------------------------------------------------------------------------------------
@@ -188,5 +190,5 @@ def test_a_template_that_rewrites_the_prompt_is_refused(word_tokenizer):
 def test_what_is_not_one_loaded_set_is_refused(word_tokenizer, wrong, part):
     with pytest.raises(InputError, match=part):
         prepare_texts(
-            wrong(datasets.Dataset.from_list([{"text": "why"}])), word_tokenizer, max_length=8, source="texts.jsonl"
+            wrong(datasets.Dataset.from_list([{"text": "why"}])), word_tokenizer, max_ptx_length=8, source="texts.jsonl"
         )

@@ -138,7 +138,10 @@ def test_a_critic_changes_nothing_that_the_policy_and_its_reference_say(places, 
     with torch.no_grad():
         for _ in range(2):  # the second time after the critic was at work
             assert torch.equal(policy(sequences).logprobs, plain(sequences).logprobs)
-            assert torch.equal(policy.reference_logprobs(sequences), plain.reference_logprobs(sequences))
+            assert torch.equal(
+                policy(sequences, reference=True).reference_logprobs,
+                plain(sequences, reference=True).reference_logprobs,
+            )
             nudge(policy.critic_parameters())
     assert policy.model.active_adapter == POLICY
     assert {name: module.training for name, module in policy.named_modules()} == modes

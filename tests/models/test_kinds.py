@@ -130,7 +130,7 @@ def assert_it_trains(folder, model, lora, *, rounding=1e-4, **config):
     """
     trainer = make_trainer(folder, model=model, lora=lora, reward=of_many_kinds, **config)
     policy, sequences = trainer.policy, make_sequences().to(trainer.args.device)
-    before, reference = snapshot(policy), policy.reference_logprobs(sequences)
+    before, reference = snapshot(policy), policy(sequences, reference=True).reference_logprobs
     trainer.train()
     first, second = [row for row in metrics_of(folder) if "iteration" in row]
     assert first["objective/kl"] == 0
@@ -140,7 +140,7 @@ def assert_it_trains(folder, model, lora, *, rounding=1e-4, **config):
         assert row["sampling/logp_gap"] < rounding
     for name, parameter in policy.named_parameters():
         assert torch.equal(parameter, before[name]) != parameter.requires_grad, name
-    assert torch.equal(policy.reference_logprobs(sequences), reference)
+    assert torch.equal(policy(sequences, reference=True).reference_logprobs, reference)
     return trainer
 
 

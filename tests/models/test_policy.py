@@ -51,7 +51,7 @@ def test_logprobs_values_and_entropy_are_those_of_full_logits_without_padding(ki
 def test_at_the_start_the_reference_says_exactly_what_the_policy_says(kind):
     policy, sequences = make_policy(kind), make_sequences()
     with torch.no_grad():
-        logprobs, reference = policy(sequences).logprobs, policy.reference_logprobs(sequences)
+        logprobs, reference = policy(sequences).logprobs, policy(sequences, reference=True).reference_logprobs
     assert torch.equal(logprobs, reference)
     assert logprobs[sequences.mask].min() < -1
 
@@ -60,10 +60,10 @@ def test_at_the_start_the_reference_says_exactly_what_the_policy_says(kind):
 def test_the_reference_stays_when_the_policy_moves(kind):
     policy, sequences = make_policy(kind), make_sequences()
     with torch.no_grad():
-        start = policy.reference_logprobs(sequences)
+        start = policy(sequences, reference=True).reference_logprobs
     perturb(policy.model, only="model" if kind == "full" else f".{POLICY}.")
     with torch.no_grad():
-        moved, reference = policy(sequences), policy.reference_logprobs(sequences)
+        moved, reference = policy(sequences), policy(sequences, reference=True).reference_logprobs
     assert torch.equal(reference, start)
     assert (moved.logprobs - start).abs().max() > 1e-2
 
@@ -72,7 +72,7 @@ def test_the_reference_of_an_adapter_is_that_adapter_and_not_the_raw_base():
     policy, sequences = make_policy("adapter"), make_sequences()
     raw = naive(make_model(make_tokenizer()), sequences)[0]
     with torch.no_grad():
-        reference = policy.reference_logprobs(sequences)
+        reference = policy(sequences, reference=True).reference_logprobs
     assert (reference - raw).abs().max() > 1e-2
 
 
@@ -80,7 +80,7 @@ def test_a_reference_of_its_own_is_used():
     other = make_model(make_tokenizer(), seed=5)
     policy, sequences = make_policy("lora", ref_model=copy.deepcopy(other)), make_sequences()
     with torch.no_grad():
-        reference = policy.reference_logprobs(sequences)
+        reference = policy(sequences, reference=True).reference_logprobs
     torch.testing.assert_close(reference, naive(other, sequences)[0], rtol=1e-5, atol=1e-5)
 
 
@@ -88,7 +88,7 @@ def test_a_reference_of_its_own_is_used():
 def test_the_reference_is_frozen_and_its_pass_needs_no_gradient(kind):
     policy, sequences = make_policy(kind), make_sequences()
     before = {name: parameter.requires_grad for name, parameter in policy.named_parameters()}
-    assert not policy.reference_logprobs(sequences).requires_grad
+    assert not policy(sequences, reference=True).reference_logprobs.requires_grad
     assert {name: parameter.requires_grad for name, parameter in policy.named_parameters()} == before
     wanted = ("critic", "") if kind == "full" else ("critic", f".{POLICY}.")
     for name, needed in before.items():
@@ -100,9 +100,9 @@ def test_the_reference_has_no_dropout_while_the_policy_trains(kind):
     model = make_model(make_tokenizer(), attention_dropout=0.5)
     policy, sequences = make_policy(kind, model=model), make_sequences()
     with torch.no_grad():
-        quiet = policy.reference_logprobs(sequences)
+        quiet = policy(sequences, reference=True).reference_logprobs
         policy.train()
-        assert torch.equal(policy.reference_logprobs(sequences), quiet)
+        assert torch.equal(policy(sequences, reference=True).reference_logprobs, quiet)
         assert not torch.equal(policy(sequences).logprobs, quiet)
 
 
@@ -126,8 +126,8 @@ def test_padding_changes_nothing(extra, padding_id):
     padded = make_sequences(extra_padding=extra, padding_id=padding_id)
     width = plain.mask.shape[1]
     with torch.no_grad():
-        wanted_output, output = policy(plain, entropy=True, full_kl=True), policy(padded, entropy=True, full_kl=True)
-        for wanted, actual in zip(wanted_output[:4], output[:4], strict=True):
+        everything = {"entropy": True, "reference": True, "full_kl": True}
+        for wanted, actual in zip(policy(plain, **everything)[:5], policy(padded, **everything)[:5], strict=True):
             torch.testing.assert_close(actual[:, :width], wanted, rtol=1e-6, atol=1e-6)
             assert not actual[:, width:].any()
 
@@ -315,7 +315,7 @@ def test_a_peft_model_read_from_disk_trains(trainable, tmp_path):
     start = PeftModel.from_pretrained(make_model(make_tokenizer()), tmp_path, is_trainable=trainable)
     policy, sequences = PolicyWithValue(wrap_policy(start)), make_sequences()
     output = policy(sequences)
-    assert torch.equal(output.logprobs, policy.reference_logprobs(sequences))
+    assert torch.equal(output.logprobs, policy(sequences, reference=True).reference_logprobs)
     output.logprobs.sum().backward()
     with_gradient = {name for name, parameter in policy.named_parameters() if parameter.grad is not None}
     assert with_gradient

@@ -187,13 +187,7 @@ def test_value_loss_by_hand():
     values, (loss, stats) = value_loss_of([3.0, -3.0, 0.5], [0.0, 0.0, 0.0], [4.0, 4.0, 4.0], 1.0)
     assert loss.item() == pytest.approx(0.5 * (9 + 49 + 12.25))
     assert gradient(loss, values) == pytest.approx([0, -7, -3.5])
-    assert numbers(stats) == {
-        "clip_fraction": 1,
-        "value": 0.5,
-        "error_squared": 1 + 49 + 12.25,
-        "return": 12,
-        "return_squared": 48,
-    }
+    assert numbers(stats) == {"clip_fraction": 1}
 
 
 def test_values_are_clipped_around_the_old_values():
@@ -226,7 +220,7 @@ def test_value_loss_never_sees_what_does_not_count(rubbish):
     values, (loss, stats) = value_loss_of([3.0, rubbish], [0.0, rubbish], [4.0, rubbish], 1.0, mask=[True, False])
     assert loss.item() == pytest.approx(4.5)
     assert gradient(loss, values) == [0, 0]
-    assert numbers(stats) == {"clip_fraction": 1, "value": 3, "error_squared": 1, "return": 4, "return_squared": 16}
+    assert numbers(stats) == {"clip_fraction": 1}
 
 
 def test_gradient_flows_into_the_new_values_only():

@@ -87,7 +87,7 @@ def test_a_reward_model_on_the_same_base_goes_with_every_critic(places, tmp_path
 def test_a_critic_on_a_bf16_base_trains_in_fp32(places, tmp_path, critic):
     trainer = make_critic_trainer(tmp_path / "run", places, dtype="bfloat16", **CRITICS[critic](places))
     before, trained = snapshot(trainer.policy), trainer.policy.critic_parameters() + trainer.policy.policy_parameters()
-    assert trainer.policy.dtype == torch.bfloat16
+    assert trainer.policy.model.dtype == torch.bfloat16
     assert all(parameter.dtype == torch.float32 for parameter in trained)
     trainer.train()
     names = {name for name, p in trainer.policy.named_parameters() if not torch.equal(p, before[name])}
