@@ -110,7 +110,7 @@ def main() -> None:
     results = []
     for number, name in enumerate(args.only):
         print(f"\n{number + 1}/{len(args.only)}  {name}", flush=True)
-        folder = args.output_dir / f"seed{args.seed}-{list(OPTIONS).index(name)}"
+        folder = args.output_dir / f"seed{args.seed} {name}"
         results.append(run(name, OPTIONS[name], args.source, folder, args.seed))
     (args.output_dir / "options.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     plot(results, args.output_dir / "options.png")

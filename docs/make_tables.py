@@ -7,6 +7,7 @@ from pathlib import Path
 
 from hf_rlhf.ppo.config import PPOConfig
 from hf_rlhf.ppo.metrics import METRICS
+from hf_rlhf.recipes.arguments import DataArguments, ModelArguments, PPOArguments
 
 DOCS = Path(__file__).parent
 
@@ -17,7 +18,8 @@ def metrics_page() -> str:
     return (
         "# Metrics of a PPO run\n\n"
         "Written to `metrics.jsonl` and to every tracker, once an iteration. A number that could not be computed is `null`\n"
-        "there, never 0. Numbers of an evaluation have the prefix `eval_`. What reward functions log by `log_metric` is\n"
+        "there, never 0. Rows of `samples.jsonl` have the same `iteration`. Besides, Trainer logs `step` (optimizer updates),\n"
+        "`epoch` and `learning_rate`, and the last row holds the times of the whole run. Numbers of an evaluation have the prefix `eval_`. What reward functions log by `log_metric` is\n"
         "added under the names they give.\n\n"
         f"| key | meaning |\n|---|---|\n{rows}\n"
     )
@@ -34,6 +36,16 @@ def flags_page() -> str:
             field = own.pop(match[1])
             tables.append(f"| `{field.name}` | `{field.default}` | {_cell(field.metadata['help'])} |")
     assert not own, f"flags without a heading: {sorted(own)}"
+    for title, classes in (("data and rewards", (PPOArguments, DataArguments)), ("models", (ModelArguments,))):
+        tables.append(f"\n## On the command line besides: {title}\n\n| flag | default | meaning |\n|---|---|---|")
+        tables += [
+            f"| `{field.name}` | `{field.default}` | {_cell(field.metadata['help'])} |"
+            for field in fields(classes[0])
+            if any(field.name in inspect.get_annotations(each) for each in classes)
+        ]
+    tables.append(
+        "\nand the other flags of trl's `ModelConfig`: `lora_r`, `lora_alpha`, `use_dora`, `load_in_4bit`, ..."
+    )
     return (
         "# Flags of PPO\n\n"
         "`PPOConfig` is a `transformers.TrainingArguments` with these flags besides, or with another default. They are keys\n"

@@ -22,7 +22,7 @@ class CompactProgress(ProgressCallback):
         bar = self.training_bar or self.prediction_bar
         parts = [f"{name} {logs[key]:.{digits}f}" for key, name, digits in self.watched if logs and key in logs]
         if state.is_world_process_zero and bar is not None and parts:
-            bar.write(f"update {state.global_step}: " + "  ".join(parts))
+            bar.write(f"update {state.global_step}/{state.max_steps}: " + "  ".join(parts))
 
 
 def use_compact_progress(trainer, watched: tuple[tuple[str, str, int], ...]) -> None:

@@ -19,6 +19,14 @@ _SECRET = re.compile(r"(^|_)(token|password|secret|api_key)$")
 _NOT_SECRET = ("eos_token", "pad_token", "bos_token")
 
 
+def held_by_another_run(folder: Path) -> str:
+    """The message for a folder that a new run would write into."""
+    return (
+        f"output_dir={str(folder)!r} holds a run already; choose another folder, remove this one, or go on with it"
+        " (resume_from_checkpoint)"
+    )
+
+
 def append_json_line(file: Path, row: Mapping[str, Any]) -> None:
     """Append one row. A NaN or infinity becomes null, which JSON has and 0 would hide; what JSON lacks becomes text."""
     with file.open("a", encoding="utf-8") as lines:
@@ -48,11 +56,10 @@ def drop_rows_after(file: Path, step: int) -> None:
         os.replace(scratch, file)
 
 
-def sample_rows(trajectories: Sequence[Trajectory], step: int, split: str, limit: int) -> list[dict[str, Any]]:
+def sample_rows(trajectories: Sequence[Trajectory], split: str, limit: int) -> list[dict[str, Any]]:
     """The first `limit` trajectories as rows of samples.jsonl."""
     return [
         {
-            "step": step,
             "split": split,
             "prompt": trajectory.prompt,
             "completion": trajectory.text,

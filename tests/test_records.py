@@ -7,7 +7,7 @@ from hf_rlhf.types import Completion, Trajectory
 def test_what_rewards_logged_is_part_of_a_sample_if_there_is_any():
     plain = Trajectory({"prompt": "p"}, [1], Completion([2], [0.0], True), "text")
     logged = Trajectory({"prompt": "p"}, [1], Completion([2], [0.0], True), "text", extra={"parsed": 7})
-    first, second = sample_rows([plain, logged], step=1, split="train", limit=2)
+    first, second = sample_rows([plain, logged], split="train", limit=2)
     assert "extra" not in first
     assert second["extra"] == {"parsed": 7}
 

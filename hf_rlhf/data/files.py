@@ -64,7 +64,7 @@ def _no_such_path(path: Path) -> str:
     message = f"{path}: no such file or folder (looked in {path.absolute().parent})"
     if not path.parent.is_dir():
         return f"{message}; the folder {path.parent} does not exist either. Check the path"
-    close = difflib.get_close_matches(path.name, [entry.name for entry in path.parent.iterdir()], n=1)
+    close = difflib.get_close_matches(path.name, [entry.name for entry in path.parent.iterdir()], n=1, cutoff=0.75)
     return message + (f'; did you mean "{path.parent / close[0]}"?' if close else ". Check the path")
 
 

@@ -78,6 +78,7 @@ def prompt_rows(
     """
     if len(prompts) == 0:
         raise InputError("no prompts were given")
+    prompts = [prompt.tolist() if hasattr(prompt, "tolist") else prompt for prompt in prompts]  # tensors of ids
     if _are_ids(prompts[0]):
         if bad := [row for row, ids in enumerate(prompts) if not _are_ids(ids, vocab_size=len(tokenizer))]:
             raise InputError(

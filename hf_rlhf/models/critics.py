@@ -34,7 +34,7 @@ from hf_rlhf.models.adapters import (
     use_adapter,
 )
 from hf_rlhf.models.backbone import counted_states, state_width
-from hf_rlhf.models.heads import CONFIG_NAME, WEIGHTS_NAME, ValueHead, critic_kind
+from hf_rlhf.models.heads import CONFIG_NAME, WEIGHTS_NAME, ValueHead, saved_facts
 from hf_rlhf.models.load import load_full_weights, load_sequence_classifier
 from hf_rlhf.models.reward_model import has_weights_of, load_classifier, require_reward_model, score_head
 from hf_rlhf.types import Model, Sequences
@@ -68,7 +68,10 @@ class ValueHeadCritic(nn.Module):
 
     def save_pretrained(self, policy: Model, folder: str | os.PathLike) -> None:
         """Write the critic below `folder`, where the policy is saved."""
-        self.head.save_pretrained(folder, critic=self.kind)
+        self._save_head(folder, policy)
+
+    def _save_head(self, folder: str | os.PathLike, model: Model) -> None:
+        self.head.save_pretrained(folder, critic=self.kind, dtype=str(base_of(model).dtype).removeprefix("torch."))
 
     def load_weights(self, policy: Model, folder: str | os.PathLike) -> None:
         """Replace the critic's weights by those that `save_pretrained` wrote below `folder`."""
@@ -89,7 +92,7 @@ class AdapterCritic(ValueHeadCritic):
 
     def save_pretrained(self, policy: Model, folder: str | os.PathLike) -> None:
         save_adapter(policy, CRITIC, Path(folder) / CRITIC_FOLDER)
-        self.head.save_pretrained(Path(folder) / CRITIC_FOLDER, critic=self.kind)
+        self._save_head(Path(folder) / CRITIC_FOLDER, policy)
 
     def load_weights(self, policy: Model, folder: str | os.PathLike) -> None:
         load_adapter_weights(policy, Path(folder) / CRITIC_FOLDER, CRITIC)
@@ -123,7 +126,7 @@ class ModelCritic(ValueHeadCritic):
             save_adapter(self.model, self.model.active_adapter, folder)
         else:
             self.model.save_pretrained(folder)
-        self.head.save_pretrained(folder, critic=self.kind)
+        self._save_head(folder, self.model)
 
     def load_weights(self, policy: Model, folder: str | os.PathLike) -> None:
         folder = Path(folder) / CRITIC_FOLDER
@@ -188,7 +191,9 @@ def build_critic(
 
 def saved_critics(folder: Path) -> list[str]:
     """The kinds of critic that a run left in `folder`: one, or none."""
-    return [critic_kind(place) for place in (folder, folder / CRITIC_FOLDER) if (place / WEIGHTS_NAME).is_file()]
+    return [
+        saved_facts(place)["critic"] for place in (folder, folder / CRITIC_FOLDER) if (place / WEIGHTS_NAME).is_file()
+    ]
 
 
 def run_folder(name_or_path: str) -> Path:

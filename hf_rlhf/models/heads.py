@@ -95,9 +95,8 @@ class ValueHead(nn.Module):
         return head
 
 
-def critic_kind(folder: str | os.PathLike) -> str:
-    """What kind of critic the head in `folder` belongs to."""
+def saved_facts(folder: str | os.PathLike) -> dict[str, Any]:
+    """What `save_pretrained` was told of the head in `folder`: `critic`, its kind, and `dtype`, of the model it reads."""
     file = Path(folder) / CONFIG_NAME
-    if not file.is_file():  # as old TRL's heads come
-        return "value_head"
-    return json.loads(file.read_text(encoding="utf-8")).get("critic", "value_head")
+    known = {"critic": "value_head", "dtype": "bfloat16"}  # old TRL's heads come without
+    return known | (json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {})

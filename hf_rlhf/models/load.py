@@ -4,13 +4,15 @@ import importlib.util
 import logging
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from hf_rlhf.errors import InputError
-from hf_rlhf.models.adapters import base_of
+from hf_rlhf.models.adapters import adapter_base, adapter_folder, base_of
 from hf_rlhf.types import Model
 
 EMBEDDED_MODEL = "embedded:smollm2-135m-instruct"
@@ -59,6 +61,32 @@ def load_causal_lm(name_or_path: str, *, dtype: str | torch.dtype = "bfloat16", 
             "Give a model that was trained to write text; a reward model belongs to the rewards."
         )
     return model
+
+
+def load_policy(
+    name_or_path: str,
+    *,
+    adds_adapter: bool,
+    dtype: str | torch.dtype = "bfloat16",
+    trainable: bool = False,
+    **kwargs: Any,
+):
+    """As `load_causal_lm`; the folder or Hub name of an adapter gives a `PeftModel` on its base.
+
+    Args:
+        name_or_path: where the policy starts.
+        adds_adapter: whether it will get a fresh adapter. A model that has none and gets none is trained as a whole, and
+            loaded in fp32: an update to a bf16 weight is mostly lost to rounding.
+        dtype: of a frozen base.
+        trainable: whether the adapter takes gradients; PPO makes a copy that does.
+    """
+    from peft import PeftModel
+
+    folder = adapter_folder(name_or_path)
+    base = adapter_base(folder)
+    if base is None:
+        return load_causal_lm(folder, dtype=dtype if adds_adapter else "float32", **kwargs)
+    return PeftModel.from_pretrained(load_causal_lm(base, dtype=dtype, **kwargs), folder, is_trainable=trainable)
 
 
 def require_causal_lm(model_or_config: Model, source: str) -> None:
@@ -121,7 +149,22 @@ def load_sequence_classifier(name_or_path: str, *, dtype: str | torch.dtype = "b
     """Load a model with one scalar head (`num_labels=1`), for training a reward model or as one."""
     from transformers import AutoModelForSequenceClassification
 
-    return _load(AutoModelForSequenceClassification, name_or_path, dtype=dtype, num_labels=1, **kwargs)
+    with _without_load_report():
+        return _load(AutoModelForSequenceClassification, name_or_path, dtype=dtype, num_labels=1, **kwargs)
+
+
+@contextmanager
+def _without_load_report() -> Iterator[None]:
+    """A score head that the weights lack is fresh on purpose, comes from an adapter, or is refused by name."""
+    loggers = [logging.getLogger(name) for name in ("transformers.modeling_utils", "transformers.utils.loading_report")]
+    levels = [each.level for each in loggers]
+    for each in loggers:
+        each.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for each, level in zip(loggers, levels, strict=True):
+            each.setLevel(level)
 
 
 def load_full_weights(model: Model, folder: str | os.PathLike) -> None:
@@ -140,6 +183,8 @@ def load_full_weights(model: Model, folder: str | os.PathLike) -> None:
 def load_tokenizer(name_or_path: str, *, distinct_padding: bool = True, **kwargs: Any):
     """Load a tokenizer whose padding token differs from its end token wherever the vocabulary allows it.
 
+    The folder of an adapter that was saved without a tokenizer gives that of its base.
+
     With `distinct_padding=False` a padding token that is there stays as it is: a trained reward model has learned where
     its text ends by it.
 
@@ -148,6 +193,8 @@ def load_tokenizer(name_or_path: str, *, distinct_padding: bool = True, **kwargs
     """
     from transformers import AutoTokenizer
 
+    if not (Path(name_or_path) / "tokenizer_config.json").is_file():
+        name_or_path = adapter_base(name_or_path) or name_or_path
     folder = resolve_model(name_or_path)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, **kwargs)

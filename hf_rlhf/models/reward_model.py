@@ -86,9 +86,7 @@ def load_reward_model(
     _require_there(name_or_path)
     name_or_path = adapter_folder(name_or_path)
     base = adapter_base(name_or_path)
-    tokenizer = load_tokenizer(
-        name_or_path if _has_tokenizer(name_or_path) else (base or name_or_path), distinct_padding=False
-    )
+    tokenizer = load_tokenizer(name_or_path, distinct_padding=False)
     if base is None:
         return SeparateRewardModel(load_classifier(name_or_path, dtype, **kwargs)), tokenizer
     score_head(name_or_path)
@@ -108,8 +106,10 @@ def _require_there(name_or_path: str) -> None:
         return
     if path.is_absolute() or path.parent.is_dir() or name_or_path.count("/") != 1:
         beside = [folder.name for folder in path.parent.iterdir() if folder.is_dir()] if path.parent.is_dir() else []
-        close = difflib.get_close_matches(path.name, beside, n=1)
+        close = difflib.get_close_matches(path.name, beside, n=1, cutoff=0.75)
         hint = f"; did you mean {str(path.parent / close[0])!r}?" if close else ""
+        if not hint and path.name == name_or_path:
+            hint = "; a function is named module:name or file.py:name"
         raise InputError(f"reward model {name_or_path!r}: there is no such folder{hint}")
 
 
@@ -167,10 +167,6 @@ def score_head(folder: str | os.PathLike) -> Tensor:
     if len(heads[0]) != 1:
         raise InputError(f"reward adapter {str(folder)!r} has {len(heads[0])} labels; a reward model has one")
     return heads[0].float()
-
-
-def _has_tokenizer(name_or_path: str) -> bool:
-    return not os.path.isdir(name_or_path) or (Path(name_or_path) / "tokenizer_config.json").is_file()
 
 
 def _same_model(one: str, other: str) -> bool:

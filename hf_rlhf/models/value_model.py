@@ -10,7 +10,7 @@ from hf_rlhf.errors import InputError
 from hf_rlhf.models.adapters import CRITIC, POLICY, adapter_base, base_of, compute_in_base_dtype, keep_modes
 from hf_rlhf.models.backbone import counted_states
 from hf_rlhf.models.critics import CRITIC_FOLDER, AdapterCritic, Critic, ModelCritic, ValueHeadCritic, run_folder
-from hf_rlhf.models.heads import WEIGHTS_NAME, ValueHead, critic_kind
+from hf_rlhf.models.heads import WEIGHTS_NAME, ValueHead, saved_facts
 from hf_rlhf.models.load import load_causal_lm, load_sequence_classifier, load_tokenizer
 from hf_rlhf.types import Model, Prompt, Sequences
 
@@ -50,21 +50,24 @@ class ValueModel:
         return values
 
 
-def load_value_model(name_or_path: str, *, dtype: str = "bfloat16") -> ValueModel:
+def load_value_model(name_or_path: str, *, dtype: str | None = None) -> ValueModel:
     """Load the critic that a PPO run saved beside its policy; the folder or Hub name is the policy's.
+
+    The model is loaded in the dtype in which it was trained, unless `dtype` is another.
 
     Raises `InputError` when there is none.
     """
     folder = run_folder(name_or_path)
     tokenizer = load_tokenizer(str(folder))
     if (folder / WEIGHTS_NAME).is_file():
-        model = _with_adapter(load_causal_lm, folder, POLICY, dtype)
+        model = _with_adapter(load_causal_lm, folder, POLICY, dtype or str(saved_facts(folder)["dtype"]))
         return ValueModel(model, ValueHeadCritic(ValueHead.from_pretrained(folder)), tokenizer)
     inner = folder / CRITIC_FOLDER
     if not inner.is_dir():
         raise InputError(f"{name_or_path!r} holds no critic: neither {WEIGHTS_NAME} nor {CRITIC_FOLDER}/")
-    head = ValueHead.from_pretrained(inner)
-    if critic_kind(inner) == AdapterCritic.kind:
+    head, facts = ValueHead.from_pretrained(inner), saved_facts(inner)
+    dtype = dtype or str(facts["dtype"])
+    if facts["critic"] == AdapterCritic.kind:
         return ValueModel(_with_adapter(load_causal_lm, inner, CRITIC, dtype), AdapterCritic(head), tokenizer)
     classifier = _with_adapter(load_sequence_classifier, inner, CRITIC, dtype)
     return ValueModel(classifier, ModelCritic(classifier, head), tokenizer)

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from transformers import TrainingArguments
 
+from hf_rlhf.compat.names import RENAMED, explain_names
 from hf_rlhf.errors import InputError
 from hf_rlhf.ops.kl import FULL_KL, KL_ESTIMATORS
 from hf_rlhf.ppo.kl_control import AdaptiveKL, FixedKL, KLControl
@@ -18,6 +19,7 @@ def _flag(default, text: str):
     return field(default=default, metadata={"help": text})
 
 
+@explain_names(RENAMED)
 @dataclass
 class PPOConfig(TrainingArguments):
     """Arguments of `PPOTrainer`. Names follow TRL's PPO where it had one.
@@ -123,12 +125,14 @@ class PPOConfig(TrainingArguments):
 
     def _check(self) -> None:
         rules = {
+            "per_device_train_batch_size": (self.per_device_train_batch_size >= 1, "at least 1"),
+            "gradient_accumulation_steps": (self.gradient_accumulation_steps >= 1, "at least 1"),
             "num_ppo_epochs": (self.num_ppo_epochs >= 1, "at least 1"),
             "num_mini_batches": (self.num_mini_batches >= 1, "at least 1"),
             "kl_estimator": (self.kl_estimator in KL_CHOICES, f"one of {', '.join(KL_CHOICES)}"),
             "kl_in_loss": (
                 not self.kl_in_loss or self.kl_estimator != "k1",
-                "false with kl_estimator k1, whose gradient is zero on average; take k2, k3 or full",
+                "false with kl_estimator k1, whose gradient is zero on average; take k2 or full",
             ),
             "kl_coef": (self.kl_coef >= 0, "0 or above"),
             "kl_target": (self.kl_target is None or self.kl_target > 0, "above 0"),
@@ -258,10 +262,14 @@ class PPOConfig(TrainingArguments):
         """The sizes of an iteration, in words."""
         return (
             f"{self.rollout_batch_size} completions an iteration = {self.per_device_train_batch_size} per device"
-            f" x {self.gradient_accumulation_steps} accumulated x {self.num_mini_batches} minibatches"
-            f" x {self.world_size} ranks; {self.updates_per_iteration} optimizer updates an iteration"
-            f" = {self.num_ppo_epochs} PPO epochs x {self.num_mini_batches} minibatches"
+            f" x {self.gradient_accumulation_steps} accumulated x {_count(self.num_mini_batches, 'minibatch', 'es')}"
+            f" x {_count(self.world_size, 'rank')}; {_count(self.updates_per_iteration, 'optimizer update')} an iteration"
+            f" = {_count(self.num_ppo_epochs, 'PPO epoch')} x {_count(self.num_mini_batches, 'minibatch', 'es')}"
         )
+
+
+def _count(number: int, noun: str, plural: str = "s") -> str:
+    return f"{number} {noun}{'' if number == 1 else plural}"
 
 
 def check_context_length(config, args: PPOConfig) -> None:

@@ -27,6 +27,7 @@ from hf_rlhf.records import (
     SAMPLES_FILE,
     append_json_line,
     drop_rows_after,
+    held_by_another_run,
     sample_rows,
 )
 from hf_rlhf.types import Trajectory
@@ -54,6 +55,10 @@ class IterationTrainer(Trainer):
     loss_is_scaled_for_ga = True  # losses are divided once by the tokens of the whole minibatch
     _loop: OwnLoop | None = None
     _beginning = False  # an own loop is
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self._folder_was_taken = (self.folder / METRICS_FILE).exists()
 
     # What a subclass brings
 
@@ -202,6 +207,7 @@ class IterationTrainer(Trainer):
                 "a loop of your own starts anew: resume_from_checkpoint is for train(), which goes on from its checkpoints"
                 " when it has a train_dataset and rewards"
             )
+        self._require_fresh_folder()
         self._beginning = True
         try:
             return super().train()  # pyright: ignore[reportReturnType]
@@ -240,7 +246,13 @@ class IterationTrainer(Trainer):
             )
         if self._loop is not None:
             raise InputError("this trainer's loop is the user's since the first step(); make another one for train()")
+        if not checkpoint:
+            self._require_fresh_folder()
         return super().train(*args, **kwargs)
+
+    def _require_fresh_folder(self) -> None:
+        if self._folder_was_taken or self.state.global_step:
+            raise InputError(held_by_another_run(self.folder))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log to trackers and metrics.jsonl. At the end of an iteration, everything known about it is added."""
@@ -256,8 +268,12 @@ class IterationTrainer(Trainer):
         """Append some completions to samples.jsonl."""
         if self.is_world_process_zero():
             self.folder.mkdir(parents=True, exist_ok=True)
-            for row in sample_rows(trajectories, self.state.global_step, split, self.args.num_logged_samples):
-                append_json_line(self.folder / SAMPLES_FILE, row)
+            iteration = self.iteration + (
+                split == "train"
+            )  # as in metrics.jsonl, where the one under way has its number
+            for row in sample_rows(trajectories, split, self.args.num_logged_samples):
+                place = {"step": self.state.global_step, "iteration": iteration}
+                append_json_line(self.folder / SAMPLES_FILE, {**place, **row})
 
     def create_model_card(self, *args, **kwargs) -> None:
         """Nothing: the recipes write the card, and Trainer's draft would take its place."""

@@ -85,7 +85,7 @@ class StreamedPrompts:
 
         Any iteration but the next one reads the stream again from its first row.
 
-        Raises InputError when a pass over the set gives no rows.
+        Raises InputError when a pass over the set gives fewer rows than an iteration takes.
         """
         if iteration != self._next_iteration:
             self._stream = islice(self._passes(), iteration * self.batch_size, None)
@@ -97,11 +97,12 @@ class StreamedPrompts:
     def _passes(self) -> Iterator[Row]:
         for number in count():
             self.dataset.set_epoch(number)
-            row = None
+            rows = 0
             for row in self.dataset:
+                rows += 1
                 yield row
-            if row is None:
+            if rows < self.batch_size:
                 raise InputError(
-                    f"pass {number + 1} over the streamed prompts gave no rows. Check the files and any filter; with "
-                    'overlong_prompts="filter", raise max_prompt_length'
+                    f"pass {number + 1} over the streamed prompts gave {rows} rows, fewer than the {self.batch_size} of an"
+                    ' iteration. Check the files and any filter; with overlong_prompts="filter", raise max_prompt_length'
                 )

@@ -12,7 +12,7 @@ from hf_rlhf.errors import InputError
 from hf_rlhf.models.adapters import POLICY, base_of, is_peft_model
 from hf_rlhf.models.backbone import state_width
 from hf_rlhf.models.critics import build_critic
-from hf_rlhf.models.load import load_causal_lm
+from hf_rlhf.models.load import load_policy
 from hf_rlhf.models.policy import PolicyWithValue, wrap_policy
 from hf_rlhf.ppo.config import PPOConfig, check_context_length
 from hf_rlhf.types import Model
@@ -74,7 +74,7 @@ def build_policy(
 ) -> PolicyWithValue:
     """Policy, critic and reference as `PPOTrainer` was asked for them."""
     if isinstance(model, str):
-        model = load_causal_lm(model, dtype="float32" if peft_config is None else "bfloat16")
+        model = load_policy(model, adds_adapter=peft_config is not None)
     follows = args.ref_model_sync_iterations is not None
     if follows and ref_model is not None:
         raise InputError("ref_model stays what it is, so it cannot go with ref_model_sync_iterations")

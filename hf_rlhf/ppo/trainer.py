@@ -14,10 +14,11 @@ from torch import Tensor
 from transformers import TrainerCallback, set_seed
 from transformers.integrations import is_deepspeed_zero3_enabled
 
+from hf_rlhf.compat.names import TRAINER_ARGUMENTS, explain_names
 from hf_rlhf.data.prompts import prompt_rows, require_rows
 from hf_rlhf.distributed import gather_in_order, take_share
 from hf_rlhf.errors import InputError
-from hf_rlhf.models.adapters import base_of, keep_modes
+from hf_rlhf.models.adapters import adapter_folder, base_of, keep_modes
 from hf_rlhf.models.backbone import require_known_head
 from hf_rlhf.models.load import load_tokenizer
 from hf_rlhf.models.policy import PolicyOutput
@@ -50,6 +51,7 @@ from hf_rlhf.rollout.sampling import row_seed
 from hf_rlhf.types import Completion, Model, Prompt, Sequences, Trajectory
 
 
+@explain_names(TRAINER_ARGUMENTS)
 class PPOTrainer(IterationTrainer):
     """Train a causal language model with PPO against one or more rewards.
 
@@ -92,6 +94,10 @@ class PPOTrainer(IterationTrainer):
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple = (None, None),
     ):
+        if not isinstance(args, PPOConfig):
+            raise InputError(
+                f"args is {type(args).__name__}, not PPOConfig; the order is PPOTrainer(model, reward_funcs, args)"
+            )
         if optimizers[0] is not None and args.critic_learning_rate is not None:
             raise InputError(
                 "critic_learning_rate is for the optimizer that the trainer makes; give yours a parameter group for the"
@@ -99,7 +105,8 @@ class PPOTrainer(IterationTrainer):
             )
         set_seed(args.seed)  # before the adapter's random start
         if processing_class is None:
-            processing_class = load_tokenizer(model if isinstance(model, str) else model.config._name_or_path)
+            source = model if isinstance(model, str) else model.config._name_or_path
+            processing_class = load_tokenizer(adapter_folder(source))
         self.prompt_set = None
         if train_dataset is not None:
             self.prompt_set = prepared_prompts(train_dataset, processing_class, args, "train_dataset")
@@ -121,6 +128,8 @@ class PPOTrainer(IterationTrainer):
                 device=args.device,
                 weights=args.reward_weights,
             )
+            if self._num_prompts is not None:
+                self.rewards.require_columns(self.prompt_set.column_names)
         super().__init__(
             model=policy,
             args=args,

@@ -1,7 +1,5 @@
 """Flat keys, as in TRL's scripts: from a YAML file, from the command line, or both (the command line wins)."""
 
-import difflib
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,11 +8,13 @@ from typing import Any
 import torch
 from trl import ModelConfig, RewardConfig, SFTConfig, TrlParser
 
+from hf_rlhf.compat.names import unknown_name
 from hf_rlhf.errors import InputError
 from hf_rlhf.models.load import EMBEDDED_MODEL
 
 
-def _flag(default, text: str):
+def flag(default, text: str):
+    """A field of a dataclass of flags, with its help."""
     return field(default=default, metadata={"help": text})
 
 
@@ -22,11 +22,11 @@ def _flag(default, text: str):
 class ModelArguments(ModelConfig):
     """TRL's model flags, with the defaults that suit one small machine: a bf16 base and LoRA on every linear layer."""
 
-    model_name_or_path: str = _flag(EMBEDDED_MODEL, "Hub name, folder, adapter folder, or an embedded model.")
-    dtype: str = _flag("bfloat16", "Dtype of the frozen base: bfloat16, float16, float32 or auto.")
-    use_peft: bool = _flag(True, "Train LoRA adapters; false trains every weight.")
-    lora_dropout: float = _flag(0.0, "LoRA dropout; PPO switches it off in any case.")
-    lora_target_modules: list[str] | None = _flag(None, "Layers that get LoRA; by default every linear one.")
+    model_name_or_path: str = flag(EMBEDDED_MODEL, "Hub name, folder, adapter folder, or an embedded model.")
+    dtype: str = flag("bfloat16", "Dtype of the frozen base: bfloat16, float16, float32 or auto.")
+    use_peft: bool = flag(True, "Train LoRA adapters; false trains every weight.")
+    lora_dropout: float = flag(0.0, "LoRA dropout; PPO switches it off in any case.")
+    lora_target_modules: list[str] | None = flag(None, "Layers that get LoRA; by default every linear one.")
 
     def __post_init__(self):
         self.lora_target_modules = self.lora_target_modules or ["all-linear"]
@@ -48,39 +48,39 @@ class ModelArguments(ModelConfig):
 class DataArguments:
     """Which rows to train and evaluate on."""
 
-    dataset_name: str | None = _flag(None, "Hub name, folder, or .jsonl, .json, .csv, .parquet file (also .gz).")
-    dataset_config: str | None = _flag(None, "Configuration of a Hub data set.")
-    dataset_train_split: str = _flag("train", "Split to train on.")
-    dataset_test_split: str = _flag("test", "Split to evaluate on, when eval_strategy or do_eval asks for it.")
-    eval_dataset_name: str | None = _flag(None, "A data set of its own to evaluate on; else a split of dataset_name.")
-    max_train_samples: int | None = _flag(None, "Use only the first rows.")
-    max_eval_samples: int | None = _flag(None, "Evaluate only on the first rows.")
+    dataset_name: str | None = flag(None, "Hub name, folder, or .jsonl, .json, .csv, .parquet file (also .gz).")
+    dataset_config: str | None = flag(None, "Configuration of a Hub data set.")
+    dataset_train_split: str = flag("train", "Split to train on.")
+    dataset_test_split: str = flag("test", "Split to evaluate on, when eval_strategy or do_eval asks for it.")
+    eval_dataset_name: str | None = flag(None, "A data set of its own to evaluate on; else a split of dataset_name.")
+    max_train_samples: int | None = flag(None, "Use only the first rows.")
+    max_eval_samples: int | None = flag(None, "Evaluate only on the first rows.")
 
 
 @dataclass
 class PPOArguments(DataArguments):
     """What to train on, and what for."""
 
-    reward_model_path: str | None = _flag(None, "Folder or Hub name of a trained reward model.")
-    reward_funcs: list[str] | None = _flag(None, "More rewards: models, or functions as module:name or file.py:name.")
-    ptx_dataset_name: str | None = _flag(None, "Texts for the language-model loss of PPO-ptx, with ptx_coef.")
-    ptx_dataset_config: str | None = _flag(None, "Their configuration, of a Hub data set.")
-    ptx_dataset_split: str = _flag("train", "Their split.")
-    chat_template_path: str | None = _flag(None, "A Jinja file to use as the tokenizer's chat template.")
+    reward_model_path: str | None = flag(None, "Folder or Hub name of a trained reward model.")
+    reward_funcs: list[str] | None = flag(None, "More rewards: models, or functions as module:name or file.py:name.")
+    ptx_dataset_name: str | None = flag(None, "Texts for the language-model loss of PPO-ptx, with ptx_coef.")
+    ptx_dataset_config: str | None = flag(None, "Their configuration, of a Hub data set.")
+    ptx_dataset_split: str = flag("train", "Their split.")
+    chat_template_path: str | None = flag(None, "A Jinja file to use as the tokenizer's chat template.")
 
 
 @dataclass
 class RewardArguments(DataArguments):
     """What to train the reward model on."""
 
-    save_merged: bool = _flag(True, "Also write merged/, a plain classifier that pipeline() loads.")
+    save_merged: bool = flag(True, "Also write merged/, a plain classifier that pipeline() loads.")
 
 
 @dataclass
 class RewardTrainingArguments(RewardConfig):
     """TRL's `RewardConfig`; gradient checkpointing is off unless asked for, as LoRA rarely needs what it costs."""
 
-    gradient_checkpointing: bool | None = _flag(None, "Trade compute for memory.")
+    gradient_checkpointing: bool | None = flag(None, "Trade compute for memory.")
 
     def __post_init__(self):
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()  # bf16 on a CPU has to be asked for
@@ -91,7 +91,7 @@ class RewardTrainingArguments(RewardConfig):
 class SFTTrainingArguments(SFTConfig):
     """TRL's `SFTConfig`; gradient checkpointing is off unless asked for."""
 
-    gradient_checkpointing: bool | None = _flag(None, "Trade compute for memory.")
+    gradient_checkpointing: bool | None = flag(None, "Trade compute for memory.")
 
     def __post_init__(self):
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
@@ -125,7 +125,7 @@ def parse_arguments(dataclasses: Sequence[Any], argv: Sequence[str], prog: str) 
             raise
         raise InputError(str(error)) from error
     if unknown:
-        raise InputError(_unknown_key(unknown[0].split("=")[0].lstrip("-"), known, "the command line"))
+        raise InputError(unknown_name(unknown[0].split("=")[0].lstrip("-"), known, "the command line"))
     return tuple(parsed)
 
 
@@ -143,72 +143,9 @@ def _check_yaml(file: Path, parser: TrlParser) -> None:
     actions = {action.dest: action for action in parser._actions}
     for key, value in content.items():
         if key != "env" and key not in actions:
-            raise InputError(_unknown_key(str(key), list(actions), str(file)))
+            raise InputError(unknown_name(str(key), list(actions), str(file)))
         if key != "env" and actions[key].nargs in ("+", "*") and value is not None and not isinstance(value, list):
             raise InputError(f"{key}: {value!r} in {file} must be a list, as in `{key}: [{value}]`")
-
-
-RENAMED = {
-    # TRL 0.11 and before
-    "adap_kl_ctrl": "kl_target",
-    "early_stopping": "early_stop_kl",
-    "exp_name": "run_name",
-    "forward_batch_size": "per_device_train_batch_size",
-    "horizon": "kl_horizon",
-    "init_kl_coef": "kl_coef",
-    "kl_penalty": "kl_estimator",
-    "log_with": "report_to",
-    "mini_batch_size": "per_device_train_batch_size",
-    "model_name": "model_name_or_path",
-    "optimize_cuda_cache": "torch_empty_cache_steps",
-    "optimize_device_cache": "torch_empty_cache_steps",
-    "ppo_epochs": "num_ppo_epochs",
-    "push_to_hub_if_best_kwargs": "load_best_model_at_end",
-    "query_dataset": "dataset_name",
-    "reward_model": "reward_model_path",
-    "target": "kl_target",
-    "target_kl": "early_stop_kl",
-    # TRL 0.12 to 1.12
-    "local_rollout_forward_batch_size": "rollout_forward_batch_size",
-    "num_sample_generations": "num_logged_samples",
-    "response_length": "max_completion_length",
-    "sft_model_path": "model_name_or_path",
-    "stop_token_id": "stop_token_ids",
-    # TRL's GRPO
-    "beta": "kl_coef",
-    "epsilon": "cliprange",
-    "epsilon_high": "cliprange_high",
-    "num_iterations": "num_ppo_epochs",
-    "ref_model_sync_steps": "ref_model_sync_iterations",
-}
-"""Names that a flag of PPO has elsewhere, and what it is called here; docs/migration.md says what changed besides."""
-
-REPLACED = {
-    "backward_batch_size": "follows from per_device_train_batch_size x gradient_accumulation_steps",
-    "batch_size": (
-        "follows from per_device_train_batch_size x gradient_accumulation_steps x num_mini_batches x ranks"
-        " (docs/batch_algebra.md)"
-    ),
-    "ds3_gather_for_generation": "is not needed: PPO runs under DDP and ZeRO-2, not under ZeRO-3",
-    "is_encoder_decoder": "is not needed: PPO trains decoder-only models",
-    "is_peft_model": "is not needed: an adapter folder as model_name_or_path says it itself",
-    "model_adapter_name": "is not needed: the adapter that model_name_or_path names is trained",
-    "ref_adapter_name": "is not needed: the adapter that model_name_or_path names is the reference too",
-    "steps": 'is called "total_episodes" here if it counts completions (TRL 0.11), "max_steps" if optimizer updates',
-    "stop_token": "is not needed: the model's end tokens stop a completion; more with stop_token_ids or stop_strings",
-    "tracker_project_name": 'is set by the tracker: "project" for trackio, WANDB_PROJECT in the environment for wandb',
-}
-"""Old names that became more than one flag, or none."""
-
-
-def _unknown_key(key: str, known: list[str], where: str) -> str:
-    name = key.replace("-", "_")
-    if (new_name := RENAMED.get(name)) in known:
-        return f'unknown key in {where}: "{key}" is called "{new_name}" here'
-    if name in REPLACED and "num_ppo_epochs" in known:  # a command of PPO
-        return f'unknown key in {where}: "{key}" {REPLACED[name]}'
-    close = difflib.get_close_matches(name, known, n=1)
-    return f'unknown key "{key}" in {where}' + (f'; did you mean "{close[0]}"?' if close else "; see --help")
 
 
 def peft_config(model_args: ModelArguments, **overrides: Any):
@@ -220,12 +157,3 @@ def peft_config(model_args: ModelArguments, **overrides: Any):
         if config is not None:
             setattr(config, name, value)
     return config
-
-
-def require_fresh_folder(folder: str | os.PathLike, marker: str, resuming: bool) -> None:
-    """Raise `InputError` when `folder` holds the results of another run and this one does not resume it."""
-    if not resuming and (Path(folder) / marker).exists():
-        raise InputError(
-            f"output_dir={str(folder)!r} holds a run already ({marker} is there); choose another folder, remove this one,"
-            " or go on with --resume_from_checkpoint last"
-        )

@@ -6,9 +6,10 @@ from typing import Any
 
 from hf_rlhf.data.files import load_rows
 from hf_rlhf.errors import InputError
-from hf_rlhf.models.adapters import adapter_base, adapter_folder
-from hf_rlhf.models.load import load_causal_lm, load_tokenizer
+from hf_rlhf.models.adapters import adapter_folder
+from hf_rlhf.models.load import load_policy, load_tokenizer
 from hf_rlhf.recipes.arguments import DataArguments, ModelArguments
+from hf_rlhf.records import held_by_another_run
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,25 @@ def output_folder(training) -> Path:
     return Path(str(training.output_dir))
 
 
-def resume_point(training) -> str | None:
+def begin_run(training, marker: str) -> str | None:
+    """Check that a run can write where it is to, and report where it is to; returns the checkpoint to go on from, if any.
+
+    Raises `InputError` when `output_dir` holds another run (`marker` is a file that each leaves) and this one does not
+    resume it, when there is nothing to resume, and for a tracker that is not installed.
+    """
+    from transformers.integrations import get_available_reporting_integrations
+    from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+
+    for tracker in set(training.report_to) & set(INTEGRATION_TO_CALLBACK) - set(get_available_reporting_integrations()):
+        raise InputError(f"report_to={tracker}: {tracker} is not installed; pip install it, or set report_to to none")
+    checkpoint = _resume_point(training)
+    folder = output_folder(training)
+    if checkpoint is None and (folder / marker).exists():
+        raise InputError(held_by_another_run(folder))
+    return checkpoint
+
+
+def _resume_point(training) -> str | None:
     """The checkpoint that `--resume_from_checkpoint` names; `last` is the newest one of output_dir."""
     from transformers.trainer_utils import get_last_checkpoint
 
@@ -80,17 +99,9 @@ def load_model_and_tokenizer(
     model_args: ModelArguments, chat_template_path: str | None = None, *, trainable: bool = False
 ):
     """The causal LM that the flags name, as a `PeftModel` when they name an adapter, and its tokenizer."""
-    from peft import PeftModel
-
     name = adapter_folder(model_args.model_name_or_path)
-    base = adapter_base(name)
-    kwargs = model_args.load_kwargs()
-    if not model_args.use_peft and base is None:
-        kwargs["dtype"] = "float32"  # an update to a bf16 weight is mostly lost to rounding
-    model = load_causal_lm(base or name, **kwargs)
-    if base is not None:
-        model = PeftModel.from_pretrained(model, name, is_trainable=trainable)
-    tokenizer = load_tokenizer(name if base is None or (Path(name) / "tokenizer_config.json").is_file() else base)
+    model = load_policy(name, adds_adapter=model_args.use_peft, trainable=trainable, **model_args.load_kwargs())
+    tokenizer = load_tokenizer(name)
     if chat_template_path is not None:
         try:
             tokenizer.chat_template = Path(chat_template_path).read_text(encoding="utf-8")

@@ -4,6 +4,8 @@ import copy
 import importlib
 import importlib.util
 import logging
+import os
+import sys
 from pathlib import Path
 
 from hf_rlhf.data.files import load_rows
@@ -14,14 +16,14 @@ from hf_rlhf.models.critics import run_folder, saved_critics
 from hf_rlhf.models.load import public_name
 from hf_rlhf.ppo.config import PPOConfig
 from hf_rlhf.ppo.trainer import PPOTrainer
-from hf_rlhf.recipes.arguments import ModelArguments, PPOArguments, peft_config, require_fresh_folder
+from hf_rlhf.recipes.arguments import ModelArguments, PPOArguments, peft_config
 from hf_rlhf.recipes.common import (
     RunResult,
+    begin_run,
     end_run,
     load_model_and_tokenizer,
     load_split,
     output_folder,
-    resume_point,
     wants_evaluation,
 )
 from hf_rlhf.records import METRICS_FILE, iteration_rows
@@ -41,8 +43,7 @@ def train_ppo(script: PPOArguments, training: PPOConfig, model: ModelArguments, 
 
     Raises `InputError` for anything wrong in the flags, the data or the models, before training starts.
     """
-    checkpoint = resume_point(training)
-    require_fresh_folder(output_folder(training), METRICS_FILE, checkpoint is not None)
+    checkpoint = begin_run(training, METRICS_FILE)
     train_set, _ = load_split(script)
     eval_set = load_split(script, evaluation=True)[0] if wants_evaluation(script, training) else None
     rewards = [*named_rewards(script), *reward_funcs]
@@ -105,6 +106,10 @@ def _function(name: str) -> RewardFunction:
             module = importlib.util.module_from_spec(spec)
             spec.loader.exec_module(module)
         else:
+            if (
+                here := os.getcwd()
+            ) not in sys.path:  # where `python script.py` would look, and a console script does not
+                sys.path.append(here)
             module = importlib.import_module(where)
         return getattr(module, attribute)
     except (ImportError, AttributeError, OSError) as error:

@@ -26,7 +26,7 @@ from hf_rlhf.models.load import EMBEDDED_MODEL, load_causal_lm, load_sequence_cl
 from hf_rlhf.models.reward_model import load_reward_model
 from hf_rlhf.ppo.config import PPOConfig
 from hf_rlhf.ppo.trainer import PPOTrainer
-from hf_rlhf.recipes.arguments import ModelArguments, RewardTrainingArguments, peft_config
+from hf_rlhf.recipes.arguments import ModelArguments, RewardTrainingArguments, flag, peft_config
 from hf_rlhf.recipes.quickstart_results import (
     REPORT_FILE,
     RESULTS_FILE,
@@ -52,21 +52,21 @@ CANDIDATES, PREFERENCES, REWARD_MODEL, POLICY = "candidates", "preferences", "re
 class QuickstartArguments:
     """Settings of the quickstart; the defaults are made for two CPU cores."""
 
-    output_dir: str = "runs/quickstart"
-    model_name_or_path: str = EMBEDDED_MODEL
-    seed: int = 0
-    candidates_per_prompt: int = 4
-    max_completion_length: int = 32
-    temperature: float = 0.7
-    annotator_noise: float = 0.05
-    annotator_tie_margin: float = 0.1
-    max_preferences: int = 400
-    lora_target_modules: str = "q_proj,v_proj,o_proj"
-    reward_learning_rate: float = 5e-4
-    ppo_iterations: int = 18
-    num_ppo_epochs: int = 2
-    ppo_learning_rate: float = 5e-4
-    kl_coef: float = 0.03
+    output_dir: str = flag("runs/quickstart", "Where every stage leaves its result.")
+    model_name_or_path: str = flag(EMBEDDED_MODEL, "An instruct model: Hub name, folder, or the embedded one.")
+    seed: int = flag(0, "Of every random number.")
+    candidates_per_prompt: int = flag(4, "Replies sampled to each message.")
+    max_completion_length: int = flag(32, "Longest reply, in tokens.")
+    temperature: float = flag(0.7, "Sampling temperature, in every stage.")
+    annotator_noise: float = flag(0.05, "Temperature of the annotator's choice; 0 always takes the better reply.")
+    annotator_tie_margin: float = flag(0.1, "Scores closer than this give no preference.")
+    max_preferences: int = flag(400, "Preferences to train the reward model on, at most.")
+    lora_target_modules: str = flag("q_proj,v_proj,o_proj", "Layers that get LoRA, by commas.")
+    reward_learning_rate: float = flag(5e-4, "Peak learning rate of the reward model.")
+    ppo_iterations: int = flag(18, "Iterations of PPO, 32 replies each.")
+    num_ppo_epochs: int = flag(2, "Passes over the replies of an iteration.")
+    ppo_learning_rate: float = flag(5e-4, "Peak learning rate of PPO.")
+    kl_coef: float = flag(0.03, "Weight of the KL to the start.")
 
     @property
     def sampling(self) -> Sampling:

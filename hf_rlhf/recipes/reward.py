@@ -20,9 +20,8 @@ from hf_rlhf.recipes.arguments import (
     RewardArguments,
     RewardTrainingArguments,
     peft_config,
-    require_fresh_folder,
 )
-from hf_rlhf.recipes.common import RunResult, end_run, load_split, output_folder, resume_point, wants_evaluation
+from hf_rlhf.recipes.common import RunResult, begin_run, end_run, load_split, output_folder, wants_evaluation
 from hf_rlhf.records import append_json_line, write_settings
 from hf_rlhf.reward_modeling.training import (
     adapters_in_base_dtype,
@@ -46,8 +45,7 @@ def train_reward_model(script: RewardArguments, training: RewardTrainingArgument
 
     Raises `InputError` for anything wrong in the flags or the data, before training starts.
     """
-    checkpoint = resume_point(training)
-    require_fresh_folder(output_folder(training), RESULT_FILE, checkpoint is not None)
+    checkpoint = begin_run(training, RESULT_FILE)
     train_set, eval_set = _preference_sets(script, training)
     tokenizer = load_tokenizer(model.model_name_or_path)
     _require_chat_template(train_set, tokenizer, training)

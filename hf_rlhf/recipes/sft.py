@@ -11,15 +11,14 @@ from hf_rlhf.recipes.arguments import (
     ModelArguments,
     SFTTrainingArguments,
     peft_config,
-    require_fresh_folder,
 )
 from hf_rlhf.recipes.common import (
     RunResult,
+    begin_run,
     end_run,
     load_model_and_tokenizer,
     load_split,
     output_folder,
-    resume_point,
     wants_evaluation,
 )
 from hf_rlhf.records import append_json_line, write_settings
@@ -38,8 +37,7 @@ def train_sft(script: DataArguments, training: SFTTrainingArguments, model: Mode
     """
     from trl import SFTTrainer
 
-    checkpoint = resume_point(training)
-    require_fresh_folder(output_folder(training), RESULT_FILE, checkpoint is not None)
+    checkpoint = begin_run(training, RESULT_FILE)
     train_set = _checked(*load_split(script))
     batch = training.per_device_train_batch_size * training.gradient_accumulation_steps * training.world_size
     require_rows(train_set, batch, source=str(script.dataset_name), why="one optimizer update")

@@ -55,6 +55,16 @@ def accepted(function: Callable[..., Any], arguments: Mapping[str, Any]) -> Mapp
     return {name: value for name, value in arguments.items() if name in taken or name in ALWAYS_PASSED}
 
 
+def required_arguments(function: Callable[..., Any]) -> set[str]:
+    """Names of the arguments without which the function cannot be called by keyword."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return set()
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return {each.name for each in parameters if each.kind in named and each.default is each.empty}
+
+
 def _is_async(function: Callable[..., Any]) -> bool:
     return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)
 

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from hf_rlhf.errors import InputError
-from hf_rlhf.rewards.calls import call_all
+from hf_rlhf.rewards.calls import call_all, required_arguments
 from hf_rlhf.rewards.values import Value, checked_values, finite_number
 from hf_rlhf.types import Trajectory
 
@@ -52,6 +52,16 @@ class Rewards:
             )
         self.names = _unique([reward_name(function) for function in functions])
 
+    def require_columns(self, columns: Sequence[str]) -> None:
+        """Raise `InputError` for a reward that needs what neither the contract nor a data set with these columns has."""
+        for function, name in zip(self.functions, self.names, strict=True):
+            if missing := required_arguments(function) - _RESERVED - set(columns):
+                there = sorted(set(columns) - {"prompt", "prompt_ids"})
+                raise InputError(
+                    f"reward {name!r} takes {', '.join(sorted(missing))}, and the data set has no such column (besides the"
+                    f" prompt it has {', '.join(there) or 'none'}); add it, or give the argument a default"
+                )
+
     def score(
         self, trajectories: Sequence[Trajectory], trainer_state: "TrainerState | None" = None
     ) -> dict[str, list[float]]:
@@ -67,6 +77,7 @@ class Rewards:
             return {}
         log = _Log(len(trajectories))
         columns = _columns(trajectories)
+        self.require_columns(columns)
         arguments = [_arguments(trajectories, columns, trainer_state, log, name) for name in self.names]
         results = call_all(self.functions, self.names, arguments)
         values = [checked_values(name, result, trajectories) for name, result in zip(self.names, results, strict=True)]
@@ -95,7 +106,8 @@ class Rewards:
 
 def reward_name(function: RewardFunction) -> str:
     """The name under which a reward is logged: its `name`, or the function's own."""
-    return getattr(function, "name", None) or getattr(function, "__name__", type(function).__name__)
+    function = getattr(function, "func", function)  # of a functools.partial
+    return getattr(function, "name", None) or getattr(function, "__name__", type(function).__name__).strip("<>")
 
 
 def as_completion(trajectory: Trajectory) -> str | list[dict[str, str]]:

@@ -4,14 +4,24 @@ import json
 
 import pytest
 import torch
-import yaml
 from datasets import Dataset
-from tiny import happy_reward, make_lora, make_model, make_prompts, make_tokenizer, make_trainer, metrics_of
-from transformers import LlamaForSequenceClassification, TrainerCallback
+from tiny import (
+    happy_reward,
+    make_config,
+    make_lora,
+    make_model,
+    make_prompts,
+    make_tokenizer,
+    make_trainer,
+    metrics_of,
+)
+from transformers import AutoModelForCausalLM, LlamaForSequenceClassification, TrainerCallback
 
 from hf_rlhf.errors import InputError
 from hf_rlhf.models.backbone import require_known_head
 from hf_rlhf.ppo.iteration_log import IterationLog
+from hf_rlhf.ppo.trainer import PPOTrainer
+from hf_rlhf.types import Sequences
 
 
 def make_classifier():
@@ -87,12 +97,6 @@ def test_what_rewards_log_is_logged_in_evaluation_too(tmp_path):
     assert metrics_of(tmp_path)[-1]["eval_words"] == 3.0
 
 
-def test_a_second_run_in_a_folder_leaves_its_own_settings(tmp_path):
-    for learning_rate in (1e-3, 5e-2):
-        make_trainer(tmp_path, learning_rate=learning_rate, max_steps=4).train()
-        assert yaml.safe_load((tmp_path / "config.yaml").read_text())["learning_rate"] == learning_rate
-
-
 def test_a_run_that_cannot_begin_leaves_no_settings(tmp_path):
     trainer = make_trainer(tmp_path, data=make_prompts().to_iterable_dataset(), max_steps=-1)
     with pytest.raises(InputError, match="give max_steps"):
@@ -135,3 +139,44 @@ def test_generating_after_the_end_leaves_the_reference_alone(tmp_path):
     before = trainer.evaluate()["eval_kl"]
     trainer.generate(["the cat"])
     assert trainer.evaluate()["eval_kl"] == before != 0
+
+
+def test_an_adapter_folder_as_model_goes_on_from_that_adapter(tmp_path):
+    tokenizer = make_tokenizer()
+    make_model(tokenizer).save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    first = make_trainer(tmp_path / "first", model=base, max_steps=4)
+    first.train()
+    first.save_model()
+    second = PPOTrainer(str(tmp_path / "first"), happy_reward, make_config(tmp_path / "second"), make_prompts())
+    sequences = Sequences.from_ids([[5, 6]], [[7, 8, 9]])
+    with torch.no_grad():
+        output = second.policy.eval()(sequences, reference=True)
+        trained = first.policy.eval()(sequences).logprobs
+    torch.testing.assert_close(output.logprobs, trained, rtol=0.02, atol=0.02)  # the second has its base in bf16
+    assert torch.equal(output.reference_logprobs, output.logprobs)
+
+
+def test_a_run_is_not_written_into_the_folder_of_another(tmp_path):
+    make_trainer(tmp_path, max_steps=4).train()
+    before = metrics_of(tmp_path)
+    with pytest.raises(InputError, match="holds a run already"):
+        make_trainer(tmp_path).train()
+    with pytest.raises(InputError, match="holds a run already"):
+        make_trainer(tmp_path).step(["the cat"] * 8, [[5]] * 8, [0.0] * 8)
+    assert metrics_of(tmp_path) == before
+
+
+def test_a_reward_that_needs_a_column_says_so_before_anything_is_sampled(tmp_path):
+    def needs_answers(prompts, completions, answer):
+        return [0.0 for _ in completions]
+
+    with pytest.raises(InputError, match="'needs_answers' takes answer, and the data set has no such column"):
+        make_trainer(tmp_path, reward=needs_answers)
+
+
+@pytest.mark.parametrize("flag", ["per_device_train_batch_size", "gradient_accumulation_steps"])
+def test_batches_of_nothing_are_refused(tmp_path, flag):
+    with pytest.raises(InputError, match=f"{flag}=0 must be at least 1"):
+        make_config(tmp_path, **{flag: 0})

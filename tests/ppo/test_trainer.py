@@ -522,7 +522,8 @@ def test_samples_settings_and_versions_are_written(tmp_path):
     make_trainer(tmp_path, num_logged_samples=3).train()
     rows = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
     assert [(row["step"], row["split"]) for row in rows] == [(0, "train")] * 3 + [(4, "train")] * 3
-    assert set(rows[0]) == {"step", "split", "prompt", "completion", "stopped", "score", "rewards"}
+    assert [row["iteration"] for row in rows] == [1, 1, 1, 2, 2, 2]
+    assert set(rows[0]) == {"step", "iteration", "split", "prompt", "completion", "stopped", "score", "rewards"}
     assert rows[0]["prompt"][0]["role"] == "user"
     assert set(rows[0]["completion"].split()) <= set(WORDS) | {"system", "user", "assistant"}
     assert rows[0]["score"] == rows[0]["rewards"]["happy_reward"]

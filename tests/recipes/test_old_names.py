@@ -4,11 +4,11 @@ from dataclasses import fields
 
 import pytest
 
+from hf_rlhf.compat.names import RENAMED, REPLACED, TRAINER_ARGUMENTS
 from hf_rlhf.errors import InputError
 from hf_rlhf.ppo.config import PPOConfig
+from hf_rlhf.ppo.trainer import PPOTrainer
 from hf_rlhf.recipes.arguments import (
-    RENAMED,
-    REPLACED,
     ModelArguments,
     PPOArguments,
     RewardArguments,
@@ -71,3 +71,17 @@ def test_other_commands_do_not_name_flags_that_they_lack(old):
 @pytest.mark.parametrize("name", ["ratio_threshold", "use_score_scaling", "whiten_rewards", "missing_eos_penalty"])
 def test_names_that_stayed_are_still_flags(name):
     assert name in FLAGS
+
+
+@pytest.mark.parametrize(("old", "answer"), [("init_kl_coef", 'called "kl_coef"'), ("batch_size", "follows from")])
+def test_python_is_answered_as_the_command_line_is(old, answer):
+    with pytest.raises(InputError, match=answer):
+        PPOConfig(output_dir="nowhere", **{old: 1})
+
+
+def test_arguments_of_the_trainer_by_their_old_names():
+    for old, new in TRAINER_ARGUMENTS.items():
+        with pytest.raises(InputError, match=f'"{old}" is called "{new}"'):
+            PPOTrainer("nowhere", None, None, **{old: None})
+    with pytest.raises(InputError, match="the order is"):
+        PPOTrainer(None, "nowhere", None)

@@ -1,0 +1,1 @@
+"""What TRL called things, for those who come from there."""

@@ -1,0 +1,111 @@
+"""Names that flags and arguments had in TRL's trainers; docs/migration.md says what changed besides."""
+
+import difflib
+import functools
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+from hf_rlhf.errors import InputError
+
+Class = TypeVar("Class", bound=type)
+
+RENAMED = {
+    # TRL 0.11 and before
+    "adap_kl_ctrl": "kl_target",
+    "early_stopping": "early_stop_kl",
+    "exp_name": "run_name",
+    "forward_batch_size": "per_device_train_batch_size",
+    "horizon": "kl_horizon",
+    "init_kl_coef": "kl_coef",
+    "kl_penalty": "kl_estimator",
+    "log_with": "report_to",
+    "mini_batch_size": "per_device_train_batch_size",
+    "model_name": "model_name_or_path",
+    "optimize_cuda_cache": "torch_empty_cache_steps",
+    "optimize_device_cache": "torch_empty_cache_steps",
+    "ppo_epochs": "num_ppo_epochs",
+    "push_to_hub_if_best_kwargs": "load_best_model_at_end",
+    "query_dataset": "dataset_name",
+    "reward_model": "reward_model_path",
+    "target": "kl_target",
+    "target_kl": "early_stop_kl",
+    # TRL 0.12 to 1.12
+    "local_rollout_forward_batch_size": "rollout_forward_batch_size",
+    "num_sample_generations": "num_logged_samples",
+    "response_length": "max_completion_length",
+    "sft_model_path": "model_name_or_path",
+    "stop_token_id": "stop_token_ids",
+    # TRL's GRPO
+    "beta": "kl_coef",
+    "epsilon": "cliprange",
+    "epsilon_high": "cliprange_high",
+    "num_iterations": "num_ppo_epochs",
+    "ref_model_sync_steps": "ref_model_sync_iterations",
+}
+"""Names that a flag of PPO has elsewhere, and what it is called here."""
+
+REPLACED = {
+    "backward_batch_size": "follows from per_device_train_batch_size x gradient_accumulation_steps",
+    "batch_size": (
+        "follows from per_device_train_batch_size x gradient_accumulation_steps x num_mini_batches x ranks"
+        " (docs/batch_algebra.md)"
+    ),
+    "ds3_gather_for_generation": "is not needed: PPO runs under DDP and ZeRO-2, not under ZeRO-3",
+    "is_encoder_decoder": "is not needed: PPO trains decoder-only models",
+    "is_peft_model": "is not needed: an adapter folder as model_name_or_path says it itself",
+    "model_adapter_name": "is not needed: the adapter that model_name_or_path names is trained",
+    "ref_adapter_name": "is not needed: the adapter that model_name_or_path names is the reference too",
+    "steps": 'is called "total_episodes" here if it counts completions (TRL 0.11), "max_steps" if optimizer updates',
+    "local_batch_size": "follows from the others (docs/batch_algebra.md)",
+    "local_mini_batch_size": "follows from the others (docs/batch_algebra.md)",
+    "micro_batch_size": "follows from per_device_train_batch_size x ranks",
+    "num_total_batches": "follows from total_episodes / rollout_batch_size",
+    "dataset_num_proc": "is not needed: prompts are tokenized in one process",
+    "stop_token": "is not needed: the model's end tokens stop a completion; more with stop_token_ids or stop_strings",
+    "tracker_project_name": 'is set by the tracker: "project" for trackio, WANDB_PROJECT in the environment for wandb',
+}
+"""Old names that became more than one flag, or none."""
+
+TRAINER_ARGUMENTS = {
+    "config": "args",
+    "tokenizer": "processing_class",
+    "dataset": "train_dataset",
+    "reward_model": "reward_funcs",
+    "ref_policy": "ref_model",
+    "policy": "model",
+}
+"""Names that arguments of `PPOTrainer` had."""
+
+
+def unknown_name(name: str, known: Sequence[str], where: str, renamed: Mapping[str, str] = RENAMED) -> str:
+    """The message for a name that nobody knows: what it is called here, or what may have been meant."""
+    key = name.replace("-", "_")
+    if (new_name := renamed.get(key)) in known:
+        return f'unknown key in {where}: "{name}" is called "{new_name}" here'
+    if key in REPLACED and "num_ppo_epochs" in known:  # flags of PPO
+        return f'unknown key in {where}: "{name}" {REPLACED[key]}'
+    close = difflib.get_close_matches(key, known, n=1, cutoff=0.75)
+    return f'unknown key "{name}" in {where}' + (
+        f'; did you mean "{close[0]}"?' if close else "; see its documentation"
+    )
+
+
+def explain_names(renamed: Mapping[str, str]) -> Callable[[Class], Class]:
+    """A class decorator: unknown keyword arguments raise `InputError` with what they are called here."""
+
+    def decorate(cls: Class) -> Class:
+        init: Any = cls.__init__
+        known = list(inspect.signature(init).parameters)[1:]
+
+        @functools.wraps(init)
+        def checked(self, *args: Any, **kwargs: Any) -> None:
+            for name in kwargs:
+                if name not in known:
+                    raise InputError(unknown_name(name, known, f"{cls.__name__}(...)", renamed))
+            init(self, *args, **kwargs)
+
+        cls.__init__ = checked
+        return cls
+
+    return decorate
