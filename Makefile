@@ -3,16 +3,18 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 SETUP  := $(VENV)/.setup-done
+PEER   := .venv-trl
 
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help setup quickstart test test-slow check format clean
+.PHONY: help setup quickstart test test-slow benchmark check format clean
 
 help:
 	@echo "make quickstart   a language model learns from feedback, on this machine, in minutes"
 	@echo "make test         the test suite (about six minutes on two cores)"
 	@echo "make test-slow    the long tests as well"
+	@echo "make benchmark    side by side with TRL's last PPO (about half an hour)"
 	@echo "make check        format, lint, types, layers"
 	@echo "make format       let ruff rewrite the files"
 
@@ -35,6 +37,17 @@ test: $(SETUP)
 test-slow: $(SETUP)
 	$(BIN)/python -m pytest -m "not gpu and not hub" $(ARGS)
 
+# The peer of the benchmark in an environment of its own
+$(PEER)/.setup-done:
+	$(PYTHON) -m venv $(PEER)
+	$(PEER)/bin/python -m pip install --quiet --upgrade "pip>=24"
+	$(PEER)/bin/python -m pip install --quiet --constraint constraints.txt torch
+	$(PEER)/bin/python -m pip install --quiet trl==1.12.0 transformers==5.23.0 peft==0.21.2 accelerate datasets rich
+	@touch $(PEER)/.setup-done
+
+benchmark: $(SETUP) $(PEER)/.setup-done
+	$(BIN)/python benchmarks/ppo_against_trl.py --peer_python $(PEER)/bin/python $(ARGS)
+
 check: $(SETUP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -46,4 +59,4 @@ format: $(SETUP)
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(PEER) .pytest_cache .ruff_cache .hypothesis

@@ -37,6 +37,15 @@ def ppo(argv: Sequence[str]) -> None:
     _print_result(train_ppo(*parse_arguments([PPOArguments, PPOConfig, ModelArguments], argv, "hf-rlhf ppo")))
 
 
+def plan(argv: Sequence[str]) -> None:
+    """Say what memory and time a PPO run will take, before it is started (takes the flags of ppo)."""
+    from hf_rlhf.ppo.config import PPOConfig
+    from hf_rlhf.recipes.arguments import ModelArguments, PPOArguments, parse_arguments
+    from hf_rlhf.recipes.plan import PlanArguments, plan_run
+
+    plan_run(*parse_arguments([PlanArguments, PPOArguments, PPOConfig, ModelArguments], argv, "hf-rlhf plan"))
+
+
 def quickstart(argv: Sequence[str]) -> None:
     """See a small model learn from feedback, end to end, on this machine."""
     from hf_rlhf.recipes.arguments import parse_arguments
@@ -50,6 +59,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "sft": sft,
     "reward": reward,
     "ppo": ppo,
+    "plan": plan,
 }
 
 
@@ -67,6 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
             quiet_libraries()
         COMMANDS[argv[0]](argv[1:])
+        _close_process_group()
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -77,6 +88,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("interrupted", file=sys.stderr)
         return 130
     return 0
+
+
+def _close_process_group() -> None:
+    import gc
+
+    from hf_rlhf.distributed import close
+
+    gc.collect()  # a trainer refers to itself, and to DDP
+    close()
 
 
 def usage() -> str:

@@ -43,5 +43,11 @@ def take_share(whole: list[T]) -> list[T]:
     return whole[rank() :: world_size()]
 
 
+def close() -> None:
+    """End the process group, if there is one: left open, it can abort the interpreter's exit."""
+    if _distributed():
+        torch.distributed.destroy_process_group()
+
+
 def _distributed() -> bool:
     return torch.distributed.is_available() and torch.distributed.is_initialized()

@@ -21,10 +21,8 @@ _NOT_SECRET = ("eos_token", "pad_token", "bos_token")
 
 def held_by_another_run(folder: Path) -> str:
     """The message for a folder that a new run would write into."""
-    return (
-        f"output_dir={str(folder)!r} holds a run already; choose another folder, remove this one, or go on with it"
-        " (resume_from_checkpoint)"
-    )
+    go_on = ", or go on with it (resume_from_checkpoint)" if any(folder.glob("checkpoint-*")) else ""
+    return f"output_dir={str(folder)!r} holds a run already; choose another folder, or remove this one{go_on}"
 
 
 def append_json_line(file: Path, row: Mapping[str, Any]) -> None:

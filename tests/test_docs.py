@@ -105,7 +105,9 @@ OF_PYTHON_AND_ITS_PACKAGES = {
     "WANDB_PROJECT", "transformers.TrainingArguments", "async", "accelerate", "torchrun", "null", "optimizers", "README.md",
     "DistributedDataParallel has no attribute 'policy'", "torch.load(..., weights_only=True)",
 }  # fmt: skip
-OF_LAUNCHERS = {"config", "config_file", "nproc_per_node", "help"}
+OF_LAUNCHERS = {
+    "config", "config_file", "nproc_per_node", "help", "num_machines", "machine_rank", "main_process_ip",
+}  # fmt: skip
 FLAG_WITH_VALUE = re.compile(r"(\w+)=(\"?)([\w.-]+)\2")
 
 

@@ -23,6 +23,7 @@ LAYERS = (
     "records",
     "reward_modeling",
     "ppo",
+    "planning",
     "evaluation",
     "hub",
     "recipes",

@@ -87,7 +87,7 @@ def unknown_name(name: str, known: Sequence[str], where: str, renamed: Mapping[s
         return f'unknown key in {where}: "{name}" {REPLACED[key]}'
     close = difflib.get_close_matches(key, known, n=1, cutoff=0.75)
     return f'unknown key "{name}" in {where}' + (
-        f'; did you mean "{close[0]}"?' if close else "; see its documentation"
+        f'; did you mean "{close[0]}"?' if close else "; see docs/flags.md, or --help"
     )
 
 

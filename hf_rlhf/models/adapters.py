@@ -220,7 +220,10 @@ def read_adapter_weights(folder: str | os.PathLike) -> dict[str, Tensor]:
 
     file = Path(folder) / ADAPTER_FILE
     if not file.is_file():
-        raise InputError(f"{folder}: no {ADAPTER_FILE} to start or go on from")
+        raise InputError(
+            f"{folder}: there is no {ADAPTER_FILE} with the weights of an adapter or critic; an adapter_model.bin, which is a"
+            " pickle, is not read: load it with peft and save it again"
+        )
     return load_file(file)
 
 

@@ -125,6 +125,15 @@ def _other_kind(model_or_config: Model) -> str | None:
     return None if writes else f"a {config.model_type} model without a language-model head"
 
 
+def read_config(name_or_path: str):
+    """The config of a causal language model; nothing else is downloaded. Raises `InputError` when there is none."""
+    config = _config(name_or_path)
+    if config is None:
+        raise InputError(f"no model config could be read from {name_or_path!r}; give a Hub name or a folder")
+    require_causal_lm(config, repr(name_or_path))
+    return config
+
+
 def _config(name_or_path: str, **kwargs: Any):
     """The config of a model; None where there is none to read, and loading the model will say why."""
     from transformers import AutoConfig

@@ -64,6 +64,10 @@ class PolicyWithValue(nn.Module):
             ref_model = copy.deepcopy(model)
         self._dropout_in_configs: list[tuple[Any, str, float]] = []
         self.reference_model = None if ref_model is None else ref_model.requires_grad_(False).eval()
+        if is_peft_model(model) or is_peft_model(getattr(self.critic, "model", None)):
+            from hf_rlhf.models.fused_lora import fuse_lora  # imports PEFT
+
+            fuse_lora(self)
 
     def forward(
         self,
@@ -91,13 +95,14 @@ class PolicyWithValue(nn.Module):
             hidden = counted_states(base_of(self.model), sequences)  # (N, H)
             head = logits_head(base_of(self.model))
             scored = token_logprobs(hidden, ids, head, entropy=entropy, **scoring)
-            kl = of_reference = None
-            if reference or full_kl:
-                of_reference, reference_hidden = self._by_reference(sequences, ids, score=reference, **scoring)
-                if full_kl:
+        kl = of_reference = of_texts = None
+        if reference or full_kl:
+            of_reference, reference_hidden = self._by_reference(sequences, ids, score=reference, **scoring)
+            if full_kl:
+                with compute_in_base_dtype(self.model):
                     kl = token_kl(hidden, head, reference_hidden, self._reference_head, **scoring)
-            of_texts = None
-            if texts is not None:
+        if texts is not None:
+            with compute_in_base_dtype(self.model):
                 states = counted_states(base_of(self.model), texts)
                 of_texts = token_logprobs(states, counted_ids(texts), head, vocab_size=scoring["vocab_size"]).logprobs
         of_states = self.critic(self.model, sequences, hidden) if values else None
@@ -125,7 +130,8 @@ class PolicyWithValue(nn.Module):
         """The reference model, at work as long as the block."""
         if self.reference_model is not None:
             self.reference_model.eval()  # Trainer puts the whole module into train mode
-            with compute_in_base_dtype(self.reference_model):
+            device = next(self.reference_model.parameters()).device.type
+            with torch.autocast(device, enabled=False), compute_in_base_dtype(self.reference_model):
                 yield self.reference_model
             return
         name = REFERENCE if REFERENCE in self.model.peft_config else None

@@ -169,7 +169,7 @@ def score_head(folder: str | os.PathLike) -> Tensor:
     return heads[0].float()
 
 
-def _same_model(one: str, other: str) -> bool:
+def same_model(one: str, other: str) -> bool:
     """Whether two names mean the same base model, be they Hub names, paths or `embedded:` names."""
     one, other = resolve_model(one), resolve_model(other)
     return one == other or (os.path.isdir(one) and os.path.isdir(other) and os.path.samefile(one, other))
@@ -182,7 +182,7 @@ def has_weights_of(model: Model, base: str) -> bool:
     """
     from safetensors import safe_open
 
-    if not _same_model(base, model.config._name_or_path):
+    if not same_model(base, model.config._name_or_path):
         return False
     folder = Path(resolve_model(base))
     file = folder / "model.safetensors"

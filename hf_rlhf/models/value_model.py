@@ -77,6 +77,12 @@ def _with_adapter(load: Callable[..., Model], folder: Path, name: str, dtype: st
     """The model in `folder`, or the adapter there under `name` on its base."""
     from peft import PeftModel
 
+    from hf_rlhf.models.fused_lora import fuse_lora
+
     base = adapter_base(folder)
     model = load(base or str(folder), dtype=dtype)
-    return model if base is None else PeftModel.from_pretrained(model, str(folder), adapter_name=name)
+    if base is None:
+        return model
+    with_adapter = PeftModel.from_pretrained(model, str(folder), adapter_name=name)
+    fuse_lora(with_adapter)  # as in training, so that bf16 rounds alike
+    return with_adapter

@@ -6,7 +6,7 @@ switched in it meanwhile.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -53,15 +53,50 @@ def token_logprobs(
     """
 
     def score_chunk(hidden: Tensor, targets: Tensor, support: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        logits = head(hidden).float() / temperature  # (n, V)
-        chosen = logits.gather(1, targets[:, None]).squeeze(1)
-        logits = _allowed(logits, support)
+        raw, chosen = head(hidden), None  # (n, V)
+        if support is None:  # one formula with and without entropy: KL to itself has to be 0 to the last bit
+            chosen = cast(Tensor, ChosenLogprob.apply(raw, targets, temperature))
+            if not entropy:
+                return chosen, None
+        scaled = _scaled(raw, temperature)
+        logits = _allowed(scaled, support)
         normaliser = logits.logsumexp(dim=1)
-        return chosen - normaliser, _entropy(logits, normaliser) if entropy else None
+        if chosen is None:
+            chosen = scaled.gather(1, targets[:, None]).squeeze(1) - normaliser
+        return chosen, _entropy(logits, normaliser) if entropy else None
 
     chunk_size = _fitting(vocab_size) if chunk_size is None else chunk_size
     logprobs, entropies = zip(*_by_chunk(score_chunk, hidden, targets, support, chunk_size), strict=True)
     return TokenScores(torch.cat(logprobs), torch.cat(entropies) if entropy else None)
+
+
+class ChosenLogprob(torch.autograd.Function):
+    """`log softmax(z / temperature)[target]` of each row: `(n, V), (n,) -> (n,)` fp32, with one fp32 matrix at a time.
+
+    Autograd would hold five of them: the scaled logits, their exponentials, and a gradient for each way that leads back.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, targets: Tensor, temperature: float) -> Tensor:
+        ctx.save_for_backward(logits, targets)
+        ctx.temperature = temperature
+        return _scaled(logits, temperature).log_softmax(dim=1).gather(1, targets[:, None]).squeeze(1)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor):
+        """`dz = g / temperature * ([v = target] - softmax(z / temperature)_v)`."""
+        logits, targets = ctx.saved_tensors
+        weight = (gradients[0] / ctx.temperature)[:, None]
+        of_logits = _scaled(logits, ctx.temperature).softmax(dim=1).mul_(-weight)
+        of_logits.scatter_add_(1, targets[:, None], weight)
+        return of_logits.to(logits.dtype), None, None
+
+
+def _scaled(logits: Tensor, temperature: float) -> Tensor:
+    """`z / temperature` in fp32, without a copy too many."""
+    if temperature == 1:
+        return logits.float()
+    return logits / temperature if logits.dtype == torch.float32 else logits.float().div_(temperature)
 
 
 def token_kl(

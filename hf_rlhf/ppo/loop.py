@@ -15,6 +15,7 @@ from datasets import IterableDataset
 from torch import Tensor
 from transformers import Trainer
 
+from hf_rlhf.distributed import gather_in_order
 from hf_rlhf.errors import InputError
 from hf_rlhf.models.policy import PolicyWithValue
 from hf_rlhf.ppo.callbacks import IterationCallback
@@ -58,7 +59,8 @@ class IterationTrainer(Trainer):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        self._folder_was_taken = (self.folder / METRICS_FILE).exists()
+        taken = gather_in_order([(self.folder / METRICS_FILE).exists()])  # by one rank at least
+        self._folder_was_taken = any(taken)
 
     # What a subclass brings
 
@@ -268,9 +270,8 @@ class IterationTrainer(Trainer):
         """Append some completions to samples.jsonl."""
         if self.is_world_process_zero():
             self.folder.mkdir(parents=True, exist_ok=True)
-            iteration = self.iteration + (
-                split == "train"
-            )  # as in metrics.jsonl, where the one under way has its number
+            under_way = split == "train"  # and has the number that its row of metrics.jsonl will have
+            iteration = self.iteration + under_way
             for row in sample_rows(trajectories, split, self.args.num_logged_samples):
                 place = {"step": self.state.global_step, "iteration": iteration}
                 append_json_line(self.folder / SAMPLES_FILE, {**place, **row})

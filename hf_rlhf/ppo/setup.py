@@ -104,6 +104,13 @@ def build_policy(
     return policy
 
 
+def longest_sequence(args: PPOConfig, prompts, texts) -> int:
+    """Most tokens that one sequence will have, as far as the data says it; `prompts` is None where it does not."""
+    longest = args.max_prompt_length if prompts is None else max(len(ids) for ids in prompts["prompt_ids"])
+    of_texts = 0 if texts is None else max(len(row["prompt_ids"]) + len(row["completion_ids"]) for row in texts)
+    return max(longest + args.max_completion_length, of_texts)
+
+
 def require_positions(policy: PolicyWithValue, texts) -> None:
     """Raise `InputError` for texts of PPO-ptx that are longer than the model's positions."""
     limit = getattr(policy.config.get_text_config(), "max_position_embeddings", None)

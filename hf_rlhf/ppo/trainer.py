@@ -19,7 +19,12 @@ from hf_rlhf.data.prompts import prompt_rows, require_rows
 from hf_rlhf.distributed import gather_in_order, take_share
 from hf_rlhf.errors import InputError
 from hf_rlhf.models.adapters import adapter_folder, base_of, keep_modes
-from hf_rlhf.models.backbone import require_known_head
+from hf_rlhf.models.backbone import (
+    plain_attention_is_faster,
+    require_known_head,
+    set_attention,
+    with_fused_attention,
+)
 from hf_rlhf.models.load import load_tokenizer
 from hf_rlhf.models.policy import PolicyOutput
 from hf_rlhf.models.value_model import ValueModel
@@ -37,6 +42,7 @@ from hf_rlhf.ppo.prompts import TextStream, prompt_stream
 from hf_rlhf.ppo.scores import ScoreShaper
 from hf_rlhf.ppo.setup import (
     build_policy,
+    longest_sequence,
     prepared_evaluation,
     prepared_prompts,
     prepared_texts,
@@ -117,6 +123,9 @@ class PPOTrainer(IterationTrainer):
 
         require_roles_of_their_own(model, ref_model, value_model, reward_funcs)
         policy = build_policy(model, args, peft_config=peft_config, ref_model=ref_model, value_model=value_model)
+        longest = longest_sequence(args, self.prompt_set if self._num_prompts is not None else None, texts)
+        plain = plain_attention_is_faster(args.device, longest, recomputes=bool(args.gradient_checkpointing))
+        self._fused = with_fused_attention(policy.model, policy.reference_model, policy.critic) if plain else []
         if texts is not None:
             require_positions(policy, texts)
         self.rewards = None
@@ -289,6 +298,13 @@ class PPOTrainer(IterationTrainer):
         mean = mean * args.world_size
         return (mean, output) if return_outputs else mean
 
+    def train(self, *args, **kwargs):
+        """As `Trainer.train`."""
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            set_attention(self._fused, "sdpa")  # with which what is saved will be loaded
+
     # A loop that the user owns
 
     def generate(self, prompts: Sequence[Prompt | Sequence[int]]) -> list[Completion]:
@@ -336,7 +352,10 @@ class PPOTrainer(IterationTrainer):
         total = sum(gather_in_order([len(trajectories)]))
         if total != self.args.rollout_batch_size:
             raise InputError(f"step() got {total} completions over all ranks; {self.args.batch_algebra()}")
-        self.run_updates(self.make_micro_batches(self.iteration, trajectories))
+        try:
+            self.run_updates(self.make_micro_batches(self.iteration, trajectories))
+        finally:
+            set_attention(self._fused, "sdpa")  # as after train()
         return self.iteration_log.last or self.iteration_log.finished()  # unless logging_steps passed it over
 
     def predict_value(self, prompts: Sequence[Prompt | Sequence[int]]) -> list[float]:
@@ -380,6 +399,7 @@ class PPOTrainer(IterationTrainer):
     def _start_iteration(self, iteration: int) -> None:
         self._started = iteration
         self._drawn = 0
+        set_attention(self._fused, "eager")  # of sampling and training alike, since the two kinds round differently
         self.iteration_log.start()
         self.guard.start_iteration()
         every = self.args.ref_model_sync_iterations

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_rlhf.data.files import load_rows
+from hf_rlhf.distributed import gather_in_order
 from hf_rlhf.errors import InputError
 from hf_rlhf.models.adapters import adapter_folder
 from hf_rlhf.models.load import load_policy, load_tokenizer
@@ -38,7 +39,7 @@ def begin_run(training, marker: str) -> str | None:
         raise InputError(f"report_to={tracker}: {tracker} is not installed; pip install it, or set report_to to none")
     checkpoint = _resume_point(training)
     folder = output_folder(training)
-    if checkpoint is None and (folder / marker).exists():
+    if checkpoint is None and any(gather_in_order([(folder / marker).exists()])):
         raise InputError(held_by_another_run(folder))
     return checkpoint
 
@@ -61,12 +62,10 @@ def _resume_point(training) -> str | None:
     return wanted
 
 
-def end_run(trainer: Any) -> None:
-    """Close what the launcher opened; the last call of a recipe, after which the trainer is of no more use."""
-    # A process group that is left open can abort the interpreter's exit, and it stays open as long as DDP holds it.
+def release(trainer: Any) -> None:
+    """Let go of what accelerate wrapped: a process group stays open as long as DDP holds it."""
     trainer.accelerator.free_memory()
     trainer.model_wrapped = trainer.model
-    trainer.accelerator.end_training()
 
 
 def load_split(data: DataArguments, *, evaluation: bool = False):

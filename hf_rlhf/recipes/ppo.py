@@ -14,18 +14,20 @@ from hf_rlhf.hub.push import push_folder
 from hf_rlhf.models.adapters import adapter_base, is_peft_model
 from hf_rlhf.models.critics import run_folder, saved_critics
 from hf_rlhf.models.load import public_name
+from hf_rlhf.planning.memory import peak_bytes
 from hf_rlhf.ppo.config import PPOConfig
 from hf_rlhf.ppo.trainer import PPOTrainer
 from hf_rlhf.recipes.arguments import ModelArguments, PPOArguments, peft_config
 from hf_rlhf.recipes.common import (
     RunResult,
     begin_run,
-    end_run,
     load_model_and_tokenizer,
     load_split,
     output_folder,
+    release,
     wants_evaluation,
 )
+from hf_rlhf.recipes.plan import planned_peak, write_plan
 from hf_rlhf.records import METRICS_FILE, iteration_rows
 from hf_rlhf.rewards.contract import RewardFunction
 
@@ -49,6 +51,7 @@ def train_ppo(script: PPOArguments, training: PPOConfig, model: ModelArguments, 
     rewards = [*named_rewards(script), *reward_funcs]
     if not rewards:
         raise InputError("no reward: give reward_model_path, or reward_funcs")
+    planned = planned_peak(script, training, model)
     policy, tokenizer = load_model_and_tokenizer(model, script.chat_template_path)
     training = _with_critic(training, model.model_name_or_path)
     trainer = PPOTrainer(
@@ -67,10 +70,12 @@ def train_ppo(script: PPOArguments, training: PPOConfig, model: ModelArguments, 
     metrics = trainer.evaluate() if eval_set is not None else {}
     trainer.save_model(_internal_call=True)  # which does not push: the card is not there yet
     if trainer.is_world_process_zero():
+        peak = peak_bytes(training.device)
         _write_card(folder, script, training, model, metrics)
+        write_plan(folder, planned, peak)
         if training.push_to_hub:
             push_folder(folder, training.hub_model_id, private=training.hub_private_repo, token=training.hub_token)
-    end_run(trainer)
+    release(trainer)
     return RunResult(folder, metrics)
 
 
@@ -106,10 +111,8 @@ def _function(name: str) -> RewardFunction:
             module = importlib.util.module_from_spec(spec)
             spec.loader.exec_module(module)
         else:
-            if (
-                here := os.getcwd()
-            ) not in sys.path:  # where `python script.py` would look, and a console script does not
-                sys.path.append(here)
+            if os.getcwd() not in sys.path:  # where `python script.py` would look, and a console script does not
+                sys.path.append(os.getcwd())
             module = importlib.import_module(where)
         return getattr(module, attribute)
     except (ImportError, AttributeError, OSError) as error:

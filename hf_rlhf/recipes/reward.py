@@ -21,7 +21,7 @@ from hf_rlhf.recipes.arguments import (
     RewardTrainingArguments,
     peft_config,
 )
-from hf_rlhf.recipes.common import RunResult, begin_run, end_run, load_split, output_folder, wants_evaluation
+from hf_rlhf.recipes.common import RunResult, begin_run, load_split, output_folder, release, wants_evaluation
 from hf_rlhf.records import append_json_line, write_settings
 from hf_rlhf.reward_modeling.training import (
     adapters_in_base_dtype,
@@ -74,7 +74,7 @@ def train_reward_model(script: RewardArguments, training: RewardTrainingArgument
         _write_card(folder, script, training, model, metrics)
         if training.push_to_hub:
             push_folder(folder, training.hub_model_id, private=training.hub_private_repo, token=training.hub_token)
-    end_run(trainer)
+    release(trainer)
     return RunResult(folder, metrics)
 
 

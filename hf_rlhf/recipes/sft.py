@@ -15,10 +15,10 @@ from hf_rlhf.recipes.arguments import (
 from hf_rlhf.recipes.common import (
     RunResult,
     begin_run,
-    end_run,
     load_model_and_tokenizer,
     load_split,
     output_folder,
+    release,
     wants_evaluation,
 )
 from hf_rlhf.records import append_json_line, write_settings
@@ -62,7 +62,7 @@ def train_sft(script: DataArguments, training: SFTTrainingArguments, model: Mode
             append_json_line(folder / RESULT_FILE, row)
         if training.push_to_hub:
             push_folder(folder, training.hub_model_id, private=training.hub_private_repo, token=training.hub_token)
-    end_run(trainer)
+    release(trainer)
     return RunResult(folder, metrics)
 
 

@@ -55,8 +55,8 @@ class Rewards:
     def require_columns(self, columns: Sequence[str]) -> None:
         """Raise `InputError` for a reward that needs what neither the contract nor a data set with these columns has."""
         for function, name in zip(self.functions, self.names, strict=True):
-            if missing := required_arguments(function) - _RESERVED - set(columns):
-                there = sorted(set(columns) - {"prompt", "prompt_ids"})
+            there = sorted(set(columns) - {"prompt", "prompt_ids"})  # which rewards get as `prompts`
+            if missing := required_arguments(function) - _RESERVED - set(there):
                 raise InputError(
                     f"reward {name!r} takes {', '.join(sorted(missing))}, and the data set has no such column (besides the"
                     f" prompt it has {', '.join(there) or 'none'}); add it, or give the argument a default"
@@ -106,8 +106,10 @@ class Rewards:
 
 def reward_name(function: RewardFunction) -> str:
     """The name under which a reward is logged: its `name`, or the function's own."""
-    function = getattr(function, "func", function)  # of a functools.partial
-    return getattr(function, "name", None) or getattr(function, "__name__", type(function).__name__).strip("<>")
+    name = getattr(function, "name", None) or getattr(function, "__name__", None)
+    if name is None and isinstance(function, partial):
+        return reward_name(function.func)
+    return (name or type(function).__name__).strip("<>")
 
 
 def as_completion(trajectory: Trajectory) -> str | list[dict[str, str]]:

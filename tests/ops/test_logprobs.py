@@ -1,3 +1,5 @@
+from functools import partial
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -5,7 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from hf_rlhf.ops.kl import k1, k2, k3
-from hf_rlhf.ops.logprobs import token_kl, token_logprobs
+from hf_rlhf.ops.logprobs import ChosenLogprob, token_kl, token_logprobs
 
 N, H, V = 11, 6, 17
 
@@ -326,3 +328,21 @@ def test_zero_tokens_have_no_kl_and_take_gradients(with_support):
     assert kl.shape == (0,)
     kl.sum().backward()
     assert hidden.grad.shape == (0, H)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_lean_backward_pass_is_autograds(dtype, temperature):
+    logits = torch.randn(6, 11).to(dtype).requires_grad_(True)
+    targets, weights = torch.randint(11, (6,)), torch.randn(6)
+    (ChosenLogprob.apply(logits, targets, temperature) * weights).sum().backward()
+    lean, logits.grad = logits.grad, None
+    ((logits.float() / temperature).log_softmax(dim=1)[range(6), targets] * weights).sum().backward()
+    torch.testing.assert_close(lean, logits.grad, rtol=1e-5 if dtype == torch.float32 else 0.02, atol=1e-6)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_asking_for_the_entropy_changes_no_bit_of_the_log_probabilities(temperature):
+    hidden, weight, targets = torch.randn(9, 8), torch.randn(50, 8), torch.randint(50, (9,))
+    score = partial(token_logprobs, hidden, targets, lambda states: states @ weight.T, temperature=temperature)
+    assert torch.equal(score(entropy=True).logprobs, score(entropy=False).logprobs)

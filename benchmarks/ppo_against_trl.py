@@ -1,0 +1,171 @@
+"""hf_rlhf and TRL's last PPO side by side, alternating, on the same work; prints a table and writes it down.
+
+    make benchmark                                            # sets up both environments, about half an hour on two cores
+    python benchmarks/ppo_against_trl.py --peer_python .venv-trl/bin/python --rollout_batch_sizes 8 --dtypes bfloat16
+
+Each run is a process of its own. The reward model is one LoRA adapter: hf_rlhf gets it as it is and shares the policy's
+base, TRL gets it merged, as a model, and a second copy of it as the value model that its trainer asks for.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+from hf_rlhf.models.load import EMBEDDED_MODEL, load_causal_lm, load_sequence_classifier, load_tokenizer, resolve_model
+from hf_rlhf.planning.work import IterationSize, Machine, ModelShape, roofline
+
+WORKLOADS = Path(__file__).parent / "workloads"
+PHASES = ("generate", "score", "update")
+NAMES = {"own": "hf_rlhf", "trl": "TRL 1.12.0"}
+PROMPT_LENGTH, COMPLETION_LENGTH, PPO_EPOCHS = 24, 32, 4
+
+
+def make_reward_models(folder: Path, model: str) -> dict[str, Path]:
+    """A reward adapter with random weights on the policy's base, and the same merged into a model of its own."""
+    from peft import LoraConfig, get_peft_model
+
+    places = {"own": folder / "reward_adapter", "trl": folder / "reward_merged"}
+    if not all((place / "tokenizer_config.json").is_file() for place in places.values()):
+        tokenizer = load_tokenizer(model)
+        torch.manual_seed(0)
+        classifier = load_sequence_classifier(model)
+        classifier.config.pad_token_id = tokenizer.pad_token_id
+        lora = LoraConfig(task_type="SEQ_CLS", r=16, target_modules="all-linear", exclude_modules=["score"])
+        wrapped: Any = get_peft_model(classifier, lora)
+        for name, parameter in wrapped.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(parameter, std=0.01)
+        wrapped.save_pretrained(places["own"])
+        wrapped.merge_and_unload().save_pretrained(places["trl"])
+        for place in places.values():
+            tokenizer.save_pretrained(place)
+    return places
+
+
+def run(side: str, python: str, flags: dict[str, Any]) -> dict[str, Any]:
+    """One process; returns what it reports."""
+    command = [python, str(WORKLOADS / f"{side}_ppo.py")]
+    for name, value in flags.items():
+        command += [f"--{name}", str(value)]
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    if done.returncode:
+        raise SystemExit(f"{side} failed:\n{done.stderr[-3000:]}")
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def summary(reports: list[dict[str, Any]]) -> dict[str, float]:
+    """Median seconds of each phase over all iterations of all runs, and the largest peak."""
+    iterations = [iteration for report in reports for iteration in report["iterations"]]
+    seconds = {phase: median(iteration[phase] for iteration in iterations) for phase in (*PHASES, "total")}
+    return {**seconds, "peak_gb": max(report["peak_bytes"] for report in reports) / 1e9}
+
+
+def table(results: list[dict[str, Any]]) -> str:
+    """All workloads as Markdown."""
+    lines = [
+        "| completions | dtype | | generate, s | score, s | update, s | iteration, s | peak, GB |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for result in results:
+        own, trl, ideal = result["own"], result["trl"], result["roofline"]
+        place = f"| {result['rollout_batch_size']} | {result['dtype']} "
+        for name, side in ((NAMES["trl"], trl), (NAMES["own"], own)):
+            cells = " | ".join(f"{side[phase]:.2f}" for phase in (*PHASES, "total"))
+            lines.append(f"{place}| {name} | {cells} | {side['peak_gb']:.2f} |")
+        ratios = " | ".join(f"{trl[phase] / own[phase]:.1f}x" for phase in (*PHASES, "total"))
+        lines.append(f"{place}| times as fast | {ratios} | {own['peak_gb'] / trl['peak_gb']:.2f} of it |")
+        fractions = " | ".join(f"{ideal[phase] / own[phase]:.0%}" for phase in PHASES)
+        lines.append(f"{place}| of the roofline | {fractions} | {sum(ideal.values()) / own['total']:.0%} | |")
+    return "\n".join(lines)
+
+
+def plot(results: list[dict[str, Any]], file: Path) -> None:
+    """Seconds of an iteration by phase, a pair of bars for each workload."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(8, 0.9 + 0.9 * len(results)), layout="constrained")
+    colours = {"generate": "#8fb8de", "score": "#f2b872", "update": "#2a6fb0"}
+    labels, rows = [], []
+    for number, result in enumerate(results):
+        for place, side in ((0.2, "trl"), (-0.2, "own")):
+            row, left = len(results) - number + place, 0.0
+            rows.append(row)
+            labels.append(f"{NAMES[side]}, {result['rollout_batch_size']} x {result['dtype']}")
+            for phase in PHASES:
+                width = result[side][phase]
+                axes.barh(row, width, 0.36, left=left, color=colours[phase], label=phase if len(rows) == 1 else None)
+                left += width
+            axes.text(left, row, f" {result[side]['peak_gb']:.1f} GB", va="center", fontsize=9)
+    axes.set_yticks(rows, labels)
+    axes.set_xlabel("seconds an iteration, peak memory beside")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.margins(x=0.12)
+    axes.legend(frameon=False, loc="upper right")
+    figure.savefig(file, dpi=120)
+
+
+def main() -> None:
+    """Run every workload on both sides."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--peer_python", default=".venv-trl/bin/python", help="of an environment with trl 1.12.0")
+    parser.add_argument("--model", default=EMBEDDED_MODEL)
+    parser.add_argument("--rollout_batch_sizes", type=int, nargs="+", default=[8, 32])
+    parser.add_argument("--dtypes", nargs="+", choices=["bfloat16", "float32"], default=["bfloat16", "float32"])
+    parser.add_argument("--runs", type=int, default=1, help="processes of each side, in turn")
+    parser.add_argument("--iterations", type=int, default=4, help="of each process; the first does not count")
+    parser.add_argument("--output_dir", type=Path, default=Path("runs/benchmark"))
+    args = parser.parse_args()
+    args.output_dir.mkdir(parents=True, exist_ok=True)
+    model = resolve_model(args.model)
+    rewards = make_reward_models(args.output_dir, model)
+    shape = ModelShape.from_model(load_causal_lm(model))
+    results = []
+    for batch in args.rollout_batch_sizes:
+        for dtype in args.dtypes:
+            reports: dict[str, list[dict[str, Any]]] = {"trl": [], "own": []}
+            for number in range(args.runs):
+                for side, python in (("trl", args.peer_python), ("own", sys.executable)):
+                    flags = {
+                        "model": model,
+                        "reward_model": rewards[side],
+                        "output_dir": args.output_dir / side,
+                        "dtype": dtype,
+                        "rollout_batch_size": batch,
+                        "completion_length": COMPLETION_LENGTH,
+                        "num_ppo_epochs": PPO_EPOCHS,
+                        "iterations": args.iterations,
+                    }
+                    reports[side].append(run(side, python, flags))
+                    last = summary(reports[side][-1:])
+                    print(f"{batch} x {dtype}, run {number + 1}, {NAMES[side]}: {last['total']:.1f} s", flush=True)
+            size = IterationSize(batch, PROMPT_LENGTH, COMPLETION_LENGTH, PPO_EPOCHS)
+            machine = Machine.measured(getattr(torch, dtype))
+            results.append(
+                {
+                    "rollout_batch_size": batch,
+                    "dtype": dtype,
+                    **{side: summary(parts) for side, parts in reports.items()},
+                    "roofline": roofline(shape, size, machine, getattr(torch, dtype).itemsize),
+                    "machine": {"flops": machine.flops, "bandwidth": machine.bandwidth},
+                }
+            )
+            (args.output_dir / "ppo_against_trl.json").write_text(
+                json.dumps(results, indent=2) + "\n", encoding="utf-8"
+            )
+    plot(results, args.output_dir / "ppo_against_trl.png")
+    print("\n" + table(results))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,129 @@
+"""The work that every trainer is given, and the numbers that each run reports. Imports nothing of any trainer."""
+
+import argparse
+import json
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+WORDS = [
+    "the",
+    "of",
+    "and",
+    "to",
+    "in",
+    "is",
+    "it",
+    "that",
+    "was",
+    "for",
+    "on",
+    "are",
+    "as",
+    "with",
+    "his",
+    "they",
+    "at",
+    "be",
+    "this",
+    "from",
+    "have",
+    "or",
+    "by",
+    "one",
+    "had",
+    "not",
+]
+
+
+@dataclass(frozen=True)
+class Work:
+    """One PPO workload; completions have exactly `completion_length` tokens, whatever the model says."""
+
+    model: str  # folder of the policy's start, which is also the reference
+    reward_model: str  # folder of a reward model of the same size
+    output_dir: str
+    dtype: str = "bfloat16"
+    rollout_batch_size: int = 32
+    completion_length: int = 32
+    num_ppo_epochs: int = 4
+    num_mini_batches: int = 2
+    iterations: int = 4  # the first warms up and does not count
+
+    @classmethod
+    def from_command_line(cls) -> "Work":
+        """Every field is a flag."""
+        parser = argparse.ArgumentParser()
+        for name, kind in cls.__annotations__.items():
+            default = getattr(cls, name, None)
+            parser.add_argument(f"--{name}", type=kind, default=default, required=default is None)
+        return cls(**vars(parser.parse_args()))
+
+    def prompts(self, count: int) -> list[str]:
+        """Texts of 16 to 32 tokens, in turn."""
+        return [self._prompt(number, 16 + number % 17) for number in range(count)]
+
+    def _prompt(self, number: int, length: int) -> str:
+        words = [WORDS[(number * 7 + place * (3 + number % 5)) % len(WORDS)] for place in range(length)]
+        return "".join(f" {word}" for word in words)
+
+    @property
+    def lora(self) -> dict[str, Any]:
+        """LoRA on every linear layer of the policy."""
+        return {"r": 16, "lora_alpha": 32, "target_modules": "all-linear", "lora_dropout": 0.0}
+
+
+class Stopwatch:
+    """Seconds of each phase in each iteration; what no phase claims is the update's."""
+
+    def __init__(self) -> None:
+        self.iterations: list[dict[str, float]] = []
+        self._claimed: dict[str, float] = {}
+        self._begun = time.perf_counter()
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Claim the block's seconds for a phase."""
+        start = time.perf_counter()
+        yield
+        self._claimed[name] = self._claimed.get(name, 0.0) + time.perf_counter() - start
+
+    def wrap(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """`function`, its seconds claimed for a phase."""
+
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            with self.phase(name):
+                return function(*args, **kwargs)
+
+        return timed
+
+    def begin(self) -> None:
+        """The first iteration begins now."""
+        self._claimed = {}
+        self._begun = time.perf_counter()
+
+    def end_iteration(self) -> None:
+        """An iteration ends, and the next begins."""
+        total = time.perf_counter() - self._begun
+        self.iterations.append({**self._claimed, "update": total - sum(self._claimed.values()), "total": total})
+        self.begin()
+
+
+def report(stopwatch: Stopwatch, **more: Any) -> None:
+    """Print the run as one line of JSON, the last of stdout."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    print(json.dumps({"iterations": stopwatch.iterations[1:], "peak_bytes": peak, **more}), flush=True)
+
+
+def free_folder(work: Work) -> Path:
+    """The folder of the run, emptied of what an earlier one left."""
+    folder = Path(work.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in folder.glob("*.json*"):
+        file.unlink()
+    return folder

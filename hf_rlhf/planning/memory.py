@@ -1,0 +1,260 @@
+"""How much memory each phase of PPO takes, from the model's config alone.
+
+What a backward pass keeps is not estimated: the real modules run on tensors without data (FakeTensorMode), and what autograd
+saves is added up. So every architecture and attention counts as it is, at any size, in a second or two.
+"""
+
+import copy
+import os
+import sys
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
+
+from hf_rlhf.models.adapters import POLICY, base_of, compute_in_base_dtype
+from hf_rlhf.models.backbone import plain_attention_is_faster, set_attention, with_fused_attention
+from hf_rlhf.models.fused_lora import fuse_lora
+from hf_rlhf.ops.logprobs import CHUNK_ELEMENTS
+from hf_rlhf.planning.work import ModelShape
+from hf_rlhf.ppo.config import PPOConfig
+from hf_rlhf.types import Model
+
+_ADAM = 4 + 4 + 8  # bytes of a trained fp32 weight, its gradient and its two moments
+_CONTEXT = 0.6e9  # bytes of a CUDA context
+_PROCESS = (
+    0.2e9  # by which a process grows besides: tokenizer, compiled kernels, the allocator's slack; measured on a CPU
+)
+_SLACK_CPU = (
+    1.35  # of what a phase takes: gradients on their way, and what malloc does not give back; fitted to three runs
+)
+_BYTES_4BIT = 0.56  # a weight in NF4, its block constants included (Dettmers 2023, arXiv 2305.14314)
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Bytes on one device."""
+
+    fixed: dict[str, float]  # there from the beginning to the end, by what it is
+    phases: dict[str, float]  # besides, in each phase
+
+    @property
+    def peak(self) -> float:
+        """The most that is used at once."""
+        return sum(self.fixed.values()) + max(self.phases.values())
+
+
+@dataclass(frozen=True)
+class MemoryModel:
+    """What `plan_memory` has to know of the models, found once; batch sizes can then be varied in no time."""
+
+    shape: ModelShape
+    itemsize: int  # of the base
+    trained: int  # weights of the policy that are trained
+    activations: float  # bytes that the backward pass keeps, a token
+    block_activations: float  # the same of one block
+    length: int  # tokens of the longest sequence
+    reward: float  # bytes of the reward models' weights
+    libraries: float  # bytes of a process that has done nothing yet; 0 on a GPU but for its context
+    quantized: bool = False
+
+    @property
+    def lora(self) -> bool:
+        """Whether adapters are trained, on a frozen base."""
+        return self.trained < self.shape.parameters
+
+
+def model_without_data(config: Any, dtype: torch.dtype, peft_config: Any) -> Model:
+    """The policy's model, its tensors without data; to be called and used within a `FakeTensorMode`."""
+    from peft import get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    with unset_fake_temporarily(), torch.device("meta"):  # where PEFT can convert and move what it likes
+        model: Any = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        if peft_config is None:
+            model.requires_grad_(True)
+        else:
+            model = get_peft_model(model, peft_config, adapter_name=POLICY)
+            fuse_lora(model)
+    device = torch.accelerator.current_accelerator() or "cpu"
+    moved: dict[int, Any] = {}  # tied weights stay tied
+    for module in model.modules():
+        for tensors in (module._parameters, module._buffers):
+            for name, tensor in tensors.items():
+                if tensor is not None:
+                    tensors[name] = moved.setdefault(id(tensor), _without_data(tensor, device))
+    return model
+
+
+def _without_data(tensor: torch.Tensor, device: torch.device | str) -> torch.Tensor:
+    empty = torch.empty(tensor.shape, dtype=tensor.dtype, device=device)
+    return nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
+
+
+def look_at(
+    config: Any, args: PPOConfig, *, dtype: str, peft_config: Any, reward: float = 0.0, quantized: bool = False
+) -> MemoryModel:
+    """Everything about the models that `plan_memory` needs; reads and downloads nothing."""
+    length = args.max_prompt_length + args.max_completion_length
+    base_dtype = torch.float32 if peft_config is None else getattr(torch, dtype)
+    with FakeTensorMode():
+        shape = ModelShape.from_model(model_without_data(config, base_dtype, None))
+        model = model_without_data(config, base_dtype, peft_config)
+        if plain_attention_is_faster(args.device, length, recomputes=bool(args.gradient_checkpointing)):
+            set_attention(with_fused_attention(base_of(model)), "eager")
+        trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+        saved = saved_bytes(model, args.per_device_train_batch_size, length)
+    tokens = args.per_device_train_batch_size * length
+    return MemoryModel(
+        shape=shape,
+        itemsize=base_dtype.itemsize,
+        trained=trained,
+        activations=saved / tokens,
+        block_activations=saved / tokens / shape.layers,
+        length=length,
+        reward=reward,
+        libraries=resident_bytes() + _PROCESS if args.device.type == "cpu" else _CONTEXT,
+        quantized=quantized,
+    )
+
+
+def saved_bytes(model: Model, batch: int, length: int) -> int:
+    """Bytes of all tensors that a forward pass of the backbone keeps for its backward pass, weights left out."""
+    weights = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in weights:
+            kept[storage._cdata] = storage.nbytes()
+        return tensor
+
+    causal_lm = base_of(model)
+    ids = torch.zeros(batch, length, dtype=torch.long, device=causal_lm.device)
+    attention_mask = torch.ones_like(ids)
+    attention_mask[0, -1] = 0  # as batches are; without padding some kinds of attention keep no mask
+    backbone: nn.Module = causal_lm.base_model
+    with (
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+        compute_in_base_dtype(model),
+    ):
+        output = backbone(input_ids=ids, attention_mask=attention_mask, use_cache=False)
+    del output
+    return sum(kept.values())
+
+
+def plan_memory(model: MemoryModel, args: PPOConfig) -> MemoryPlan:
+    """Bytes of each phase on one device, for the batch sizes of `args`."""
+    shape = model.shape
+    base = shape.parameters * model.itemsize
+    if model.quantized:  # bitsandbytes leaves embeddings and head as they are, and experts that are one stacked weight
+        base -= shape.quantizable * (model.itemsize - _BYTES_4BIT)
+    trained = model.trained * (_ADAM if model.lora else _ADAM - 4)  # whose weights are the base
+    if args.world_size > 1:
+        trained += 4 * model.trained  # the buckets in which DDP sums gradients
+    fixed = {
+        "libraries": model.libraries,
+        "base": base,
+        "what is trained, its gradients and moments": trained,
+        "reference": 0.0 if model.lora else base,
+        "critic": {"value_head": 0.0, "adapter": trained, "model": base + trained}[args.critic],
+        "reward models": model.reward,
+    }
+    return MemoryPlan(
+        {name: size for name, size in fixed.items() if size},
+        {
+            name: size(model, args) * (_SLACK_CPU if args.device.type == "cpu" else 1.0)
+            for name, size in (("generate", _generate), ("score", _score), ("update", _update))
+        },
+    )
+
+
+def _generate(model: MemoryModel, args: PPOConfig) -> float:
+    """Keys and values, and the logits of a step in the few forms that sampling gives them."""
+    shape = model.shape
+    batch = args.generation_batch_size or args.rollout_batch_size // args.world_size
+    cache = 2 * shape.layers * shape.kv_width * model.itemsize * batch * model.length
+    return cache + batch * shape.vocab * (model.itemsize + 5 * 4)
+
+
+def _score(model: MemoryModel, args: PPOConfig) -> float:
+    """A pass without gradients holds one block's tensors at a time."""
+    batch = min(args.rollout_forward_batch_size, args.rollout_batch_size // args.world_size)
+    return batch * model.length * model.block_activations + _logits(model, batch * args.max_completion_length)
+
+
+def _update(model: MemoryModel, args: PPOConfig) -> float:
+    shape, tokens = model.shape, args.per_device_train_batch_size * model.length
+    kept = tokens * model.activations
+    if args.gradient_checkpointing:  # the input of each block, and one block at a time
+        kept = tokens * (shape.layers * shape.hidden * model.itemsize + model.block_activations)
+    passes = 1 if args.critic == "value_head" else 2
+    return passes * kept + _logits(model, args.per_device_train_batch_size * args.max_completion_length)
+
+
+def _logits(model: MemoryModel, tokens: int) -> float:
+    """A chunk of logits in the base's dtype, and two fp32 matrices of it."""
+    elements = min(tokens * model.shape.vocab, CHUNK_ELEMENTS)
+    return elements * (2 * model.itemsize + 2 * 4)
+
+
+def resident_bytes() -> float:
+    """What this process holds in memory now."""
+    try:
+        with open("/proc/self/statm", encoding="ascii") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:  # not Linux: about what Python, torch and transformers take
+        return 0.6e9
+
+
+def peak_bytes(device: torch.device) -> float | None:
+    """The most that this process has held on `device`, of a CPU resident; None where nobody counts."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if device.type != "cpu":
+        return None
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def proposals(model: MemoryModel, args: PPOConfig, available: float) -> list[tuple[str, PPOConfig, MemoryModel]]:
+    """What to change, one thing after the other, until the run fits: the flags, the arguments with them, the models.
+
+    Each step makes the largest phase smaller; the completions of an iteration and of an update stay. The last step fits, if
+    any does.
+    """
+    steps: list[tuple[str, PPOConfig, MemoryModel]] = []
+    while (plan := plan_memory(model, args)).peak > available:
+        phase = max(plan.phases, key=lambda name: plan.phases[name])
+        if flags := _smaller(phase, args):
+            args = copy.copy(args)
+            for name, value in flags.items():
+                setattr(args, name, value)
+        elif model.lora and not model.quantized:
+            flags, model = {"load_in_4bit": True}, replace(model, quantized=True)
+        else:
+            break
+        steps.append((" ".join(f"--{name} {str(value).lower()}" for name, value in flags.items()), args, model))
+    return steps
+
+
+def _smaller(phase: str, args: PPOConfig) -> dict[str, Any]:
+    """Flags that make a phase take less; none when it is as small as it gets."""
+    on_device = args.rollout_batch_size // args.world_size
+    if phase == "generate":
+        size = args.generation_batch_size or on_device
+        return {"generation_batch_size": size // 2} if size > 1 else {}
+    if phase == "score":
+        size = min(args.rollout_forward_batch_size, on_device)
+        return {"rollout_forward_batch_size": size // 2} if size > 1 else {}
+    size = args.per_device_train_batch_size
+    divisor = next((n for n in range(2, size + 1) if size % n == 0), None)
+    if divisor is not None:
+        return {
+            "per_device_train_batch_size": size // divisor,
+            "gradient_accumulation_steps": args.gradient_accumulation_steps * divisor,
+        }
+    return {} if args.gradient_checkpointing else {"gradient_checkpointing": True}

@@ -1,0 +1,133 @@
+"""How much arithmetic and memory traffic an iteration of PPO is, counted from the model's shape.
+
+A lower bound: what no implementation can do without. Times of it on a machine of known speed are its roofline (Williams
+2009, doi 10.1145/1498765.1498785).
+"""
+
+import time
+from dataclasses import dataclass
+
+import torch
+
+from hf_rlhf.types import Model
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """Sizes of a causal language model, as its config says."""
+
+    layers: int
+    hidden: int
+    vocab: int
+    kv_width: int  # of keys, and of values, of one layer and token
+    query_width: int
+    linear: int  # weights that each token is multiplied with in the blocks, the experts that it does not meet left out
+    quantizable: int  # weights of plain linear layers but the head
+    linear_features: int  # inputs and outputs of those layers added up: a LoRA of rank r has r times as many weights
+    parameters: int  # all, embeddings included, tied ones once
+
+    @classmethod
+    def from_model(cls, model: Model) -> "ModelShape":
+        """Of a transformers model; one on the meta device will do."""
+        config = model.config.get_text_config()
+        head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        kv_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        head = model.get_output_embeddings()
+        linears = [m for m in model.modules() if type(m).__name__ in ("Linear", "Conv1D") and m is not head]
+        linear = sum(m.weight.numel() for m in linears)
+        experts = getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None)
+        stacked = [
+            p.numel() for name, p in model.named_parameters() if experts and ".experts." in name and p.dim() == 3
+        ]
+        used = sum(stacked) * (getattr(config, "num_experts_per_tok", None) or 1) // (experts or 1)
+        return cls(
+            layers=config.num_hidden_layers,
+            hidden=config.hidden_size,
+            vocab=config.vocab_size,
+            kv_width=kv_heads * head_dim,
+            query_width=config.num_attention_heads * head_dim,
+            linear=linear + used,
+            quantizable=linear,
+            linear_features=sum(sum(m.weight.shape) for m in linears),
+            parameters=sum(p.numel() for p in model.parameters()),
+        )
+
+
+@dataclass(frozen=True)
+class IterationSize:
+    """One iteration of PPO with LoRA of every linear layer: what is sampled, and how often it is learned from."""
+
+    completions: int
+    prompt_length: float  # mean, in tokens
+    completion_length: float
+    num_ppo_epochs: int
+    lora_rank: int = 16
+    reward_model: bool = True  # as large as the policy
+
+    @property
+    def tokens(self) -> float:
+        """Prompt and completion tokens of all sequences."""
+        return self.completions * (self.prompt_length + self.completion_length)
+
+    @property
+    def completion_tokens(self) -> float:
+        """Sampled tokens."""
+        return self.completions * self.completion_length
+
+
+@dataclass(frozen=True)
+class Machine:
+    """How fast a machine multiplies and copies."""
+
+    flops: float  # a second, of a matrix product in the model's dtype
+    bandwidth: float  # bytes a second, read and written both counted
+
+    @classmethod
+    def measured(cls, dtype: torch.dtype, device: torch.device | str = "cpu") -> "Machine":
+        """By a matrix product and a copy, the best of several."""
+        rows, width = (1024, 2048) if str(device) == "cpu" else (8192, 8192)
+        a, b = (torch.randn(shape, device=device).to(dtype) for shape in ((rows, width), (width, width)))
+        block = torch.empty(2**28 // 4, device=device)
+        copy = torch.empty_like(block)
+        return cls(
+            flops=2 * rows * width * width / _best(lambda: a @ b, device),
+            bandwidth=2 * block.nbytes / _best(lambda: copy.copy_(block), device),
+        )
+
+
+def _best(function, device: torch.device | str, repeats: int = 7) -> float:
+    seconds = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        function()
+        if str(device) != "cpu":
+            torch.accelerator.synchronize()
+        seconds.append(time.perf_counter() - start)
+    return min(seconds)
+
+
+def roofline(shape: ModelShape, size: IterationSize, machine: Machine, itemsize: int) -> dict[str, float]:
+    """The fewest seconds that `generate`, `score` and `update` can take.
+
+    A decoding step reads every weight and the keys and values so far; all else is arithmetic. Scoring is a pass of the
+    policy with its critic, one of the reference and one of the reward model. An update is a forward pass, and a backward
+    pass that needs no gradient of the frozen weights.
+    """
+    length = size.prompt_length + size.completion_length
+    adapter = size.lora_rank * shape.linear_features
+    attention = 2 * shape.layers * shape.query_width * length  # of a token: causal scores and their sum over values
+    forward = 2 * (shape.linear + adapter) + attention  # operations a token
+    head = 2 * shape.vocab * shape.hidden
+
+    prefill = size.completions * size.prompt_length * forward / machine.flops
+    weights = (shape.linear + shape.vocab * shape.hidden + adapter) * itemsize
+    cache = 2 * shape.layers * shape.kv_width * itemsize * (size.prompt_length + size.completion_length / 2)
+    step_bytes = (weights + size.completions * cache) / machine.bandwidth
+    step_flops = size.completions * (forward + head) / machine.flops
+    generate = prefill + size.completion_length * max(step_bytes, step_flops)
+
+    passes = 3 if size.reward_model else 2
+    score = (passes * size.tokens * forward + 2 * size.completion_tokens * head) / machine.flops
+    backward = 2 * (shape.linear + 2 * adapter) + 2 * attention
+    update = size.num_ppo_epochs * (size.tokens * (forward + backward) + size.completion_tokens * 2 * head)
+    return {"generate": generate, "score": score, "update": update / machine.flops}

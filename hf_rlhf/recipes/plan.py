@@ -1,0 +1,152 @@
+"""`hf-rlhf plan`: memory and time of a PPO run before anything but a config is downloaded."""
+
+import json
+import logging
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from hf_rlhf.errors import InputError
+from hf_rlhf.models.adapters import ADAPTER_FILE, adapter_base, adapter_folder
+from hf_rlhf.models.load import read_config
+from hf_rlhf.models.reward_model import same_model
+from hf_rlhf.planning.memory import MemoryModel, MemoryPlan, look_at, plan_memory, proposals
+from hf_rlhf.planning.work import IterationSize, Machine, roofline
+from hf_rlhf.ppo.config import PPOConfig
+from hf_rlhf.recipes.arguments import ModelArguments, PPOArguments, flag, peft_config
+
+PLAN_FILE = "plan.json"
+USUAL_FRACTION = 0.3
+"""Of the roofline, on CPU and GPU alike, where batches are small; benchmarks/README.md has measured ones."""
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class PlanArguments:
+    """What the plan is made for, besides the flags of `hf-rlhf ppo`."""
+
+    memory_gb: float | None = flag(None, "Memory of one device, in GB (10^9 bytes); by default that of this machine.")
+    prompt_length: int | None = flag(None, "Tokens of a usual prompt, for the time; by default half of the longest.")
+
+
+def plan_run(plan: PlanArguments, script: PPOArguments, training: PPOConfig, model: ModelArguments) -> MemoryPlan:
+    """Print what each phase takes and, if the run does not fit, what to change; returns the plan.
+
+    Raises `InputError` when the model's config cannot be found, or when nothing that is known here makes the run fit.
+    """
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    try:
+        known = memory_model(script, training, model)
+    except (RuntimeError, NotImplementedError, AssertionError) as error:
+        raise InputError(
+            f"{model.model_name_or_path}: this architecture does not run without data ({type(error).__name__}:"
+            f" {str(error)[:200]}), so it cannot be planned; start the run with one update (max_steps 1) and look at plan.json"
+        ) from error
+    memory = plan_memory(known, training)
+    available = available_bytes(training) if plan.memory_gb is None else plan.memory_gb * 1e9
+    console.print(f"\n[bold]{model.model_name_or_path}[/bold]  {known.shape.parameters / 1e6:,.0f}M parameters,"
+                  f" {known.trained / 1e6:,.1f}M of them trained; {training.batch_algebra()}\n")  # fmt: skip
+    console.print(_table(memory, available))
+    console.print(_time(plan, training, model, known))
+    if memory.peak <= available:
+        console.print(f"[green]fits[/green]: {memory.peak / 1e9:.1f} of {available / 1e9:.1f} GB\n")
+        return memory
+    steps = proposals(known, training, available)
+    changed = [(flags, plan_memory(later, arguments).peak) for flags, arguments, later in steps]
+    console.print(f"[red]does not fit[/red]: {memory.peak / 1e9:.1f} of {available / 1e9:.1f} GB. In this order:")
+    for flags, peak in changed:
+        console.print(f"  {flags:<75} {peak / 1e9:6.1f} GB")
+    if not changed or changed[-1][1] > available:
+        raise InputError(
+            f"{model.model_name_or_path} does not fit into {available / 1e9:.1f} GB by any of these; take a smaller model,"
+            " or a lower max_prompt_length or max_completion_length"
+        )
+    return memory
+
+
+def memory_model(script: PPOArguments, training: PPOConfig, model: ModelArguments) -> MemoryModel:
+    """What the plan has to know of the models that the flags name."""
+    from peft import PeftConfig
+
+    folder = adapter_folder(model.model_name_or_path)
+    base = adapter_base(folder)
+    known = look_at(
+        read_config(base or folder),
+        training,
+        dtype=model.dtype if model.dtype in ("bfloat16", "float16", "float32") else "bfloat16",
+        peft_config=peft_config(model) if base is None else PeftConfig.from_pretrained(folder),
+        quantized=model.load_in_4bit,
+    )
+    names = [name for name in (script.reward_model_path, *(script.reward_funcs or ())) if name and ":" not in name]
+    return replace(known, reward=sum(_reward_bytes(name, base or folder, known) for name in names))
+
+
+def planned_peak(script: PPOArguments, training: PPOConfig, model: ModelArguments) -> float | None:
+    """Bytes at the peak of a run that is about to begin; None, and a warning, where the plan cannot be made."""
+    try:
+        return plan_memory(memory_model(script, training, model), training).peak
+    except Exception as error:  # a module that does not run without data; the run itself may well be fine
+        logger.warning("no plan of the memory that this run takes (%s: %.200s)", type(error).__name__, error)
+        return None
+
+
+def write_plan(folder: Path, planned: float | None, measured: float | None) -> None:
+    """plan.json: the peak that was planned, and the one that was measured."""
+    peaks = {"planned_peak_gb": planned, "measured_peak_gb": measured}
+    content = {name: None if peak is None else peak / 1e9 for name, peak in peaks.items()}
+    (folder / PLAN_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _reward_bytes(name: str, base: str, known: MemoryModel) -> float:
+    """Bytes of a reward model's weights: of an adapter on the policy's base, or of a model as large as the policy."""
+    folder = Path(adapter_folder(name))
+    adapter = (folder / ADAPTER_FILE).stat().st_size if (folder / ADAPTER_FILE).is_file() else 0
+    shares = adapter and known.lora and same_model(str(adapter_base(folder)), base)
+    return adapter if shares else adapter + known.shape.parameters * 2.0
+
+
+def available_bytes(training: PPOConfig) -> float:
+    """Memory of the device that a run would use; of a CPU, a share for each process."""
+    if training.device.type == "cuda":
+        return torch.cuda.get_device_properties(training.device).total_memory
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / training.world_size
+
+
+def _table(memory: MemoryPlan, available: float):
+    from rich.table import Table
+
+    table = Table("memory of one device", "GB", "", box=None, header_style="dim", pad_edge=False)
+    table.columns[1].justify = "right"
+    fixed = sum(memory.fixed.values())
+    scale = 40 / max(memory.peak, available)
+    for name, size in memory.fixed.items():
+        table.add_row(name, f"{size / 1e9:.2f}", f"[blue]{'█' * round(size * scale)}[/blue]")
+    for name, size in memory.phases.items():
+        bar = f"[blue]{'█' * round(fixed * scale)}[/blue][yellow]{'█' * round(size * scale)}[/yellow]"
+        table.add_row(f"while it does: {name}", f"{(fixed + size) / 1e9:.2f}", bar)
+    return table
+
+
+def _time(plan: PlanArguments, training: PPOConfig, model: ModelArguments, known: MemoryModel) -> str:
+    prompt = plan.prompt_length or training.max_prompt_length / 2
+    size = IterationSize(
+        training.rollout_batch_size // training.world_size,
+        prompt,
+        training.max_completion_length,
+        training.num_ppo_epochs,
+        lora_rank=model.lora_r,
+        reward_model=known.reward > 0,
+    )
+    dtype = {2: torch.bfloat16, 4: torch.float32}[known.itemsize]
+    ideal = roofline(known.shape, size, Machine.measured(dtype, training.device), known.itemsize)
+    total = sum(ideal.values()) / USUAL_FRACTION
+    parts = ", ".join(f"{name} {seconds / USUAL_FRACTION:.3g} s" for name, seconds in ideal.items())
+    return (
+        f"\nAn iteration with LoRA and a value head takes about {total:.3g} s here ({parts}), {size.completion_tokens / total:.0f} completion tokens a"
+        f" second, if {USUAL_FRACTION:.0%} of this device's speed is reached.\n"
+    )

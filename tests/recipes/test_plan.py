@@ -1,0 +1,164 @@
+"""What a plan says is what a run then takes."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from tiny import make_config, make_lora, make_model, make_tokenizer
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from hf_rlhf.errors import InputError
+from hf_rlhf.models.adapters import base_of
+from hf_rlhf.models.backbone import set_attention
+from hf_rlhf.models.load import EMBEDDED_MODEL, read_config
+from hf_rlhf.models.policy import wrap_policy
+from hf_rlhf.planning.memory import look_at, model_without_data, plan_memory, proposals, saved_bytes
+from hf_rlhf.planning.work import IterationSize, Machine, ModelShape, roofline
+from hf_rlhf.recipes.arguments import ModelArguments, PPOArguments
+from hf_rlhf.recipes.plan import PlanArguments, plan_run
+
+
+@pytest.mark.parametrize("lora", [True, False])
+@pytest.mark.parametrize("length", [16, 300], ids=["plain attention", "fused attention"])
+def test_what_is_counted_without_data_is_what_a_real_pass_keeps(lora, length):
+    torch.manual_seed(0)
+    model = make_model(make_tokenizer())
+    config = model.config
+    config.max_position_embeddings = 512
+    real = wrap_policy(model, make_lora() if lora else None)
+    if lora:
+        from hf_rlhf.models.fused_lora import fuse_lora
+
+        fuse_lora(real)
+    with FakeTensorMode():
+        without_data = model_without_data(config, torch.float32, make_lora() if lora else None)
+        for model in (real, without_data) if length < 256 else ():
+            set_attention([base_of(model)], "eager")
+        planned = saved_bytes(without_data, 3, length)
+    assert planned == saved_bytes(real, 3, length) > 0
+
+
+def embedded_plan(tmp_path, **flags):
+    args = make_config(tmp_path, max_prompt_length=64, max_completion_length=64, **flags)
+    lora = make_lora(target_modules="all-linear", r=16)
+    known = look_at(read_config(EMBEDDED_MODEL), args, dtype="bfloat16", peft_config=lora, reward=0.0, quantized=False)
+    return known, args
+
+
+def test_the_shape_of_the_embedded_model(tmp_path):
+    known, _ = embedded_plan(tmp_path)
+    assert known.shape.parameters == 134_515_008
+    assert known.shape.linear == 106_168_320
+    assert known.trained == 16 * known.shape.linear_features
+    assert plan_memory(known, make_config(tmp_path)).fixed["base"] == 2 * 134_515_008
+
+
+def test_memory_grows_with_the_micro_batch_alone(tmp_path):
+    known, _ = embedded_plan(tmp_path)
+    peaks = {
+        (micro, accumulated): plan_memory(
+            known,
+            make_config(
+                tmp_path,
+                per_device_train_batch_size=micro,
+                gradient_accumulation_steps=accumulated,
+                generation_batch_size=1,
+                rollout_forward_batch_size=1,
+                max_prompt_length=64,
+                max_completion_length=64,
+            ),
+        ).peak
+        for micro, accumulated in ((4, 1), (4, 8), (8, 1))
+    }
+    assert peaks[4, 1] == peaks[4, 8] < peaks[8, 1]
+
+
+@pytest.mark.parametrize("share", [0.9, 0.4, 0.02])
+@pytest.mark.parametrize("micro", [32, 6])
+def test_proposals_end_with_one_that_fits(tmp_path, micro, share):
+    known, args = embedded_plan(tmp_path, per_device_train_batch_size=micro)
+    whole = plan_memory(known, args)
+    assert proposals(known, args, whole.peak) == []
+    fixed = sum(whole.fixed.values())
+    available = fixed + share * (whole.peak - fixed)
+    *before, (flags, changed, later) = proposals(known, args, available)
+    assert plan_memory(later, changed).peak <= available
+    assert all(plan_memory(model, arguments).peak > available for _, arguments, model in before)
+    assert flags.startswith("--")
+    assert changed.rollout_batch_size == args.rollout_batch_size
+
+
+def test_the_command_says_what_to_change(tmp_path, capsys):
+    training = make_config(tmp_path, per_device_train_batch_size=32, max_prompt_length=64, max_completion_length=64)
+    known, _ = embedded_plan(tmp_path, per_device_train_batch_size=32)
+    whole = plan_memory(known, training)
+    plan_run(PlanArguments(memory_gb=1000), PPOArguments(), training, ModelArguments())
+    assert "fits" in capsys.readouterr().out
+    memory_gb = (sum(whole.fixed.values()) + 0.5 * max(whole.phases.values())) / 1e9
+    plan_run(PlanArguments(memory_gb=memory_gb), PPOArguments(), training, ModelArguments())
+    printed = capsys.readouterr().out
+    assert "does not fit" in printed
+    assert "--per_device_train_batch_size 16" in printed
+    with pytest.raises(InputError, match="take a smaller model"):
+        plan_run(PlanArguments(memory_gb=0.1), PPOArguments(), training, ModelArguments())
+
+
+def test_an_unknown_model_is_named():
+    with pytest.raises(InputError, match="no model config could be read from 'no/such-model'"):
+        read_config("no/such-model")
+
+
+def test_the_roofline_by_hand():
+    shape = ModelShape(
+        layers=1,
+        hidden=4,
+        vocab=10,
+        kv_width=4,
+        query_width=4,
+        linear=100,
+        quantizable=100,
+        linear_features=0,
+        parameters=140,
+    )
+    size = IterationSize(completions=2, prompt_length=3, completion_length=5, num_ppo_epochs=1, reward_model=False)
+    seconds = roofline(shape, size, Machine(flops=1.0, bandwidth=1e12), itemsize=2)
+    attention = 2 * 4 * 8
+    forward, head = 2 * 100 + attention, 2 * 10 * 4
+    assert seconds["generate"] == pytest.approx(2 * 3 * forward + 5 * 2 * (forward + head))
+    assert seconds["score"] == 2 * 16 * forward + 2 * 10 * head
+    assert seconds["update"] == 16 * (forward + 2 * 100 + 2 * attention) + 10 * 2 * head
+    slow = roofline(shape, size, Machine(flops=1e12, bandwidth=1.0), itemsize=2)
+    assert slow["generate"] == pytest.approx(5 * (2 * 140 + 2 * 2 * 4 * 2 * (3 + 2.5)), rel=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {"per_device_train_batch_size": 8, "max_completion_length": 32},
+        {"per_device_train_batch_size": 32, "max_completion_length": 64},
+        {"per_device_train_batch_size": 16, "max_completion_length": 128, "gradient_checkpointing": "true"},
+    ],
+    ids=["small", "large", "checkpointing"],
+)
+def test_the_peak_of_a_real_run_is_within_15_percent_of_the_plan(tmp_path, flags):
+    prompt = " ".join(["the"] * 60)
+    (tmp_path / "prompts.jsonl").write_text(f'{{"prompt": "{prompt}"}}\n' * 32, encoding="utf-8")
+    (tmp_path / "reward.py").write_text("def zero(completions, **_):\n    return [0.0] * len(completions)\n")
+    command = [sys.executable, "-m", "hf_rlhf.cli", "ppo", "--dataset_name", str(tmp_path / "prompts.jsonl")]
+    for name, value in {
+        "reward_funcs": f"{tmp_path / 'reward.py'}:zero",
+        "output_dir": str(tmp_path / "run"),
+        "max_prompt_length": 64,
+        "max_steps": 2,
+        "num_ppo_epochs": 1,
+        "report_to": "none",
+        "stop_token_ids": 0,
+        **flags,
+    }.items():
+        command += [f"--{name}", str(value)]
+    subprocess.run(command, check=True, capture_output=True, timeout=600)
+    plan = json.loads((tmp_path / "run" / "plan.json").read_text())
+    assert plan["measured_peak_gb"] == pytest.approx(plan["planned_peak_gb"], rel=0.15)
