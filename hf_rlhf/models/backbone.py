@@ -10,7 +10,7 @@ from hf_rlhf.errors import InputError
 from hf_rlhf.models.adapters import base_of, compute_in_base_dtype, keep_modes
 from hf_rlhf.types import Model, Sequences
 
-_SHORT = 256
+_SHORT = 128
 
 
 def backbone_states(model: Model, sequences: Sequences) -> Tensor:
@@ -26,8 +26,8 @@ def backbone_states(model: Model, sequences: Sequences) -> Tensor:
 def plain_attention_is_faster(device: torch.device | str, longest: int, *, recomputes: bool) -> bool:
     """Whether to train with plain attention instead of the fused one, whose backward pass is slow on a CPU.
 
-    Measured with a 135M model on two cores: an update is 24 % faster at 128 tokens, 12 % at 256, and slower at 512, where
-    the plain one also keeps much more, unless blocks are recomputed.
+    Measured with a 135M model on two cores: an update is 24 % faster at 128 tokens, 12 % at 256 and slower at 512; but it keeps
+    the attention of each token to each other, which from 256 on is most of what is kept.
     """
     return str(device) == "cpu" and longest <= _SHORT and not recomputes
 

@@ -399,11 +399,12 @@ class PPOTrainer(IterationTrainer):
     def _start_iteration(self, iteration: int) -> None:
         self._started = iteration
         self._drawn = 0
-        set_attention(self._fused, "eager")  # of sampling and training alike, since the two kinds round differently
         self.iteration_log.start()
         self.guard.start_iteration()
         every = self.args.ref_model_sync_iterations
         over = self.control.should_training_stop  # then generate() is all that can follow
+        if not over:
+            set_attention(self._fused, "eager")  # of sampling and training alike, since the two kinds round differently
         if every is not None and iteration > 0 and iteration % every == 0 and not over:
             self.policy.refresh_reference()
 
