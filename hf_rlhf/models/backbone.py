@@ -1,6 +1,6 @@
 """What lies inside a transformers model: last hidden states, and the map from them to logits."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -8,50 +8,28 @@ from torch import Tensor, nn
 
 from hf_rlhf.errors import InputError
 from hf_rlhf.models.adapters import base_of, compute_in_base_dtype, keep_modes
+from hf_rlhf.models.attention import backbone_of, packed_states, packs
 from hf_rlhf.types import Model, Sequences
 
-_SHORT = 128
 
+def states_at(model: Model, input_ids: Tensor, attention_mask: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Last hidden states `(N, H)`, after the final norm and before any head, of the tokens at `rows` and `columns`.
 
-def backbone_states(model: Model, sequences: Sequences) -> Tensor:
-    """Last hidden states `(B, L, H)`, after the final norm and before any head. `model` has no PEFT wrapper."""
-    backbone = model.base_model
-    if backbone is model:  # Llama 4's text model keeps its backbone under another name than it says
-        backbone = model.model
-    return backbone(
-        input_ids=sequences.input_ids, attention_mask=sequences.attention_mask.long(), use_cache=False
-    ).last_hidden_state
-
-
-def plain_attention_is_faster(device: torch.device | str, longest: int, *, recomputes: bool) -> bool:
-    """Whether to train with plain attention instead of the fused one, whose backward pass is slow on a CPU.
-
-    Measured with a 135M model on two cores: an update is 24 % faster at 128 tokens, 12 % at 256 and slower at 512; but it keeps
-    the attention of each token to each other, which from 256 on is most of what is kept.
+    The batch `(B, L)` is right-padded. `model` has no PEFT wrapper. The result is contiguous: a slice of the states would
+    send lm_head down a path that copies its weight.
     """
-    return str(device) == "cpu" and longest <= _SHORT and not recomputes
-
-
-def with_fused_attention(*modules: nn.Module | None) -> list[Model]:
-    """The transformers models in `modules` that use the fused attention (torch's scaled dot product)."""
-    models = [
-        base_of(part) for module in modules if module is not None for part in (module, getattr(module, "model", None))
-    ]
-    return [m for m in models if getattr(getattr(m, "config", None), "_attn_implementation", None) == "sdpa"]
-
-
-def set_attention(models: Sequence[Model], kind: str) -> None:
-    """Compute attention by `kind` (eager, sdpa) from now on."""
-    for model in models:
-        if model.config._attn_implementation != kind:
-            model.set_attn_implementation(kind)
+    if packs(model):
+        return packed_states(model, input_ids, attention_mask, rows, columns)
+    inputs = {"input_ids": input_ids, "attention_mask": attention_mask.long()}
+    states = backbone_of(model)(**inputs, use_cache=False).last_hidden_state
+    return states[rows, columns]
 
 
 def counted_states(model: Model, sequences: Sequences) -> Tensor:
-    """Hidden states `(N, H)` that predict the counted tokens, contiguous: the states those tokens were sampled in."""
+    """Hidden states `(N, H)` that predict the counted tokens: the states those tokens were sampled in."""
     rows, columns = sequences.counted
-    # One contiguous matrix: a slice of the states would send lm_head down a path that copies its weight.
-    return backbone_states(model, sequences)[rows, sequences.prompt_lengths[rows] + columns - 1]
+    places = sequences.prompt_lengths[rows] + columns - 1
+    return states_at(model, sequences.input_ids, sequences.attention_mask, rows, places)
 
 
 def counted_ids(sequences: Sequences) -> Tensor:
@@ -89,10 +67,9 @@ def require_known_head(model: Model) -> None:
     ids = torch.arange(1, 5, device=device)[None] % causal_lm.config.get_text_config().vocab_size
     with keep_modes(causal_lm), compute_in_base_dtype(model):
         causal_lm.eval()
-        counted = torch.ones_like(ids, dtype=torch.bool)
-        sequences = Sequences(ids, counted, ids[:, 0], counted[:, :1])
-        theirs = causal_lm(input_ids=ids, use_cache=False).logits.float()
-        ours = logits_head(causal_lm)(backbone_states(causal_lm, sequences)).float()
+        rows, columns = torch.ones_like(ids).nonzero(as_tuple=True)
+        theirs = causal_lm(input_ids=ids, use_cache=False).logits[0].float()
+        ours = logits_head(causal_lm)(states_at(causal_lm, ids, torch.ones_like(ids), rows, columns)).float()
     if not torch.allclose(ours, theirs, rtol=0.02, atol=0.02 * theirs.abs().max().item()):
         raise InputError(
             f"{type(causal_lm).__name__} does something between its head and its logits that is not known here, so what"

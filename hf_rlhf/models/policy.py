@@ -199,6 +199,11 @@ class PolicyWithValue(nn.Module):
     def _trained_models(self) -> list[Model]:
         return [self.model, self.critic.model] if isinstance(self.critic, ModelCritic) else [self.model]
 
+    def transformers_models(self) -> list[Model]:
+        """The models of all roles, without PEFT's wrapper."""
+        models = [*self._trained_models(), *([] if self.reference_model is None else [self.reference_model])]
+        return [base_of(model) for model in models]
+
     def disable_dropout(self) -> None:
         """Switch dropout off, everywhere; what is saved keeps the probabilities it had."""
         self._dropout_in_configs = disable_dropout(self)

@@ -24,6 +24,7 @@ from hf_rlhf.models.adapters import (
     read_adapter_weights,
     use_adapter,
 )
+from hf_rlhf.models.backbone import states_at
 from hf_rlhf.models.load import load_sequence_classifier, load_tokenizer, resolve_model
 from hf_rlhf.types import Model
 
@@ -131,9 +132,7 @@ def _last_states(model: Model, input_ids: Tensor, attention_mask: Tensor, pad_to
     real = attention_mask.bool() if pad_token_id is None else attention_mask.bool() & (input_ids != pad_token_id)
     positions = torch.arange(input_ids.shape[1], device=input_ids.device)
     ends = (positions * real).argmax(dim=1)
-    backbone = model.base_model
-    states = backbone(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
-    return states[torch.arange(len(states), device=states.device), ends]
+    return states_at(model, input_ids, attention_mask, torch.arange(len(ends), device=ends.device), ends)
 
 
 def load_classifier(name_or_path: str, dtype, **kwargs: Any) -> Model:

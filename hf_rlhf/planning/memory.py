@@ -15,7 +15,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 
 from hf_rlhf.models.adapters import POLICY, base_of, compute_in_base_dtype
-from hf_rlhf.models.backbone import plain_attention_is_faster, set_attention, with_fused_attention
+from hf_rlhf.models.attention import set_attention, training_attention
 from hf_rlhf.models.fused_lora import fuse_lora
 from hf_rlhf.ops.logprobs import CHUNK_ELEMENTS
 from hf_rlhf.planning.work import ModelShape
@@ -98,8 +98,8 @@ def look_at(
     with FakeTensorMode():
         shape = ModelShape.from_model(model_without_data(config, base_dtype, None))
         model = model_without_data(config, base_dtype, peft_config)
-        if plain_attention_is_faster(args.device, length, recomputes=bool(args.gradient_checkpointing)):
-            set_attention(with_fused_attention(base_of(model)), "eager")
+        recomputes = bool(args.gradient_checkpointing)  # the plan is of full batches, in which there is no padding
+        set_attention(training_attention([base_of(model)], args.device, length, packing=False, recomputes=recomputes))
         trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
         saved = saved_bytes(model, args.per_device_train_batch_size, length)
     tokens = args.per_device_train_batch_size * length

@@ -110,6 +110,9 @@ class PPOConfig(TrainingArguments):
     stop_token_ids: list[int] | None = _flag(None, "Token ids that end a completion, besides the model's end tokens.")
     generation_batch_size: int | None = _flag(None, "Completions sampled at once on each device; by default all.")
     rollout_forward_batch_size: int = _flag(64, "Sequences per forward pass where no gradient is needed.")
+    padding_free: bool = _flag(
+        True, "Compute without padding, where the model's code and its attention (sdpa) allow it."
+    )
 
     # Records
     num_logged_samples: int = _flag(4, "Completions written to samples.jsonl at each iteration and evaluation.")

@@ -19,12 +19,8 @@ from hf_rlhf.data.prompts import prompt_rows, require_rows
 from hf_rlhf.distributed import gather_in_order, take_share
 from hf_rlhf.errors import InputError
 from hf_rlhf.models.adapters import adapter_folder, base_of, keep_modes
-from hf_rlhf.models.backbone import (
-    plain_attention_is_faster,
-    require_known_head,
-    set_attention,
-    with_fused_attention,
-)
+from hf_rlhf.models.attention import FUSED, set_attention, training_attention
+from hf_rlhf.models.backbone import require_known_head
 from hf_rlhf.models.load import load_tokenizer
 from hf_rlhf.models.policy import PolicyOutput
 from hf_rlhf.models.value_model import ValueModel
@@ -123,9 +119,13 @@ class PPOTrainer(IterationTrainer):
 
         require_roles_of_their_own(model, ref_model, value_model, reward_funcs)
         policy = build_policy(model, args, peft_config=peft_config, ref_model=ref_model, value_model=value_model)
-        longest = longest_sequence(args, self.prompt_set if self._num_prompts is not None else None, texts)
-        plain = plain_attention_is_faster(args.device, longest, recomputes=bool(args.gradient_checkpointing))
-        self._fused = with_fused_attention(policy.model, policy.reference_model, policy.critic) if plain else []
+        self._attention = training_attention(
+            policy.transformers_models(),
+            args.device,
+            longest_sequence(args, self.prompt_set if self._num_prompts is not None else None, texts),
+            packing=args.padding_free,
+            recomputes=bool(args.gradient_checkpointing),
+        )
         if texts is not None:
             require_positions(policy, texts)
         self.rewards = None
@@ -303,7 +303,7 @@ class PPOTrainer(IterationTrainer):
         try:
             return super().train(*args, **kwargs)
         finally:
-            set_attention(self._fused, "sdpa")  # with which what is saved will be loaded
+            self._reset_attention()
 
     # A loop that the user owns
 
@@ -355,7 +355,7 @@ class PPOTrainer(IterationTrainer):
         try:
             self.run_updates(self.make_micro_batches(self.iteration, trajectories))
         finally:
-            set_attention(self._fused, "sdpa")  # as after train()
+            self._reset_attention()
         return self.iteration_log.last or self.iteration_log.finished()  # unless logging_steps passed it over
 
     def predict_value(self, prompts: Sequence[Prompt | Sequence[int]]) -> list[float]:
@@ -404,9 +404,12 @@ class PPOTrainer(IterationTrainer):
         every = self.args.ref_model_sync_iterations
         over = self.control.should_training_stop  # then generate() is all that can follow
         if not over:
-            set_attention(self._fused, "eager")  # of sampling and training alike, since the two kinds round differently
+            set_attention(self._attention)  # of sampling and training alike, since two kinds round differently
         if every is not None and iteration > 0 and iteration % every == 0 and not over:
             self.policy.refresh_reference()
+
+    def _reset_attention(self) -> None:
+        set_attention(dict.fromkeys(self._attention, FUSED))  # with which what is saved will be loaded
 
     def _seeds(self, purpose: str, iteration: int, count: int | None = None, first: int = 0) -> list[int]:
         """A seed for each of this rank's draws: of the run, the iteration and the place in the whole batch."""

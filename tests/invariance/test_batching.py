@@ -95,6 +95,12 @@ def test_gradient_checkpointing(expected, tmp_path):
     assert_same(expected, one_iteration(tmp_path, gradient_checkpointing=True))
 
 
+@pytest.mark.parametrize("critic", ["value_head", "adapter"])
+def test_padding_that_is_computed(tmp_path, critic):
+    without = one_iteration(tmp_path / "without", critic=critic)
+    assert_same(without, one_iteration(tmp_path / "with", critic=critic, padding_free=False))
+
+
 def test_a_different_minibatch_size_is_a_different_run(expected, tmp_path):
     """The comparison can fail."""
     with pytest.raises(AssertionError):

@@ -11,7 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from hf_rlhf.errors import InputError
 from hf_rlhf.models.adapters import base_of
-from hf_rlhf.models.backbone import set_attention
+from hf_rlhf.models.attention import set_attention
 from hf_rlhf.models.load import EMBEDDED_MODEL, read_config
 from hf_rlhf.models.policy import wrap_policy
 from hf_rlhf.planning.memory import look_at, model_without_data, plan_memory, proposals, saved_bytes
@@ -35,7 +35,7 @@ def test_what_is_counted_without_data_is_what_a_real_pass_keeps(lora, length):
     with FakeTensorMode():
         without_data = model_without_data(config, torch.float32, make_lora() if lora else None)
         for model in (real, without_data) if length < 256 else ():
-            set_attention([base_of(model)], "eager")
+            set_attention({base_of(model): "eager"})
         planned = saved_bytes(without_data, 3, length)
     assert planned == saved_bytes(real, 3, length) > 0
 
