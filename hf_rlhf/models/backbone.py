@@ -1,6 +1,7 @@
 """What lies inside a transformers model: last hidden states, and the map from them to logits."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -57,6 +58,21 @@ def logits_head(causal_lm: Model) -> Callable[[Tensor], Tensor]:
         return cap * torch.tanh(raw / cap) if cap else raw
 
     return logits
+
+
+def compile_blocks(model: Model, backend: str | None, mode: str | None) -> None:
+    """Compile the repeated blocks of a transformers model in place: one compilation serves all, and names stay."""
+    for blocks in backbone_of(model).modules():
+        if isinstance(blocks, nn.ModuleList) and len(blocks) > 1 and len({type(block) for block in blocks}) == 1:
+            for block in blocks:
+                block.compile(backend=backend or "inductor", mode=mode, dynamic=True)
+
+
+@contextmanager
+def uncompiled() -> Iterator[None]:
+    """Run compiled blocks as they are written: for sampling, where the cache has another length at every step."""
+    with torch.compiler.set_stance("force_eager"):
+        yield
 
 
 @torch.no_grad()

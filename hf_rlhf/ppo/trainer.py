@@ -7,9 +7,11 @@ Trainer owns the optimizer, its schedule, clipping, accumulation, DDP, callbacks
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
+from accelerate.utils import DynamoBackend
 from torch import Tensor
 from transformers import TrainerCallback, set_seed
 from transformers.integrations import is_deepspeed_zero3_enabled
@@ -20,9 +22,9 @@ from hf_rlhf.distributed import gather_in_order, take_share
 from hf_rlhf.errors import InputError
 from hf_rlhf.models.adapters import adapter_folder, base_of, keep_modes
 from hf_rlhf.models.attention import FUSED, set_attention, training_attention
-from hf_rlhf.models.backbone import require_known_head
+from hf_rlhf.models.backbone import compile_blocks, require_known_head, uncompiled
 from hf_rlhf.models.load import load_tokenizer
-from hf_rlhf.models.policy import PolicyOutput
+from hf_rlhf.models.policy import PolicyOutput, PolicyWithValue
 from hf_rlhf.models.value_model import ValueModel
 from hf_rlhf.ops import FULL_KL, gae, kl_estimate, token_rewards, whiten
 from hf_rlhf.ppo.callbacks import PPO_WATCHED, IterationCallback, SettingsCallback
@@ -123,7 +125,7 @@ class PPOTrainer(IterationTrainer):
             policy.transformers_models(),
             args.device,
             longest_sequence(args, self.prompt_set if self._num_prompts is not None else None, texts),
-            packing=args.padding_free,
+            packing=args.padding_free and not args.torch_compile,  # which would compile anew for all lengths of a batch
             recomputes=bool(args.gradient_checkpointing),
         )
         if texts is not None:
@@ -150,6 +152,8 @@ class PPOTrainer(IterationTrainer):
         )
         self._require_known_sharding()
         require_known_head(policy.model)
+        if args.torch_compile:
+            self._compile(policy)
         self.model_accepts_loss_kwargs = True  # what `loss_is_scaled_for_ga` was called before transformers had it
         self.policy = self.model  # pyright: ignore[reportAttributeAccessIssue]
         self.engine: Engine = TransformersEngine(
@@ -213,7 +217,8 @@ class PPOTrainer(IterationTrainer):
 
     def sample(self, rows: Sequence[Mapping[str, Any]], seeds: Sequence[int]) -> list[Trajectory]:
         """One completion for each row (with `prompt`, `prompt_ids` and any other column), drawn by the row's seed."""
-        with self.iteration_log.timed("sample"):
+        as_written = uncompiled() if self.args.torch_compile else nullcontext()
+        with self.iteration_log.timed("sample"), as_written:
             return collect(self.engine, rows, self.processing_class, self.args.sampling, seeds)
 
     def score(self, trajectories: list[Trajectory]) -> None:
@@ -407,6 +412,12 @@ class PPOTrainer(IterationTrainer):
             set_attention(self._attention)  # of sampling and training alike, since two kinds round differently
         if every is not None and iteration > 0 and iteration % every == 0 and not over:
             self.policy.refresh_reference()
+
+    def _compile(self, policy: PolicyWithValue) -> None:
+        for model in policy.transformers_models():
+            compile_blocks(model, self.args.torch_compile_backend, self.args.torch_compile_mode)
+        # accelerate would compile the whole module, adapters switched inside it and all
+        self.accelerator.state.dynamo_plugin.backend = DynamoBackend.NO
 
     def _reset_attention(self) -> None:
         set_attention(dict.fromkeys(self._attention, FUSED))  # with which what is saved will be loaded

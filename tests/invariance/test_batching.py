@@ -115,3 +115,12 @@ def test_it_holds_under_adam_too(tmp_path):
     )
     for name, weight in cut.items():
         torch.testing.assert_close(weight, whole[name], rtol=0, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_compiled_blocks(expected, tmp_path):
+    from torch._dynamo.utils import counters
+
+    counters.clear()
+    assert_same(expected, one_iteration(tmp_path, torch_compile=True))
+    assert counters["stats"]["unique_graphs"] > 0
