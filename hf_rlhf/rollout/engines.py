@@ -1,5 +1,6 @@
 """Engines turn prompt ids into completions. One so far: `transformers`, static batches sorted by length."""
 
+import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Protocol
@@ -48,30 +49,44 @@ class TransformersEngine:
         return [completions[b] for b in range(len(prompts))]
 
     def _generate_batch(self, prompts: list[Sequence[int]], sampling: Sampling, seeds: list[int]) -> list[Completion]:
+        """As `generate`, at once; when half of the rows have stopped, the others go on without them."""
         causal_lm = base_of(self.model)
         device = next(causal_lm.parameters()).device
-        input_ids, attention_mask = _left_padded(prompts, self.tokenizer.pad_token_id or 0, device)
-        width = input_ids.shape[1]
-        draw = _RowSampler(sampling, uniform_draws(seeds, sampling.max_completion_length).to(device))
-        stop = _StopRecorder(self._stop_ids(sampling), self._stop_strings(sampling), width, len(prompts), device)
+        ids, attention_mask = _left_padded(prompts, self.tokenizer.pad_token_id or 0, device)
+        width, longest = ids.shape[1], sampling.max_completion_length
+        draws = uniform_draws(seeds, longest).to(device)
+        stop_ids, stop_strings = self._stop_ids(sampling), self._stop_strings(sampling)
+        cache = _cache_of_rows(causal_lm)
+        completions = [Completion([], [], False, [] if sampling.truncated else None) for _ in prompts]
+        running, done = list(range(len(prompts))), 0
         with (
-            _own_generation_config(causal_lm, sampling, self.tokenizer.pad_token_id),
+            _own_generation_config(causal_lm, self.tokenizer.pad_token_id),
             _contiguous_head_input(causal_lm),
             compute_in_base_dtype(self.model),
         ):
-            output = causal_lm.generate(
-                input_ids=input_ids,
-                attention_mask=attention_mask,
-                logits_processor=_processors(sampling, draw),
-                stopping_criteria=[stop],
-            )[:, width:].tolist()
-        logprobs = torch.stack(draw.logprobs, dim=1).tolist()
-        completions = []
-        for b, length in enumerate(stop.lengths.tolist()):
-            stopped = length > 0
-            length = length or sampling.max_completion_length
-            support = [ids[b] for ids in draw.support[:length]] if sampling.truncated else None
-            completions.append(Completion(output[b][:length], logprobs[b][:length], stopped, support))
+            while running and done < longest:
+                draw = _RowSampler(sampling, draws[running, done:])
+                stop = _StopRecorder(
+                    stop_ids, stop_strings, width, len(running), device, half_is_enough=cache is not None
+                )
+                ids = causal_lm.generate(
+                    input_ids=ids,
+                    attention_mask=attention_mask,
+                    past_key_values=cache,
+                    max_new_tokens=longest - done,
+                    logits_processor=_processors(sampling, draw),
+                    stopping_criteria=[stop],
+                )
+                lengths = stop.lengths.tolist()
+                draw.add_to(
+                    [completions[b] for b in running], ids[:, width + done :], [n and n - done for n in lengths]
+                )
+                new, done = ids.shape[1] - width - done, ids.shape[1] - width
+                rest = [row for row, length in enumerate(lengths) if length == 0]
+                running, ids = [running[row] for row in rest], ids[rest]
+                attention_mask = torch.cat([attention_mask[rest], attention_mask.new_ones(len(rest), new)], dim=1)
+                if cache is not None and rest:
+                    cache.batch_select_indices(torch.tensor(rest, device=device))
         return completions
 
     def _stop_ids(self, sampling: Sampling) -> list[int]:
@@ -126,15 +141,24 @@ def _processors(sampling: Sampling, draw: "_RowSampler"):
     return processors
 
 
+def _cache_of_rows(causal_lm):
+    """A cache from which rows can be dropped; None where the architecture keeps something else than keys and values."""
+    from transformers import DynamicCache
+    from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+    if "past_key_values" not in inspect.signature(causal_lm.forward).parameters:
+        return None
+    cache = DynamicCache(config=causal_lm.config.get_text_config(decoder=True))
+    return cache if all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in cache.layers) else None
+
+
 @contextmanager
-def _own_generation_config(causal_lm, sampling: Sampling, pad_token_id: int | None) -> Iterator[None]:
+def _own_generation_config(causal_lm, pad_token_id: int | None) -> Iterator[None]:
     """Set aside the model's generation config: its repetition penalty or top-p would bend the distribution unseen."""
     from transformers import GenerationConfig
 
     original = causal_lm.generation_config
-    causal_lm.generation_config = GenerationConfig(
-        do_sample=False, max_new_tokens=sampling.max_completion_length, pad_token_id=pad_token_id or 0, use_cache=True
-    )
+    causal_lm.generation_config = GenerationConfig(do_sample=False, pad_token_id=pad_token_id or 0, use_cache=True)
     try:
         yield
     finally:
@@ -177,6 +201,17 @@ class _RowSampler:
             self.support.append([row.isfinite().nonzero().squeeze(1).int().cpu() for row in scores])
         return torch.full_like(scores, float("-inf")).scatter_(1, tokens[:, None], 0.0)
 
+    def add_to(self, completions: list[Completion], tokens: Tensor, lengths: list[int]) -> None:
+        """Add what was drawn, `(B, T)`, to the completions; `lengths` says after how many tokens each stopped, or 0."""
+        logprobs = torch.stack(self.logprobs, dim=1).tolist()
+        for b, (completion, row) in enumerate(zip(completions, tokens.tolist(), strict=True)):
+            count = lengths[b] or len(row)
+            completion.ids += row[:count]
+            completion.logprobs += logprobs[b][:count]
+            completion.stopped = lengths[b] > 0
+            if completion.support is not None:
+                completion.support += [ids[b] for ids in self.support[:count]]
+
 
 def _require_numbers(of_each_row: Tensor, step: int) -> None:
     """One NaN logit makes every probability of its row NaN, and the largest logit too."""
@@ -198,17 +233,31 @@ def _inverse_transform(probabilities: Tensor, draws: Tensor) -> Tensor:
 
 
 class _StopRecorder:
-    """A stopping criterion that remembers after how many tokens each row stopped; 0 while it has not."""
+    """A stopping criterion that remembers after how many tokens each row stopped; 0 while it has not.
 
-    def __init__(self, stop_ids: list[int], stop_strings, prompt_width: int, rows: int, device: torch.device):
+    With `half_is_enough`, generation ends when half of the rows have stopped.
+    """
+
+    def __init__(
+        self,
+        stop_ids: list[int],
+        stop_strings,
+        prompt_width: int,
+        rows: int,
+        device: torch.device,
+        *,
+        half_is_enough: bool,
+    ):
         self.eos_token_id = torch.tensor(stop_ids, device=device)  # its presence makes `generate` pad finished rows
         self.stop_strings = stop_strings
         self.prompt_width = prompt_width
         self.lengths = torch.zeros(rows, dtype=torch.long, device=device)
+        self.enough = rows / 2 if half_is_enough else rows
 
     def __call__(self, input_ids: Tensor, scores, **kwargs) -> Tensor:
         done = torch.isin(input_ids[:, -1], self.eos_token_id)
         if self.stop_strings is not None:
             done = done | self.stop_strings(input_ids[:, self.prompt_width :], scores)
         self.lengths = torch.where((self.lengths == 0) & done, input_ids.shape[1] - self.prompt_width, self.lengths)
-        return self.lengths > 0
+        stopped = self.lengths > 0
+        return torch.ones_like(stopped) if stopped.sum() >= self.enough else stopped

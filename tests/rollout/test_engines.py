@@ -1,6 +1,7 @@
 import pytest
 import torch
 from tiny import make_lora, make_model, make_tokenizer, perturb
+from transformers import MistralConfig, MistralForCausalLM
 
 from hf_rlhf.errors import InputError
 from hf_rlhf.models.policy import PolicyWithValue, wrap_policy
@@ -31,6 +32,21 @@ def never_stopping(tokenizer):
     model = make_model(tokenizer, eos_token_id=None)
     model.generation_config.eos_token_id = None
     return TransformersEngine(model.eval(), tokenizer)
+
+
+def make_sliding_model(tokenizer):
+    torch.manual_seed(0)
+    config = MistralConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        sliding_window=6,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    return MistralForCausalLM(config)
 
 
 def step_logits(model, prompt, completion):
@@ -161,6 +177,28 @@ def test_any_of_several_end_tokens_stops_a_completion(policy, tokenizer):
         assert ends.isdisjoint(completion.ids[:-1])
         assert completion.stopped == (completion.ids[-1] in ends)
         assert len(completion.ids) == len(completion.logprobs)
+
+
+@pytest.mark.parametrize("kind", ["llama", "mistral"], ids=["whole", "sliding window"])
+def test_rows_that_have_stopped_cost_nothing_more(tokenizer, kind):
+    model = make_model(tokenizer) if kind == "llama" else make_sliding_model(tokenizer)
+    engine = TransformersEngine(model.eval(), tokenizer)
+    widths = []
+    watch = model.register_forward_pre_hook(
+        lambda _, args, kwargs: widths.append(len(kwargs["input_ids"])), with_kwargs=True
+    )
+    sampling = Sampling(max_completion_length=40, stop_token_ids=(9, 10, 11, 12), top_k=12)
+    seeds = list(range(28))
+    completions = engine.generate(PROMPTS * 4, sampling, seeds)
+    watch.remove()
+    longest = max(len(completion.ids) for completion in completions)
+    assert len({len(completion.ids) for completion in completions}) > 4
+    assert sum(widths) <= 2 * sum(len(completion.ids) for completion in completions) < 28 * longest
+    one_by_one = TransformersEngine(model, tokenizer, batch_size=1).generate(PROMPTS * 4, sampling, seeds)
+    for together, alone in zip(completions, one_by_one, strict=True):
+        assert (together.ids, together.stopped) == (alone.ids, alone.stopped)
+        assert together.logprobs == pytest.approx(alone.logprobs, abs=1e-5)
+        assert [ids.tolist() for ids in together.support] == [ids.tolist() for ids in alone.support]
 
 
 def test_the_length_limit_cuts_off_without_stopping(never_stopping):
