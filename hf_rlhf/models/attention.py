@@ -146,7 +146,8 @@ def training_attention(
 
 
 @contextmanager
-def _attention(model: Model, kind: str) -> Iterator[None]:
+def attention(model: Model, kind: str) -> Iterator[None]:
+    """Compute attention by `kind` as long as the block."""
     before = model.config._attn_implementation
     set_attention({model: kind})
     try:
@@ -178,7 +179,7 @@ def _can_pack(model: Model) -> bool:
         model.eval()
         padded = backbone_of(model)(input_ids=ids, attention_mask=real, use_cache=False).last_hidden_state[1].float()
         try:
-            with _attention(model, PACKED):
+            with attention(model, PACKED):
                 packed, besides_others = (packed_states(model, each, real, *of_second) for each in (ids, others))
         except (NotImplementedError, TypeError, ValueError, RuntimeError, IndexError, AttributeError):
             return False  # its code takes no sequences in one row
