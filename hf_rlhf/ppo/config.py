@@ -109,6 +109,9 @@ class PPOConfig(TrainingArguments):
     stop_strings: list[str] | None = _flag(None, "Strings that end a completion, besides the model's end tokens.")
     stop_token_ids: list[int] | None = _flag(None, "Token ids that end a completion, besides the model's end tokens.")
     generation_batch_size: int | None = _flag(None, "Completions sampled at once on each device; by default all.")
+    score_while_sampling: bool = _flag(
+        False, "Call reward functions for each generation batch while the next is sampled; for those that wait."
+    )
     rollout_forward_batch_size: int = _flag(64, "Sequences per forward pass where no gradient is needed.")
     padding_free: bool = _flag(
         True, "Compute without padding, where the model's code and its attention (sdpa) allow it."
@@ -170,6 +173,10 @@ class PPOConfig(TrainingArguments):
             "generation_batch_size": (
                 self.generation_batch_size is None or self.generation_batch_size >= 1,
                 "at least 1",
+            ),
+            "score_while_sampling": (
+                not self.score_while_sampling or self.generation_batch_size is not None,
+                "given with generation_batch_size, which says how many completions are sampled, then scored, at once",
             ),
             "stop_strings": (not isinstance(self.stop_strings, str), "a list of strings"),
             "stop_token_ids": (not isinstance(self.stop_token_ids, int), "a list of ids"),

@@ -1,5 +1,6 @@
 """The numbers of one iteration, gathered while it runs and given out when it ends."""
 
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -33,19 +34,22 @@ class IterationLog:
         self._first_ratio_error = 0.0
         self._sums: dict[str, Tensor] = {}
         self._seconds: dict[str, float] = {}
+        self._thread = threading.get_ident()
         self._updates_started = time.perf_counter()
 
     @contextmanager
     def timed(self, phase: str) -> Iterator[None]:
-        """Add the block's seconds to a phase."""
+        """Add the block's seconds to a phase; beside the thread of the run nothing takes time."""
         start = time.perf_counter()
         yield
-        self._seconds[phase] = self._seconds.get(phase, 0.0) + time.perf_counter() - start
+        if threading.get_ident() == self._thread:
+            self._seconds[phase] = self._seconds.get(phase, 0.0) + time.perf_counter() - start
 
     @contextmanager
     def set_aside(self) -> Iterator[None]:
         """Keep what the block measures out of the iteration."""
-        seconds, rewards = dict(self._seconds), dict(self._of_rewards)
+        seconds, rewards = dict(self._seconds), self._of_rewards
+        self._of_rewards = {}
         yield
         self._seconds, self._of_rewards = seconds, rewards
 
@@ -55,7 +59,8 @@ class IterationLog:
             raise InputError(
                 f"a reward logged {', '.join(taken)} by log_metric, which PPO logs itself; take another name"
             )
-        self._of_rewards = metrics
+        for name, values in metrics.items():
+            self._of_rewards.setdefault(name, []).extend(values)
 
     def reward_metrics(self) -> dict[str, float]:
         """The means of what reward functions logged, over all ranks. Every rank takes part."""

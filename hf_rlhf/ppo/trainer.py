@@ -7,6 +7,7 @@ Trainer owns the optimizer, its schedule, clipping, accumulation, DDP, callbacks
 
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from typing import Any
 
@@ -48,7 +49,7 @@ from hf_rlhf.ppo.setup import (
     require_roles_of_their_own,
 )
 from hf_rlhf.progress import use_compact_progress
-from hf_rlhf.rewards.sources import RewardSource, resolve_rewards
+from hf_rlhf.rewards.sources import RewardSource, require_functions, resolve_rewards
 from hf_rlhf.rollout.collect import collect
 from hf_rlhf.rollout.engines import Engine, TransformersEngine, stop_token_ids
 from hf_rlhf.rollout.sampling import row_seed
@@ -141,6 +142,8 @@ class PPOTrainer(IterationTrainer):
             )
             if self._num_prompts is not None:
                 self.rewards.require_columns(self.prompt_set.column_names)
+            if args.score_while_sampling:
+                require_functions(self.rewards)
         super().__init__(
             model=policy,
             args=args,
@@ -187,8 +190,7 @@ class PPOTrainer(IterationTrainer):
         if trajectories is None:
             assert self.prompts is not None
             self._start_iteration(iteration)
-            trajectories = self.sample(self.prompts.rows(iteration), self._seeds("train", iteration))
-            self.score(trajectories)
+            trajectories = self.sample_and_score(self.prompts.rows(iteration), self._seeds("train", iteration))
         self.evaluate_policy(trajectories)
         trajectories = gather_in_order(trajectories)
         self.shaper.shape(trajectories)
@@ -214,6 +216,27 @@ class PPOTrainer(IterationTrainer):
         experience = self.make_experience(iteration, trajectories)
         for batch in micro_batches(experience, self.args, iteration, self.texts):
             yield None if self.guard.stopped else batch
+
+    def sample_and_score(self, rows: Sequence[Mapping[str, Any]], seeds: Sequence[int]) -> list[Trajectory]:
+        """`sample`, then `score`; with `score_while_sampling`, part by part, each scored while the next is sampled."""
+        size = self.args.generation_batch_size
+        if not self.args.score_while_sampling or size is None:
+            trajectories = self.sample(rows, seeds)
+            self.score(trajectories)
+            return trajectories
+        by_length = sorted(range(len(rows)), key=lambda row: len(rows[row]["prompt_ids"]))
+        done: dict[int, Trajectory] = {}
+        with ThreadPoolExecutor(1) as scorer:
+            scored = []
+            for start in range(0, len(rows), size):
+                part = by_length[start : start + size]
+                trajectories = self.sample([rows[row] for row in part], [seeds[row] for row in part])
+                scored.append(scorer.submit(self.score, trajectories))
+                done.update(zip(part, trajectories, strict=True))
+            with self.iteration_log.timed("score"):
+                for each in scored:
+                    each.result()  # raises what the reward raised
+        return [done[row] for row in range(len(rows))]
 
     def sample(self, rows: Sequence[Mapping[str, Any]], seeds: Sequence[int]) -> list[Trajectory]:
         """One completion for each row (with `prompt`, `prompt_ids` and any other column), drawn by the row's seed."""
@@ -387,8 +410,7 @@ class PPOTrainer(IterationTrainer):
         start = time.perf_counter()
         rows = take_share(list(range(len(prepared))))
         with self.iteration_log.set_aside():
-            trajectories = self.sample([prepared[row] for row in rows], self._seeds("eval", 0, len(rows)))
-            self.score(trajectories)
+            trajectories = self.sample_and_score([prepared[row] for row in rows], self._seeds("eval", 0, len(rows)))
             self.evaluate_policy(trajectories)
             logged = self.iteration_log.reward_metrics()
         trajectories = gather_in_order(trajectories)

@@ -50,6 +50,20 @@ def resolve_rewards(
     return Rewards(functions, weights)
 
 
+def require_functions(rewards: Rewards) -> None:
+    """Raise `InputError` when a reward is a model, which would share the device, or the policy's base, with sampling."""
+    models = [
+        name
+        for name, function in zip(rewards.names, rewards.functions, strict=True)
+        if isinstance(function, LearnedReward)
+    ]
+    if models:
+        raise InputError(
+            f"score_while_sampling is for rewards that are functions, such as calls to a server; {', '.join(models)} is a"
+            " model here, which computes where the policy does; leave it out"
+        )
+
+
 def _function(source: Any, tokenizer, number: int, policy: Model, device: torch.device) -> RewardFunction:
     if isinstance(source, TextClassificationPipeline):  # its own call gives labels, and squashes the score
         source, tokenizer = source.model, tokenizer or source.tokenizer
