@@ -68,6 +68,15 @@ def compile_blocks(model: Model, backend: str | None, mode: str | None) -> None:
                 block.compile(backend=backend or "inductor", mode=mode, dynamic=True)
 
 
+def use_liger_kernels(model: Model, device: torch.device, kernels: dict[str, bool] | None) -> None:
+    """Let a transformers model compute norms, rotations and MLPs by Liger's Triton kernels; `kernels` chooses among them."""
+    if device.type == "cpu":
+        raise InputError("use_liger_kernel needs a GPU: Liger's kernels are written in Triton; leave it out")
+    from transformers.integrations.liger import apply_liger_kernel
+
+    apply_liger_kernel(model, kernels)
+
+
 @contextmanager
 def uncompiled() -> Iterator[None]:
     """Run compiled blocks as they are written: for sampling, where the cache has another length at every step."""

@@ -23,7 +23,7 @@ from hf_rlhf.distributed import gather_in_order, take_share
 from hf_rlhf.errors import InputError
 from hf_rlhf.models.adapters import adapter_folder, base_of, keep_modes
 from hf_rlhf.models.attention import FUSED, set_attention, training_attention
-from hf_rlhf.models.backbone import compile_blocks, require_known_head, uncompiled
+from hf_rlhf.models.backbone import compile_blocks, require_known_head, uncompiled, use_liger_kernels
 from hf_rlhf.models.load import load_tokenizer
 from hf_rlhf.models.policy import PolicyOutput, PolicyWithValue
 from hf_rlhf.models.value_model import ValueModel
@@ -155,6 +155,9 @@ class PPOTrainer(IterationTrainer):
         )
         self._require_known_sharding()
         require_known_head(policy.model)
+        if args.use_liger_kernel:
+            for model in policy.transformers_models():
+                use_liger_kernels(model, args.device, args.liger_kernel_config)
         if args.torch_compile:
             self._compile(policy)
         self.model_accepts_loss_kwargs = True  # what `loss_is_scaled_for_ga` was called before transformers had it

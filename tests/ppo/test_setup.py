@@ -49,6 +49,11 @@ def test_mixed_precision_is_refused(tmp_path, flag):
         make_trainer(tmp_path, **{flag: True})
 
 
+def test_kernels_for_gpus_are_refused_on_a_cpu(tmp_path):
+    with pytest.raises(InputError, match="use_liger_kernel needs a GPU"):
+        make_trainer(tmp_path, use_liger_kernel=True)
+
+
 def test_a_head_that_is_not_known_is_refused():
     model = make_model(make_tokenizer())
     require_known_head(model)
