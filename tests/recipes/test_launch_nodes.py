@@ -37,7 +37,7 @@ def test_two_machines_are_one_run(tmp_path):
     ]
     outputs = [machine.communicate(timeout=120) for machine in machines]
     assert [machine.returncode for machine in machines] == [0, 0], outputs
-    assert ["process 0 of 2 sum 3.0", "process 1 of 2 sum 3.0"] == [output.strip() for output, _ in outputs]
+    assert [output.strip() for output, _ in outputs] == ["process 0 of 2 sum 3.0", "process 1 of 2 sum 3.0"]
 
 
 def test_what_is_missing_is_named(tmp_path):
