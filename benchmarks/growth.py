@@ -32,7 +32,7 @@ class Size(NamedTuple):
 
 
 BATCHES = [Size(8, 32), Size(32, 32), Size(128, 32)]
-LENGTHS = [Size(8, 32), Size(8, 96), Size(8, 256)]
+LENGTHS = [Size(16, 32), Size(16, 96), Size(16, 256)]
 
 
 def random_llama() -> Any:

@@ -117,7 +117,7 @@ def plot(results: list[dict[str, Any]], file: Path) -> None:
     axes.set_xlabel("seconds an iteration, peak memory beside")
     axes.spines[["top", "right"]].set_visible(False)
     axes.margins(x=0.12)
-    axes.legend(frameon=False, loc="upper right")
+    figure.legend(frameon=False, loc="outside upper right", ncols=len(PHASES))
     figure.savefig(file, dpi=120)
 
 
