@@ -82,6 +82,7 @@ def reward_model(tokenizer):
         {},
         {"temperature": 0.7},
         {"top_k": 20},
+        {"top_p": 0.98},  # of a flat distribution, so that most of the vocabulary is left
         {"entropy_coef": 0.01},
         {"kl_estimator": "full"},
         {"kl_estimator": "full", "kl_in_loss": True, "temperature": 0.7},
