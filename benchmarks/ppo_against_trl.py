@@ -1,10 +1,10 @@
-"""hf_rlhf and TRL's last PPO side by side, alternating, on the same work; prints a table and writes it down.
+"""hf_rlhf, TRL's last PPO and the RLOO of TRL today, in turn on the same work; prints a table and writes it down.
 
     make benchmark                                            # sets up both environments, about half an hour on two cores
     python benchmarks/ppo_against_trl.py --peer_python .venv-trl/bin/python --rollout_batch_sizes 8 --dtypes bfloat16
 
 Each run is a process of its own. The reward model is one LoRA adapter: hf_rlhf gets it as it is and shares the policy's
-base, TRL gets it merged, as a model, and a second copy of it as the value model that its trainer asks for.
+base, TRL gets it merged, as a model, and its PPO a second copy of it as the value model that it asks for.
 """
 
 import argparse
@@ -23,7 +23,8 @@ from hf_rlhf.planning.work import IterationSize, Machine, ModelShape, roofline
 
 WORKLOADS = Path(__file__).parent / "workloads"
 PHASES = ("generate", "score", "update")
-NAMES = {"own": "hf_rlhf", "trl": "TRL 1.12.0"}
+NAMES = {"trl": "TRL 1.12.0", "rloo": "RLOO of TRL 1.16", "own": "hf_rlhf"}
+FILES = {"trl": "trl_ppo.py", "rloo": "trl_rloo.py", "own": "own_ppo.py"}
 PROMPT_LENGTH, COMPLETION_LENGTH, PPO_EPOCHS = 24, 32, 4
 
 
@@ -51,13 +52,13 @@ def make_reward_models(folder: Path, model: str) -> dict[str, Path]:
 
 def run(side: str, python: str, flags: dict[str, Any]) -> dict[str, Any]:
     """One process; returns what it reports."""
-    command = [python, str(WORKLOADS / f"{side}_ppo.py")]
+    command = [python, str(WORKLOADS / FILES[side])]
     for name, value in flags.items():
         command += [f"--{name}", str(value)]
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     if done.returncode:
-        raise SystemExit(f"{side} failed:\n{done.stderr[-3000:]}")
+        raise SystemExit(f"{NAMES[side]} failed:\n{done.stderr[-3000:]}")
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
@@ -69,54 +70,59 @@ def summary(reports: list[dict[str, Any]]) -> dict[str, float]:
 
 
 def table(results: list[dict[str, Any]]) -> str:
-    """All workloads as Markdown."""
+    """All workloads as Markdown, each side that a result holds."""
     lines = [
         "| completions | dtype | | generate, s | score, s | update, s | iteration, s | peak, GB |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for result in results:
-        own, trl, ideal = result["own"], result["trl"], result["roofline"]
+        own, ideal = result["own"], result["roofline"]
         place = f"| {result['rollout_batch_size']} | {result['dtype']} "
-        for name, side in ((NAMES["trl"], trl), (NAMES["own"], own)):
-            cells = " | ".join(f"{side[phase]:.2f}" for phase in (*PHASES, "total"))
-            lines.append(f"{place}| {name} | {cells} | {side['peak_gb']:.2f} |")
-        ratios = " | ".join(f"{trl[phase] / own[phase]:.1f}x" for phase in (*PHASES, "total"))
-        lines.append(f"{place}| times as fast | {ratios} | {own['peak_gb'] / trl['peak_gb']:.2f} of it |")
+        sides = [side for side in NAMES if side in result]
+        for side in sides:
+            cells = " | ".join(f"{result[side][phase]:.2f}" for phase in (*PHASES, "total"))
+            lines.append(f"{place}| {NAMES[side]} | {cells} | {result[side]['peak_gb']:.2f} |")
+        for side in sides[:-1]:
+            peer = result[side]
+            ratios = " | ".join(f"{peer[phase] / own[phase]:.1f}x" for phase in (*PHASES, "total"))
+            memory = own["peak_gb"] / peer["peak_gb"]
+            lines.append(f"{place}| times as fast as {NAMES[side]} | {ratios} | {memory:.2f} of it |")
         fractions = " | ".join(f"{ideal[phase] / own[phase]:.0%}" for phase in PHASES)
         lines.append(f"{place}| of the roofline | {fractions} | {sum(ideal.values()) / own['total']:.0%} | |")
     return "\n".join(lines)
 
 
 def plot(results: list[dict[str, Any]], file: Path) -> None:
-    """Seconds of an iteration by phase, a pair of bars for each workload."""
+    """Seconds of an iteration by phase, a group of bars for each workload."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(8, 0.9 + 0.9 * len(results)), layout="constrained")
+    figure, axes = pyplot.subplots(figsize=(8, 0.9 + 1.2 * len(results)), layout="constrained")
     colours = {"generate": "#8fb8de", "score": "#f2b872", "update": "#2a6fb0"}
     labels, rows = [], []
     for number, result in enumerate(results):
-        for place, side in ((0.2, "trl"), (-0.2, "own")):
-            row, left = len(results) - number + place, 0.0
+        sides = [side for side in NAMES if side in result]
+        for place, side in enumerate(sides):
+            row, left = len(results) - number - 0.9 * (place + 0.5) / len(sides), 0.0
             rows.append(row)
             labels.append(f"{NAMES[side]}, {result['rollout_batch_size']} x {result['dtype']}")
             for phase in PHASES:
-                width = result[side][phase]
-                axes.barh(row, width, 0.36, left=left, color=colours[phase], label=phase if len(rows) == 1 else None)
+                width, label = result[side][phase], phase if len(rows) == 1 else None
+                axes.barh(row, width, 0.8 / len(sides), left=left, color=colours[phase], label=label)
                 left += width
             axes.text(left, row, f" {result[side]['peak_gb']:.1f} GB", va="center", fontsize=9)
     axes.set_yticks(rows, labels)
     axes.set_xlabel("seconds an iteration, peak memory beside")
     axes.spines[["top", "right"]].set_visible(False)
     axes.margins(x=0.12)
-    axes.legend(frameon=False, loc="upper right")
+    figure.legend(frameon=False, loc="outside upper right", ncols=len(PHASES))
     figure.savefig(file, dpi=120)
 
 
 def main() -> None:
-    """Run every workload on both sides."""
+    """Run every workload on every side."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peer_python", default=".venv-trl/bin/python", help="of an environment with trl 1.12.0")
     parser.add_argument("--model", default=EMBEDDED_MODEL)
@@ -133,12 +139,12 @@ def main() -> None:
     results = []
     for batch in args.rollout_batch_sizes:
         for dtype in args.dtypes:
-            reports: dict[str, list[dict[str, Any]]] = {"trl": [], "own": []}
+            reports: dict[str, list[dict[str, Any]]] = {side: [] for side in NAMES}
             for number in range(args.runs):
-                for side, python in (("trl", args.peer_python), ("own", sys.executable)):
+                for side in NAMES:
                     flags = {
                         "model": model,
-                        "reward_model": rewards[side],
+                        "reward_model": rewards["own" if side == "own" else "trl"],
                         "output_dir": args.output_dir / side,
                         "dtype": dtype,
                         "rollout_batch_size": batch,
@@ -146,7 +152,7 @@ def main() -> None:
                         "num_ppo_epochs": PPO_EPOCHS,
                         "iterations": args.iterations,
                     }
-                    reports[side].append(run(side, python, flags))
+                    reports[side].append(run(side, args.peer_python if side == "trl" else sys.executable, flags))
                     last = summary(reports[side][-1:])
                     print(f"{batch} x {dtype}, run {number + 1}, {NAMES[side]}: {last['total']:.1f} s", flush=True)
             size = IterationSize(batch, PROMPT_LENGTH, COMPLETION_LENGTH, PPO_EPOCHS)

@@ -144,15 +144,12 @@ class Sequences:
         rows, columns = self.mask.nonzero(as_tuple=True)
         return rows, columns
 
-    def counted_support(self) -> Tensor | None:
-        """Allowed ids `(N, K)` of the counted tokens, padded with -1; None when nothing was cut off."""
+    def counted_support(self) -> list[Tensor] | None:
+        """Allowed ids of the counted tokens, `N` tensors `(K,)`; None when nothing was cut off."""
         if self.support is None or all(row is None for row in self.support):
             return None
         rows, columns = self.counted
-        if len(rows) == 0:
-            return torch.empty(0, 1, dtype=torch.int, device=self.input_ids.device)
-        ids = [self.support[b][t] for b, t in zip(rows.tolist(), columns.tolist(), strict=True)]  # pyright: ignore
-        return torch.nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=-1).to(self.input_ids.device)
+        return [self.support[b][t] for b, t in zip(rows.tolist(), columns.tolist(), strict=True)]  # pyright: ignore
 
 
 def trimmed_width(mask: Tensor) -> int:

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 WORDS = [
     "the",
     "of",
@@ -78,20 +80,34 @@ class Work:
         return {"r": 16, "lora_alpha": 32, "target_modules": "all-linear", "lora_dropout": 0.0}
 
 
+def now() -> float:
+    """Seconds of the clock, when the GPU, if there is one, has done all that it was given."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def peak_bytes() -> int:
+    """The most memory this process has held: what torch took on its GPU; without one, resident memory."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
 class Stopwatch:
     """Seconds of each phase in each iteration; what no phase claims is the update's."""
 
     def __init__(self) -> None:
         self.iterations: list[dict[str, float]] = []
         self._claimed: dict[str, float] = {}
-        self._begun = time.perf_counter()
+        self._begun = now()
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Claim the block's seconds for a phase."""
-        start = time.perf_counter()
+        start = now()
         yield
-        self._claimed[name] = self._claimed.get(name, 0.0) + time.perf_counter() - start
+        self._claimed[name] = self._claimed.get(name, 0.0) + now() - start
 
     def wrap(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         """`function`, its seconds claimed for a phase."""
@@ -105,19 +121,18 @@ class Stopwatch:
     def begin(self) -> None:
         """The first iteration begins now."""
         self._claimed = {}
-        self._begun = time.perf_counter()
+        self._begun = now()
 
     def end_iteration(self) -> None:
         """An iteration ends, and the next begins."""
-        total = time.perf_counter() - self._begun
+        total = now() - self._begun
         self.iterations.append({**self._claimed, "update": total - sum(self._claimed.values()), "total": total})
         self.begin()
 
 
 def report(stopwatch: Stopwatch, **more: Any) -> None:
     """Print the run as one line of JSON, the last of stdout."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    print(json.dumps({"iterations": stopwatch.iterations[1:], "peak_bytes": peak, **more}), flush=True)
+    print(json.dumps({"iterations": stopwatch.iterations[1:], "peak_bytes": peak_bytes(), **more}), flush=True)
 
 
 def free_folder(work: Work) -> Path:

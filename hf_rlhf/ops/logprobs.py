@@ -5,7 +5,7 @@ one chunk of logits and its gradient. A head is called then too, and must still 
 switched in it meanwhile.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
@@ -16,6 +16,8 @@ CHUNK_ELEMENTS = 2**24
 """Logits held at once, in numbers: 64 MiB in fp32."""
 
 Result = TypeVar("Result")
+Support = Tensor | Sequence[Tensor]
+"""Allowed token ids: `(N, K)`, padded with -1, or `N` tensors `(K,)`, which are padded a chunk at a time."""
 
 
 class TokenScores(NamedTuple):
@@ -31,7 +33,7 @@ def token_logprobs(
     head: Callable[[Tensor], Tensor],
     *,
     temperature: float = 1.0,
-    support: Tensor | None = None,
+    support: Support | None = None,
     entropy: bool = False,
     chunk_size: int | None = None,
     vocab_size: int | None = None,
@@ -46,13 +48,13 @@ def token_logprobs(
         targets: `(N,)` token ids.
         head: maps `(n, H)` to logits `(n, V)`, in any floating dtype.
         temperature: divides the logits; above 0.
-        support: `(N, K)` allowed token ids, padded with -1; every target must be among its row's ids.
+        support: allowed token ids of each token, see `Support`; every target must be among its row's ids.
         entropy: also return the entropy of each distribution, in nats.
         chunk_size: tokens per chunk; by default as many as `CHUNK_ELEMENTS` logits allow.
         vocab_size: `V`, to choose the chunk size.
     """
 
-    def score_chunk(hidden: Tensor, targets: Tensor, support: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def score_chunk(hidden: Tensor, targets: Tensor, support: Support | None) -> tuple[Tensor, Tensor | None]:
         raw, chosen = head(hidden), None  # (n, V)
         if support is None:  # one formula with and without entropy: KL to itself has to be 0 to the last bit
             chosen = cast(Tensor, ChosenLogprob.apply(raw, targets, temperature))
@@ -106,7 +108,7 @@ def token_kl(
     reference_head: Callable[[Tensor], Tensor],
     *,
     temperature: float = 1.0,
-    support: Tensor | None = None,
+    support: Support | None = None,
     chunk_size: int | None = None,
     vocab_size: int | None = None,
 ) -> Tensor:
@@ -123,7 +125,7 @@ def token_kl(
         reference_hidden: `(N, H')` hidden states of the reference, for the same tokens.
         reference_head: maps `(n, H')` to the reference's logits `(n, V)`.
         temperature: divides the logits of both; above 0.
-        support: `(N, K)` allowed token ids, padded with -1, at least one a row.
+        support: allowed token ids of each token, see `Support`, at least one a row.
         chunk_size: tokens per chunk; by default as many as `CHUNK_ELEMENTS` logits allow, both models' counted.
         vocab_size: `V`, to choose the chunk size.
 
@@ -131,7 +133,7 @@ def token_kl(
         `(N,)` fp32, in nats.
     """
 
-    def kl_of_chunk(hidden: Tensor, reference_hidden: Tensor, support: Tensor | None) -> Tensor:
+    def kl_of_chunk(hidden: Tensor, reference_hidden: Tensor, support: Support | None) -> Tensor:
         with torch.no_grad():
             reference_logits = reference_head(reference_hidden).float() / temperature  # (n, V)
             reference_logprobs = _allowed(reference_logits, support).log_softmax(dim=1)
@@ -149,17 +151,17 @@ def _fitting(vocab_size: int | None, models: int = 1) -> int:
 
 
 def _by_chunk(
-    function: Callable[[Tensor, Tensor, Tensor | None], Result],
+    function: Callable[[Tensor, Tensor, Support | None], Result],
     hidden: Tensor,
     other: Tensor,
-    support: Tensor | None,
+    support: Support | None,
     chunk_size: int,
 ) -> list[Result]:
     """`function` of every `chunk_size` rows, at least once; nothing inside it is kept for the backward pass."""
     results = []
     for start in range(0, max(len(hidden), 1), chunk_size):
         rows = slice(start, start + chunk_size)
-        chunk = (hidden[rows], other[rows], None if support is None else _trim(support[rows]))
+        chunk = (hidden[rows], other[rows], None if support is None else support[rows])
         if torch.is_grad_enabled() and hidden.requires_grad:
             results.append(checkpoint(function, *chunk, use_reentrant=False))
         else:
@@ -167,10 +169,11 @@ def _by_chunk(
     return results
 
 
-def _allowed(logits: Tensor, support: Tensor | None) -> Tensor:
+def _allowed(logits: Tensor, support: Support | None) -> Tensor:
     """The logits of the supported tokens, -inf in its padding. `(n, V), (n, K) -> (n, K)`; without support, all."""
     if support is None:
         return logits
+    support = _padded(support).to(logits.device)
     return logits.gather(1, support.clamp(min=0).long()).masked_fill(support < 0, float("-inf"))
 
 
@@ -180,7 +183,11 @@ def _entropy(logits: Tensor, normaliser: Tensor) -> Tensor:
     return normaliser - (probabilities * logits.masked_fill(probabilities == 0, 0.0)).sum(dim=1)
 
 
-def _trim(support: Tensor) -> Tensor:
-    """Drop the columns that are padding in every row."""
-    width = int((support >= 0).sum(dim=1).max()) if len(support) else 0
+def _padded(support: Support) -> Tensor:
+    """Allowed ids `(n, K)`, with no column that is padding in every row, but one at least."""
+    if len(support) == 0:
+        return torch.empty(0, 1, dtype=torch.int)
+    if not isinstance(support, Tensor):
+        return torch.nn.utils.rnn.pad_sequence(list(support), batch_first=True, padding_value=-1)
+    width = int((support >= 0).sum(dim=1).max())
     return support[:, : max(width, 1)]

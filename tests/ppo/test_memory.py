@@ -1,5 +1,11 @@
 import gc
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
+import pytest
 import torch
 from datasets import Dataset
 from tiny import make_trainer
@@ -30,3 +36,34 @@ def test_an_iteration_leaves_no_tensor_behind(tmp_path):
     ).train()
     assert live.counts[1] > 0
     assert set(live.counts[1:10]) == {live.counts[1]}
+
+
+MEMORY_SCRIPT = Path(__file__).parents[1] / "growth" / "long_run.py"
+ITERATIONS = 30
+
+
+@pytest.fixture(scope="module")
+def long_run(tmp_path_factory):
+    """What a run of 30 iterations of equal size says of itself at the end of each, in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, str(MEMORY_SCRIPT), str(tmp_path_factory.mktemp("run")), str(ITERATIONS)],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    rows = json.loads(done.stdout.splitlines()[-1])
+    assert len(rows) == ITERATIONS
+    return rows
+
+
+def test_resident_memory_stays_what_it_was_after_five_iterations(long_run):
+    """The logits of one batch take 8 MB."""
+    resident = [row["resident_bytes"] for row in long_run]
+    assert max(resident[-5:]) - max(resident[:5]) < 8e6
+
+
+def test_tensors_and_objects_do_not_become_more(long_run):
+    assert len({row["tensors"] for row in long_run[5:]}) == 1
+    assert long_run[-1]["objects"] - long_run[5]["objects"] < ITERATIONS  # not one more an iteration, logs included

@@ -1,0 +1,63 @@
+"""Work costs by the token: neither larger rollouts nor longer completions make a token dearer.
+
+It may become cheaper, as calls and weights are shared by more of them.
+"""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import make_tokenizer
+
+MOST = 1.15
+COPIED_CACHE = 1.3  # transformers' cache is copied with every token, which at 256 tokens is a sixth of sampling
+
+
+@pytest.fixture
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def benchmark():
+    file = Path(__file__).parents[2] / "benchmarks" / "growth.py"
+    spec = importlib.util.spec_from_file_location("growth", file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def of_larger(benchmark, folder, sizes, allowed):
+    """How many times dearer a token is at the last size, by phase, when it is dearer than `allowed` or after ten rounds.
+
+    The fastest of several rounds only falls, so that a busy machine costs rounds and not the verdict.
+    """
+    tokenizer = make_tokenizer()
+    tokenizer.eos_token = None
+    trainers = {size: benchmark.make_trainer(size, benchmark.random_llama(), tokenizer, folder) for size in sizes}
+    multiples = {}
+    for number, results in enumerate(benchmark.seconds_a_token(trainers, rounds=10)):
+        multiples = benchmark.growth(results)[sizes[-1]]
+        if number >= 2 and all(multiples[phase] <= allowed[phase] for phase in allowed):
+            break
+    return multiples
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(
+    ("sizes", "allowed"),
+    [
+        ([(8, 32), (128, 32)], {"sample": MOST, "evaluate": MOST, "update": MOST}),
+        ([(8, 32), (8, 256)], {"sample": COPIED_CACHE, "evaluate": MOST, "update": MOST}),
+    ],
+    ids=["16 times the completions", "8 times the tokens of each"],
+)
+def test_a_token_of_a_larger_rollout_is_no_dearer(tmp_path, benchmark, one_thread, sizes, allowed):
+    multiples = of_larger(benchmark, tmp_path, [benchmark.Size(*size) for size in sizes], allowed)
+    dearer = {phase: multiples[phase] for phase in allowed if multiples[phase] > allowed[phase]}
+    assert not dearer
