@@ -1,6 +1,5 @@
 """Engines turn prompt ids into completions. One so far: `transformers`, static batches sorted by length."""
 
-import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Protocol
@@ -10,6 +9,7 @@ from torch import Tensor
 
 from hf_rlhf.errors import InputError
 from hf_rlhf.models.adapters import base_of, compute_in_base_dtype, keep_modes
+from hf_rlhf.rollout.cache import cache_of_rows
 from hf_rlhf.rollout.sampling import Sampling, uniform_draws
 from hf_rlhf.types import Completion, Model
 
@@ -56,7 +56,7 @@ class TransformersEngine:
         width, longest = ids.shape[1], sampling.max_completion_length
         draws = uniform_draws(seeds, longest).to(device)
         stop_ids, stop_strings = self._stop_ids(sampling), self._stop_strings(sampling)
-        cache = _cache_of_rows(causal_lm)
+        cache = cache_of_rows(causal_lm, width + longest)
         completions = [Completion([], [], False, [] if sampling.truncated else None) for _ in prompts]
         running, done = list(range(len(prompts))), 0
         with (
@@ -139,17 +139,6 @@ def _processors(sampling: Sampling, draw: "_RowSampler"):
             processors.append(MinPLogitsWarper(sampling.min_p))
     processors.append(draw)
     return processors
-
-
-def _cache_of_rows(causal_lm):
-    """A cache from which rows can be dropped; None where the architecture keeps something else than keys and values."""
-    from transformers import DynamicCache
-    from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
-
-    if "past_key_values" not in inspect.signature(causal_lm.forward).parameters:
-        return None
-    cache = DynamicCache(config=causal_lm.config.get_text_config(decoder=True))
-    return cache if all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in cache.layers) else None
 
 
 @contextmanager
