@@ -199,7 +199,8 @@ class VLLMEngine:
                 return
             logger.warning("The vLLM server at %s was lost (%s); waiting for it", self.client.base_url, reason)
             try:
-                if self.server is not None:
+                if self.server is not None and not self.client.healthy():
+                    self.server.end()  # what is left of it
                     self.server.start()
                 self._wait_until_healthy()
                 self._load_adapter()

@@ -21,7 +21,9 @@ _GUARD = Path(__file__).with_name("server_guard.py")
 _LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # the values that --max-lora-rank takes
 _OF_THE_LAUNCHER = ("RANK", "WORLD_SIZE", "MASTER_", "LOCAL_", "GROUP_", "ROLE_", "TORCHELASTIC_")
 _SECONDS_TO_END = 15  # a little more than the guard takes
-_SHARE_OF_GPU = "0.3"
+# Nothing can be captured in graphs there, and vLLM 0.32 fails at a prompt that it cuts in two when requests have seeds.
+_ON_CPU = ["--enforce-eager", "--no-enable-chunked-prefill"]
+_ON_GPU = ["--gpu-memory-utilization", "0.3"]  # which the trainer shares; vLLM would take almost all of its memory
 _LOG_LINES = 15  # of a server that failed, shown in the message
 
 
@@ -99,7 +101,7 @@ def server_arguments(model: Model, *, max_length: int, max_logprobs: int, on_cpu
         model: a `PeftModel` whose base has been loaded by name.
         max_length: most tokens of a prompt and its completion.
         max_logprobs: most log-probabilities that are asked for at a token.
-        on_cpu: whether the policy is on a CPU, where vLLM has nothing to capture in graphs; a GPU is shared with it.
+        on_cpu: whether the policy is on a CPU; a GPU is shared with it.
         more: further arguments, as on a command line; they come last, so they win.
     """
     base = base_of(model)
@@ -112,8 +114,7 @@ def server_arguments(model: Model, *, max_length: int, max_logprobs: int, on_cpu
     arguments += ["--logprobs-mode", "processed_logprobs"]
     if not Path(name).is_dir() and (commit := getattr(base.config, "_commit_hash", None)):
         arguments += ["--revision", commit]
-    # A GPU is shared with the trainer, and vLLM would take almost all of its memory.
-    arguments += ["--enforce-eager"] if on_cpu else ["--gpu-memory-utilization", _SHARE_OF_GPU]
+    arguments += _ON_CPU if on_cpu else _ON_GPU
     return arguments + shlex.split(more or "")
 
 

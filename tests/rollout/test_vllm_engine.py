@@ -1,5 +1,8 @@
 """The engine against a server that fails in every way a server can; `test_vllm_real.py` has the real one."""
 
+import os
+import signal
+import sys
 import threading
 import time
 from pathlib import Path
@@ -17,7 +20,9 @@ from hf_rlhf.rollout.engines import TransformersEngine
 from hf_rlhf.rollout.sampling import Sampling, row_seed
 from hf_rlhf.rollout.vllm_client import VLLMClient
 from hf_rlhf.rollout.vllm_engine import VLLMEngine
+from hf_rlhf.rollout.vllm_server import VLLMServer
 
+REPOSITORY = Path(__file__).parents[2]
 PROMPTS = [[5, 9, 12], [8], [7, 7, 7, 11, 13, 20], [14, 2], [10, 9, 8, 7], [21, 22], [6]]
 SEEDS = [row_seed(0, row) for row in range(len(PROMPTS))]
 SAMPLING = Sampling(max_completion_length=6)
@@ -335,3 +340,34 @@ def test_a_run_goes_on_when_its_server_is_restarted_in_the_middle(tmp_path, serv
     for name, weight in trained(whole.policy).items():
         torch.testing.assert_close(trained(trainer.policy)[name], weight, rtol=1e-3, atol=1e-4, msg=name)
     assert not any((tmp_path / "vllm" / "vllm").iterdir())
+
+
+DOUBLE_AS_PYTHON = """#!{python}
+import os, sys, threading
+from rollout.vllm_double import VLLMDouble
+from tiny import make_model, make_tokenizer
+double = VLLMDouble(make_model(make_tokenizer()), make_tokenizer())
+double.port = int(sys.argv[sys.argv.index("--port") + 1])
+with open({pids!r}, "a") as pids:
+    pids.write(f"{{os.getpid()}}\\n")
+double.start()
+threading.Event().wait()
+"""
+
+
+@pytest.mark.slow
+def test_a_server_of_the_runs_own_that_dies_is_started_again(policy, tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, (REPOSITORY, REPOSITORY / "tests"))))
+    python, pids = tmp_path / "python", tmp_path / "pids"
+    python.write_text(DOUBLE_AS_PYTHON.format(python=sys.executable, pids=str(pids)))
+    python.chmod(0o755)
+    server = VLLMServer(str(python), [], tmp_path / "server.log")
+    engine = VLLMEngine(policy.model, tokenizer, server, tmp_path / "vllm", timeout=60)
+    wanted = [own.ids for own in plain(policy, tokenizer)]
+    assert [completion.ids for completion in engine.generate(PROMPTS, SAMPLING, SEEDS)] == wanted
+    os.kill(int(pids.read_text().split()[-1]), signal.SIGKILL)
+    assert [completion.ids for completion in engine.generate(PROMPTS, SAMPLING, SEEDS)] == wanted
+    assert len(pids.read_text().split()) == 2
+    engine.close()
+    assert not server.running
+    assert not engine.client.healthy()
