@@ -17,7 +17,7 @@ from hf_rlhf.models.load import load_policy
 from hf_rlhf.models.policy import PolicyWithValue, wrap_policy
 from hf_rlhf.ppo.config import PPOConfig, check_context_length
 from hf_rlhf.rollout.engines import Engine, TransformersEngine
-from hf_rlhf.rollout.vllm_engine import VLLMEngine, logprobs_wanted, require_servable
+from hf_rlhf.rollout.vllm_engine import VLLMEngine, logprobs_wanted, require_servable, vocabulary_of
 from hf_rlhf.rollout.vllm_server import VLLMServer, server_arguments
 from hf_rlhf.types import Model
 
@@ -116,7 +116,7 @@ def build_engine(model: Model, tokenizer, args: PPOConfig) -> Engine:
         batch_size = args.generation_batch_size or args.rollout_batch_size // args.world_size
         return TransformersEngine(model, tokenizer, batch_size)
     require_servable(model)
-    max_logprobs = logprobs_wanted(args.sampling)
+    max_logprobs = logprobs_wanted(args.sampling, vocabulary_of(model))
     folder = Path(str(args.output_dir)).absolute() / VLLM_FOLDER
     server = args.vllm_server_base_url or "http://127.0.0.1:8000"
     if args.vllm_python is not None:

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 from hf_rlhf.errors import InputError
 
-_CONNECT_SECONDS = 10.0
+_PATIENCE_SECONDS = 30.0  # with a connection; a server on a busy CPU can be slow to say that it is healthy
 _ASK_AGAIN_SECONDS = 0.5
 _HEALTH_SECONDS = 30.0  # between looks at a server that lets an answer wait
 
@@ -88,7 +88,7 @@ class VLLMClient:
         headers = {"Content-Type": "application/json"}
         if key := os.environ.get("VLLM_API_KEY"):
             headers["Authorization"] = f"Bearer {key}"
-        connection = self._connection(self._host, self._port, timeout=_CONNECT_SECONDS)
+        connection = self._connection(self._host, self._port, timeout=_PATIENCE_SECONDS)
         try:
             connection.request(method, self._path + path, body, headers)
             if body is not None:

@@ -1,5 +1,6 @@
 """The engine against a server that fails in every way a server can; `test_vllm_real.py` has the real one."""
 
+import json
 import os
 import signal
 import sys
@@ -18,7 +19,7 @@ from hf_rlhf.models.policy import PolicyWithValue, wrap_policy
 from hf_rlhf.ppo.config import VLLM_IMPORTANCE_CAP
 from hf_rlhf.rollout.engines import TransformersEngine
 from hf_rlhf.rollout.sampling import Sampling, row_seed
-from hf_rlhf.rollout.vllm_client import VLLMClient
+from hf_rlhf.rollout.vllm_client import Answer, VLLMClient
 from hf_rlhf.rollout.vllm_engine import VLLMEngine
 from hf_rlhf.rollout.vllm_server import VLLMServer
 
@@ -239,14 +240,19 @@ def test_what_is_no_answer_of_vllm_is_refused(engine, server, garbage):
     fails_at_once(engine, "return_token_ids")
 
 
-def test_more_ties_than_the_server_lists_are_not_passed_over(engine, server):
-    sampling = Sampling(max_completion_length=1, top_k=1)
-    engine.generate(PROMPTS, SAMPLING, SEEDS)
-    tied = {f"token_id:{token}": -1.0 for token in range(17)}
+def test_more_ties_than_the_server_lists_are_not_passed_over(tokenizer, tmp_path, server):
+    base = make_model(tokenizer, vocab_size=100)
+    engine = VLLMEngine(wrap_policy(base, make_lora()), tokenizer, server.url, tmp_path)
+    request = engine._request(Sampling(top_k=1))
+    assert request["logprobs"] == 66
+    tied = {f"token_id:{token}": -1.0 for token in range(66)}
     logprobs = {"token_logprobs": [-1.0], "top_logprobs": [tied]}
-    server.planned.append((200, {"choices": [{"token_ids": [3], "finish_reason": "stop", "logprobs": logprobs}]}))
+    body = {"choices": [{"token_ids": [3], "finish_reason": "stop", "logprobs": logprobs}]}
     with pytest.raises(InputError, match="equally likely"):
-        engine.generate(PROMPTS[:1], sampling, SEEDS[:1])
+        engine._completion(Answer(200, json.dumps(body)), Sampling(top_k=1))
+    tied["token_id:65"] = -9999.0
+    completion = engine._completion(Answer(200, json.dumps(body)), Sampling(top_k=1))
+    assert completion.support[0].tolist() == list(range(65))
 
 
 @pytest.mark.parametrize(

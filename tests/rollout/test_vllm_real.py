@@ -58,7 +58,7 @@ def policy(base_folder):
 @pytest.fixture(scope="module")
 def server(base_folder, tmp_path_factory):
     model = wrap_policy(load_causal_lm(base_folder, dtype="float32"), make_lora())
-    arguments = server_arguments(model, max_length=64, max_logprobs=20, on_cpu=True, more="--seed 0")
+    arguments = server_arguments(model, max_length=64, max_logprobs=29, on_cpu=True, more="--seed 0")
     server = VLLMServer(str(PYTHON), arguments, tmp_path_factory.mktemp("server") / "server.log")
     server.start()
     yield server
