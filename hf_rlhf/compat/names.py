@@ -42,6 +42,8 @@ RENAMED = {
     "epsilon_high": "cliprange_high",
     "num_iterations": "num_ppo_epochs",
     "ref_model_sync_steps": "ref_model_sync_iterations",
+    "vllm_importance_sampling_cap": "importance_sampling_cap",
+    "vllm_importance_sampling_clip_max": "importance_sampling_cap",
 }
 """Names that a flag of PPO has elsewhere, and what it is called here."""
 

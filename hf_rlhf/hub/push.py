@@ -4,8 +4,8 @@ from pathlib import Path
 
 from hf_rlhf.errors import InputError
 
-LEFT_OUT = ["checkpoint-*", "**/checkpoint-*", ".*", "training_args.bin", "*.pt", "*.pth", "*.bin"]
-"""Checkpoints, hidden files, and anything that is a pickle."""
+LEFT_OUT = ["checkpoint-*", "**/checkpoint-*", "vllm/*", ".*", "training_args.bin", "*.pt", "*.pth", "*.bin"]
+"""Checkpoints, what a vLLM server was given, hidden files, and anything that is a pickle."""
 
 
 def push_folder(folder: Path, repo_id: str | None, *, private: bool | None = None, token: str | None = None) -> str:

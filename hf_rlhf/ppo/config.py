@@ -12,6 +12,7 @@ from hf_rlhf.ppo.scores import ScoreShaping
 from hf_rlhf.rollout.sampling import Sampling
 
 KL_CHOICES = (*KL_ESTIMATORS, FULL_KL)
+VLLM_IMPORTANCE_CAP = 3.0  # as in TRL's GRPO
 CRITICS = ("value_head", "adapter", "model")
 
 
@@ -29,6 +30,9 @@ class PPOConfig(TrainingArguments):
     `logging_steps`) count optimizer updates, as everywhere in transformers, and take effect at the end of the iteration
     in which they fall.
     """
+
+    # Given as JSON on a command line
+    _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "transformers_continuous_batching_config"]
 
     # What PPO asks for differently from supervised training
     learning_rate: float = _flag(1e-5, "Peak learning rate. LoRA takes about ten times that of full fine-tuning.")
@@ -52,7 +56,9 @@ class PPOConfig(TrainingArguments):
     ratio_threshold: float | None = _flag(None, "Skip an update whose mean ratio is above this; old TRL used 10.")
     early_stop_kl: float | None = _flag(None, "End an iteration's updates once approxkl of one is above this (nats).")
     importance_sampling_cap: float | None = _flag(
-        None, "Weight tokens by min(trainer's / sampler's probability, this), for a sampler with arithmetic of its own."
+        None,
+        "Weight tokens by min(trainer's / sampler's probability, this), for a sampler with arithmetic of its own; by"
+        f" default {VLLM_IMPORTANCE_CAP:g} with use_vllm and off without, 0 is off.",
     )
     entropy_coef: float = _flag(0.0, "Weight of the entropy bonus in the loss.")
     whiten_advantages: bool = _flag(True, "Give advantages mean 0 and variance 1 over the iteration.")
@@ -117,6 +123,22 @@ class PPOConfig(TrainingArguments):
         True, "Compute without padding, where the model's code and its attention (sdpa) allow it."
     )
 
+    use_transformers_continuous_batching: bool = _flag(
+        False, "Sample by transformers' continuous batching: a finished completion makes room for the next prompt."
+    )
+    transformers_continuous_batching_config: dict | str | None = _flag(
+        None, 'Fields of transformers\' ContinuousBatchingConfig, such as: {"max_memory_percent": 0.5}.'
+    )
+
+    # Sampling by a vLLM server
+    use_vllm: bool = _flag(False, "Sample by a vLLM server, which gets the policy's LoRA adapter in each iteration.")
+    vllm_server_base_url: str | None = _flag(None, "Address of a running server; http://127.0.0.1:8000 by default.")
+    vllm_server_timeout: float = _flag(240.0, "Seconds to wait for a server that does not answer, at any time.")
+    vllm_python: str | None = _flag(
+        None, "Python of an environment with vLLM: the run starts a server with it, and ends it."
+    )
+    vllm_server_args: str | None = _flag(None, "More arguments for that server, such as: --gpu-memory-utilization 0.3.")
+
     # Records
     num_logged_samples: int = _flag(4, "Completions written to samples.jsonl at each iteration and evaluation.")
 
@@ -150,8 +172,8 @@ class PPOConfig(TrainingArguments):
             "ratio_threshold": (self.ratio_threshold is None or self.ratio_threshold > 1, "above 1"),
             "early_stop_kl": (self.early_stop_kl is None or self.early_stop_kl > 0, "above 0"),
             "importance_sampling_cap": (
-                self.importance_sampling_cap is None or self.importance_sampling_cap >= 1,
-                "at least 1",
+                not self.importance_sampling_cap or self.importance_sampling_cap >= 1,
+                "at least 1, or 0 (off)",
             ),
             "ref_model_sync_iterations": (
                 self.ref_model_sync_iterations is None or self.ref_model_sync_iterations >= 1,
@@ -177,6 +199,24 @@ class PPOConfig(TrainingArguments):
             "score_while_sampling": (
                 not self.score_while_sampling or self.generation_batch_size is not None,
                 "given with generation_batch_size, which says how many completions are sampled, then scored, at once",
+            ),
+            "use_transformers_continuous_batching": (
+                not (self.use_transformers_continuous_batching and self.use_vllm),
+                "left out with use_vllm: one of the two samples",
+            ),
+            "transformers_continuous_batching_config": (
+                self.transformers_continuous_batching_config is None or self.use_transformers_continuous_batching,
+                "left out without use_transformers_continuous_batching",
+            ),
+            "vllm_server_timeout": (self.vllm_server_timeout > 0, "above 0"),
+            "vllm_server_base_url": (
+                self.vllm_server_base_url is None or (self.use_vllm and self.vllm_python is None),
+                "left out with vllm_python, which starts a server of the run's own, and without use_vllm",
+            ),
+            "vllm_python": (self.vllm_python is None or self.use_vllm, "left out without use_vllm"),
+            "vllm_server_args": (
+                self.vllm_server_args is None or self.vllm_python is not None,
+                "left out without vllm_python: a server that is running already has its arguments",
             ),
             "stop_strings": (not isinstance(self.stop_strings, str), "a list of strings"),
             "stop_token_ids": (not isinstance(self.stop_token_ids, int), "a list of ids"),
@@ -218,6 +258,13 @@ class PPOConfig(TrainingArguments):
             stop_token_ids=tuple(self.stop_token_ids or ()),
             stop_strings=tuple(self.stop_strings or ()),
         )
+
+    @property
+    def importance_cap(self) -> float | None:
+        """`importance_sampling_cap`, or what stands for it; None when tokens are not weighted."""
+        if self.importance_sampling_cap is None:
+            return VLLM_IMPORTANCE_CAP if self.use_vllm else None
+        return self.importance_sampling_cap or None
 
     @property
     def value_clip(self) -> float | None:

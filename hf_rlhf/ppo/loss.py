@@ -35,9 +35,9 @@ def ppo_loss(output: PolicyOutput, experience: Experience, config: PPOConfig, *,
     assert output.values is not None
     weights = None
     stats = {}
-    if config.importance_sampling_cap is not None:
+    if config.importance_cap is not None:
         weights = truncated_importance_weights(
-            experience.logprobs, experience.sampler_logprobs, mask, config.importance_sampling_cap
+            experience.logprobs, experience.sampler_logprobs, mask, config.importance_cap
         )
         stats["sampling/importance_weight"] = masked_sum(weights, mask)
     policy = clipped_policy_loss(

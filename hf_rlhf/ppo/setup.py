@@ -1,6 +1,7 @@
 """From what a user gives to `PPOTrainer` to checked data and one module of models."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from datasets import IterableDataset
@@ -15,7 +16,13 @@ from hf_rlhf.models.critics import build_critic
 from hf_rlhf.models.load import load_policy
 from hf_rlhf.models.policy import PolicyWithValue, wrap_policy
 from hf_rlhf.ppo.config import PPOConfig, check_context_length
+from hf_rlhf.rollout.continuous_batching import ContinuousBatchingEngine, require_batchable
+from hf_rlhf.rollout.engines import Engine, TransformersEngine
+from hf_rlhf.rollout.vllm_engine import VLLMEngine, logprobs_wanted, require_servable, vocabulary_of
+from hf_rlhf.rollout.vllm_server import VLLMServer, server_arguments
 from hf_rlhf.types import Model
+
+VLLM_FOLDER = "vllm"  # in output_dir: adapters for the server, and its log
 
 
 def prepared_prompts(dataset, tokenizer, args: PPOConfig, source: str):
@@ -102,6 +109,38 @@ def build_policy(
     if args.disable_dropout:
         policy.disable_dropout()
     return policy
+
+
+def build_engine(model: Model, tokenizer, args: PPOConfig) -> Engine:
+    """What samples completions: the model itself, or a vLLM server. Raises `InputError` for what either cannot do."""
+    if args.use_transformers_continuous_batching:
+        require_batchable(args.sampling)
+        settings: Any = args.transformers_continuous_batching_config  # a dict by now, also when given as JSON
+        return ContinuousBatchingEngine(model, tokenizer, settings)
+    if not args.use_vllm:
+        batch_size = args.generation_batch_size or args.rollout_batch_size // args.world_size
+        return TransformersEngine(model, tokenizer, batch_size)
+    require_servable(model)
+    max_logprobs = logprobs_wanted(args.sampling, vocabulary_of(model))
+    folder = Path(str(args.output_dir)).absolute() / VLLM_FOLDER
+    server = args.vllm_server_base_url or "http://127.0.0.1:8000"
+    if args.vllm_python is not None:
+        arguments = server_arguments(
+            model,
+            max_length=args.max_prompt_length + args.max_completion_length,
+            max_logprobs=max_logprobs,
+            on_cpu=args.device.type == "cpu",
+            more=args.vllm_server_args,
+        )
+        server = VLLMServer(args.vllm_python, arguments, folder / "server.log")
+    return VLLMEngine(
+        model,
+        tokenizer,
+        server,
+        folder,
+        timeout=args.vllm_server_timeout,
+        concurrency=args.generation_batch_size,
+    )
 
 
 def longest_sequence(args: PPOConfig, prompts, texts) -> int:

@@ -12,7 +12,7 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
-from accelerate.utils import DynamoBackend
+from accelerate.utils import DynamoBackend, TorchDynamoPlugin
 from torch import Tensor
 from transformers import TrainerCallback, set_seed
 from transformers.integrations import is_deepspeed_zero3_enabled
@@ -40,6 +40,7 @@ from hf_rlhf.ppo.own_loop import TokenRules, given_trajectories
 from hf_rlhf.ppo.prompts import TextStream, prompt_stream
 from hf_rlhf.ppo.scores import ScoreShaper
 from hf_rlhf.ppo.setup import (
+    build_engine,
     build_policy,
     longest_sequence,
     prepared_evaluation,
@@ -51,8 +52,9 @@ from hf_rlhf.ppo.setup import (
 from hf_rlhf.progress import use_compact_progress
 from hf_rlhf.rewards.sources import RewardSource, require_functions, resolve_rewards
 from hf_rlhf.rollout.collect import collect
-from hf_rlhf.rollout.engines import Engine, TransformersEngine, stop_token_ids
+from hf_rlhf.rollout.engines import stop_token_ids
 from hf_rlhf.rollout.sampling import row_seed
+from hf_rlhf.rollout.vllm_engine import VLLMEngine
 from hf_rlhf.types import Completion, Model, Prompt, Sequences, Trajectory
 
 
@@ -162,11 +164,7 @@ class PPOTrainer(IterationTrainer):
             self._compile(policy)
         self.model_accepts_loss_kwargs = True  # what `loss_is_scaled_for_ga` was called before transformers had it
         self.policy = self.model  # pyright: ignore[reportAttributeAccessIssue]
-        self.engine: Engine = TransformersEngine(
-            self.policy.model,
-            processing_class,
-            args.generation_batch_size or args.rollout_batch_size // args.world_size,
-        )
+        self.engine = build_engine(self.policy.model, processing_class, args)
         self.prompts = None
         if self.prompt_set is not None:
             self.prompts = prompt_stream(self.prompt_set, args.rollout_batch_size, args.seed)
@@ -389,6 +387,11 @@ class PPOTrainer(IterationTrainer):
             self._reset_attention()
         return self.iteration_log.last or self.iteration_log.finished()  # unless logging_steps passed it over
 
+    def close(self) -> None:
+        """End the vLLM server that the run started, if it did; it also ends with the process, however that ends."""
+        if isinstance(self.engine, VLLMEngine):
+            self.engine.close()
+
     def predict_value(self, prompts: Sequence[Prompt | Sequence[int]]) -> list[float]:
         """What the critic expects of a completion to each prompt, in scores minus KL penalty."""
         return ValueModel(self.policy.model, self.policy.critic, self.processing_class).predict_value(prompts)
@@ -442,7 +445,7 @@ class PPOTrainer(IterationTrainer):
         for model in policy.transformers_models():
             compile_blocks(model, self.args.torch_compile_backend, self.args.torch_compile_mode)
         # accelerate would compile the whole module, adapters switched inside it and all
-        self.accelerator.state.dynamo_plugin.backend = DynamoBackend.NO
+        self.accelerator.state.dynamo_plugin = TorchDynamoPlugin(backend=DynamoBackend.NO)
 
     def _reset_attention(self) -> None:
         set_attention(dict.fromkeys(self._attention, FUSED))  # with which what is saved will be loaded

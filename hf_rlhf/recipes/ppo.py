@@ -1,5 +1,6 @@
 """PPO from flags or from Python: prompts and rewards in, a policy with its value head, metrics and a card out."""
 
+import contextlib
 import copy
 import importlib
 import importlib.util
@@ -66,8 +67,9 @@ def train_ppo(script: PPOArguments, training: PPOConfig, model: ModelArguments, 
     )
     folder = output_folder(training)
     trainer.settings = (training, model, script)
-    trainer.train(resume_from_checkpoint=checkpoint)
-    metrics = trainer.evaluate() if eval_set is not None else {}
+    with contextlib.closing(trainer):
+        trainer.train(resume_from_checkpoint=checkpoint)
+        metrics = trainer.evaluate() if eval_set is not None else {}
     trainer.save_model(_internal_call=True)  # which does not push: the card is not there yet
     if trainer.is_world_process_zero():
         peak = peak_bytes(training.device)

@@ -36,9 +36,9 @@ class RoomyLayer(DynamicLayer):
         self.keys, self.values = (room[..., :end, :] for room in self._rooms)
         return self.keys, self.values
 
-    def _with_room(self, held: Tensor, states: Tensor) -> Tensor:
+    def _with_room(self, held: Tensor | None, states: Tensor) -> Tensor:
         room = states.new_empty(*states.shape[:-2], self.longest, states.shape[-1])
-        if held.numel():
+        if held is not None and held.numel():
             room[..., : held.shape[-2], :] = held
         return room
 

@@ -51,7 +51,12 @@ class ContinuousBatchingEngine:
             pad_token_id=self.tokenizer.pad_token_id or 0,
         )
         seed = row_seed("continuous batching", *seeds) % 2**32
-        settings = {"return_logprobs": True, "seed": seed, **self._room(prompts, sampling), **self.settings}
+        try:
+            batching = ContinuousBatchingConfig(
+                return_logprobs=True, seed=seed, **{**self._room(prompts, sampling), **self.settings}
+            )
+        except TypeError as error:
+            raise InputError(f"transformers_continuous_batching_config: {error}") from error
         before = causal_lm.config._attn_implementation
         with (
             keep_modes(self.model),
@@ -62,7 +67,7 @@ class ContinuousBatchingEngine:
             outputs = causal_lm.generate_batch(
                 [list(prompt) for prompt in prompts],
                 generation_config=config,
-                continuous_batching_config=ContinuousBatchingConfig(**settings),
+                continuous_batching_config=batching,
             )
         results = list(outputs.values())
         failed = [result.error for result in results if result.error is not None]

@@ -1,4 +1,4 @@
-"""Engines turn prompt ids into completions. One so far: `transformers`, static batches sorted by length."""
+"""Engines turn prompt ids into completions. Here `transformers`, static batches sorted by length; `vllm_engine` has the other."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager

@@ -11,7 +11,6 @@ import torch
 from tiny import make_tokenizer
 
 MOST = 1.15
-COPIED_CACHE = 1.3  # transformers' cache is copied with every token, which at 256 tokens is a sixth of sampling
 
 
 @pytest.fixture
@@ -31,8 +30,8 @@ def benchmark():
     return module
 
 
-def of_larger(benchmark, folder, sizes, allowed):
-    """How many times dearer a token is at the last size, by phase, when it is dearer than `allowed` or after ten rounds.
+def of_larger(benchmark, folder, sizes):
+    """How many times dearer a token is at the last size, by phase, once none is dearer than `MOST`, or after ten rounds.
 
     The fastest of several rounds only falls, so that a busy machine costs rounds and not the verdict.
     """
@@ -42,7 +41,7 @@ def of_larger(benchmark, folder, sizes, allowed):
     multiples = {}
     for number, results in enumerate(benchmark.seconds_a_token(trainers, rounds=10)):
         multiples = benchmark.growth(results)[sizes[-1]]
-        if number >= 2 and all(multiples[phase] <= allowed[phase] for phase in allowed):
+        if number >= 2 and all(multiple <= MOST for multiple in multiples.values()):
             break
     return multiples
 
@@ -50,14 +49,11 @@ def of_larger(benchmark, folder, sizes, allowed):
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(
-    ("sizes", "allowed"),
-    [
-        ([(8, 32), (128, 32)], {"sample": MOST, "evaluate": MOST, "update": MOST}),
-        ([(8, 32), (8, 256)], {"sample": COPIED_CACHE, "evaluate": MOST, "update": MOST}),
-    ],
+    "sizes",
+    [[(8, 32), (128, 32)], [(8, 32), (8, 256)]],
     ids=["16 times the completions", "8 times the tokens of each"],
 )
-def test_a_token_of_a_larger_rollout_is_no_dearer(tmp_path, benchmark, one_thread, sizes, allowed):
-    multiples = of_larger(benchmark, tmp_path, [benchmark.Size(*size) for size in sizes], allowed)
-    dearer = {phase: multiples[phase] for phase in allowed if multiples[phase] > allowed[phase]}
+def test_a_token_of_a_larger_rollout_is_no_dearer(tmp_path, benchmark, one_thread, sizes):
+    multiples = of_larger(benchmark, tmp_path, [benchmark.Size(*size) for size in sizes])
+    dearer = {phase: multiple for phase, multiple in multiples.items() if multiple > MOST}
     assert not dearer

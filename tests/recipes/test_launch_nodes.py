@@ -31,7 +31,13 @@ def test_two_machines_are_one_run(tmp_path):
         port = str(free.getsockname()[1])
     machines = [
         start(
-            program, NODES="2", NODE_RANK=str(rank), HEAD="127.0.0.1", PORT=port, PROCESSES="1", ACCELERATE_USE_CPU="true"
+            program,
+            NODES="2",
+            NODE_RANK=str(rank),
+            HEAD="127.0.0.1",
+            PORT=port,
+            PROCESSES="1",
+            ACCELERATE_USE_CPU="true",
         )
         for rank in range(2)
     ]

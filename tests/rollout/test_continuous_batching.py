@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny import make_lora, make_model, perturb
+from tiny import make_lora, make_model, make_trainer, metrics_of, perturb
 
 from hf_rlhf.errors import InputError
 from hf_rlhf.models.attention import FUSED, PACKED, attention, training_attention
@@ -77,3 +77,16 @@ def test_the_same_seeds_give_the_same_draws_and_nothing_else_moves(policy, token
 def test_what_it_cannot_do_is_refused(policy, tokenizer, settings):
     with pytest.raises(InputError, match="continuous batching"):
         ContinuousBatchingEngine(policy.model, tokenizer).generate([[5]], Sampling(**settings), [0])
+
+
+def test_a_run_samples_by_it(tmp_path):
+    flags = {"use_transformers_continuous_batching": True, "max_steps": 4}
+    trainer = make_trainer(tmp_path / "run", transformers_continuous_batching_config={"page_size": 16}, **flags)
+    trainer.model.model.get_base_model().set_attn_implementation(FUSED)
+    trainer.train()
+    (row,) = [row for row in metrics_of(tmp_path / "run") if "iteration" in row]
+    assert row["sampling/logp_gap"] < 1e-5
+    with pytest.raises(InputError, match="top_p"):
+        make_trainer(tmp_path / "other", top_p=0.9, **flags)
+    with pytest.raises(InputError, match="transformers_continuous_batching_config"):
+        make_trainer(tmp_path / "wrong", transformers_continuous_batching_config={"pages": 3}, **flags).train()
