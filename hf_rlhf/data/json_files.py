@@ -49,7 +49,7 @@ def read_jsonl(path: Path, bad_rows: BadRows | None = None) -> Iterator[Record]:
                 bad_rows.add(where, f"a line of more than {MAX_LINE_BYTES} bytes. {_JSONL_RULE}")
                 continue
             try:
-                row = _parse(line)
+                row = _parse(line.rstrip(b"\r\n"))
             except (ValueError, RecursionError) as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
                 bad_rows.add(where, _broken_line(line, error), error)
                 continue
