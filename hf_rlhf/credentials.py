@@ -10,7 +10,7 @@ from hf_rlhf.errors import InputError
 
 TOKEN = re.compile(
     r"""\b(
-        (hf|hf_oauth|api_org)_[A-Za-z0-9_]{16,}       # Hugging Face
+        (hf|hf_oauth|api_org)_[A-Za-z0-9]{16,}        # Hugging Face
       | gh[pousr]_[A-Za-z0-9]{20,} | github_pat_\w{20,}
       | sk-(?=[\w-]*\d)[A-Za-z0-9_-]{20,}             # OpenAI, Anthropic
       | AKIA[0-9A-Z]{16} | xox[abpr]-[A-Za-z0-9-]{10,} | glpat-[\w-]{16,}

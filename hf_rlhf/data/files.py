@@ -177,19 +177,29 @@ def _load_saved(folder: Path, split: str) -> Any:
 
 
 def _load_file(path: Path, bad_rows: BadRows) -> Found:
-    from datasets import Dataset
-    from datasets.table import InMemoryTable
-
     if not path.name.endswith(SUFFIXES):
         raise InputError(f"{path}: unknown kind of file; expected one of {', '.join(SUFFIXES)}")
     try:
         if path.suffix == ".parquet":
-            return Dataset(InMemoryTable(_read_parquet(path))), None
+            return _from_table(path, _read_parquet(path)), None
         if path.suffix == ".csv":
-            return Dataset(InMemoryTable(_read_csv(path, bad_rows))), None
+            return _from_table(path, _read_csv(path, bad_rows)), None
         return to_dataset(path, read_records(path, bad_rows), bad_rows)
     except (OSError, EOFError, zlib.error) as error:  # unreadable, or a gzip file that is cut off or none
         raise InputError(f"{path}: cannot be read ({error}). Write or download the file again") from error
+
+
+def _from_table(path: Path, table: Any) -> Dataset:
+    from datasets import Dataset
+    from datasets.table import InMemoryTable
+
+    names = table.column_names
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise InputError(f'{path}: the column "{twice[0]}" is there twice. Rename or remove one')
+    try:
+        return Dataset(InMemoryTable(table))
+    except Exception as error:  # kinds of columns that arrow has and `datasets` has not
+        raise InputError(f"{path}: these columns do not make a set ({error}). Write it again") from error
 
 
 def _read_parquet(path: Path) -> Any:
@@ -197,7 +207,9 @@ def _read_parquet(path: Path) -> Any:
     from pyarrow import parquet
 
     try:
-        return parquet.read_table(path)
+        table = parquet.read_table(path)
+        table.validate(full=True)  # text that is not UTF-8 included
+        return table
     except (pa.ArrowException, ValueError) as error:
         raise InputError(f"{path}: not a valid parquet file ({error}). Write it again") from error
 
@@ -212,10 +224,18 @@ def _read_csv(path: Path, bad_rows: BadRows) -> Any:
         misfits.append(record)
         return "skip"
 
-    # A row has to fit in a block. One thread, as several do not count the records
-    whole_file = csv.ReadOptions(block_size=min(path.stat().st_size + 1, 2**31 - 1), use_threads=False)
+    content = path.read_bytes()
     try:
-        table = csv.read_csv(path, whole_file, csv.ParseOptions(newlines_in_values=True, invalid_row_handler=note))
+        content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise InputError(f"{path}:{line}: not UTF-8: {error.reason}. Save the file as UTF-8") from error
+    # A row has to fit in a block. One thread, as several do not count the records
+    whole_file = csv.ReadOptions(block_size=min(len(content) + 1, 2**31 - 1), use_threads=False)
+    try:
+        table = csv.read_csv(
+            pa.BufferReader(content), whole_file, csv.ParseOptions(newlines_in_values=True, invalid_row_handler=note)
+        )
     except (pa.ArrowException, ValueError) as error:
         raise InputError(f"{path}: not a valid csv file ({error}). Write it again") from error
     for record in misfits:
