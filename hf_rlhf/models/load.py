@@ -217,6 +217,18 @@ def load_tokenizer(name_or_path: str, *, distinct_padding: bool = True, **kwargs
     return with_distinct_padding(tokenizer)
 
 
+def require_fitting_tokenizer(model: Model, tokenizer) -> None:
+    """Raise `InputError` when the tokenizer has ids that the model has no embedding for: it is that of another model."""
+    rows = base_of(model).get_input_embeddings().num_embeddings
+    last = max(tokenizer.get_vocab().values(), default=-1)
+    if last >= rows:
+        raise InputError(
+            f"the tokenizer {tokenizer.name_or_path!r} has token ids up to {last}, and the model has embeddings for a"
+            f" vocabulary of {rows}; give the tokenizer of this model, or resize its embeddings (resize_token_embeddings)"
+            " and save both"
+        )
+
+
 def with_distinct_padding(tokenizer):
     """Give `tokenizer` a padding token other than its end token, when the vocabulary has a fitting one."""
     if tokenizer.pad_token is None or tokenizer.pad_token == tokenizer.eos_token:

@@ -136,10 +136,10 @@ def parse_arguments(dataclasses: Sequence[Any], argv: Sequence[str], prog: str) 
         _check_config(Path(argv[position]), parser, kinds)
     try:
         *parsed, unknown = parser.parse_args_and_config(list(argv), return_remaining_strings=True)
-    except (ValueError, TypeError, AttributeError, OSError, ImportError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(str(error)) from error
+    except InputError:
+        raise
+    except Exception as error:  # the settings of transformers raise what they like, an OverflowError too
+        raise InputError(str(error) or type(error).__name__) from error
     if unknown:
         raise InputError(unknown_name(unknown[0].split("=")[0].lstrip("-"), known, "the command line"))
     return tuple(parsed)

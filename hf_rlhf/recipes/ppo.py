@@ -12,7 +12,7 @@ from hf_rlhf.errors import InputError
 from hf_rlhf.hub.push import push_folder
 from hf_rlhf.models.adapters import adapter_base, is_peft_model
 from hf_rlhf.models.critics import run_folder, saved_critics
-from hf_rlhf.models.load import public_name
+from hf_rlhf.models.load import public_name, require_fitting_tokenizer
 from hf_rlhf.planning.memory import peak_bytes
 from hf_rlhf.ppo.config import PPOConfig
 from hf_rlhf.ppo.trainer import PPOTrainer
@@ -55,6 +55,7 @@ def train_ppo(script: PPOArguments, training: PPOConfig, model: ModelArguments, 
     train_set, eval_set, report, texts = ppo_sets(script, training, tokenizer)
     planned = planned_peak(script, training, model)
     policy = load_start(model)
+    require_fitting_tokenizer(policy, tokenizer)
     training = _with_critic(training, model.model_name_or_path)
     trainer = PPOTrainer(
         policy,

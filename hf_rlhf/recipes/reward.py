@@ -11,7 +11,7 @@ from hf_rlhf.errors import InputError
 from hf_rlhf.evaluation.reward_model import Pairs, reward_accuracy
 from hf_rlhf.hub.push import push_folder
 from hf_rlhf.models.adapters import compute_in_base_dtype
-from hf_rlhf.models.load import load_sequence_classifier, public_name
+from hf_rlhf.models.load import load_sequence_classifier, public_name, require_fitting_tokenizer
 from hf_rlhf.models.reward_model import SeparateRewardModel, load_reward_model
 from hf_rlhf.recipes.arguments import (
     ModelArguments,
@@ -50,8 +50,10 @@ def train_reward_model(script: RewardArguments, training: RewardTrainingArgument
     tokenizer = tokenizer_of(model, training.chat_template_path, trust_remote_code=trust)
     train_set, eval_set, report, _ = reward_sets(script, training, tokenizer)
     set_seed(training.seed)  # before the score head's random start
+    classifier = load_sequence_classifier(model.model_name_or_path, **model.load_kwargs(), trust_remote_code=trust)
+    require_fitting_tokenizer(classifier, tokenizer)
     trainer = make_reward_trainer(
-        load_sequence_classifier(model.model_name_or_path, **model.load_kwargs(), trust_remote_code=trust),
+        classifier,
         tokenizer,
         training,
         train_set,

@@ -4,6 +4,7 @@ from typing import Any
 
 from hf_rlhf.hub.push import push_folder
 from hf_rlhf.models.adapters import is_peft_model
+from hf_rlhf.models.load import require_fitting_tokenizer
 from hf_rlhf.recipes.arguments import (
     DataArguments,
     ModelArguments,
@@ -42,6 +43,7 @@ def train_sft(script: DataArguments, training: SFTTrainingArguments, model: Mode
     tokenizer = tokenizer_of(model, training.chat_template_path, trust_remote_code=trust)
     train_set, eval_set, report, _ = sft_sets(script, training, tokenizer)
     policy = load_start(model, trainable=True, trust_remote_code=trust)
+    require_fitting_tokenizer(policy, tokenizer)
     trainer: Any = SFTTrainer(
         model=policy,
         args=training,
