@@ -123,7 +123,8 @@ def report_data(stage: str, command: DataCommandArguments, script, training, mod
     Raises `InputError` for what would end the run.
     """
     chat_template_path = script.chat_template_path if stage == "ppo" else training.chat_template_path
-    tokenizer = tokenizer_of(model, chat_template_path)
+    trust = getattr(training, "trust_remote_code", False)  # ppo has no such flag
+    tokenizer = tokenizer_of(model, chat_template_path, trust_remote_code=trust)
     report = STAGES[stage](script, training, tokenizer).report
     print(report)
     if command.report_folder:

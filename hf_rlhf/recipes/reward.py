@@ -91,7 +91,8 @@ def _require_fitting_pairs(trainer, rows: int, training: RewardTrainingArguments
 
 def _reload_and_evaluate(trained, folder: Path, train_set, eval_set, script, training, model) -> dict[str, float]:
     """Load what was saved, compare its scores with those in memory, and measure accuracy on the evaluation pairs."""
-    scorer, tokenizer = load_reward_model(str(folder), **model.load_kwargs())
+    trust = training.trust_remote_code
+    scorer, tokenizer = load_reward_model(str(folder), **model.load_kwargs(), trust_remote_code=trust)
     assert isinstance(scorer, SeparateRewardModel)
     scorer.model.to(training.device)  # pyright: ignore[reportCallIssue]
     reward = LearnedReward(scorer, tokenizer, device=training.device)

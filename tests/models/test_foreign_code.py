@@ -8,7 +8,9 @@ import pickle
 import pytest
 from peft import get_peft_model
 from tiny import make_lora, make_model, make_tokenizer
+from tiny_data import conversational_pairs
 
+from hf_rlhf.cli import main
 from hf_rlhf.data import load_rows
 from hf_rlhf.errors import InputError
 from hf_rlhf.models.load import load_causal_lm, load_policy, load_sequence_classifier, load_tokenizer, read_config
@@ -51,14 +53,15 @@ def with_code(tmp_path, canary):
     tokenizer.save_pretrained(folder)
     (folder / "mine.py").write_text(
         f"from pathlib import Path\nPath({str(canary)!r}).touch()\n"
-        "from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast\n"
+        "from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification, PreTrainedTokenizerFast\n"
         "class MineConfig(LlamaConfig):\n    model_type = 'mine'\n"
         "class Mine(LlamaForCausalLM):\n    config_class = MineConfig\n"
+        "class MineClassifier(LlamaForSequenceClassification):\n    config_class = MineConfig\n"
         "class MineTokenizer(PreTrainedTokenizerFast):\n    pass\n"
     )
     config = json.loads((folder / "config.json").read_text())
-    autos = ("AutoModelForCausalLM", "AutoModelForSequenceClassification", "AutoModel")
-    config |= {"model_type": "mine", "auto_map": {"AutoConfig": "mine.MineConfig", **dict.fromkeys(autos, "mine.Mine")}}
+    autos = {"AutoConfig": "Config", "AutoModelForCausalLM": "", "AutoModelForSequenceClassification": "Classifier"}
+    config |= {"model_type": "mine", "auto_map": {auto: f"mine.Mine{name}" for auto, name in autos.items()}}
     (folder / "config.json").write_text(json.dumps(config))
     tokens = json.loads((folder / "tokenizer_config.json").read_text())
     tokens |= {"auto_map": {"AutoTokenizer": [None, "mine.MineTokenizer"]}, "tokenizer_class": "MineTokenizer"}
@@ -77,6 +80,21 @@ def test_code_of_a_model_does_not_run(load, with_code, canary):
 def test_code_of_a_model_runs_where_it_is_asked_for(with_code, canary):
     assert type(load_causal_lm(with_code, dtype="float32", trust_remote_code=True)).__name__ == "Mine"
     assert canary.exists()
+
+
+@pytest.mark.parametrize(
+    ("command", "asked"), [("reward", False), ("sft", False), ("sft", True), ("data", False), ("data", True)]
+)
+def test_the_recipes_run_code_of_a_model_only_where_it_is_asked_for(with_code, canary, tmp_path, command, asked):
+    rows = [pair | {"completion": pair["chosen"]} for pair in conversational_pairs(4)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    argv = ["data", "reward"] if command == "data" else [command]
+    argv += ["--model_name_or_path", with_code, "--dtype", "float32"]
+    argv += ["--dataset_name", str(tmp_path / "rows.jsonl"), "--output_dir", str(tmp_path / "out"), "--use_cpu", "true"]
+    argv += ["--max_steps", "1", "--per_device_train_batch_size", "4", "--report_to", "none", "--save_strategy", "no"]
+    status = main([*argv, "--trust_remote_code", str(asked).lower()])
+    assert canary.exists() == asked
+    assert status == (0 if asked else 2)
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.ckpt", "pytorch_model.pt"])
