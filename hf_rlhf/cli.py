@@ -1,12 +1,13 @@
 """`hf-rlhf <command>`: the recipes from the command line.
 
-Exit status: 0 done, 1 a run that failed (a NaN loss, say), 2 wrong input, 130 interrupted.
+Exit status: 0 done, 1 a run that failed (a NaN loss, say), 2 wrong input, 3 trained and saved but not pushed to the Hub,
+130 interrupted.
 """
 
 import sys
 from collections.abc import Callable, Sequence
 
-from hf_rlhf.errors import InputError
+from hf_rlhf.errors import InputError, PushError
 
 
 def sft(argv: Sequence[str]) -> None:
@@ -46,6 +47,29 @@ def plan(argv: Sequence[str]) -> None:
     plan_run(*parse_arguments([PlanArguments, PPOArguments, PPOConfig, ModelArguments], argv, "hf-rlhf plan"))
 
 
+def data(argv: Sequence[str]) -> None:
+    """Check the rows that a stage would train on and say what they are: data sft, data reward or data ppo."""
+    from hf_rlhf.ppo.config import PPOConfig
+    from hf_rlhf.recipes import arguments as of
+    from hf_rlhf.recipes.data import STAGES, DataCommandArguments, report_data
+
+    stage, *flags = argv or [""]
+    if stage in ("-h", "--help"):
+        print(f"usage: hf-rlhf data <{' | '.join(STAGES)}> and the flags of that stage")
+        return
+    if stage not in STAGES:
+        raise InputError(
+            f"name the stage whose rows are meant, as in `hf-rlhf data {' | '.join(STAGES)}`, then its flags"
+        )
+    of_stage = {
+        "sft": [of.DataArguments, of.SFTTrainingArguments],
+        "reward": [of.RewardArguments, of.RewardTrainingArguments],
+        "ppo": [of.PPOArguments, PPOConfig],
+    }[stage]
+    classes = [DataCommandArguments, *of_stage, of.ModelArguments]
+    report_data(stage, *of.parse_arguments(classes, flags, f"hf-rlhf data {stage}"))
+
+
 def quickstart(argv: Sequence[str]) -> None:
     """See a small model learn from feedback, end to end, on this machine."""
     from hf_rlhf.recipes.arguments import parse_arguments
@@ -60,6 +84,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "reward": reward,
     "ppo": ppo,
     "plan": plan,
+    "data": data,
 }
 
 
@@ -81,6 +106,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except PushError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 3
     except FloatingPointError as error:
         print(f"the run failed: {error}", file=sys.stderr)
         return 1

@@ -4,19 +4,17 @@ import json
 import math
 import os
 import platform
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from hf_rlhf.credentials import without_secrets
 from hf_rlhf.types import Trajectory
 
 METRICS_FILE, SAMPLES_FILE = "metrics.jsonl", "samples.jsonl"
 CONFIG_FILE, VERSIONS_FILE = "config.yaml", "versions.json"
-_SECRET = re.compile(r"(^|_)(token|password|secret|api_key)$")
-_NOT_SECRET = ("eos_token", "pad_token", "bos_token")
 
 
 def held_by_another_run(folder: Path) -> str:
@@ -77,7 +75,7 @@ def write_settings(folder: Path, *configs: Any) -> None:
     settings: dict[str, Any] = {}
     for config in configs:
         values = config.to_dict() if hasattr(config, "to_dict") else asdict(config)
-        settings.update(_without_secrets(values))
+        settings.update(without_secrets(values))
     folder.mkdir(parents=True, exist_ok=True)
     plain = json.loads(json.dumps(settings, default=str))
     (folder / CONFIG_FILE).write_text(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True), encoding="utf-8")
@@ -96,14 +94,3 @@ def _finite_or_null(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_finite_or_null(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _without_secrets(values: Any) -> Any:
-    """The same nested settings, without what a key names as a token or password."""
-    if not isinstance(values, Mapping):
-        return values
-    return {
-        key: _without_secrets(value)
-        for key, value in values.items()
-        if key in _NOT_SECRET or not _SECRET.search(str(key).lower())
-    }

@@ -419,3 +419,20 @@ def test_the_tests_that_hold_a_lesson_exist(row):
         f"{file}::{test}" for file, test in named if not (REPOSITORY / file).is_file() or test not in functions_of(file)
     ]
     assert not missing
+
+
+# Faults
+
+
+def faults():
+    found = [row for table in tables(text_of("docs/reliability.md")) for row in table if "fault" in row]
+    assert len(found) >= 25
+    return found
+
+
+@pytest.mark.parametrize("row", faults(), ids=lambda row: row["fault"][:40])
+def test_the_tests_that_hold_a_fault_exist(row):
+    named = re.findall(r"`(tests/[\w/]+\.py)::(test_\w+)`", row["test"])
+    assert named
+    assert row["what happens"]
+    assert not [f"{file}::{test}" for file, test in named if test not in functions_of(file)]

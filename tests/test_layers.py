@@ -10,6 +10,7 @@ PACKAGE = Path(__file__).parents[1] / "hf_rlhf"
 # A module may import from its own layer and from those before it.
 LAYERS = (
     "errors",
+    "credentials",
     "compat",
     "types",
     "ops",

@@ -1,25 +1,62 @@
-"""Rows from files, folders and the Hub, and the checks that every set passes before it is read.
-
-JSON lines are read here and not by `datasets`, so that a broken line is named as `file:line`.
-"""
+"""Rows from files, folders and the Hub, and the checks that every set passes before it is read."""
 
 from __future__ import annotations
 
 import difflib
-import gzip
-import json
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
+from hf_rlhf.data.bad_rows import BadRow, BadRows
+from hf_rlhf.data.json_files import read_records, to_dataset
 from hf_rlhf.errors import InputError
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".csv", ".parquet")
-Record = tuple[str, dict[str, Any]]  # (where it stands: file:line, row)
+
+
+@dataclass(frozen=True)
+class LoadedRows:
+    """One split as it was read: the rows, where each stands, and the bad ones that were left out.
+
+    `places` is None where rows have no lines; they are then told by their number.
+    """
+
+    dataset: Dataset
+    source: str
+    bad_rows: BadRows
+    places: Sequence[str] | None = None
+
+    def place(self, row: int) -> str:
+        """Where a row stands: `file:line`, or `row 3 (from 0)`."""
+        return f"row {row} (from 0)" if self.places is None else self.places[row]
+
+    def select(self, rows: Sequence[int]) -> LoadedRows:
+        """These rows alone."""
+        places = None if self.places is None else [self.places[row] for row in rows]
+        return replace(self, dataset=self.dataset.select(rows), places=places)
+
+    def without(self, problems: Mapping[str, Sequence[str | None]]) -> LoadedRows:
+        """The rows without those that have a problem in one of their columns: column -> a problem or None for each row.
+
+        Raises InputError when they are more than may be left out, or when none is left.
+        """
+        bad: dict[int, str] = {}
+        for column, found in problems.items():
+            for row, problem in enumerate(found):
+                if problem and row not in bad:
+                    bad[row] = f'column "{column}": {problem}'
+        if not bad:
+            return self
+        named = [BadRow(self.place(row), problem) for row, problem in sorted(bad.items())]
+        self.bad_rows.add_all(named, source=self.source, total=len(self.dataset))
+        if len(bad) == len(self.dataset):
+            raise InputError(f"{self.source}: no row is left; skip_bad={self.bad_rows.limit} left out all {len(bad)}")
+        return self.select([row for row in range(len(self.dataset)) if row not in bad])
 
 
 @overload
@@ -41,16 +78,28 @@ def load_rows(
 
     Raises InputError when nothing is found, a file is broken (with `file:line`) or there are no rows.
     """
+    if streaming and not Path(name).expanduser().exists() and not _looks_like_a_path(name):
+        return _load_from_hub(name, split, config_name, streaming=True)
+    dataset = read_rows(name, split=split, config_name=config_name).dataset
+    return dataset.to_iterable_dataset() if streaming else dataset
+
+
+def read_rows(name: str, *, split: str = "train", config_name: str | None = None, skip_bad: int = 0) -> LoadedRows:
+    """As `load_rows`, and with where each row stands. Up to `skip_bad` rows that are broken in their file are left out.
+
+    Left out and named are: lines and elements of JSON files that are no rows, or whose values do not fit their columns,
+    and records of a .csv file with too many or too few fields.
+    """
     path = Path(name).expanduser()
+    bad_rows = BadRows(skip_bad)
     if not path.exists():
         if _looks_like_a_path(name):
             raise InputError(_no_such_path(path))
-        return _load_from_hub(name, split, config_name, streaming)
+        return LoadedRows(_load_from_hub(name, split, config_name, streaming=False), f"{name} ({split})", bad_rows)
     if "[" in split:
         raise InputError(f"{name}: split={split!r}: slices work for Hub datasets only; name a whole split")
-    dataset = _load_folder(path, split) if path.is_dir() else _load_file(path)
-    dataset = require_dataset(dataset, source=name)
-    return dataset.to_iterable_dataset() if streaming else dataset
+    dataset, places = _load_folder(path, split, bad_rows) if path.is_dir() else _load_file(path, bad_rows)
+    return LoadedRows(require_dataset(dataset, source=name), f"{name} ({split})", bad_rows, places)
 
 
 # --- where the rows are ------------------------------------------------------------------------------------------
@@ -68,7 +117,7 @@ def _no_such_path(path: Path) -> str:
     return message + (f'; did you mean "{path.parent / close[0]}"?' if close else ". Check the path")
 
 
-def _load_from_hub(name: str, split: str, config_name: str | None, streaming: bool) -> Dataset | IterableDataset:
+def _load_from_hub(name: str, split: str, config_name: str | None, *, streaming: bool) -> Any:
     import datasets
 
     what = f'Hub dataset "{name}" (config {config_name or "default"}, split {split})'
@@ -82,30 +131,19 @@ def _load_from_hub(name: str, split: str, config_name: str | None, streaming: bo
             "private sets `hf auth login`"
         ) from error
     if streaming:
-        return dataset  # pyright: ignore[reportReturnType]
+        return dataset
     return require_dataset(dataset, source=what)
 
 
-def _load_folder(folder: Path, split: str) -> Any:
-    import datasets
+Found = tuple[Any, "list[str] | None"]  # the rows, and where each stands
 
+
+def _load_folder(folder: Path, split: str, bad_rows: BadRows) -> Found:
     if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
-        try:
-            saved = datasets.load_from_disk(str(folder))
-        except Exception as error:  # arrow, json and missing-file errors alike
-            raise InputError(
-                f"{folder}: cannot read what `save_to_disk` wrote here ({error}). Save it again"
-            ) from error
-        if isinstance(saved, datasets.DatasetDict):
-            if split not in saved:
-                raise InputError(f'{folder}: no split "{split}"; this folder has: {", ".join(map(str, saved))}')
-            return saved[split]
-        if split not in ("train", str(saved.split)):
-            raise InputError(f'{folder}: no split "{split}"; this folder holds one set, saved without splits')
-        return saved
+        return _load_saved(folder, split), None
     found = [path for suffix in SUFFIXES if (path := folder / f"{split}{suffix}").is_file()]
     if len(found) == 1:
-        return _load_file(found[0])
+        return _load_file(found[0], bad_rows)
     if found:
         names = ", ".join(path.name for path in found)
         raise InputError(
@@ -118,111 +156,95 @@ def _load_folder(folder: Path, split: str) -> Any:
     )
 
 
+def _load_saved(folder: Path, split: str) -> Any:
+    """What `save_to_disk` wrote."""
+    import datasets
+
+    try:
+        saved = datasets.load_from_disk(str(folder))
+    except Exception as error:  # arrow, json and missing-file errors alike
+        raise InputError(f"{folder}: cannot read what `save_to_disk` wrote here ({error}). Save it again") from error
+    if isinstance(saved, datasets.DatasetDict):
+        if split not in saved:
+            raise InputError(f'{folder}: no split "{split}"; this folder has: {", ".join(map(str, saved))}')
+        return saved[split]
+    if split not in ("train", str(saved.split)):
+        raise InputError(f'{folder}: no split "{split}"; this folder holds one set, saved without splits')
+    return saved
+
+
 # --- one file ----------------------------------------------------------------------------------------------------
 
 
-def _load_file(path: Path) -> Dataset:
-    from datasets import Dataset
-    from datasets.table import InMemoryTable
-
+def _load_file(path: Path, bad_rows: BadRows) -> Found:
     if not path.name.endswith(SUFFIXES):
         raise InputError(f"{path}: unknown kind of file; expected one of {', '.join(SUFFIXES)}")
     try:
-        if path.name.endswith((".csv", ".parquet")):
-            return Dataset(InMemoryTable(_read_table(path)))
-        records = list(read_jsonl(path) if path.name.endswith((".jsonl", ".jsonl.gz")) else read_json(path))
+        if path.suffix == ".parquet":
+            return _from_table(path, _read_parquet(path)), None
+        if path.suffix == ".csv":
+            return _from_table(path, _read_csv(path, bad_rows)), None
+        return to_dataset(path, read_records(path, bad_rows), bad_rows)
     except (OSError, EOFError, zlib.error) as error:  # unreadable, or a gzip file that is cut off or none
         raise InputError(f"{path}: cannot be read ({error}). Write or download the file again") from error
-    return _to_dataset(path, records)
 
 
-def _read_table(path: Path) -> Any:
+def _from_table(path: Path, table: Any) -> Dataset:
+    from datasets import Dataset
+    from datasets.table import InMemoryTable
+
+    names = table.column_names
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise InputError(f'{path}: the column "{twice[0]}" is there twice. Rename or remove one')
+    try:
+        return Dataset(InMemoryTable(table))
+    except Exception as error:  # kinds of columns that arrow has and `datasets` has not
+        raise InputError(f"{path}: these columns do not make a set ({error}). Write it again") from error
+
+
+def _read_parquet(path: Path) -> Any:
     import pyarrow as pa
-    from pyarrow import csv, parquet
+    from pyarrow import parquet
 
     try:
-        if path.suffix == ".parquet":
-            return parquet.read_table(path)
-        whole_file = csv.ReadOptions(block_size=min(path.stat().st_size + 1, 2**31 - 1))  # a row fits in a block
-        return csv.read_csv(path, whole_file, csv.ParseOptions(newlines_in_values=True))
+        table = parquet.read_table(path)
+        table.validate(full=True)  # text that is not UTF-8 included
+        return table
     except (pa.ArrowException, ValueError) as error:
-        raise InputError(f"{path}: not a valid {path.suffix[1:]} file ({error}). Write it again") from error
+        raise InputError(f"{path}: not a valid parquet file ({error}). Write it again") from error
 
 
-def read_jsonl(path: Path) -> Iterator[Record]:
-    """Yield (file:line, row) of a JSON lines file, .gz or not; blank lines and a BOM are skipped.
+def _read_csv(path: Path, bad_rows: BadRows) -> Any:
+    import pyarrow as pa
+    from pyarrow import csv
 
-    Raises InputError with `file:line` for bad UTF-8, bad JSON, a torn last line and a line that is no object.
-    """
-    with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
-        for number, raw in enumerate(file, start=1):
-            line = raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw
-            if not line.strip():
-                continue
-            where = f"{path}:{number}"
-            try:
-                row = json.loads(line.decode("utf-8"))
-            except (ValueError, RecursionError) as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
-                raise InputError(_broken_line(where, line, error)) from error
-            yield where, _require_object(row, where)
+    misfits = []
 
+    def note(record: Any) -> str:
+        misfits.append(record)
+        return "skip"
 
-def _broken_line(where: str, line: bytes, error: Exception) -> str:
-    if not line.endswith(b"\n"):
-        return f"{where}: the last line is torn: the file ends inside it ({error}). Remove that line or write it again"
-    if isinstance(error, UnicodeDecodeError):
-        return f"{where}: not UTF-8: {error.reason} at byte {error.start} of the line. Save the file as UTF-8"
-    return f"{where}: not valid JSON: {error}. A .jsonl file holds one complete JSON object per line"
-
-
-def _require_object(row: Any, where: str) -> dict[str, Any]:
-    if not isinstance(row, dict):
-        raise InputError(f'{where}: a {type(row).__name__} where a row was expected. Write {{"column": value, ...}}')
-    return row
-
-
-def read_json(path: Path) -> Iterable[Record]:
-    """(where, row) of a .json file: an array of objects, or JSON lines under another name."""
-    with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
-        content = file.read().removeprefix(b"\xef\xbb\xbf")
-    if not content.lstrip().startswith(b"["):
-        return read_jsonl(path)
+    content = path.read_bytes()
     try:
-        rows = json.loads(content.decode("utf-8"))
+        content.decode("utf-8")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise InputError(f"{path}:{line}: not UTF-8: {error.reason}. Save the file as UTF-8") from error
-    except (ValueError, RecursionError) as error:
-        line = getattr(error, "lineno", 1)
-        raise InputError(f"{path}:{line}: not valid JSON: {error}. Expected an array of objects") from error
-    places = [f"{path}: element {number}" for number in range(1, len(rows) + 1)]
-    return [(where, _require_object(row, where)) for where, row in zip(places, rows, strict=True)]
-
-
-def _to_dataset(path: Path, records: Sequence[Record]) -> Dataset:
-    from datasets import Dataset
-
-    names = dict.fromkeys(key for _, row in records for key in row)
-    columns = {name: [row.get(name) for _, row in records] for name in names}
+    # A row has to fit in a block. One thread, as several do not count the records
+    whole_file = csv.ReadOptions(block_size=min(len(content) + 1, 2**31 - 1), use_threads=False)
     try:
-        return Dataset.from_dict(columns)
-    except Exception as error:  # arrow's many types: mixed kinds in a column, half a surrogate pair, huge integers
-        raise InputError(_unfit_value(records, columns) or f"{path}: {error}") from error
-
-
-def _unfit_value(records: Sequence[Record], columns: dict[str, list[Any]]) -> str | None:
-    """Name the first value that does not go into one arrow column with the first value of its column."""
-    import pyarrow as pa
-
-    for name, values in columns.items():
-        first = next((value for value in values if value is not None), None)
-        for (where, _), value in zip(records, values, strict=True):
-            try:
-                pa.array([first, value])
-            except (pa.ArrowException, ValueError, OverflowError, TypeError) as error:
-                kinds = f"a {type(value).__name__}, where the first row has a {type(first).__name__}"
-                return f'{where}: column "{name}" holds {kinds} ({error}). Use one kind of value per column'
-    return None
+        table = csv.read_csv(
+            pa.BufferReader(content), whole_file, csv.ParseOptions(newlines_in_values=True, invalid_row_handler=note)
+        )
+    except (pa.ArrowException, ValueError) as error:
+        raise InputError(f"{path}: not a valid csv file ({error}). Write it again") from error
+    for record in misfits:
+        bad_rows.add(
+            f"{path}: record {record.number} (the head is 1)",
+            f"not a valid csv record: Expected {record.expected_columns} columns, got {record.actual_columns}. "
+            "Put fields with commas in quotes",
+        )
+    return table
 
 
 # --- checks shared by prompts and preferences --------------------------------------------------------------------

@@ -45,12 +45,8 @@ def prepare_texts(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, *, max_p
         )
     dataset = require_dataset(dataset, source=source)
     columns = read_columns(dataset, find_columns(dataset.column_names, source=source))
-    first_prompt = next((prompt for prompt in columns.get("prompt", ()) if prompt is not None), None)
-    conversational = "messages" in columns or isinstance(first_prompt, list)
-    check_texts(columns, conversational, source=source)
-
-    tokenize = _tokenize_messages if conversational else _tokenize_text
-    texts = tokenize(columns, tokenizer, source=source)
+    check_texts(columns, source=source)
+    texts = tokenize_texts(columns, tokenizer, source=source)
     check_learnable(texts, max_ptx_length, source=source)
     if too_long := [len(text.ids) for text in texts if len(text.ids) > max_ptx_length]:
         logger.warning(
@@ -75,21 +71,38 @@ def find_columns(found: Sequence[str], *, source: str) -> tuple[str, ...]:
     return columns
 
 
-def check_texts(columns: Mapping[str, Sequence[Any]], conversational: bool, *, source: str) -> None:
+def is_conversational(columns: Mapping[str, Sequence[Any]]) -> bool:
+    """Whether texts are messages: a column of that name, or prompts that are lists."""
+    first_prompt = next((prompt for prompt in columns.get("prompt", ()) if prompt is not None), None)
+    return "messages" in columns or isinstance(first_prompt, list)
+
+
+def text_problems(columns: Mapping[str, Sequence[Any]]) -> dict[str, list[str | None]]:
+    """What is wrong with each value of each column; None where nothing is."""
+    conversational = is_conversational(columns)
+    other = messages_problem if conversational else text_problem
+    return {
+        name: [prompt_problem(v, conversational=conversational) if name == "prompt" else other(v) for v in values]
+        for name, values in columns.items()
+    }
+
+
+def check_texts(columns: Mapping[str, Sequence[Any]], *, source: str) -> None:
     """Raise one InputError that lists every column's bad values with their rows."""
-    problems: list[str] = []
-    for name, values in columns.items():
-        if name == "prompt":
-            found = [prompt_problem(value, conversational=conversational) for value in values]
-        else:
-            found = [(messages_problem if conversational else text_problem)(value) for value in values]
-        problems += list_problems(name, found)
-    if problems:
+    if problems := [line for name, found in text_problems(columns).items() for line in list_problems(name, found)]:
         raise InputError(
             f"{source}: texts that cannot be used (rows count from 0):\n  "
             + "\n  ".join(problems)
             + "\nMend these rows, or leave them out with dataset.filter(...)"
         )
+
+
+def tokenize_texts(
+    columns: Mapping[str, Sequence[Any]], tokenizer: PreTrainedTokenizerBase, *, source: str
+) -> list[TokenizedText]:
+    """The checked rows as ids, not cut to any length."""
+    tokenize = _tokenize_messages if is_conversational(columns) else _tokenize_text
+    return tokenize(columns, tokenizer, source=source)
 
 
 def check_learnable(texts: Sequence[TokenizedText], max_ptx_length: int, *, source: str) -> None:

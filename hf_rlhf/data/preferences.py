@@ -29,6 +29,8 @@ CONVERSATIONAL = "conversational, explicit prompt"
 IMPLICIT_CONVERSATIONAL = "conversational, implicit prompt"
 IMPLICIT_TEXT = "text, implicit prompt"
 
+PREFERENCE_COLUMNS = ("prompt", "chosen", "rejected", "margin")
+
 HH_TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):(?=\s|$)")
 HH_ROLES = {"Human": "user", "Assistant": "assistant"}
 
@@ -88,11 +90,7 @@ def prepare_preferences(dataset: Dataset, *, source: str) -> PreparedPreferences
     Raises InputError for missing columns, for values that are None, empty or of the wrong kind (row numbers count
     from 0), for a `margin` that is no number, and when no row is left.
     """
-    dataset = require_dataset(dataset, source=source)
-    require_columns(dataset.column_names, ("chosen", "rejected"), source=source)
-    columns = read_columns(
-        dataset, [n for n in ("prompt", "chosen", "rejected", "margin") if n in dataset.column_names]
-    )
+    columns = read_preferences(dataset, source=source)
     layout = find_layout(columns)
     check_values(columns, layout, source=source)
 
@@ -128,6 +126,13 @@ def prepare_preferences(dataset: Dataset, *, source: str) -> PreparedPreferences
         raise InputError(f"{report}. No pair is left: every row needs two different answers to one prompt")
     rows, pairs = zip(*kept.values(), strict=True)
     return PreparedPreferences(_with_pairs(dataset, rows, pairs), report)
+
+
+def read_preferences(dataset: Dataset, *, source: str) -> dict[str, list[Any]]:
+    """The columns of a preference set that are used, those that it has. Raises InputError without chosen and rejected."""
+    dataset = require_dataset(dataset, source=source)
+    require_columns(dataset.column_names, ("chosen", "rejected"), source=source)
+    return read_columns(dataset, [name for name in PREFERENCE_COLUMNS if name in dataset.column_names])
 
 
 def check_no_leak(train: Dataset, test: Dataset) -> int:
@@ -244,18 +249,22 @@ def split_dialogues(chosen: Sequence[Message], rejected: Sequence[Message]) -> P
 # --- values ------------------------------------------------------------------------------------------------------
 
 
+def value_problems(columns: Mapping[str, Sequence[Any]], layout: str) -> dict[str, list[str | None]]:
+    """What is wrong with each value of each column; None where nothing is."""
+    return {name: [_value_problem(value, name, layout) for value in values] for name, values in columns.items()}
+
+
+def _value_problem(value: Any, column: str, layout: str) -> str | None:
+    if column == "margin":
+        return margin_problem(value)
+    if layout == CONVERSATIONAL or (layout == IMPLICIT_CONVERSATIONAL and column != "prompt"):
+        return messages_problem(value, may_end_empty=layout == IMPLICIT_CONVERSATIONAL)
+    return text_problem(value)
+
+
 def check_values(columns: Mapping[str, Sequence[Any]], layout: str, *, source: str) -> None:
     """Raise one InputError that lists every column's bad values with their rows."""
-    dialogues = layout in (CONVERSATIONAL, IMPLICIT_CONVERSATIONAL)
-    problems: list[str] = []
-    for name, values in columns.items():
-        if name == "margin":
-            found = [margin_problem(value) for value in values]
-        elif dialogues and not (name == "prompt" and layout == IMPLICIT_CONVERSATIONAL):
-            found = [messages_problem(value, may_end_empty=layout == IMPLICIT_CONVERSATIONAL) for value in values]
-        else:
-            found = [text_problem(value) for value in values]
-        problems += list_problems(name, found)
+    problems = [line for name, found in value_problems(columns, layout).items() for line in list_problems(name, found)]
     if problems:
         total = len(columns["chosen"])
         raise InputError(

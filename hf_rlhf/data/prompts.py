@@ -58,7 +58,7 @@ def prepare_prompts(
             overlong_prompts=overlong_prompts,
             chat_template_kwargs=chat_template_kwargs or {},
         )
-    dataset = _with_prompts(require_dataset(dataset, source=source), source=source)
+    dataset = with_prompts(require_dataset(dataset, source=source), source=source)
     prompts = read_columns(dataset, ["prompt"])["prompt"]
     check_prompts(prompts, source=source)
     prompt_ids = tokenize_prompts(prompts, tokenizer, chat_template_kwargs or {}, source=source)
@@ -111,7 +111,7 @@ def require_rows(dataset: Dataset, minimum: int, *, source: str, why: str) -> No
         )
 
 
-def _with_prompts(dataset: Dataset, *, source: str) -> Dataset:
+def with_prompts(dataset: Dataset, *, source: str) -> Dataset:
     """The set itself when it has prompts; else the distinct prompts of its preference pairs."""
     if "prompt" in dataset.column_names or not {"chosen", "rejected"} <= set(dataset.column_names):
         require_prompt_column(dataset.column_names, source=source)

@@ -1,34 +1,85 @@
 """Push a finished run to the Hub: one commit, made after everything is on disk."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from hf_rlhf.errors import InputError
+from hf_rlhf.credentials import hide_tokens
+from hf_rlhf.errors import InputError, PushError
 
 LEFT_OUT = ["checkpoint-*", "**/checkpoint-*", "vllm/*", ".*", "training_args.bin", "*.pt", "*.pth", "*.bin"]
 """Checkpoints, what a vLLM server was given, hidden files, and anything that is a pickle."""
 
+ANSWER_SECONDS = 60.0
+"""How long the Hub may take to be reached, to answer, and to take the next bytes; its library would wait for ever."""
 
-def push_folder(folder: Path, repo_id: str | None, *, private: bool | None = None, token: str | None = None) -> str:
-    """Upload `folder` to the model repository `repo_id` (by default named like the folder); returns its address.
 
-    Raises `InputError` when the Hub refuses or cannot be reached: the folder is complete, and can be pushed again.
+def open_repository(folder: Path, repo_id: str | None, *, private: bool | None = None) -> str:
+    """Make sure, before anything is trained, that a push can succeed; returns the full name of the repository.
+
+    It is made here unless it exists. The token is that of `hf auth login` or HF_TOKEN. Raises `InputError` for a wrong
+    name, without a token that may write, and without the Hub in reach.
     """
-    from huggingface_hub import create_repo, upload_folder
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OfflineModeIsEnabled
+    from huggingface_hub import create_repo
 
     try:
-        repository = create_repo(repo_id or folder.name, private=private, exist_ok=True, token=token)
-        return str(
-            upload_folder(
-                repo_id=repository.repo_id,
-                folder_path=str(folder),
-                ignore_patterns=LEFT_OUT,
-                commit_message="Push a model trained with hf_rlhf",
-                token=token,
-            )
-        )
-    except (HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OfflineModeIsEnabled, OSError) as error:
+        with _hub_errors():
+            return create_repo(repo_id or folder.absolute().name, private=private, exist_ok=True).repo_id
+    except PushError as error:
         raise InputError(
-            f"the model is trained and saved in {folder}, but the push failed: {error}\n"
-            f"Push it again with: hf upload {repo_id or folder.name} {folder}"
+            f"push_to_hub: {error}\nNothing has been trained. Mend it, or train without push_to_hub and push the result with"
+            f" `hf upload`"
         ) from error
+
+
+def push_folder(folder: Path, repo_id: str | None, *, private: bool | None = None) -> str:
+    """Upload `folder` to the model repository `repo_id` (by default named like the folder); returns its address.
+
+    Raises `PushError` when the Hub refuses, does not answer or cannot be reached: the folder is complete, and can be
+    pushed again.
+    """
+    from huggingface_hub import create_repo, upload_folder
+
+    try:
+        with _hub_errors():
+            repository = create_repo(repo_id or folder.absolute().name, private=private, exist_ok=True)
+            return str(
+                upload_folder(
+                    repo_id=repository.repo_id,
+                    folder_path=str(folder),
+                    ignore_patterns=LEFT_OUT,
+                    commit_message="Push a model trained with hf_rlhf",
+                )
+            )
+    except PushError as error:
+        raise PushError(
+            f"the model is trained and saved in {folder}, but the push failed: {error}\n"
+            f"Push it again with: hf upload {repo_id or folder.absolute().name} {folder}"
+        ) from error
+
+
+@contextmanager
+def _hub_errors() -> Iterator[None]:
+    """Whatever the Hub's client raises becomes a `PushError`, and so does a silent Hub."""
+    from huggingface_hub import get_session
+
+    client = get_session()
+    before, client.timeout = client.timeout, ANSWER_SECONDS
+    try:
+        yield
+    except Exception as error:  # the client, its transport and its checks of names each raise their own types
+        reason = " ".join(str(error).split()) or "no answer"
+        raise PushError(f"{type(error).__name__}: {hide_tokens(reason)}. {_advice(error)}") from error
+    finally:
+        client.timeout = before
+
+
+def _advice(error: Exception) -> str:
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if status in (401, 403) or type(error).__name__ == "LocalTokenNotFoundError":
+        return "Log in with `hf auth login` or set HF_TOKEN, to a token that may write there (`hf auth whoami` shows whose)"
+    if type(error).__name__ in ("HFValidationError", "BadRequestError"):
+        return "Give hub_model_id as name or owner/name, of letters, digits, `-`, `_` and `.`"
+    if type(error).__name__ == "OfflineModeIsEnabled":
+        return "Unset HF_HUB_OFFLINE"
+    return "Is the Hub in reach, and HF_ENDPOINT right?"

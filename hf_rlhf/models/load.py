@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from hf_rlhf.errors import InputError
 from hf_rlhf.models.adapters import adapter_base, adapter_folder, base_of
@@ -21,6 +22,7 @@ _EMBEDDED_FOLDER = "smollm2-135m-instruct"
 _EMBEDDED_HUB_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
 _PAD_CANDIDATES = ("<|finetune_right_pad_id|>", "<|endoftext|>", "<|padding|>", "<pad>", "[PAD]", "<|pad|>", "<unk>")
 
+_PICKLES = ("*model*.bin", "*model*.pt", "*model*.pth", "*.ckpt")
 _DTYPES = ("bfloat16", "float16", "float32")
 
 logger = logging.getLogger(__name__)
@@ -86,6 +88,7 @@ def load_policy(
     base = adapter_base(folder)
     if base is None:
         return load_causal_lm(folder, dtype=dtype if adds_adapter else "float32", **kwargs)
+    _require_safetensors(folder)
     return PeftModel.from_pretrained(load_causal_lm(base, dtype=dtype, **kwargs), folder, is_trainable=trainable)
 
 
@@ -147,7 +150,7 @@ def _config(name_or_path: str, **kwargs: Any):
         "trust_remote_code",
         "code_revision",
     )
-    kwargs = {name: value for name, value in kwargs.items() if name in of_the_hub}
+    kwargs = {"trust_remote_code": False} | {name: value for name, value in kwargs.items() if name in of_the_hub}
     try:
         return AutoConfig.from_pretrained(resolve_model(name_or_path), **kwargs)
     except (OSError, ValueError, ImportError):
@@ -206,12 +209,24 @@ def load_tokenizer(name_or_path: str, *, distinct_padding: bool = True, **kwargs
         name_or_path = adapter_base(name_or_path) or name_or_path
     folder = resolve_model(name_or_path)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, **kwargs)
-    except (OSError, ValueError) as error:
-        raise InputError(f"no tokenizer could be loaded from {name_or_path!r}: {_first_line(error)}") from error
+        tokenizer = AutoTokenizer.from_pretrained(folder, **{"trust_remote_code": False} | kwargs)
+    except Exception as error:  # a damaged file raises what its reader likes: json's, tokenizers' own, KeyError, ...
+        raise InputError(f"no tokenizer could be loaded from {name_or_path!r}: {_reason(error)}") from error
     if not distinct_padding and tokenizer.pad_token is not None:
         return tokenizer
     return with_distinct_padding(tokenizer)
+
+
+def require_fitting_tokenizer(model: Model, tokenizer) -> None:
+    """Raise `InputError` when the tokenizer has ids that the model has no embedding for: it is that of another model."""
+    rows = base_of(model).get_input_embeddings().num_embeddings
+    last = max(tokenizer.get_vocab().values(), default=-1)
+    if last >= rows:
+        raise InputError(
+            f"the tokenizer {tokenizer.name_or_path!r} has token ids up to {last}, and the model has embeddings for a"
+            f" vocabulary of {rows}; give the tokenizer of this model, or resize its embeddings (resize_token_embeddings)"
+            " and save both"
+        )
 
 
 def with_distinct_padding(tokenizer):
@@ -232,13 +247,37 @@ def _load(auto_class, name_or_path: str, *, dtype: str | torch.dtype, **kwargs: 
         if dtype not in _DTYPES:
             raise InputError(f"dtype={dtype!r} must be one of {', '.join(_DTYPES)} or auto")
         dtype = getattr(torch, dtype)
+    folder = resolve_model(name_or_path)
+    _require_safetensors(folder)
+    kwargs = {"trust_remote_code": False} | kwargs  # None would ask at the keyboard
     try:
-        return auto_class.from_pretrained(resolve_model(name_or_path), dtype=dtype, use_safetensors=True, **kwargs)
-    except (OSError, ValueError, ImportError) as error:
+        return auto_class.from_pretrained(folder, dtype=dtype, use_safetensors=True, **kwargs)
+    except (OSError, ValueError, ImportError, SafetensorError) as error:
         raise InputError(
-            f"no model could be loaded from {name_or_path!r}: {_first_line(error)}\n"
+            f"no model could be loaded from {name_or_path!r}: {_reason(error)}\n"
             f"Give a Hub name, a folder written by save_pretrained, or {EMBEDDED_MODEL!r}."
         ) from error
+
+
+def _require_safetensors(folder: str) -> None:
+    """Raise `InputError` for a folder whose only weights are pickles, which can run code when they are read."""
+    if not Path(folder).is_dir() or any(Path(folder).glob("*.safetensors")):
+        return
+    if pickles := sorted(file.name for suffix in _PICKLES for file in Path(folder).glob(suffix)):
+        raise InputError(
+            f"{folder}: the weights are {', '.join(pickles[:3])}, a pickle, which can run code when it is read; only"
+            " .safetensors is read here\nIf you trust it, load it once with transformers or peft by itself and"
+            " save_pretrained it again, which writes safetensors."
+        )
+
+
+def _reason(error: Exception) -> str:
+    if "trust_remote_code" in str(error):
+        return (
+            "it comes with code of its own, which is not run unless trust_remote_code is set (a flag of sft and reward;"
+            " ppo has none)"
+        )
+    return _first_line(error)
 
 
 def _first_line(error: Exception) -> str:

@@ -87,7 +87,8 @@ def load_reward_model(
     _require_there(name_or_path)
     name_or_path = adapter_folder(name_or_path)
     base = adapter_base(name_or_path)
-    tokenizer = load_tokenizer(name_or_path, distinct_padding=False)
+    trust = kwargs.get("trust_remote_code", False)
+    tokenizer = load_tokenizer(name_or_path, distinct_padding=False, trust_remote_code=trust)
     if base is None:
         return SeparateRewardModel(load_classifier(name_or_path, dtype, **kwargs)), tokenizer
     score_head(name_or_path)

@@ -1,16 +1,19 @@
 """Flat keys, as in TRL's scripts: from a YAML file, from the command line, or both (the command line wins)."""
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
 from trl import ModelConfig, RewardConfig, SFTConfig, TrlParser
 
 from hf_rlhf.compat.names import unknown_name
+from hf_rlhf.credentials import refuse_secrets
 from hf_rlhf.errors import InputError
 from hf_rlhf.models.load import EMBEDDED_MODEL
+from hf_rlhf.recipes.config_files import describe, fits, read_config_file
 
 
 def flag(default, text: str):
@@ -55,6 +58,7 @@ class DataArguments:
     eval_dataset_name: str | None = flag(None, "A data set of its own to evaluate on; else a split of dataset_name.")
     max_train_samples: int | None = flag(None, "Use only the first rows.")
     max_eval_samples: int | None = flag(None, "Evaluate only on the first rows.")
+    skip_bad: int = flag(0, "Leave out up to so many rows of each set that cannot be used; one more is an error.")
 
 
 @dataclass
@@ -76,13 +80,20 @@ class RewardArguments(DataArguments):
     save_merged: bool = flag(True, "Also write merged/, a plain classifier that pipeline() loads.")
 
 
+def _require_push_at_the_end(hub_strategy: Any) -> None:
+    if str(hub_strategy) not in ("end", "HubStrategy.END"):
+        raise InputError(f"hub_strategy={hub_strategy} must be end: a push in the background may fail unseen")
+
+
 @dataclass
 class RewardTrainingArguments(RewardConfig):
     """TRL's `RewardConfig`; gradient checkpointing is off unless asked for, as LoRA rarely needs what it costs."""
 
     gradient_checkpointing: bool | None = flag(None, "Trade compute for memory.")
+    hub_strategy: str = flag("end", "Must be end: what Trainer pushes before, in the background, may fail unseen.")
 
     def __post_init__(self):
+        _require_push_at_the_end(self.hub_strategy)
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()  # bf16 on a CPU has to be asked for
         super().__post_init__()
 
@@ -92,8 +103,10 @@ class SFTTrainingArguments(SFTConfig):
     """TRL's `SFTConfig`; gradient checkpointing is off unless asked for."""
 
     gradient_checkpointing: bool | None = flag(None, "Trade compute for memory.")
+    hub_strategy: str = flag("end", "Must be end: what Trainer pushes before, in the background, may fail unseen.")
 
     def __post_init__(self):
+        _require_push_at_the_end(self.hub_strategy)
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
         super().__post_init__()
 
@@ -108,8 +121,10 @@ class _Parser(TrlParser):
 def parse_arguments(dataclasses: Sequence[Any], argv: Sequence[str], prog: str) -> tuple[Any, ...]:
     """Read `--config file.yaml` and `--key value` into instances of `dataclasses`.
 
-    Raises `InputError` for an unknown key (with a suggestion), a value of the wrong type or a broken YAML file.
+    Raises `InputError` for an unknown key (with a suggestion), a value of the wrong type, an access token or a broken
+    YAML file.
     """
+    _refuse_secret_options(argv, prog)
     parser = _Parser(list(dataclasses), prog=prog, allow_abbrev=False)
     known = [action.dest for action in parser._actions]
     argv = [part for arg in argv for part in (arg.split("=", 1) if arg.startswith("--config=") else [arg])]
@@ -117,35 +132,51 @@ def parse_arguments(dataclasses: Sequence[Any], argv: Sequence[str], prog: str) 
         position = list(argv).index("--config") + 1
         if position == len(argv):
             raise InputError("--config needs a file")
-        _check_yaml(Path(argv[position]), parser)
+        kinds = {name: kind for each in dataclasses for name, kind in get_type_hints(each).items()}
+        _check_config(Path(argv[position]), parser, kinds)
     try:
         *parsed, unknown = parser.parse_args_and_config(list(argv), return_remaining_strings=True)
-    except (ValueError, TypeError, OSError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(str(error)) from error
+    except InputError:
+        raise
+    except Exception as error:  # the settings of transformers raise what they like, an OverflowError too
+        raise InputError(str(error) or type(error).__name__) from error
     if unknown:
         raise InputError(unknown_name(unknown[0].split("=")[0].lstrip("-"), known, "the command line"))
     return tuple(parsed)
 
 
-def _check_yaml(file: Path, parser: TrlParser) -> None:
-    import yaml
-
-    try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"cannot read the config file {file}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{file} is not valid YAML: {error}") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{file} must hold `key: value` lines, not a {type(content).__name__}")
-    actions = {action.dest: action for action in parser._actions}
+def _check_config(file: Path, parser: TrlParser, kinds: Mapping[str, Any]) -> None:
+    """Raise `InputError` unless the file is YAML of known keys, with values of the kinds that they take, and no token."""
+    content = read_config_file(file)
+    refuse_secrets(content, str(file))
+    takes_list = {action.dest for action in parser._actions if action.nargs in ("+", "*")}
     for key, value in content.items():
-        if key != "env" and key not in actions:
-            raise InputError(unknown_name(str(key), list(actions), str(file)))
-        if key != "env" and actions[key].nargs in ("+", "*") and value is not None and not isinstance(value, list):
+        if key == "env":
+            _check_environment(value, file)
+        elif key not in kinds:
+            raise InputError(unknown_name(str(key), list(kinds), str(file)))
+        elif key in takes_list and value is not None and not isinstance(value, list):
             raise InputError(f"{key}: {value!r} in {file} must be a list, as in `{key}: [{value}]`")
+        elif not fits(value, kinds[key]):
+            raise InputError(f"{key}: {value!r} in {file} does not fit: it takes {describe(kinds[key])}")
+
+
+def _check_environment(variables: Any, file: Path) -> None:
+    if not isinstance(variables, dict) or not all(isinstance(name, str) and name for name in variables):
+        raise InputError(f"env in {file} must hold `NAME: value` lines")
+    if bad := [name for name, value in variables.items() if "=" in name or "\0" in f"{name}{value}"]:
+        raise InputError(f"env in {file}: {bad[0]!r} cannot be a variable of the environment")
+
+
+def _refuse_secret_options(argv: Sequence[str], prog: str) -> None:
+    """Tokens on the command line end up in config.yaml, and before that in every list of processes."""
+    for option, following in itertools.zip_longest(argv, argv[1:]):
+        name, given, value = option.partition("=")
+        if name.startswith("--"):
+            value = value if given else "" if (following or "").startswith("--") else following
+            refuse_secrets({name.removeprefix("--"): value}, prog)
+        else:
+            refuse_secrets({"an option": option}, prog)
 
 
 def peft_config(model_args: ModelArguments, **overrides: Any):

@@ -4,9 +4,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hf_rlhf.data.files import load_rows
-from hf_rlhf.distributed import gather_in_order
+from hf_rlhf.credentials import refuse_secrets
+from hf_rlhf.data.files import LoadedRows, read_rows
+from hf_rlhf.data.report import DataReport
+from hf_rlhf.distributed import gather_in_order, rank
 from hf_rlhf.errors import InputError
+from hf_rlhf.hub.push import open_repository
 from hf_rlhf.models.adapters import adapter_folder
 from hf_rlhf.models.load import load_policy, load_tokenizer
 from hf_rlhf.recipes.arguments import DataArguments, ModelArguments
@@ -62,14 +65,21 @@ def _resume_point(training) -> str | None:
     return wanted
 
 
+def open_hub(training) -> None:
+    """Check that the push at the end can succeed, where one is asked for. Raises `InputError`, for a token in the settings too."""
+    refuse_secrets({"hub_token": training.hub_token}, "settings")  # Trainer would pickle it into every checkpoint
+    if training.push_to_hub and rank() == 0:
+        open_repository(output_folder(training), training.hub_model_id, private=training.hub_private_repo)
+
+
 def release(trainer: Any) -> None:
     """Let go of what accelerate wrapped: a process group stays open as long as DDP holds it."""
     trainer.accelerator.free_memory()
     trainer.model_wrapped = trainer.model
 
 
-def load_split(data: DataArguments, *, evaluation: bool = False):
-    """The training rows, or the evaluation rows; returns `(dataset, name for messages)`."""
+def load_split(data: DataArguments, *, evaluation: bool = False) -> LoadedRows:
+    """The training rows, or the evaluation rows."""
     if data.dataset_name is None:
         raise InputError("dataset_name is missing; give a Hub name, a folder or a file")
     if evaluation and data.eval_dataset_name:
@@ -83,8 +93,8 @@ def load_split(data: DataArguments, *, evaluation: bool = False):
         name, split, limit = data.dataset_name, data.dataset_test_split, data.max_eval_samples
     else:
         name, split, limit = data.dataset_name, data.dataset_train_split, data.max_train_samples
-    dataset = load_rows(name, split=split, config_name=data.dataset_config)
-    return dataset.select(range(min(limit or len(dataset), len(dataset)))), f"{name} ({split})"
+    rows = read_rows(name, split=split, config_name=data.dataset_config, skip_bad=data.skip_bad)
+    return rows if limit is None or limit >= len(rows.dataset) else rows.select(range(limit))
 
 
 def wants_evaluation(data: DataArguments, training) -> bool:
@@ -94,16 +104,34 @@ def wants_evaluation(data: DataArguments, training) -> bool:
     )
 
 
-def load_model_and_tokenizer(
-    model_args: ModelArguments, chat_template_path: str | None = None, *, trainable: bool = False
-):
-    """The causal LM that the flags name, as a `PeftModel` when they name an adapter, and its tokenizer."""
+def announce(report: DataReport, training) -> None:
+    """Print what a run is about to learn from, and write it beside what it leaves."""
+    if rank() == 0:
+        print(report)
+        report.write(output_folder(training))
+
+
+def load_start(model_args: ModelArguments, *, trainable: bool = False, **kwargs: Any):
+    """The causal LM that the flags name, as a `PeftModel` when they name an adapter; `kwargs` go to `from_pretrained`."""
     name = adapter_folder(model_args.model_name_or_path)
-    model = load_policy(name, adds_adapter=model_args.use_peft, trainable=trainable, **model_args.load_kwargs())
-    tokenizer = load_tokenizer(name)
-    if chat_template_path is not None:
-        try:
-            tokenizer.chat_template = Path(chat_template_path).read_text(encoding="utf-8")
-        except OSError as error:
-            raise InputError(f"cannot read chat_template_path={chat_template_path}: {error.strerror}") from error
-    return model, tokenizer
+    kwargs |= model_args.load_kwargs()
+    return load_policy(name, adds_adapter=model_args.use_peft, trainable=trainable, **kwargs)
+
+
+def tokenizer_of(model_args: ModelArguments, chat_template_path: str | None = None, **kwargs: Any):
+    """The tokenizer of the model that the flags name, with the chat template of a Jinja file or of another tokenizer.
+
+    `kwargs` go to `from_pretrained`.
+    """
+    tokenizer = load_tokenizer(adapter_folder(model_args.model_name_or_path), **kwargs)
+    if chat_template_path is None:
+        return tokenizer
+    if not Path(chat_template_path).is_file() and not chat_template_path.endswith((".jinja", ".j2")):
+        tokenizer.chat_template = load_tokenizer(chat_template_path).chat_template
+        return tokenizer
+    try:
+        tokenizer.chat_template = Path(chat_template_path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"cannot read chat_template_path={chat_template_path}: {reason}") from error
+    return tokenizer

@@ -9,25 +9,26 @@ import os
 import sys
 from pathlib import Path
 
-from hf_rlhf.data.files import load_rows
 from hf_rlhf.errors import InputError
 from hf_rlhf.hub.push import push_folder
 from hf_rlhf.models.adapters import adapter_base, is_peft_model
 from hf_rlhf.models.critics import run_folder, saved_critics
-from hf_rlhf.models.load import public_name
+from hf_rlhf.models.load import public_name, require_fitting_tokenizer
 from hf_rlhf.planning.memory import peak_bytes
 from hf_rlhf.ppo.config import PPOConfig
 from hf_rlhf.ppo.trainer import PPOTrainer
 from hf_rlhf.recipes.arguments import ModelArguments, PPOArguments, peft_config
 from hf_rlhf.recipes.common import (
     RunResult,
+    announce,
     begin_run,
-    load_model_and_tokenizer,
-    load_split,
+    load_start,
+    open_hub,
     output_folder,
     release,
-    wants_evaluation,
+    tokenizer_of,
 )
+from hf_rlhf.recipes.data import ppo_sets
 from hf_rlhf.recipes.plan import planned_peak, write_plan
 from hf_rlhf.records import METRICS_FILE, iteration_rows
 from hf_rlhf.rewards.contract import RewardFunction
@@ -47,13 +48,15 @@ def train_ppo(script: PPOArguments, training: PPOConfig, model: ModelArguments, 
     Raises `InputError` for anything wrong in the flags, the data or the models, before training starts.
     """
     checkpoint = begin_run(training, METRICS_FILE)
-    train_set, _ = load_split(script)
-    eval_set = load_split(script, evaluation=True)[0] if wants_evaluation(script, training) else None
+    open_hub(training)
     rewards = [*named_rewards(script), *reward_funcs]
     if not rewards:
         raise InputError("no reward: give reward_model_path, or reward_funcs")
+    tokenizer = tokenizer_of(model, script.chat_template_path)
+    train_set, eval_set, report, texts = ppo_sets(script, training, tokenizer)
     planned = planned_peak(script, training, model)
-    policy, tokenizer = load_model_and_tokenizer(model, script.chat_template_path)
+    policy = load_start(model)
+    require_fitting_tokenizer(policy, tokenizer)
     training = _with_critic(training, model.model_name_or_path)
     trainer = PPOTrainer(
         policy,
@@ -63,10 +66,11 @@ def train_ppo(script: PPOArguments, training: PPOConfig, model: ModelArguments, 
         eval_dataset=eval_set,
         processing_class=tokenizer,
         peft_config=None if is_peft_model(policy) else peft_config(model),
-        ptx_dataset=_texts(script),
+        ptx_dataset=texts,
     )
     folder = output_folder(training)
     trainer.settings = (training, model, script)
+    announce(report, training)
     with contextlib.closing(trainer):
         trainer.train(resume_from_checkpoint=checkpoint)
         metrics = trainer.evaluate() if eval_set is not None else {}
@@ -76,7 +80,7 @@ def train_ppo(script: PPOArguments, training: PPOConfig, model: ModelArguments, 
         _write_card(folder, script, training, model, metrics)
         write_plan(folder, planned, peak)
         if training.push_to_hub:
-            push_folder(folder, training.hub_model_id, private=training.hub_private_repo, token=training.hub_token)
+            push_folder(folder, training.hub_model_id, private=training.hub_private_repo)
     release(trainer)
     return RunResult(folder, metrics)
 
@@ -94,13 +98,6 @@ def _with_critic(training: PPOConfig, model_name_or_path: str) -> PPOConfig:
     training = copy.copy(training)
     training.critic_path = model_name_or_path
     return training
-
-
-def _texts(script: PPOArguments):
-    """The texts of PPO-ptx, if the flags name them."""
-    if script.ptx_dataset_name is None:
-        return None
-    return load_rows(script.ptx_dataset_name, split=script.ptx_dataset_split, config_name=script.ptx_dataset_config)
 
 
 def _function(name: str) -> RewardFunction:

@@ -7,13 +7,11 @@ from pathlib import Path
 import torch
 from transformers import set_seed
 
-from hf_rlhf.data.preferences import check_no_leak, prepare_preferences
-from hf_rlhf.data.prompts import require_rows
 from hf_rlhf.errors import InputError
 from hf_rlhf.evaluation.reward_model import Pairs, reward_accuracy
 from hf_rlhf.hub.push import push_folder
 from hf_rlhf.models.adapters import compute_in_base_dtype
-from hf_rlhf.models.load import load_sequence_classifier, load_tokenizer, public_name
+from hf_rlhf.models.load import load_sequence_classifier, public_name, require_fitting_tokenizer
 from hf_rlhf.models.reward_model import SeparateRewardModel, load_reward_model
 from hf_rlhf.recipes.arguments import (
     ModelArguments,
@@ -21,7 +19,8 @@ from hf_rlhf.recipes.arguments import (
     RewardTrainingArguments,
     peft_config,
 )
-from hf_rlhf.recipes.common import RunResult, begin_run, load_split, output_folder, release, wants_evaluation
+from hf_rlhf.recipes.common import RunResult, announce, begin_run, open_hub, output_folder, release, tokenizer_of
+from hf_rlhf.recipes.data import reward_sets
 from hf_rlhf.records import append_json_line, write_settings
 from hf_rlhf.reward_modeling.training import (
     adapters_in_base_dtype,
@@ -46,12 +45,15 @@ def train_reward_model(script: RewardArguments, training: RewardTrainingArgument
     Raises `InputError` for anything wrong in the flags or the data, before training starts.
     """
     checkpoint = begin_run(training, RESULT_FILE)
-    train_set, eval_set = _preference_sets(script, training)
-    tokenizer = load_tokenizer(model.model_name_or_path)
-    _require_chat_template(train_set, tokenizer, training)
+    open_hub(training)
+    trust = training.trust_remote_code
+    tokenizer = tokenizer_of(model, training.chat_template_path, trust_remote_code=trust)
+    train_set, eval_set, report, _ = reward_sets(script, training, tokenizer)
     set_seed(training.seed)  # before the score head's random start
+    classifier = load_sequence_classifier(model.model_name_or_path, **model.load_kwargs(), trust_remote_code=trust)
+    require_fitting_tokenizer(classifier, tokenizer)
     trainer = make_reward_trainer(
-        load_sequence_classifier(model.model_name_or_path, **model.load_kwargs()),
+        classifier,
         tokenizer,
         training,
         train_set,
@@ -59,6 +61,7 @@ def train_reward_model(script: RewardArguments, training: RewardTrainingArgument
         peft_config(model),
     )
     _require_fitting_pairs(trainer, len(train_set), training)
+    announce(report, training)
     with adapters_in_base_dtype(trainer.model):
         trainer.train(resume_from_checkpoint=checkpoint)
     folder = output_folder(training)
@@ -73,36 +76,9 @@ def train_reward_model(script: RewardArguments, training: RewardTrainingArgument
         (folder / RESULT_FILE).write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
         _write_card(folder, script, training, model, metrics)
         if training.push_to_hub:
-            push_folder(folder, training.hub_model_id, private=training.hub_private_repo, token=training.hub_token)
+            push_folder(folder, training.hub_model_id, private=training.hub_private_repo)
     release(trainer)
     return RunResult(folder, metrics)
-
-
-def _preference_sets(script: RewardArguments, training: RewardTrainingArguments):
-    train_rows, train_name = load_split(script)
-    train_set, report = prepare_preferences(train_rows, source=train_name)
-    logger.warning("%s", report)
-    batch = training.per_device_train_batch_size * training.gradient_accumulation_steps * training.world_size
-    why = (
-        f"per_device_train_batch_size {training.per_device_train_batch_size} x gradient_accumulation_steps"
-        f" {training.gradient_accumulation_steps} x {training.world_size} ranks"
-    )
-    require_rows(train_set, batch, source=train_name, why=why)
-    if not wants_evaluation(script, training):
-        return train_set, None
-    eval_rows, eval_name = load_split(script, evaluation=True)
-    eval_set, report = prepare_preferences(eval_rows, source=eval_name)
-    logger.warning("%s", report)
-    check_no_leak(train_set, eval_set)
-    return train_set, eval_set
-
-
-def _require_chat_template(dataset, tokenizer, training: RewardTrainingArguments) -> None:
-    if isinstance(dataset[0]["chosen"], list) and not tokenizer.chat_template and not training.chat_template_path:
-        raise InputError(
-            "the preferences are conversations, and the tokenizer has no chat template; give --chat_template_path, use"
-            " an instruct model, or give the preferences as plain text"
-        )
 
 
 def _require_fitting_pairs(trainer, rows: int, training: RewardTrainingArguments) -> None:
@@ -115,7 +91,8 @@ def _require_fitting_pairs(trainer, rows: int, training: RewardTrainingArguments
 
 def _reload_and_evaluate(trained, folder: Path, train_set, eval_set, script, training, model) -> dict[str, float]:
     """Load what was saved, compare its scores with those in memory, and measure accuracy on the evaluation pairs."""
-    scorer, tokenizer = load_reward_model(str(folder), **model.load_kwargs())
+    trust = training.trust_remote_code
+    scorer, tokenizer = load_reward_model(str(folder), **model.load_kwargs(), trust_remote_code=trust)
     assert isinstance(scorer, SeparateRewardModel)
     scorer.model.to(training.device)  # pyright: ignore[reportCallIssue]
     reward = LearnedReward(scorer, tokenizer, device=training.device)

@@ -2,10 +2,9 @@
 
 from typing import Any
 
-from hf_rlhf.data.prompts import require_rows
-from hf_rlhf.errors import InputError
 from hf_rlhf.hub.push import push_folder
 from hf_rlhf.models.adapters import is_peft_model
+from hf_rlhf.models.load import require_fitting_tokenizer
 from hf_rlhf.recipes.arguments import (
     DataArguments,
     ModelArguments,
@@ -14,18 +13,19 @@ from hf_rlhf.recipes.arguments import (
 )
 from hf_rlhf.recipes.common import (
     RunResult,
+    announce,
     begin_run,
-    load_model_and_tokenizer,
-    load_split,
+    load_start,
+    open_hub,
     output_folder,
     release,
-    wants_evaluation,
+    tokenizer_of,
 )
+from hf_rlhf.recipes.data import sft_sets
 from hf_rlhf.records import append_json_line, write_settings
 from hf_rlhf.reward_modeling.training import adapters_in_base_dtype, save_trained
 
 RESULT_FILE = "metrics.jsonl"
-_LAYOUTS = (("messages",), ("prompt", "completion"), ("text",))
 
 
 def train_sft(script: DataArguments, training: SFTTrainingArguments, model: ModelArguments) -> RunResult:
@@ -38,11 +38,12 @@ def train_sft(script: DataArguments, training: SFTTrainingArguments, model: Mode
     from trl import SFTTrainer
 
     checkpoint = begin_run(training, RESULT_FILE)
-    train_set = _checked(*load_split(script))
-    batch = training.per_device_train_batch_size * training.gradient_accumulation_steps * training.world_size
-    require_rows(train_set, batch, source=str(script.dataset_name), why="one optimizer update")
-    eval_set = _checked(*load_split(script, evaluation=True)) if wants_evaluation(script, training) else None
-    policy, tokenizer = load_model_and_tokenizer(model, trainable=True)
+    open_hub(training)
+    trust = training.trust_remote_code
+    tokenizer = tokenizer_of(model, training.chat_template_path, trust_remote_code=trust)
+    train_set, eval_set, report, _ = sft_sets(script, training, tokenizer)
+    policy = load_start(model, trainable=True, trust_remote_code=trust)
+    require_fitting_tokenizer(policy, tokenizer)
     trainer: Any = SFTTrainer(
         model=policy,
         args=training,
@@ -51,6 +52,7 @@ def train_sft(script: DataArguments, training: SFTTrainingArguments, model: Mode
         processing_class=tokenizer,
         peft_config=None if is_peft_model(policy) else peft_config(model),
     )
+    announce(report, training)
     with adapters_in_base_dtype(trainer.model):
         trainer.train(resume_from_checkpoint=checkpoint)
         metrics = trainer.evaluate() if eval_set is not None else {}
@@ -61,19 +63,6 @@ def train_sft(script: DataArguments, training: SFTTrainingArguments, model: Mode
         for row in trainer.state.log_history:
             append_json_line(folder / RESULT_FILE, row)
         if training.push_to_hub:
-            push_folder(folder, training.hub_model_id, private=training.hub_private_repo, token=training.hub_token)
+            push_folder(folder, training.hub_model_id, private=training.hub_private_repo)
     release(trainer)
     return RunResult(folder, metrics)
-
-
-def _checked(dataset, source: str):
-    """Raise `InputError` unless the rows have one of SFT's layouts, with nothing missing."""
-    columns = next((layout for layout in _LAYOUTS if set(layout) <= set(dataset.column_names)), None)
-    if columns is None:
-        raise InputError(
-            f"{source}: columns {dataset.column_names} are none of SFT's layouts: messages; prompt and completion; text"
-        )
-    for column in columns:
-        if empty := [row for row, value in enumerate(dataset[column]) if not value]:
-            raise InputError(f"{source}: {column} is missing or empty in {len(empty)} rows, the first are {empty[:5]}")
-    return dataset

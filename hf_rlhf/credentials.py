@@ -1,0 +1,61 @@
+"""What looks like an access token or a password, so that none reaches a file, a log or a card."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from hf_rlhf.errors import InputError
+
+TOKEN = re.compile(
+    r"""\b(
+        (hf|hf_oauth|api_org)_[A-Za-z0-9]{16,}        # Hugging Face
+      | gh[pousr]_[A-Za-z0-9]{20,} | github_pat_\w{20,}
+      | sk-(?=[\w-]*\d)[A-Za-z0-9_-]{20,}             # OpenAI, Anthropic
+      | AKIA[0-9A-Z]{16} | xox[abpr]-[A-Za-z0-9-]{10,} | glpat-[\w-]{16,}
+    )""",
+    re.VERBOSE,
+)
+_SECRET_KEY = re.compile(r"(^|_)(token|password|passwd|secret|api_?key|secret_?key|access_?key|credentials?)$")
+_NOT_SECRET = ("eos_token", "pad_token", "bos_token", "unk_token", "stop_token")
+
+WHERE_TOKENS_BELONG = (
+    "Log in once with `hf auth login`, or set the variable HF_TOKEN in the environment (WANDB_API_KEY and the like for "
+    "trackers): both are read where they are needed and written nowhere"
+)
+
+
+def names_a_secret(key: str) -> bool:
+    """Whether a key, an option or a variable of this name holds a token or a password."""
+    name = key.lower().replace("-", "_")
+    return name not in _NOT_SECRET and bool(_SECRET_KEY.search(name))
+
+
+def hide_tokens(text: str) -> str:
+    """The text with `<token>` in the place of whatever looks like an access token."""
+    return TOKEN.sub("<token>", text)
+
+
+def without_secrets(values: Any) -> Any:
+    """The same nested settings, without what a key names as a token or password, and with tokens in texts hidden."""
+    if isinstance(values, Mapping):
+        return {key: without_secrets(value) for key, value in values.items() if not names_a_secret(str(key))}
+    if isinstance(values, (list, tuple)):
+        return [without_secrets(value) for value in values]
+    return hide_tokens(values) if isinstance(values, str) else values
+
+
+def refuse_secrets(settings: Mapping[str, Any], where: str) -> None:
+    """Raise InputError when a setting is, or is named as, a token or password; the message does not repeat it.
+
+    What is None, empty or false is no secret, so that a flag may be named without being set.
+    """
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            refuse_secrets(value, f"{where}: {key}")
+        elif value and value is not True and names_a_secret(str(key)):
+            raise InputError(f"{where}: {key} must not stand here, as settings are stored. {WHERE_TOKENS_BELONG}")
+        elif TOKEN.search(f"{key} {value}"):
+            name = hide_tokens(str(key))
+            raise InputError(f"{where}: the value of {name} looks like an access token. {WHERE_TOKENS_BELONG}")

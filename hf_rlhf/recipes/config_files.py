@@ -1,0 +1,136 @@
+"""Config files: YAML of flat keys within limits, so that a hostile or damaged one ends in one message."""
+
+import types
+from collections.abc import Iterator
+from enum import Enum
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin
+
+from hf_rlhf.errors import InputError
+
+MAX_BYTES = 256 * 2**10
+MAX_DEPTH = 20
+
+
+def read_config_file(file: Path) -> dict[str, Any]:
+    """The keys and values of a YAML file.
+
+    Raises `InputError` with the line for: more than 256 kB, what is not UTF-8 or not YAML, more than 20 levels, anchors
+    and aliases (a few lines of them can stand for gigabytes), tags, a key that is there twice, and anything but a mapping.
+    """
+    import yaml
+
+    text = _read(file)
+    try:
+        _check_events(file, yaml.parse(text, Loader=yaml.SafeLoader))
+        _check_keys(file, yaml.compose(text, Loader=yaml.SafeLoader))
+        content = yaml.safe_load(text)
+    except InputError:
+        raise
+    except yaml.MarkedYAMLError as error:
+        raise InputError(f"{_place(file, error.problem_mark)} is not valid YAML: {_in_words(error)}") from error
+    except (yaml.YAMLError, ValueError, TypeError) as error:  # a date such as 2026-99-99 is a ValueError
+        raise InputError(f"{file} is not valid YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{file} must hold `key: value` lines, not a {type(content).__name__}")
+    return content
+
+
+def _read(file: Path) -> str:
+    try:
+        with file.open("rb") as opened:
+            content = opened.read(MAX_BYTES + 1)
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot read the config file {file}: {getattr(error, 'strerror', None) or error}") from error
+    if len(content) > MAX_BYTES:
+        raise InputError(f"{file} has more than {MAX_BYTES} bytes, which no config needs; is it the right file?")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise InputError(
+            f"{file}:{line} is not valid YAML: it is not UTF-8 ({error.reason}). Save it as UTF-8"
+        ) from error
+
+
+def _check_events(file: Path, events: Iterator[Any]) -> None:
+    """What has to be refused before a tree is made of it, which takes a level of the stack for each level of the file."""
+    from yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEvent
+
+    depth = 0
+    for event in events:
+        place = _place(file, event.start_mark)
+        if isinstance(event, AliasEvent) or getattr(event, "anchor", None):
+            raise InputError(
+                f"{place}: anchors (&) and aliases (*) are not allowed here; write the value out, or in quotes"
+            )
+        if getattr(event, "tag", None):
+            raise InputError(f"{place}: tags such as {event.tag!r} are not allowed here; write a plain value")
+        depth += isinstance(event, CollectionStartEvent) - isinstance(event, CollectionEndEvent)
+        if depth > MAX_DEPTH:
+            raise InputError(f"{place}: nested more than {MAX_DEPTH} levels deep; a config has flat `key: value` lines")
+
+
+def _check_keys(file: Path, node: Any) -> None:
+    """Raise `InputError` for a key that is there twice, at any level."""
+    from yaml.nodes import MappingNode, SequenceNode
+
+    if isinstance(node, SequenceNode):
+        for value in node.value:
+            _check_keys(file, value)
+    elif isinstance(node, MappingNode):
+        known: set[str] = set()
+        for key, value in node.value:
+            if str(key.value) in known:
+                raise InputError(f'{_place(file, key.start_mark)}: the key "{key.value}" is there twice; keep one')
+            known.add(str(key.value))
+            _check_keys(file, value)
+
+
+def _place(file: Path, mark: Any) -> str:
+    return str(file) if mark is None else f"{file}:{mark.line + 1}"
+
+
+def _in_words(error: Any) -> str:
+    problem = str(error.problem)
+    return "a tab; indent with spaces" if r"'\t'" in problem else problem
+
+
+# --- values ------------------------------------------------------------------------------------------------------
+
+
+def fits(value: Any, kind: Any) -> bool:
+    """Whether a value of a YAML file can be that of a flag with this type. Text is read as on the command line."""
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin in (Union, types.UnionType):
+        return not _is_off_unquoted(value, inner) and any(fits(value, each) for each in inner)
+    if origin is Literal:
+        return value in inner
+    if origin is list:
+        return isinstance(value, list) and all(fits(each, inner[0]) for each in value)
+    if kind is Any or kind is type(None):
+        return kind is Any or value is None
+    if isinstance(value, str) and kind in (bool, int, float):
+        return True  # argparse reads it: YAML takes 1e-5 for text
+    if isinstance(kind, type) and issubclass(kind, Enum):
+        return isinstance(value, str)
+    taken = {float: (int, float), str: (str, int, float, bool)}.get(kind, origin or kind)
+    return isinstance(value, taken) and (not isinstance(value, bool) or kind in (bool, str))
+
+
+def _is_off_unquoted(value: Any, kinds: tuple[Any, ...]) -> bool:
+    """YAML reads `save_strategy: no` as false."""
+    return isinstance(value, bool) and any(isinstance(kind, type) and issubclass(kind, Enum) for kind in kinds)
+
+
+def describe(kind: Any) -> str:
+    """The type of a flag in words."""
+    if isinstance(kind, type) and issubclass(kind, Enum):
+        return f"one of {', '.join(repr(each.value) for each in kind)}, in quotes"
+    words = {str: "text", int: "a whole number", float: "a number", bool: "true or false", type(None): "null"}
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin in (Union, types.UnionType):
+        return " or ".join(dict.fromkeys(map(describe, inner)))
+    if origin is Literal:
+        return f"one of {', '.join(map(str, inner))}"
+    return words.get(kind, f"a {getattr(origin or kind, '__name__', kind)}")

@@ -1,0 +1,135 @@
+"""The sets of each recipe, checked and reported before anything is trained; `hf-rlhf data` does that alone."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from datasets import Dataset
+
+from hf_rlhf.data.files import LoadedRows, read_rows
+from hf_rlhf.data.preferences import check_no_leak
+from hf_rlhf.data.prompts import require_rows
+from hf_rlhf.data.report import (
+    CheckedSet,
+    DataReport,
+    Limit,
+    check_preferences,
+    check_prompt_set,
+    check_text_set,
+    fingerprints,
+)
+from hf_rlhf.ppo.config import PPOConfig
+from hf_rlhf.recipes.arguments import (
+    DataArguments,
+    ModelArguments,
+    PPOArguments,
+    RewardArguments,
+    RewardTrainingArguments,
+    SFTTrainingArguments,
+    flag,
+)
+from hf_rlhf.recipes.common import load_split, tokenizer_of, wants_evaluation
+
+TRAINING, EVALUATION, PTX = "training", "evaluation", "PPO-ptx texts"
+
+
+class Sets(NamedTuple):
+    """What a recipe trains and evaluates on, and the report that says so."""
+
+    train: Dataset
+    evaluation: Dataset | None
+    report: DataReport
+    ptx: Dataset | None = None
+
+
+def reward_sets(script: RewardArguments, training: RewardTrainingArguments, tokenizer) -> Sets:
+    """Preference pairs in TRL's format. Raises `InputError` for anything wrong in them, a leak included."""
+    limit = Limit("max_length", training.max_length, "are left out")
+    train = check_preferences(load_split(script), tokenizer, role=TRAINING, limit=limit)
+    _require_batch(train, training)
+    if not wants_evaluation(script, training):
+        return Sets(train.dataset, None, DataReport([train.report]))
+    rows = load_split(script, evaluation=True)
+    evaluation = check_preferences(rows, tokenizer, role=EVALUATION, limit=limit)
+    shared = check_no_leak(train.dataset, evaluation.dataset)
+    report = DataReport([train.report, evaluation.report], {"evaluation prompts are in training too": shared})
+    return Sets(train.dataset, evaluation.dataset, report)
+
+
+def sft_sets(script: DataArguments, training: SFTTrainingArguments, tokenizer) -> Sets:
+    """Demonstrations. Raises `InputError` for anything wrong in them; rows in both sets are a warning."""
+    limit = Limit("max_length", training.max_length, "are cut on the right")
+    train = check_text_set(load_split(script), tokenizer, role=TRAINING, limit=limit)
+    _require_batch(train, training)
+    if not wants_evaluation(script, training):
+        return Sets(train.dataset, None, DataReport([train.report]))
+    evaluation = check_text_set(load_split(script, evaluation=True), tokenizer, role=EVALUATION, limit=limit)
+    return _with_shared(train, evaluation, train.report.columns)
+
+
+def ppo_sets(script: PPOArguments, training: PPOConfig, tokenizer) -> Sets:
+    """Prompts and the texts of PPO-ptx. Raises `InputError` for anything wrong in them; shared prompts are a warning."""
+    then = {"error": "end the run", "filter": "are left out"}.get(training.overlong_prompts, "are cut on the left")
+    limit = Limit("max_prompt_length", training.max_prompt_length, then)
+    train = check_prompt_set(load_split(script), tokenizer, role=TRAINING, limit=limit)
+    sets = Sets(train.dataset, None, DataReport([train.report]))
+    if wants_evaluation(script, training):
+        evaluation = check_prompt_set(load_split(script, evaluation=True), tokenizer, role=EVALUATION, limit=limit)
+        sets = _with_shared(train, evaluation, ["prompt"])
+    if script.ptx_dataset_name is None:
+        return sets
+    texts = check_text_set(_ptx_rows(script), tokenizer, role=PTX, limit=Limit("max_ptx_length", training.max_ptx_length, "are cut on the right"))  # fmt: skip
+    sets.report.sets.append(texts.report)
+    return sets._replace(ptx=texts.dataset)
+
+
+def _ptx_rows(script: PPOArguments) -> LoadedRows:
+    return read_rows(
+        str(script.ptx_dataset_name),
+        split=script.ptx_dataset_split,
+        config_name=script.ptx_dataset_config,
+        skip_bad=script.skip_bad,
+    )
+
+
+def _with_shared(train: CheckedSet, evaluation: CheckedSet, columns: list[str]) -> Sets:
+    known = fingerprints(train.dataset, columns)
+    there = [name for name in columns if name in evaluation.dataset.column_names]
+    shared = known & fingerprints(evaluation.dataset, there) if there == columns else set()
+    what = f"different rows of evaluation are in training too ({', '.join(columns)})"
+    return Sets(train.dataset, evaluation.dataset, DataReport([train.report, evaluation.report], {what: len(shared)}))
+
+
+def _require_batch(checked: CheckedSet, training) -> None:
+    batch = training.per_device_train_batch_size * training.gradient_accumulation_steps * training.world_size
+    why = (
+        f"per_device_train_batch_size {training.per_device_train_batch_size} x gradient_accumulation_steps"
+        f" {training.gradient_accumulation_steps} x {training.world_size} ranks"
+    )
+    require_rows(checked.dataset, batch, source=checked.report.source, why=why)
+
+
+@dataclass
+class DataCommandArguments:
+    """Where the report of `hf-rlhf data` goes, besides the screen."""
+
+    report_folder: str | None = flag(None, "A folder to write data_report.json to.")
+
+
+def report_data(stage: str, command: DataCommandArguments, script, training, model: ModelArguments) -> DataReport:
+    """Check the sets that `hf-rlhf <stage>` would train on by the same flags, and print the report; nothing is trained.
+
+    Raises `InputError` for what would end the run.
+    """
+    chat_template_path = script.chat_template_path if stage == "ppo" else training.chat_template_path
+    trust = getattr(training, "trust_remote_code", False)  # ppo has no such flag
+    tokenizer = tokenizer_of(model, chat_template_path, trust_remote_code=trust)
+    report = STAGES[stage](script, training, tokenizer).report
+    print(report)
+    if command.report_folder:
+        report.write(Path(command.report_folder))
+    return report
+
+
+STAGES: dict[str, Callable[..., Sets]] = {"sft": sft_sets, "reward": reward_sets, "ppo": ppo_sets}

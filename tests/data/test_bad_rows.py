@@ -1,0 +1,118 @@
+"""`skip_bad`: so many rows that cannot be used are left out, each named; one more is an error with the first ones."""
+
+import gzip
+import json
+
+import pytest
+
+from hf_rlhf.data import json_files
+from hf_rlhf.data.files import read_rows
+from hf_rlhf.errors import InputError
+
+GOOD = '{"prompt": "the sky"}'
+BROKEN = {
+    "torn": ('{"prompt": "the', "last line is torn"),
+    "trailing garbage": (GOOD + "}", "Extra data"),
+    "two objects": (GOOD + " " + GOOD, "Extra data"),
+    "list": ('["the sky"]', "a list where a row was expected"),
+    "null": ("null", "a NoneType where a row was expected"),
+    "number": ("7", "a int where a row was expected"),
+    "doubled key": ('{"prompt": "a", "prompt": "b"}', 'the key "prompt" is there twice'),
+    "doubled key inside": ('{"prompt": [{"role": "user", "role": "user"}]}', 'the key "role" is there twice'),
+    "number for text": ('{"prompt": 3}', 'column "prompt" holds a int, where most rows have a str'),
+    "messages for text": ('{"prompt": [{"role": "user"}]}', 'column "prompt" holds a list, where most rows have a str'),
+    "half a character": ('{"prompt": "\\ud800"}', 'column "prompt"'),
+    "deep": ('{"prompt": ' + "[" * 30 + "]" * 30 + "}", "nested more than 16 levels"),
+}
+
+
+def write(path, *lines):
+    path.write_bytes(b"\n".join(line if isinstance(line, bytes) else line.encode() for line in lines))
+    return str(path)
+
+
+@pytest.mark.parametrize(("line", "problem"), BROKEN.values(), ids=BROKEN)
+def test_a_broken_line_is_left_out_by_name_or_ends_the_run(tmp_path, line, problem):
+    file = write(tmp_path / "rows.jsonl", GOOD, GOOD, line)
+    rows = read_rows(file, skip_bad=1)
+    assert rows.dataset.to_list() == [json.loads(GOOD)] * 2
+    ((place, found),) = rows.bad_rows.found
+    assert place == f"{file}:3"
+    assert problem in found
+    with pytest.raises(InputError) as caught:
+        read_rows(file)
+    assert str(caught.value).startswith(f"{file}:3: ")
+    assert problem in str(caught.value)
+
+
+def test_bad_utf8_in_the_middle_is_left_out(tmp_path):
+    file = write(tmp_path / "rows.jsonl", GOOD, b'{"prompt": "\xff"}', GOOD)
+    rows = read_rows(file, skip_bad=1)
+    assert len(rows.dataset) == 2
+    assert "not UTF-8" in rows.bad_rows.found[0].problem
+    assert rows.place(1) == f"{file}:3"
+
+
+def test_one_more_than_allowed_is_an_error_that_names_the_first_ones(tmp_path):
+    file = write(tmp_path / "rows.jsonl", GOOD, "7", GOOD, "{", "null", GOOD)
+    assert len(read_rows(file, skip_bad=3).dataset) == 3
+    with pytest.raises(InputError) as caught:
+        read_rows(file, skip_bad=2)
+    for part in ("3 rows", "skip_bad=2", f"{file}:2: a int", f"{file}:4: not valid JSON", f"{file}:5: a NoneType"):
+        assert part in str(caught.value)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_the_kind_that_most_rows_have_is_the_right_one(tmp_path, first):
+    lines = ['{"prompt": 3}', GOOD, GOOD] if first else [GOOD, GOOD, '{"prompt": 3}']
+    rows = read_rows(write(tmp_path / "rows.jsonl", *lines), skip_bad=1)
+    assert rows.dataset["prompt"][:] == ["the sky"] * 2
+    assert rows.bad_rows.found[0].place.endswith(":1" if first else ":3")
+
+
+def test_elements_of_an_array_and_compressed_files(tmp_path):
+    (tmp_path / "rows.json").write_text(f"[{GOOD}, 5, {GOOD}]")
+    rows = read_rows(str(tmp_path / "rows.json"), skip_bad=1)
+    assert len(rows.dataset) == 2
+    assert rows.bad_rows.found[0].place == f"{tmp_path / 'rows.json'}: element 2"
+    (tmp_path / "rows.jsonl.gz").write_bytes(gzip.compress(f"{GOOD}\n5\n".encode()))
+    assert read_rows(str(tmp_path / "rows.jsonl.gz"), skip_bad=1).bad_rows.found[0].place.endswith("rows.jsonl.gz:2")
+
+
+def test_records_of_a_csv_file(tmp_path):
+    file = write(tmp_path / "rows.csv", "prompt,id", '"two\nlines",1', "a,b,c", "x", "last,2")
+    rows = read_rows(file, skip_bad=2)
+    assert rows.dataset["prompt"][:] == ["two\nlines", "last"]
+    assert [row.place for row in rows.bad_rows.found] == [f"{file}: record {n} (the head is 1)" for n in (3, 4)]
+    with pytest.raises(InputError, match="Expected 2 columns, got 3"):
+        read_rows(file)
+    file = write(tmp_path / "rows.csv", "prompt,id", b"\xff,1")
+    with pytest.raises(InputError, match=r"rows.csv:2: not UTF-8"):
+        read_rows(file, skip_bad=5)
+
+
+def test_columns_that_are_there_twice_are_told(tmp_path):
+    with pytest.raises(InputError, match='the column "prompt" is there twice'):
+        read_rows(write(tmp_path / "rows.csv", "prompt,prompt", "a,b"))
+
+
+def test_an_endless_line_is_not_kept_in_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(json_files, "MAX_LINE_BYTES", 1000)
+    long = '{"prompt": "' + "x" * 5000 + '"}'
+    file = write(tmp_path / "rows.jsonl", GOOD, long, GOOD, long)
+    rows = read_rows(file, skip_bad=2)
+    assert len(rows.dataset) == 2
+    assert [row.place for row in rows.bad_rows.found] == [f"{file}:2", f"{file}:4"]
+    assert "a line of more than 1000 bytes" in rows.bad_rows.found[0].problem
+    assert rows.place(1) == f"{file}:3"
+
+
+def test_a_new_key_in_every_row_is_no_table(tmp_path):
+    file = write(tmp_path / "rows.jsonl", *(f'{{"key{n}": 1}}' for n in range(1001)))
+    with pytest.raises(InputError, match="1001 different keys"):
+        read_rows(file)
+
+
+def test_a_negative_number_is_refused(tmp_path):
+    with pytest.raises(InputError, match="skip_bad=-1"):
+        read_rows(write(tmp_path / "rows.jsonl", GOOD), skip_bad=-1)
