@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import pytest
+import tiny
 from fake_hub import TOKEN, environment_for, fake_hub
 from tiny_data import PPO_FLAGS, conversational_pairs, prompt_rows
 
@@ -25,28 +26,10 @@ def start(flags, write_rows, tmp_path):
         rows = (
             conversational_pairs() if command == "reward" else [row | {"completion": answer} for row in prompt_rows()]
         )
-        extra = [*PPO_FLAGS, "--reward_funcs", "tiny:happy_reward"] if command == "ppo" else []
-        argv = [
-            command,
-            "--dataset_name",
-            write_rows(rows),
-            *flags,
-            *extra,
-            "--max_steps",
-            "1",
-            "--save_strategy",
-            "steps",
-        ]
-        argv += [
-            "--save_steps",
-            "1",
-            "--push_to_hub",
-            "true",
-            "--hub_strategy",
-            "end",
-            "--hub_model_id",
-            "someone/model",
-        ]
+        extra = [*PPO_FLAGS, "--reward_funcs", f"{tiny.__file__}:happy_reward"] if command == "ppo" else []
+        argv = [command, "--dataset_name", write_rows(rows), *flags, *extra]
+        argv += ["--max_steps", "1", "--save_strategy", "steps", "--save_steps", "1"]
+        argv += ["--push_to_hub", "true", "--hub_strategy", "end", "--hub_model_id", "someone/model"]
         login = tmp_path / "hf_home" / "token"
         login.parent.mkdir()
         login.write_text(TOKEN, encoding="utf-8")
