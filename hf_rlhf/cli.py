@@ -1,12 +1,12 @@
 """`hf-rlhf <command>`: the recipes from the command line.
 
-Exit status: 0 done, 1 a run that failed (a NaN loss, say), 2 wrong input, 130 interrupted.
+Exit status: 0 done, 1 a run that failed (NaN losses, a full disk), 2 wrong input, 130 or 143 stopped by SIGINT or SIGTERM.
 """
 
 import sys
 from collections.abc import Callable, Sequence
 
-from hf_rlhf.errors import InputError
+from hf_rlhf.errors import InputError, RunFailed, RunStopped
 
 
 def sft(argv: Sequence[str]) -> None:
@@ -81,9 +81,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except FloatingPointError as error:
+    except (FloatingPointError, RunFailed) as error:
         print(f"the run failed: {error}", file=sys.stderr)
         return 1
+    except RunStopped as stop:
+        print(stop, file=sys.stderr)
+        _close_process_group()
+        return int(stop.code or 0)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130

@@ -21,6 +21,7 @@ LAYERS = (
     "feedback",
     "progress",
     "records",
+    "checkpoint",
     "reward_modeling",
     "ppo",
     "planning",

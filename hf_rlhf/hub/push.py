@@ -4,7 +4,7 @@ from pathlib import Path
 
 from hf_rlhf.errors import InputError
 
-LEFT_OUT = ["checkpoint-*", "**/checkpoint-*", ".*", "training_args.bin", "*.pt", "*.pth", "*.bin"]
+LEFT_OUT = ["checkpoint-*", "**/checkpoint-*", ".*", "run.lock", "*.set-aside*", "*.pt", "*.pth", "*.bin"]
 """Checkpoints, hidden files, and anything that is a pickle."""
 
 

@@ -46,7 +46,7 @@ class ModelArguments(ModelConfig):
 
 @dataclass
 class DataArguments:
-    """Which rows to train and evaluate on."""
+    """Which rows to train and evaluate on, and whether a run goes on."""
 
     dataset_name: str | None = flag(None, "Hub name, folder, or .jsonl, .json, .csv, .parquet file (also .gz).")
     dataset_config: str | None = flag(None, "Configuration of a Hub data set.")
@@ -55,6 +55,9 @@ class DataArguments:
     eval_dataset_name: str | None = flag(None, "A data set of its own to evaluate on; else a split of dataset_name.")
     max_train_samples: int | None = flag(None, "Use only the first rows.")
     max_eval_samples: int | None = flag(None, "Evaluate only on the first rows.")
+    resume: str | None = flag(
+        None, "auto (the newest whole checkpoint of output_dir, or a new run if there is none), a checkpoint, or never."
+    )
 
 
 @dataclass
@@ -81,6 +84,8 @@ class RewardTrainingArguments(RewardConfig):
     """TRL's `RewardConfig`; gradient checkpointing is off unless asked for, as LoRA rarely needs what it costs."""
 
     gradient_checkpointing: bool | None = flag(None, "Trade compute for memory.")
+    logging_nan_inf_filter: bool = flag(False, "Must stay off: it would log a NaN loss as 0.")
+    hub_strategy: str = flag("end", "Must stay end: the recipe pushes when everything is there.")
 
     def __post_init__(self):
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()  # bf16 on a CPU has to be asked for
@@ -92,6 +97,8 @@ class SFTTrainingArguments(SFTConfig):
     """TRL's `SFTConfig`; gradient checkpointing is off unless asked for."""
 
     gradient_checkpointing: bool | None = flag(None, "Trade compute for memory.")
+    logging_nan_inf_filter: bool = flag(False, "Must stay off: it would log a NaN loss as 0.")
+    hub_strategy: str = flag("end", "Must stay end: the recipe pushes when everything is there.")
 
     def __post_init__(self):
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()

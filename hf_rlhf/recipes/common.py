@@ -1,9 +1,13 @@
 """What the recipes share: loading rows and models, and the result they return."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hf_rlhf.checkpoint.lock import locked
+from hf_rlhf.checkpoint.resume import resume_point
 from hf_rlhf.data.files import load_rows
 from hf_rlhf.distributed import gather_in_order
 from hf_rlhf.errors import InputError
@@ -26,40 +30,27 @@ def output_folder(training) -> Path:
     return Path(str(training.output_dir))
 
 
-def begin_run(training, marker: str) -> str | None:
-    """Check that a run can write where it is to, and report where it is to; returns the checkpoint to go on from, if any.
+@contextmanager
+def run_begun(data: DataArguments, training, marker: str) -> Iterator[str | None]:
+    """Hold the run's folder as long as the block; gives the checkpoint to go on from, or None for a new run.
 
-    Raises `InputError` when `output_dir` holds another run (`marker` is a file that each leaves) and this one does not
-    resume it, when there is nothing to resume, and for a tracker that is not installed.
+    Raises `InputError` when `output_dir` cannot be written to, is in use, or holds another run (`marker` is a file that
+    each leaves) and this one does not resume it; when there is nothing to resume; and for a tracker that is not
+    installed.
     """
     from transformers.integrations import get_available_reporting_integrations
     from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
     for tracker in set(training.report_to) & set(INTEGRATION_TO_CALLBACK) - set(get_available_reporting_integrations()):
         raise InputError(f"report_to={tracker}: {tracker} is not installed; pip install it, or set report_to to none")
-    checkpoint = _resume_point(training)
+    if data.resume is not None and training.resume_from_checkpoint is not None:
+        raise InputError("resume and resume_from_checkpoint say the same thing; give one of them")
     folder = output_folder(training)
-    if checkpoint is None and any(gather_in_order([(folder / marker).exists()])):
-        raise InputError(held_by_another_run(folder))
-    return checkpoint
-
-
-def _resume_point(training) -> str | None:
-    """The checkpoint that `--resume_from_checkpoint` names; `last` is the newest one of output_dir."""
-    from transformers.trainer_utils import get_last_checkpoint
-
-    wanted = str(training.resume_from_checkpoint or "never")
-    if wanted.lower() in ("never", "false", "none"):
-        return None
-    if wanted.lower() in ("last", "auto", "true"):
-        folder = output_folder(training)
-        last = get_last_checkpoint(str(folder)) if folder.is_dir() else None
-        if last is None:
-            raise InputError(f"nothing to resume: {folder} holds no checkpoint")
-        return last
-    if not Path(wanted).is_dir():
-        raise InputError(f"resume_from_checkpoint={wanted!r} is no folder; give a checkpoint, or `last`")
-    return wanted
+    with locked(folder):
+        checkpoint = resume_point(folder, data.resume or training.resume_from_checkpoint)
+        if checkpoint is None and any(gather_in_order([(folder / marker).exists()])):
+            raise InputError(held_by_another_run(folder))
+        yield checkpoint
 
 
 def release(trainer: Any) -> None:

@@ -20,11 +20,11 @@ from hf_rlhf.ppo.trainer import PPOTrainer
 from hf_rlhf.recipes.arguments import ModelArguments, PPOArguments, peft_config
 from hf_rlhf.recipes.common import (
     RunResult,
-    begin_run,
     load_model_and_tokenizer,
     load_split,
     output_folder,
     release,
+    run_begun,
     wants_evaluation,
 )
 from hf_rlhf.recipes.plan import planned_peak, write_plan
@@ -45,7 +45,13 @@ def train_ppo(script: PPOArguments, training: PPOConfig, model: ModelArguments, 
 
     Raises `InputError` for anything wrong in the flags, the data or the models, before training starts.
     """
-    checkpoint = begin_run(training, METRICS_FILE)
+    with run_begun(script, training, METRICS_FILE) as checkpoint:
+        return _train(script, training, model, reward_funcs, checkpoint)
+
+
+def _train(
+    script: PPOArguments, training: PPOConfig, model: ModelArguments, reward_funcs, checkpoint: str | None
+) -> RunResult:
     train_set, _ = load_split(script)
     eval_set = load_split(script, evaluation=True)[0] if wants_evaluation(script, training) else None
     rewards = [*named_rewards(script), *reward_funcs]

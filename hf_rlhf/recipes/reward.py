@@ -21,8 +21,8 @@ from hf_rlhf.recipes.arguments import (
     RewardTrainingArguments,
     peft_config,
 )
-from hf_rlhf.recipes.common import RunResult, begin_run, load_split, output_folder, release, wants_evaluation
-from hf_rlhf.records import append_json_line, write_settings
+from hf_rlhf.recipes.common import RunResult, load_split, output_folder, release, run_begun, wants_evaluation
+from hf_rlhf.records import write_settings
 from hf_rlhf.reward_modeling.training import (
     adapters_in_base_dtype,
     make_reward_trainer,
@@ -45,7 +45,13 @@ def train_reward_model(script: RewardArguments, training: RewardTrainingArgument
 
     Raises `InputError` for anything wrong in the flags or the data, before training starts.
     """
-    checkpoint = begin_run(training, RESULT_FILE)
+    with run_begun(script, training, RESULT_FILE) as checkpoint:
+        return _train(script, training, model, checkpoint)
+
+
+def _train(
+    script: RewardArguments, training: RewardTrainingArguments, model: ModelArguments, checkpoint: str | None
+) -> RunResult:
     train_set, eval_set = _preference_sets(script, training)
     tokenizer = load_tokenizer(model.model_name_or_path)
     _require_chat_template(train_set, tokenizer, training)
@@ -66,8 +72,6 @@ def train_reward_model(script: RewardArguments, training: RewardTrainingArgument
     metrics = {}
     if trainer.is_world_process_zero():
         write_settings(folder, training, model, script)
-        for row in trainer.state.log_history:
-            append_json_line(folder / "metrics.jsonl", row)
         trained = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)  # without Trainer's autocast
         metrics = _reload_and_evaluate(trained, folder, train_set, eval_set, script, training, model)
         (folder / RESULT_FILE).write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")

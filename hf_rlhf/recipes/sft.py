@@ -14,17 +14,16 @@ from hf_rlhf.recipes.arguments import (
 )
 from hf_rlhf.recipes.common import (
     RunResult,
-    begin_run,
     load_model_and_tokenizer,
     load_split,
     output_folder,
     release,
+    run_begun,
     wants_evaluation,
 )
-from hf_rlhf.records import append_json_line, write_settings
+from hf_rlhf.records import METRICS_FILE, write_settings
 from hf_rlhf.reward_modeling.training import adapters_in_base_dtype, save_trained
 
-RESULT_FILE = "metrics.jsonl"
 _LAYOUTS = (("messages",), ("prompt", "completion"), ("text",))
 
 
@@ -35,9 +34,15 @@ def train_sft(script: DataArguments, training: SFTTrainingArguments, model: Mode
 
     Raises `InputError` for anything wrong in the flags or the data, before training starts.
     """
-    from trl import SFTTrainer
+    with run_begun(script, training, METRICS_FILE) as checkpoint:
+        return _train(script, training, model, checkpoint)
 
-    checkpoint = begin_run(training, RESULT_FILE)
+
+def _train(
+    script: DataArguments, training: SFTTrainingArguments, model: ModelArguments, checkpoint: str | None
+) -> RunResult:
+    from hf_rlhf.reward_modeling.trainers import SFTTrainer
+
     train_set = _checked(*load_split(script))
     batch = training.per_device_train_batch_size * training.gradient_accumulation_steps * training.world_size
     require_rows(train_set, batch, source=str(script.dataset_name), why="one optimizer update")
@@ -58,8 +63,6 @@ def train_sft(script: DataArguments, training: SFTTrainingArguments, model: Mode
     save_trained(trainer, folder)
     if trainer.is_world_process_zero():
         write_settings(folder, training, model, script)
-        for row in trainer.state.log_history:
-            append_json_line(folder / RESULT_FILE, row)
         if training.push_to_hub:
             push_folder(folder, training.hub_model_id, private=training.hub_private_repo, token=training.hub_token)
     release(trainer)
