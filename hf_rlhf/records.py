@@ -1,5 +1,6 @@
 """The files a run leaves behind: metrics.jsonl, samples.jsonl, config.yaml and versions.json."""
 
+import functools
 import json
 import math
 import os
@@ -96,6 +97,7 @@ def write_settings(folder: Path, *configs: Any) -> None:
     (folder / VERSIONS_FILE).write_text(json.dumps(versions(), indent=2) + "\n", encoding="utf-8")
 
 
+@functools.cache
 def versions() -> dict[str, str]:
     """Versions of Python and of the libraries a result depends on."""
     packages = ("hf-rlhf", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers")

@@ -95,9 +95,12 @@ def require_folder_name(folder: str | os.PathLike) -> None:
     if not name.strip() or any(ord(letter) < 32 for letter in name):
         raise InputError(f"output_dir={name!r} is no name for a folder; give one without control characters")
     path = Path(name)
-    for part in (path, *path.parents):
-        if part.exists() and not part.is_dir():
-            raise InputError(f"output_dir={name!r}: {part} is a file; give the name of a folder")
+    try:
+        in_the_way = [part for part in (path, *path.parents) if part.exists() and not part.is_dir()]
+    except OSError as error:
+        raise InputError(_not_writable(path, error)) from error
+    if in_the_way:
+        raise InputError(f"output_dir={name!r}: {in_the_way[0]} is a file; give the name of a folder")
 
 
 def _make_folder(folder: Path) -> list[Path]:

@@ -9,11 +9,11 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from transformers import Trainer, TrainerCallback
+from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
 from hf_rlhf.checkpoint.folders import PREFIX, checkpoints, commit, new_scratch, rotate
-from hf_rlhf.checkpoint.lock import locked
+from hf_rlhf.checkpoint.lock import locked, require_folder_name
 from hf_rlhf.checkpoint.resume import resume_point
 from hf_rlhf.checkpoint.signals import StopSignals
 from hf_rlhf.checkpoint.state import load_state, random_state, save_state, set_random_state
@@ -39,8 +39,10 @@ class DurableTrainer(Trainer):
     """
 
     def __init__(self, *args, **kwargs):
+        given = kwargs["args"] if "args" in kwargs else args[1] if len(args) > 1 else None
+        if given is not None:
+            require_durable_settings(given)
         super().__init__(*args, **kwargs)
-        self._require_durable_settings()
         self.signals = StopSignals(active=False)
         self.nonfinite_updates = 0  # of the whole run
         self._nonfinite_in_a_row = 0
@@ -145,6 +147,7 @@ class DurableTrainer(Trainer):
         """Log to trackers and metrics.jsonl."""
         if "loss" in logs:
             logs["nonfinite_updates"] = self.nonfinite_updates
+            self._tr_loss.zero_()  # Trainer subtracts it from itself, which leaves a NaN one NaN for ever
         if "train_loss" in logs:  # over all updates of the run, and not only those since it was resumed
             logs["train_loss"] = self._total_loss_scalar / max(self.state.global_step, 1)
         super().log(logs, start_time)
@@ -304,28 +307,29 @@ class DurableTrainer(Trainer):
             cut_logs(self.folder, state["logs"])
         self._resumed_from = None
 
-    # Settings
-
     @property
     def _is_sharded(self) -> bool:
         """Whether DeepSpeed or FSDP owns the optimizer, and writes it in files of its own."""
         return self.is_deepspeed_enabled or self.is_fsdp_enabled
 
-    def _require_durable_settings(self) -> None:
-        rules = {
-            "logging_nan_inf_filter": (not self.args.logging_nan_inf_filter, "false: it logs a NaN loss as 0"),
-            "enable_jit_checkpoint": (
-                not getattr(self.args, "enable_jit_checkpoint", False),
-                "false: SIGTERM saves a checkpoint by itself",
-            ),
-            "hub_strategy": (
-                not self.args.push_to_hub or str(self.args.hub_strategy) in ("HubStrategy.END", "end"),
-                "end: what Trainer pushes during training is not complete, and holds a pickle",
-            ),
-        }
-        for name, (holds, rule) in rules.items():
-            if not holds:
-                raise InputError(f"{name}={getattr(self.args, name)} must be {rule}")
+
+def require_durable_settings(args: TrainingArguments) -> None:
+    """Raise `InputError` for a folder that cannot be one, and for flags that would undo what `DurableTrainer` promises."""
+    require_folder_name(str(args.output_dir))
+    rules = {
+        "logging_nan_inf_filter": (not args.logging_nan_inf_filter, "false: it logs a NaN loss as 0"),
+        "enable_jit_checkpoint": (
+            not getattr(args, "enable_jit_checkpoint", False),
+            "false: SIGTERM saves a checkpoint by itself",
+        ),
+        "hub_strategy": (
+            not args.push_to_hub or args.hub_strategy == "end",
+            "end: what Trainer pushes during training is not complete, and holds a pickle",
+        ),
+    }
+    for name, (holds, rule) in rules.items():
+        if not holds:
+            raise InputError(f"{name}={getattr(args, name)} must be {rule}")
 
 
 class _GoOn(TrainerCallback):

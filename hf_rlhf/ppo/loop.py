@@ -14,6 +14,7 @@ import torch
 from datasets import IterableDataset
 from torch import Tensor
 
+from hf_rlhf.checkpoint.lock import FolderLock
 from hf_rlhf.checkpoint.resume import NEVER
 from hf_rlhf.checkpoint.trainer import TRAINER_STATE_FILE, DurableTrainer
 from hf_rlhf.distributed import gather_in_order
@@ -56,6 +57,7 @@ class IterationTrainer(DurableTrainer):
     loss_is_scaled_for_ga = True  # losses are divided once by the tokens of the whole minibatch
     _loop: OwnLoop | None = None
     _beginning = False  # an own loop is
+    _lock: FolderLock | None = None  # of an own loop, until its last update or the end of the process
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -201,6 +203,8 @@ class IterationTrainer(DurableTrainer):
         )
         if self.control.should_training_stop:
             self._finalize_training(None, loop.num_samples, loop.start_time)
+            if self._lock is not None:
+                self._lock.release()
 
     def _begin_loop(self) -> OwnLoop:
         """All that `Trainer.train` does before its first iteration."""
@@ -210,6 +214,8 @@ class IterationTrainer(DurableTrainer):
                 " when it has a train_dataset and rewards"
             )
         self._require_fresh_folder()
+        if self.is_world_process_zero():
+            self._lock = FolderLock(self.folder)
         self._beginning = True
         try:
             return super().train()  # pyright: ignore[reportReturnType]

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hf_rlhf.checkpoint.lock import locked
+from hf_rlhf.checkpoint.lock import locked, require_folder_name
 from hf_rlhf.checkpoint.resume import resume_point
 from hf_rlhf.data.files import load_rows
 from hf_rlhf.distributed import gather_in_order
@@ -45,6 +45,7 @@ def run_begun(data: DataArguments, training, marker: str) -> Iterator[str | None
         raise InputError(f"report_to={tracker}: {tracker} is not installed; pip install it, or set report_to to none")
     if data.resume is not None and training.resume_from_checkpoint is not None:
         raise InputError("resume and resume_from_checkpoint say the same thing; give one of them")
+    require_folder_name(str(training.output_dir))
     folder = output_folder(training)
     with locked(folder):
         checkpoint = resume_point(folder, data.resume or training.resume_from_checkpoint)
