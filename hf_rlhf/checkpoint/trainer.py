@@ -1,6 +1,7 @@
 """`DurableTrainer`: a `transformers.Trainer` whose run may be killed at any moment and goes on in the same bits."""
 
 import logging
+import math
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -90,18 +91,19 @@ class DurableTrainer(Trainer):
         """As in Trainer. The last word before an update: whether it is made, and whether a signal has come."""
         norm = super()._get_grad_norm(model, grad_norm)
         loss, self._update_loss = float(self._update_loss), 0.0
+        size = 0.0 if norm is None else float(norm)
         of_scaler = getattr(self.accelerator, "scaler", None) is not None  # then infinite gradients are its own affair
-        finite = torch.isfinite(torch.tensor([loss, 0.0 if of_scaler or norm is None else float(norm)])).all()
+        finite = math.isfinite(loss) and (of_scaler or math.isfinite(size))
         decision = torch.tensor([not finite, self.signals.received], dtype=torch.float32, device=self.args.device)
         refused, signal = global_max(decision).tolist()
         self._stop_signal = int(signal)
         if refused:
-            self._refuse_update(loss, norm, bool(finite))
+            self._refuse_update(loss, size, finite)
         else:
             self._nonfinite_in_a_row = 0
         return norm
 
-    def _refuse_update(self, loss: float, norm: Any, finite: bool) -> None:
+    def _refuse_update(self, loss: float, norm: float, finite: bool) -> None:
         self.nonfinite_updates += 1
         self._nonfinite_in_a_row += 1
         self.drop_update()
@@ -194,7 +196,7 @@ class DurableTrainer(Trainer):
         best = self.state.best_global_step
         if best and (best == step or (self.folder / f"{PREFIX}{best}").is_dir()):
             self.state.best_model_checkpoint = str(self.folder / f"{PREFIX}{best}")
-        self._require_finite_weights()
+        self._require_sound_weights()
         run_state = self._run_state()
         scratch = by_first_rank(lambda: new_scratch(self.folder, step))
         with failing_together(), self._explained(scratch):
@@ -253,13 +255,23 @@ class DurableTrainer(Trainer):
             return "There is no checkpoint yet"
         return f"The last checkpoint is {whole[-1]}; --resume auto goes on from there"
 
-    def _require_finite_weights(self) -> None:
+    def _require_sound_weights(self) -> None:
+        """Raise for weights that are not finite, or not the same on every rank; such are not saved."""
+        total = 0.0
         for name, parameter in self.model.named_parameters():  # pyright: ignore[reportOptionalMemberAccess]
-            if parameter.requires_grad and not torch.isfinite(parameter).all():
+            if not parameter.requires_grad:
+                continue
+            total += parameter.detach().double().sum().item() if parameter.numel() else 0.0
+            if not torch.isfinite(parameter).all():
                 raise FloatingPointError(
                     f"{name} holds NaN or infinity after update {self.state.global_step}; such weights are not saved."
                     f" {self._way_on()}. Try a lower learning_rate"
                 )
+        if not self._is_sharded and len(set(gather_in_order([total]))) > 1:
+            raise RunFailed(
+                f"the ranks hold different weights after update {self.state.global_step}, which should be the same to the"
+                f" bit; they are not saved. {self._way_on()}. Look for code that changes weights on one rank alone"
+            )
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         if self._is_sharded:

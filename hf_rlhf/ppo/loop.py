@@ -17,7 +17,7 @@ from torch import Tensor
 from hf_rlhf.checkpoint.lock import FolderLock
 from hf_rlhf.checkpoint.resume import NEVER
 from hf_rlhf.checkpoint.trainer import TRAINER_STATE_FILE, DurableTrainer
-from hf_rlhf.distributed import gather_in_order
+from hf_rlhf.distributed import failing_together, gather_in_order
 from hf_rlhf.errors import InputError
 from hf_rlhf.models.policy import PolicyWithValue
 from hf_rlhf.ppo.callbacks import IterationCallback
@@ -214,8 +214,9 @@ class IterationTrainer(DurableTrainer):
                 " when it has a train_dataset and rewards"
             )
         self._require_fresh_folder()
-        if self.is_world_process_zero():
-            self._lock = FolderLock(self.folder)
+        with failing_together():
+            if self.is_world_process_zero():
+                self._lock = FolderLock(self.folder)
         self._beginning = True
         try:
             return super().train()  # pyright: ignore[reportReturnType]

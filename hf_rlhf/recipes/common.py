@@ -46,6 +46,7 @@ def run_begun(data: DataArguments, training, marker: str) -> Iterator[str | None
     if data.resume is not None and training.resume_from_checkpoint is not None:
         raise InputError("resume and resume_from_checkpoint say the same thing; give one of them")
     require_folder_name(str(training.output_dir))
+    training.device  # noqa: B018 - starts the process group, without which every rank would take the lock
     folder = output_folder(training)
     with locked(folder):
         checkpoint = resume_point(folder, data.resume or training.resume_from_checkpoint)

@@ -53,10 +53,23 @@ def nan_reward():
     runs.moody_reward = broken
 
 
+def change_a_weight():
+    """In the middle of update 3, by the least there is."""
+    start = DurableTrainer.train
+
+    def train(self, *args, **kwargs):
+        weight = next(iter(self.policy.critic_parameters()))
+        self.add_callback(at_update(3, lambda: weight.data.view(-1)[0].add_(1e-6)))
+        return start(self, *args, **kwargs)
+
+    DurableTrainer.train = train
+
+
 EVENTS = {
     "plain": lambda: None,
     "term": lambda: at(3, lambda: os.kill(os.getpid(), signal.SIGTERM)),
     "kill": lambda: at(3, lambda: os.kill(os.getpid(), signal.SIGKILL)),
+    "diverge": change_a_weight,
     "nan": lambda: nan_at({3}),
     "nans": lambda: nan_at({3, 4, 5}),
     "raise": nan_reward,

@@ -187,6 +187,7 @@ def test_nan_on_one_of_two_ranks_is_made_on_none(tmp_path):
         ("nans", [1, 1], "the run failed: the loss or the gradients of update 5 .*on ranks [1].*3 in a row"),
         ("raise", [2, 2], "error: reward 'broken' returned nan"),
         ("other", [1, 1], "ValueError: no such thing"),
+        ("diverge", [1, 1], "the ranks hold different weights after update 4"),
     ],
 )
 def test_a_rank_that_fails_ends_the_others_with_the_same_cause(tmp_path, what, codes, said):

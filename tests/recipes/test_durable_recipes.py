@@ -1,5 +1,11 @@
 """The recipes from the command line: killed, resumed, and without a pickle in any folder."""
 
+import json
+import os
+import shutil
+import subprocess
+import sys
+
 import pytest
 from safetensors.torch import load_file
 from tiny import metrics_of
@@ -58,6 +64,36 @@ def test_a_recipe_leaves_no_pickle_and_goes_on(tmp_path, flags, write_rows, caps
     assert "run_state.json is missing" in capsys.readouterr().err
     assert main([*argv, "--resume_from_checkpoint", "last"]) == 0
     assert metrics_of(out) == rows
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["reward", "sft"])
+def test_two_ranks_save_and_go_on(tmp_path, flags, write_rows, command):
+    argv = [*command_of(command, flags, write_rows), "--ddp_find_unused_parameters", "false", "--resume", "auto"]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    torchrun = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+        "-m",
+        "hf_rlhf.cli",
+    ]
+    out = tmp_path / "out"
+    expected = None
+    for _ in range(2):
+        result = subprocess.run(
+            [*torchrun, *argv], env=environment, capture_output=True, text=True, timeout=200, check=False
+        )
+        assert result.returncode == 0, result.stdout[-1000:] + result.stderr[-4000:]
+        assert json.loads((out / "checkpoint-4" / "manifest.json").read_text())["world_size"] == 2
+        rows = metrics_of(out)
+        assert [row["step"] for row in rows if "loss" in row] == [2, 4]
+        assert expected in (None, rows)
+        expected = rows
+        shutil.rmtree(out / "checkpoint-4")  # and the second start makes the last two updates again
 
 
 def test_a_full_disk_is_exit_status_1(tmp_path, flags, write_rows, capsys, monkeypatch):
