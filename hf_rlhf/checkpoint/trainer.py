@@ -71,6 +71,7 @@ class DurableTrainer(Trainer):
         Raises `RunStopped` after a signal, and `RunFailed` when a checkpoint cannot be written.
         """
         with locked(self.folder), StopSignals(active=self.args.save_strategy != "no") as self.signals:
+            self._stop_signal, self._stopped = 0, False
             self._resumed_from = resume_point(self.folder, resume_from_checkpoint)
             return super().train(self._resumed_from, *args, **kwargs)
 
@@ -109,10 +110,9 @@ class DurableTrainer(Trainer):
         self.drop_update()
         ranks = [number for number, here in enumerate(gather_in_order([finite])) if not here]
         update = self.state.global_step + 1
-        what = (
-            f"the loss or the gradients of update {update} are NaN or infinite (loss {loss:g}, gradient norm {norm:g}"
-        )
-        what += f", on ranks {ranks})" if world_size() > 1 else ")"
+        where = f", on ranks {ranks}" if world_size() > 1 else ""
+        numbers = f"loss {loss:g}, gradient norm {norm:g}{where}"
+        what = f"the loss or the gradients of update {update} are NaN or infinite ({numbers})"
         if self._nonfinite_in_a_row < MOST_NONFINITE and not self.is_deepspeed_enabled:
             logger.warning("%s; it is not made", what)
             return
