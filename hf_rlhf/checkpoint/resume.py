@@ -33,7 +33,6 @@ def resume_point(folder: Path, wanted: str | bool | None) -> VerifiedCheckpoint 
     """
     if isinstance(wanted, VerifiedCheckpoint):
         return wanted
-    wanted = {True: LAST, False: NEVER, None: NEVER}.get(wanted, wanted)  # pyright: ignore[reportArgumentType, reportCallIssue]
     choice = {"none": NEVER, "false": NEVER, "true": LAST}.get(str(wanted).lower(), str(wanted))
     found = by_first_rank(lambda: _prepare(folder, choice))
     return None if found is None else VerifiedCheckpoint(found)

@@ -257,21 +257,25 @@ class DurableTrainer(Trainer):
 
     def _require_sound_weights(self) -> None:
         """Raise for weights that are not finite, or not the same on every rank; such are not saved."""
-        total = 0.0
-        for name, parameter in self.model.named_parameters():  # pyright: ignore[reportOptionalMemberAccess]
-            if not parameter.requires_grad:
-                continue
-            total += parameter.detach().double().sum().item() if parameter.numel() else 0.0
-            if not torch.isfinite(parameter).all():
-                raise FloatingPointError(
-                    f"{name} holds NaN or infinity after update {self.state.global_step}; such weights are not saved."
-                    f" {self._way_on()}. Try a lower learning_rate"
-                )
+        with failing_together():
+            total = self._sum_of_finite_weights()
         if not self._is_sharded and len(set(gather_in_order([total]))) > 1:
             raise RunFailed(
                 f"the ranks hold different weights after update {self.state.global_step}, which should be the same to the"
                 f" bit; they are not saved. {self._way_on()}. Look for code that changes weights on one rank alone"
             )
+
+    def _sum_of_finite_weights(self) -> float:
+        total = 0.0
+        for name, parameter in self.model.named_parameters():  # pyright: ignore[reportOptionalMemberAccess]
+            if parameter.requires_grad and not torch.isfinite(parameter).all():
+                raise FloatingPointError(
+                    f"{name} holds NaN or infinity after update {self.state.global_step}; such weights are not saved."
+                    f" {self._way_on()}. Try a lower learning_rate"
+                )
+            if parameter.requires_grad and not self._is_sharded:
+                total += parameter.detach().double().sum().item()
+        return total
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         if self._is_sharded:
