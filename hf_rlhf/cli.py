@@ -1,13 +1,13 @@
 """`hf-rlhf <command>`: the recipes from the command line.
 
-Exit status: 0 done, 1 a run that failed (a NaN loss, say), 2 wrong input, 3 trained and saved but not pushed to the Hub,
-130 interrupted.
+Exit status: 0 done, 1 a run that failed (NaN losses, a full disk), 2 wrong input, 3 trained and saved but not pushed to the Hub,
+130 or 143 stopped by SIGINT or SIGTERM.
 """
 
 import sys
 from collections.abc import Callable, Sequence
 
-from hf_rlhf.errors import InputError, PushError
+from hf_rlhf.errors import InputError, PushError, RunFailed, RunStopped
 
 
 def sft(argv: Sequence[str]) -> None:
@@ -109,9 +109,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except PushError as error:
         print(f"error: {error}", file=sys.stderr)
         return 3
-    except FloatingPointError as error:
+    except (FloatingPointError, RunFailed) as error:
         print(f"the run failed: {error}", file=sys.stderr)
         return 1
+    except RunStopped as stop:
+        print(stop, file=sys.stderr)
+        _close_process_group()
+        return int(stop.code or 0)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130

@@ -1,5 +1,6 @@
 """The files a run leaves behind: metrics.jsonl, samples.jsonl, config.yaml and versions.json."""
 
+import functools
 import json
 import math
 import os
@@ -15,11 +16,13 @@ from hf_rlhf.types import Trajectory
 
 METRICS_FILE, SAMPLES_FILE = "metrics.jsonl", "samples.jsonl"
 CONFIG_FILE, VERSIONS_FILE = "config.yaml", "versions.json"
+WALL_CLOCK = ("time/", "step_time", "eps", "runtime", "per_second")
+"""A column of metrics.jsonl whose name has one of these parts measures this machine's time; no two runs agree on it."""
 
 
 def held_by_another_run(folder: Path) -> str:
     """The message for a folder that a new run would write into."""
-    go_on = ", or go on with it (resume_from_checkpoint)" if any(folder.glob("checkpoint-*")) else ""
+    go_on = ", or go on with it (--resume auto)" if any(folder.glob("checkpoint-*")) else ""
     return f"output_dir={str(folder)!r} holds a run already; choose another folder, or remove this one{go_on}"
 
 
@@ -40,16 +43,26 @@ def iteration_rows(folder: Path) -> list[dict[str, Any]]:
     return [row for row in read_json_lines(folder / METRICS_FILE) if "iteration" in row]
 
 
-def drop_rows_after(file: Path, step: int) -> None:
-    """Take back the rows of updates that a run resumed after `step` will do again, and a torn last line.
+def log_sizes(folder: Path) -> dict[str, int]:
+    """Bytes of each of the run's logs, which are on the disk when this returns."""
+    sizes = {}
+    for name in (METRICS_FILE, SAMPLES_FILE):
+        file = folder / name
+        sizes[name] = 0
+        if file.is_file():
+            with file.open("rb+") as lines:
+                os.fsync(lines.fileno())
+                sizes[name] = lines.seek(0, os.SEEK_END)
+    return sizes
 
-    What was sampled for training at `step` belongs to the update after it.
-    """
-    if file.is_file():
-        kept = [row for row in read_json_lines(file) if row["step"] + (row.get("split") == "train") <= step]
-        scratch = file.with_name(f".{file.name}.partial")
-        scratch.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept), encoding="utf-8")
-        os.replace(scratch, file)
+
+def cut_logs(folder: Path, sizes: Mapping[str, int]) -> None:
+    """Take back the rows that a run resumed where the logs had `sizes` will write again, and any torn last line."""
+    for name, size in sizes.items():
+        file = folder / name
+        if file.is_file():
+            kept = file.read_bytes()[:size]
+            os.truncate(file, kept.rfind(b"\n") + 1)
 
 
 def sample_rows(trajectories: Sequence[Trajectory], split: str, limit: int) -> list[dict[str, Any]]:
@@ -82,6 +95,7 @@ def write_settings(folder: Path, *configs: Any) -> None:
     (folder / VERSIONS_FILE).write_text(json.dumps(versions(), indent=2) + "\n", encoding="utf-8")
 
 
+@functools.cache
 def versions() -> dict[str, str]:
     """Versions of Python and of the libraries a result depends on."""
     packages = ("hf-rlhf", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers")

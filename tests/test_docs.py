@@ -411,8 +411,13 @@ def test_all_44_lessons_are_there_and_none_is_empty():
         assert re.search(r"\(.*\d+.*\)", row["reported"]), f"row {row['no.']} names no issue"
 
 
-@pytest.mark.parametrize("row", lessons(), ids=lambda row: row["no."])
-def test_the_tests_that_hold_a_lesson_exist(row):
+def faults():
+    """The rows of every table of faults."""
+    return [row for table in tables(text_of("docs/reliability.md")) if "fault" in table[0] for row in table]
+
+
+@pytest.mark.parametrize("row", [*lessons(), *faults()], ids=lambda row: row.get("no.") or row["fault"])
+def test_the_tests_that_hold_a_lesson_or_a_fault_exist(row):
     named = re.findall(r"`(tests/[\w/]+\.py)::(test_\w+)`", row["held by"])
     assert named
     missing = [

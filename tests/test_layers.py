@@ -22,6 +22,7 @@ LAYERS = (
     "feedback",
     "progress",
     "records",
+    "checkpoint",
     "reward_modeling",
     "ppo",
     "planning",

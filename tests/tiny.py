@@ -143,17 +143,17 @@ def make_trainer(
     )
 
 
-TIMES = ("time/", "step_time", "eps", "runtime", "per_second")
-
-
 def metrics_of(folder, *, times: bool = False):
     """The rows of metrics.jsonl, without those keys that measure time."""
     import json
     from pathlib import Path
 
+    from hf_rlhf.records import WALL_CLOCK
+
     rows = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
     return [
-        {key: value for key, value in row.items() if times or not any(part in key for part in TIMES)} for row in rows
+        {key: value for key, value in row.items() if times or not any(part in key for part in WALL_CLOCK)}
+        for row in rows
     ]
 
 

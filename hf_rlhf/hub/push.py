@@ -7,8 +7,8 @@ from pathlib import Path
 from hf_rlhf.credentials import hide_tokens
 from hf_rlhf.errors import InputError, PushError
 
-LEFT_OUT = ["checkpoint-*", "**/checkpoint-*", "vllm/*", ".*", "training_args.bin", "*.pt", "*.pth", "*.bin"]
-"""Checkpoints, what a vLLM server was given, hidden files, and anything that is a pickle."""
+LEFT_OUT = ["checkpoint-*", "**/checkpoint-*", "vllm/*", ".*", "run.lock", "*.set-aside*", "*.pt", "*.pth", "*.bin"]
+"""Checkpoints, what a vLLM server was given, hidden files, the lock, and anything that is a pickle."""
 
 ANSWER_SECONDS = 60.0
 """How long the Hub may take to be reached, to answer, and to take the next bytes; its library would wait for ever."""

@@ -38,7 +38,7 @@ class PPOConfig(TrainingArguments):
     learning_rate: float = _flag(1e-5, "Peak learning rate. LoRA takes about ten times that of full fine-tuning.")
     adam_epsilon: float = _flag(1e-5, "Epsilon of AdamW; 1e-5 is the one PPO was tuned with.")
     logging_steps: float = _flag(1, "Log at the end of the iteration in which every so many updates fall.")
-    logging_nan_inf_filter: bool = _flag(False, "Must stay off: a NaN loss ends the run and is never logged as 0.")
+    logging_nan_inf_filter: bool = _flag(False, "Must stay off: a NaN loss is never logged as 0.")
     remove_unused_columns: bool = _flag(False, "Must stay off: columns of the data set are passed to the rewards.")
     ignore_data_skip: bool = _flag(True, "Must stay on: the iteration alone says which prompts come next.")
     ddp_find_unused_parameters: bool | None = _flag(False, "Every trained parameter takes part in every update.")

@@ -22,6 +22,8 @@ class UpdateGuard(TrainerCallback):
     - `early_stop_kl`: the minibatch's mean `(log ratio)^2 / 2` is above it. This update and all others of the
       iteration are skipped.
 
+    An update that is `refused` already, because of NaN or infinity, is not counted as made.
+
     Args:
         config: of the run.
         log: counts the updates.
@@ -39,6 +41,7 @@ class UpdateGuard(TrainerCallback):
         self.parameters = parameters
         limits = {RATIO: config.ratio_threshold, APPROX_KL: config.early_stop_kl}
         self._limits = {name: limit for name, limit in limits.items() if limit is not None}
+        self.refused = False
         self.start_iteration()
 
     def start_iteration(self) -> None:
@@ -59,7 +62,8 @@ class UpdateGuard(TrainerCallback):
     def on_pre_optimizer_step(self, args, state, control, **kwargs):
         """Decide; every rank takes part and comes to the same end."""
         sums, self._sums = self._sums, None
-        if sums is None:  # the iteration's updates have ended
+        refused, self.refused = self.refused, False
+        if sums is None or refused:  # the iteration's updates have ended
             return control
         if self._limits:
             *totals, tokens = global_sum(sums).tolist()

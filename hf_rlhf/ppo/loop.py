@@ -13,9 +13,11 @@ from typing import Any, NamedTuple
 import torch
 from datasets import IterableDataset
 from torch import Tensor
-from transformers import Trainer
 
-from hf_rlhf.distributed import gather_in_order
+from hf_rlhf.checkpoint.lock import FolderLock
+from hf_rlhf.checkpoint.resume import NEVER
+from hf_rlhf.checkpoint.trainer import TRAINER_STATE_FILE, DurableTrainer
+from hf_rlhf.distributed import failing_together, gather_in_order
 from hf_rlhf.errors import InputError
 from hf_rlhf.models.policy import PolicyWithValue
 from hf_rlhf.ppo.callbacks import IterationCallback
@@ -27,7 +29,6 @@ from hf_rlhf.records import (
     METRICS_FILE,
     SAMPLES_FILE,
     append_json_line,
-    drop_rows_after,
     held_by_another_run,
     sample_rows,
 )
@@ -44,7 +45,7 @@ class OwnLoop(NamedTuple):
     num_samples: float  # completions of the whole run
 
 
-class IterationTrainer(Trainer):
+class IterationTrainer(DurableTrainer):
     """A Trainer whose batches are made one iteration at a time, by the policy as the last update left it."""
 
     args: PPOConfig  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -56,6 +57,7 @@ class IterationTrainer(Trainer):
     loss_is_scaled_for_ga = True  # losses are divided once by the tokens of the whole minibatch
     _loop: OwnLoop | None = None
     _beginning = False  # an own loop is
+    _lock: FolderLock | None = None  # of an own loop, until its last update or the end of the process
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -79,9 +81,9 @@ class IterationTrainer(Trainer):
     # Iterations as steps of Trainer
 
     @property
-    def folder(self) -> Path:
-        """Where the run writes."""
-        return Path(str(self.args.output_dir))
+    def can_stop_here(self) -> bool:
+        """Whether an iteration has just ended."""
+        return self.state.global_step % self.args.updates_per_iteration == 0
 
     @property
     def iteration(self) -> int:
@@ -201,6 +203,8 @@ class IterationTrainer(Trainer):
         )
         if self.control.should_training_stop:
             self._finalize_training(None, loop.num_samples, loop.start_time)
+            if self._lock is not None:
+                self._lock.release()
 
     def _begin_loop(self) -> OwnLoop:
         """All that `Trainer.train` does before its first iteration."""
@@ -210,6 +214,9 @@ class IterationTrainer(Trainer):
                 " when it has a train_dataset and rewards"
             )
         self._require_fresh_folder()
+        with failing_together():
+            if self.is_world_process_zero():
+                self._lock = FolderLock(self.folder)
         self._beginning = True
         try:
             return super().train()  # pyright: ignore[reportReturnType]
@@ -235,22 +242,22 @@ class IterationTrainer(Trainer):
             self._evaluate(None, None, skip_scheduler=True)
         return OwnLoop(model, time.time(), num_samples)
 
-    # Records
+    # Runs and their records
 
-    def train(self, *args, **kwargs):
-        """As `Trainer.train`."""
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
+        """As `DurableTrainer.train`."""
         if self.prompt_set is None:
             raise InputError("train() needs a train_dataset; without one, own the loop with generate() and step()")
-        checkpoint = args[0] if args else kwargs.get("resume_from_checkpoint")
-        if checkpoint and self.is_deepspeed_enabled:
+        anew = resume_from_checkpoint in (None, False, NEVER)
+        if not anew and self.is_deepspeed_enabled:
             raise InputError(
                 "a PPO run under DeepSpeed cannot be resumed: its loader knows nothing of PPO's state; use DDP"
             )
         if self._loop is not None:
             raise InputError("this trainer's loop is the user's since the first step(); make another one for train()")
-        if not checkpoint:
+        if anew:
             self._require_fresh_folder()
-        return super().train(*args, **kwargs)
+        return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def _require_fresh_folder(self) -> None:
         if self._folder_was_taken or self.state.global_step:
@@ -262,9 +269,6 @@ class IterationTrainer(Trainer):
             logs = {**logs, **self.iteration_log.finished(), "lr": logs["learning_rate"]}
         logs.pop("total_flos", None)  # Trainer cannot count them here, and says 0
         super().log(logs, start_time)
-        if self.is_world_process_zero():
-            self.folder.mkdir(parents=True, exist_ok=True)
-            append_json_line(self.folder / METRICS_FILE, {"step": self.state.global_step, **logs})
 
     def write_samples(self, trajectories: list[Trajectory], split: str) -> None:
         """Append some completions to samples.jsonl."""
@@ -276,9 +280,6 @@ class IterationTrainer(Trainer):
                 place = {"step": self.state.global_step, "iteration": iteration}
                 append_json_line(self.folder / SAMPLES_FILE, {**place, **row})
 
-    def create_model_card(self, *args, **kwargs) -> None:
-        """Nothing: the recipes write the card, and Trainer's draft would take its place."""
-
     # Saving and resuming
 
     def _save(self, output_dir: str | None = None, state_dict=None) -> None:
@@ -287,22 +288,19 @@ class IterationTrainer(Trainer):
             self.policy.save_pretrained(folder)
             self.processing_class.save_pretrained(folder)  # pyright: ignore
 
-    def _save_checkpoint(self, model, trial) -> None:
-        super()._save_checkpoint(model, trial)
-        if self.args.should_save:
-            folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
-            if self.args.ref_model_sync_iterations is not None:
-                self.policy.save_reference(folder)
-            (folder / STATE_FILE).write_text(json.dumps(self.algorithm_state()) + "\n", encoding="utf-8")
+    def save_parts(self, folder: Path) -> None:
+        """What the algorithm remembers, and a reference that follows the policy."""
+        if self.args.ref_model_sync_iterations is not None:
+            self.policy.save_reference(folder)
+        (folder / STATE_FILE).write_text(json.dumps(self.algorithm_state()) + "\n", encoding="utf-8")
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
         self.policy.load_weights(resume_from_checkpoint)
         file = Path(resume_from_checkpoint) / STATE_FILE
         if not file.is_file():
             raise InputError(f"{resume_from_checkpoint}: no {STATE_FILE}; it is not a checkpoint of a PPO run")
-        step = json.loads((Path(resume_from_checkpoint) / "trainer_state.json").read_text(encoding="utf-8"))[
-            "global_step"
-        ]
+        trainer_state = (Path(resume_from_checkpoint) / TRAINER_STATE_FILE).read_text(encoding="utf-8")
+        step = json.loads(trainer_state)["global_step"]
         if step % self.args.updates_per_iteration:
             raise InputError(
                 f"{resume_from_checkpoint} was taken at update {step}, inside an iteration of"
@@ -312,9 +310,6 @@ class IterationTrainer(Trainer):
             self.load_algorithm_state(json.loads(file.read_text(encoding="utf-8")))
         except (KeyError, ValueError) as error:
             raise InputError(f"{file} is not what this version writes ({error}); start the run anew") from error
-        if self.is_world_process_zero():
-            for name in (METRICS_FILE, SAMPLES_FILE):
-                drop_rows_after(self.folder / name, step)
 
     def _load_best_model(self) -> None:
         assert self.state.best_model_checkpoint is not None

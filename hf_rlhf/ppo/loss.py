@@ -2,7 +2,6 @@
 
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from hf_rlhf.models.policy import PolicyOutput
@@ -84,13 +83,3 @@ def text_loss(output: PolicyOutput, mask: Tensor) -> Tensor:
     """`-sum log p` over the tokens of texts: the language-model loss of PPO-ptx (Ouyang 2022, arXiv 2203.02155, eq. 2)."""
     assert output.text_logprobs is not None
     return masked_sum(-output.text_logprobs, mask)
-
-
-def require_finite_loss(loss: PPOLoss, update: int, tokens: int) -> None:
-    """Raise `FloatingPointError` for a NaN or infinite loss, with its parts."""
-    if not torch.isfinite(loss.total):
-        parts = ", ".join(f"{key} {value.item()}" for key, value in loss.stats.items() if key.startswith("loss/"))
-        raise FloatingPointError(
-            f"the PPO loss is {loss.total.item()} at update {update} (sums over {tokens} tokens: {parts}); the weights"
-            " are those of the update before. Try a lower learning_rate, or dtype bfloat16 instead of float16"
-        )

@@ -30,6 +30,7 @@ METRICS: dict[str, str] = {
     "rewards/unscored": "Share of completions that no reward scored; they do not count.",
     "policy/updates": "Optimizer updates made in the iteration.",
     "policy/skipped_updates": "Updates not made because their mean ratio was above ratio_threshold.",
+    "nonfinite_updates": "Updates of the whole run that were not made because their loss or gradients were NaN or infinite.",
     "policy/approxkl_avg": "Mean over tokens and updates of (log ratio)^2 / 2: how far updates moved the policy.",
     "policy/clipfrac_avg": "Share of tokens, over updates, whose policy gradient was clipped away.",
     "policy/dual_clipfrac_avg": "Share of tokens, over updates, whose policy gradient dual_clip cut off.",

@@ -19,7 +19,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 
 from hf_rlhf.compat.names import TRAINER_ARGUMENTS, explain_names
 from hf_rlhf.data.prompts import prompt_rows, require_rows
-from hf_rlhf.distributed import gather_in_order, take_share
+from hf_rlhf.distributed import failing_together, gather_in_order, take_share
 from hf_rlhf.errors import InputError
 from hf_rlhf.models.adapters import adapter_folder, base_of, keep_modes
 from hf_rlhf.models.attention import FUSED, set_attention, training_attention
@@ -34,7 +34,7 @@ from hf_rlhf.ppo.experience import Experience, micro_batches, require_finite
 from hf_rlhf.ppo.guard import UpdateGuard
 from hf_rlhf.ppo.iteration_log import IterationLog
 from hf_rlhf.ppo.loop import IterationTrainer
-from hf_rlhf.ppo.loss import PPOLoss, ppo_loss, require_finite_loss, text_loss
+from hf_rlhf.ppo.loss import PPOLoss, ppo_loss, text_loss
 from hf_rlhf.ppo.metrics import evaluation_metrics, iteration_metrics, mean_sequence_kl
 from hf_rlhf.ppo.own_loop import TokenRules, given_trajectories
 from hf_rlhf.ppo.prompts import TextStream, prompt_stream
@@ -80,7 +80,7 @@ class PPOTrainer(IterationTrainer):
 
     Raises:
         InputError: wrong settings, data or models, before anything is trained.
-        FloatingPointError: a NaN or infinite loss, value or logit, named with its update.
+        FloatingPointError: a NaN or infinite value or logit, or three updates in a row of such a loss or gradient.
     """
 
     eval_dataset: Any
@@ -191,8 +191,11 @@ class PPOTrainer(IterationTrainer):
         if trajectories is None:
             assert self.prompts is not None
             self._start_iteration(iteration)
-            trajectories = self.sample_and_score(self.prompts.rows(iteration), self._seeds("train", iteration))
-        self.evaluate_policy(trajectories)
+            seeds = self._seeds("train", iteration)
+            with failing_together():
+                trajectories = self.sample_and_score(self.prompts.rows(iteration), seeds)
+        with failing_together():
+            self.evaluate_policy(trajectories)
         trajectories = gather_in_order(trajectories)
         self.shaper.shape(trajectories)
 
@@ -314,7 +317,6 @@ class PPOTrainer(IterationTrainer):
         )
         loss = self.loss(output, experience)
         tokens = experience.mask.sum()
-        require_finite_loss(loss, self.state.global_step + 1, int(tokens))
         stats = {**loss.stats, "tokens": tokens}
         mean = loss.total / max(batch.minibatch_tokens, 1)
         if texts is not None:
@@ -327,8 +329,13 @@ class PPOTrainer(IterationTrainer):
         mean = mean * args.world_size
         return (mean, output) if return_outputs else mean
 
+    def drop_update(self) -> None:
+        """As in `DurableTrainer`; the update does not count as made."""
+        super().drop_update()
+        self.guard.refused = True
+
     def train(self, *args, **kwargs):
-        """As `Trainer.train`."""
+        """As `DurableTrainer.train`."""
         try:
             return super().train(*args, **kwargs)
         finally:

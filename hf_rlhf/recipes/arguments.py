@@ -49,7 +49,7 @@ class ModelArguments(ModelConfig):
 
 @dataclass
 class DataArguments:
-    """Which rows to train and evaluate on."""
+    """Which rows to train and evaluate on, and whether a run goes on."""
 
     dataset_name: str | None = flag(None, "Hub name, folder, or .jsonl, .json, .csv, .parquet file (also .gz).")
     dataset_config: str | None = flag(None, "Configuration of a Hub data set.")
@@ -59,6 +59,9 @@ class DataArguments:
     max_train_samples: int | None = flag(None, "Use only the first rows.")
     max_eval_samples: int | None = flag(None, "Evaluate only on the first rows.")
     skip_bad: int = flag(0, "Leave out up to so many rows of each set that cannot be used; one more is an error.")
+    resume: str | None = flag(
+        None, "auto (the newest whole checkpoint of output_dir, or a new run if there is none), a checkpoint, or never."
+    )
 
 
 @dataclass
@@ -90,6 +93,7 @@ class RewardTrainingArguments(RewardConfig):
     """TRL's `RewardConfig`; gradient checkpointing is off unless asked for, as LoRA rarely needs what it costs."""
 
     gradient_checkpointing: bool | None = flag(None, "Trade compute for memory.")
+    logging_nan_inf_filter: bool = flag(False, "Must stay off: it would log a NaN loss as 0.")
     hub_strategy: str = flag("end", "Must be end: what Trainer pushes before, in the background, may fail unseen.")
 
     def __post_init__(self):
@@ -103,6 +107,7 @@ class SFTTrainingArguments(SFTConfig):
     """TRL's `SFTConfig`; gradient checkpointing is off unless asked for."""
 
     gradient_checkpointing: bool | None = flag(None, "Trade compute for memory.")
+    logging_nan_inf_filter: bool = flag(False, "Must stay off: it would log a NaN loss as 0.")
     hub_strategy: str = flag("end", "Must be end: what Trainer pushes before, in the background, may fail unseen.")
 
     def __post_init__(self):

@@ -1,19 +1,23 @@
 """What the recipes share: loading rows and models, and the result they return."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hf_rlhf.checkpoint.lock import locked, require_folder_name
+from hf_rlhf.checkpoint.resume import resume_point
 from hf_rlhf.credentials import refuse_secrets
 from hf_rlhf.data.files import LoadedRows, read_rows
 from hf_rlhf.data.report import DataReport
-from hf_rlhf.distributed import gather_in_order, rank
+from hf_rlhf.distributed import failing_together, gather_in_order, rank
 from hf_rlhf.errors import InputError
 from hf_rlhf.hub.push import open_repository
 from hf_rlhf.models.adapters import adapter_folder
 from hf_rlhf.models.load import load_policy, load_tokenizer
 from hf_rlhf.recipes.arguments import DataArguments, ModelArguments
-from hf_rlhf.records import held_by_another_run
+from hf_rlhf.records import METRICS_FILE, held_by_another_run
 
 
 @dataclass(frozen=True)
@@ -29,47 +33,37 @@ def output_folder(training) -> Path:
     return Path(str(training.output_dir))
 
 
-def begin_run(training, marker: str) -> str | None:
-    """Check that a run can write where it is to, and report where it is to; returns the checkpoint to go on from, if any.
+@contextmanager
+def run_begun(data: DataArguments, training) -> Iterator[str | None]:
+    """Hold the run's folder as long as the block; gives the checkpoint to go on from, or None for a new run.
 
-    Raises `InputError` when `output_dir` holds another run (`marker` is a file that each leaves) and this one does not
-    resume it, when there is nothing to resume, and for a tracker that is not installed.
+    Raises `InputError` when `output_dir` cannot be written to, is in use, or holds another run and this one does
+    not resume it; when there is nothing to resume; and for a tracker that is not
+    installed.
     """
     from transformers.integrations import get_available_reporting_integrations
     from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
     for tracker in set(training.report_to) & set(INTEGRATION_TO_CALLBACK) - set(get_available_reporting_integrations()):
         raise InputError(f"report_to={tracker}: {tracker} is not installed; pip install it, or set report_to to none")
-    checkpoint = _resume_point(training)
+    if data.resume is not None and training.resume_from_checkpoint is not None:
+        raise InputError("resume and resume_from_checkpoint say the same thing; give one of them")
+    require_folder_name(str(training.output_dir))
+    training.device  # noqa: B018 - starts the process group, without which every rank would take the lock
     folder = output_folder(training)
-    if checkpoint is None and any(gather_in_order([(folder / marker).exists()])):
-        raise InputError(held_by_another_run(folder))
-    return checkpoint
-
-
-def _resume_point(training) -> str | None:
-    """The checkpoint that `--resume_from_checkpoint` names; `last` is the newest one of output_dir."""
-    from transformers.trainer_utils import get_last_checkpoint
-
-    wanted = str(training.resume_from_checkpoint or "never")
-    if wanted.lower() in ("never", "false", "none"):
-        return None
-    if wanted.lower() in ("last", "auto", "true"):
-        folder = output_folder(training)
-        last = get_last_checkpoint(str(folder)) if folder.is_dir() else None
-        if last is None:
-            raise InputError(f"nothing to resume: {folder} holds no checkpoint")
-        return last
-    if not Path(wanted).is_dir():
-        raise InputError(f"resume_from_checkpoint={wanted!r} is no folder; give a checkpoint, or `last`")
-    return wanted
+    with locked(folder):
+        checkpoint = resume_point(folder, data.resume or training.resume_from_checkpoint)
+        if checkpoint is None and any(gather_in_order([(folder / METRICS_FILE).exists()])):
+            raise InputError(held_by_another_run(folder))
+        yield checkpoint
 
 
 def open_hub(training) -> None:
     """Check that the push at the end can succeed, where one is asked for. Raises `InputError`, for a token in the settings too."""
-    refuse_secrets({"hub_token": training.hub_token}, "settings")  # Trainer would pickle it into every checkpoint
-    if training.push_to_hub and rank() == 0:
-        open_repository(output_folder(training), training.hub_model_id, private=training.hub_private_repo)
+    refuse_secrets({"hub_token": training.hub_token}, "settings")  # which are written to files
+    with failing_together():
+        if training.push_to_hub and rank() == 0:
+            open_repository(output_folder(training), training.hub_model_id, private=training.hub_private_repo)
 
 
 def release(trainer: Any) -> None:

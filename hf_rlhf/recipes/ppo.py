@@ -21,16 +21,16 @@ from hf_rlhf.recipes.arguments import ModelArguments, PPOArguments, peft_config
 from hf_rlhf.recipes.common import (
     RunResult,
     announce,
-    begin_run,
     load_start,
     open_hub,
     output_folder,
     release,
+    run_begun,
     tokenizer_of,
 )
 from hf_rlhf.recipes.data import ppo_sets
 from hf_rlhf.recipes.plan import planned_peak, write_plan
-from hf_rlhf.records import METRICS_FILE, iteration_rows
+from hf_rlhf.records import iteration_rows
 from hf_rlhf.rewards.contract import RewardFunction
 
 logger = logging.getLogger(__name__)
@@ -47,7 +47,13 @@ def train_ppo(script: PPOArguments, training: PPOConfig, model: ModelArguments, 
 
     Raises `InputError` for anything wrong in the flags, the data or the models, before training starts.
     """
-    checkpoint = begin_run(training, METRICS_FILE)
+    with run_begun(script, training) as checkpoint:
+        return _train(script, training, model, reward_funcs, checkpoint)
+
+
+def _train(
+    script: PPOArguments, training: PPOConfig, model: ModelArguments, reward_funcs, checkpoint: str | None
+) -> RunResult:
     open_hub(training)
     rewards = [*named_rewards(script), *reward_funcs]
     if not rewards:

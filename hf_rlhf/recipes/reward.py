@@ -19,9 +19,9 @@ from hf_rlhf.recipes.arguments import (
     RewardTrainingArguments,
     peft_config,
 )
-from hf_rlhf.recipes.common import RunResult, announce, begin_run, open_hub, output_folder, release, tokenizer_of
+from hf_rlhf.recipes.common import RunResult, announce, open_hub, output_folder, release, run_begun, tokenizer_of
 from hf_rlhf.recipes.data import reward_sets
-from hf_rlhf.records import append_json_line, write_settings
+from hf_rlhf.records import write_settings
 from hf_rlhf.reward_modeling.training import (
     adapters_in_base_dtype,
     make_reward_trainer,
@@ -44,7 +44,13 @@ def train_reward_model(script: RewardArguments, training: RewardTrainingArgument
 
     Raises `InputError` for anything wrong in the flags or the data, before training starts.
     """
-    checkpoint = begin_run(training, RESULT_FILE)
+    with run_begun(script, training) as checkpoint:
+        return _train(script, training, model, checkpoint)
+
+
+def _train(
+    script: RewardArguments, training: RewardTrainingArguments, model: ModelArguments, checkpoint: str | None
+) -> RunResult:
     open_hub(training)
     trust = training.trust_remote_code
     tokenizer = tokenizer_of(model, training.chat_template_path, trust_remote_code=trust)
@@ -69,8 +75,6 @@ def train_reward_model(script: RewardArguments, training: RewardTrainingArgument
     metrics = {}
     if trainer.is_world_process_zero():
         write_settings(folder, training, model, script)
-        for row in trainer.state.log_history:
-            append_json_line(folder / "metrics.jsonl", row)
         trained = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)  # without Trainer's autocast
         metrics = _reload_and_evaluate(trained, folder, train_set, eval_set, script, training, model)
         (folder / RESULT_FILE).write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")

@@ -14,18 +14,16 @@ from hf_rlhf.recipes.arguments import (
 from hf_rlhf.recipes.common import (
     RunResult,
     announce,
-    begin_run,
     load_start,
     open_hub,
     output_folder,
     release,
+    run_begun,
     tokenizer_of,
 )
 from hf_rlhf.recipes.data import sft_sets
-from hf_rlhf.records import append_json_line, write_settings
+from hf_rlhf.records import write_settings
 from hf_rlhf.reward_modeling.training import adapters_in_base_dtype, save_trained
-
-RESULT_FILE = "metrics.jsonl"
 
 
 def train_sft(script: DataArguments, training: SFTTrainingArguments, model: ModelArguments) -> RunResult:
@@ -35,9 +33,15 @@ def train_sft(script: DataArguments, training: SFTTrainingArguments, model: Mode
 
     Raises `InputError` for anything wrong in the flags or the data, before training starts.
     """
-    from trl import SFTTrainer
+    with run_begun(script, training) as checkpoint:
+        return _train(script, training, model, checkpoint)
 
-    checkpoint = begin_run(training, RESULT_FILE)
+
+def _train(
+    script: DataArguments, training: SFTTrainingArguments, model: ModelArguments, checkpoint: str | None
+) -> RunResult:
+    from hf_rlhf.reward_modeling.trainers import SFTTrainer
+
     open_hub(training)
     trust = training.trust_remote_code
     tokenizer = tokenizer_of(model, training.chat_template_path, trust_remote_code=trust)
@@ -60,8 +64,6 @@ def train_sft(script: DataArguments, training: SFTTrainingArguments, model: Mode
     save_trained(trainer, folder)
     if trainer.is_world_process_zero():
         write_settings(folder, training, model, script)
-        for row in trainer.state.log_history:
-            append_json_line(folder / RESULT_FILE, row)
         if training.push_to_hub:
             push_folder(folder, training.hub_model_id, private=training.hub_private_repo)
     release(trainer)

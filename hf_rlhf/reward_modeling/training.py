@@ -16,7 +16,7 @@ MERGED_FOLDER = "merged"
 
 
 def make_reward_trainer(classifier: Model, tokenizer, args, train_dataset, eval_dataset=None, peft_config=None):
-    """A `trl.RewardTrainer`. A LoRA config becomes one for sequence classification that trains and saves the head.
+    """A `RewardTrainer` of trl that can be killed and resumed. A LoRA config becomes one for sequence classification that trains and saves the head.
 
     Args:
         classifier: a sequence classifier with `num_labels=1`.
@@ -26,7 +26,7 @@ def make_reward_trainer(classifier: Model, tokenizer, args, train_dataset, eval_
         eval_dataset: the same.
         peft_config: a LoRA config of any task type, or None to train every weight.
     """
-    from trl import RewardTrainer
+    from hf_rlhf.reward_modeling.trainers import RewardTrainer
 
     if peft_config is not None:
         peft_config.task_type = "SEQ_CLS"
@@ -53,12 +53,8 @@ def adapters_in_base_dtype(model: Model) -> Iterator[None]:
 
 
 def save_trained(trainer, folder: str | os.PathLike) -> None:
-    """Write what a trl trainer trained, and its tokenizer, to `folder`; every rank takes part.
-
-    Trainer also pickles its arguments there; they are in config.yaml already, and nothing of ours is a pickle.
-    """
+    """Write what a trainer trained, and its tokenizer, to `folder`, and push nothing; every rank takes part."""
     trainer.save_model(str(folder), _internal_call=True)
-    (Path(folder) / "training_args.bin").unlink(missing_ok=True)
 
 
 def save_merged(model: Model, tokenizer, folder: str | os.PathLike) -> Path | None:

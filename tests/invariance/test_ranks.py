@@ -52,9 +52,8 @@ def test_two_ranks_change_nothing(whole, two_ranks, place):
 
 @pytest.mark.parametrize("place", TWO_RANKS)
 def test_only_the_first_rank_writes(two_ranks, place):
-    """Trainer lets every rank save the state of its own random numbers in a checkpoint, and nothing else."""
     second = two_ranks / place / "1"
-    assert {file.name for file in second.rglob("*") if file.is_file()} == {"rng_state_1.pth"}
+    assert not [file for file in second.rglob("*") if file.is_file()]
 
 
 def test_four_ranks_change_nothing(whole, tmp_path):

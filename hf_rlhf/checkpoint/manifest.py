@@ -1,0 +1,94 @@
+"""What a checkpoint consists of, and whether it still does: sizes and SHA-256 of its files."""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+MANIFEST_FILE = "manifest.json"
+FORMAT = 1
+_CHUNK = 1 << 20
+
+
+class DamagedCheckpoint(Exception):
+    """A folder is not the checkpoint that was written; the message says which file, and what is wrong with it."""
+
+
+def write_manifest(folder: Path, **facts: Any) -> None:
+    """List every file below `folder`, with `facts` about the whole; everything is on the disk when this returns."""
+    files = {}
+    for file in _files(folder):
+        flush(file)
+        files[file.relative_to(folder).as_posix()] = {"size": file.stat().st_size, "sha256": _digest(file)}
+    (folder / MANIFEST_FILE).write_text(_rendered({"format": FORMAT, **facts, "files": files}), encoding="utf-8")
+    flush(folder / MANIFEST_FILE)
+    for inner in [path for path in folder.rglob("*") if path.is_dir()]:
+        flush(inner)
+    flush(folder)
+
+
+def verified_facts(folder: Path) -> dict[str, Any]:
+    """The facts of `write_manifest`. Raises `DamagedCheckpoint` for a file missing, added or changed in any byte."""
+    content = _content(folder)
+    listed = content.pop("files")
+    found = {file.relative_to(folder).as_posix() for file in _files(folder)}
+    for name, expected in listed.items():
+        if name not in found:
+            raise DamagedCheckpoint(f"{name} is missing")
+        size = (folder / name).stat().st_size
+        if size != expected["size"]:
+            raise DamagedCheckpoint(f"{name} has {size} bytes, and was written with {expected['size']}")
+        if _digest(folder / name) != expected["sha256"]:
+            raise DamagedCheckpoint(f"{name} holds other bytes than were written")
+    if added := sorted(found - set(listed)):
+        raise DamagedCheckpoint(f"{added[0]} does not belong to it")
+    return content
+
+
+def flush(path: Path) -> None:
+    """Bring a file's content, or what was created, renamed and removed in a folder, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _content(folder: Path) -> dict[str, Any]:
+    file = folder / MANIFEST_FILE
+    if not file.is_file():
+        raise DamagedCheckpoint(f"there is no {MANIFEST_FILE}: not written to its end, or by another program")
+    try:
+        text = file.read_bytes().decode("utf-8")
+        content = json.loads(text)
+        own = content.pop("sha256")
+    except (ValueError, KeyError, AttributeError) as error:
+        raise DamagedCheckpoint(f"{MANIFEST_FILE} cannot be read ({type(error).__name__})") from error
+    if content.get("format") != FORMAT:
+        raise DamagedCheckpoint(
+            f"{MANIFEST_FILE} is of format {content.get('format')!r}, and this version reads format {FORMAT}"
+        )
+    if own != _digest_of(content) or text != _rendered(content):
+        raise DamagedCheckpoint(f"{MANIFEST_FILE} holds other bytes than were written")
+    return content
+
+
+def _rendered(content: dict[str, Any]) -> str:
+    return json.dumps({**content, "sha256": _digest_of(content)}, indent=1) + "\n"
+
+
+def _digest_of(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if not path.is_dir() and path != folder / MANIFEST_FILE)
+
+
+def _digest(file: Path) -> str:
+    digest = hashlib.sha256()
+    with file.open("rb") as content:
+        while chunk := content.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()

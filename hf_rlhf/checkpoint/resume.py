@@ -1,0 +1,105 @@
+"""From which checkpoint a run goes on, and what becomes of the others."""
+
+import logging
+from pathlib import Path
+
+from hf_rlhf.checkpoint.folders import checkpoints, remove_leftovers, set_aside, step_of
+from hf_rlhf.checkpoint.manifest import DamagedCheckpoint, verified_facts
+from hf_rlhf.distributed import by_first_rank, world_size
+from hf_rlhf.errors import InputError
+from hf_rlhf.records import METRICS_FILE, SAMPLES_FILE, held_by_another_run
+
+NEVER, AUTO, LAST = "never", "auto", "last"
+
+logger = logging.getLogger(__name__)
+
+
+class VerifiedCheckpoint(str):
+    """The path of a checkpoint whose every byte has been checked."""
+
+
+def resume_point(folder: Path, wanted: str | bool | None) -> VerifiedCheckpoint | None:
+    """The checkpoint that the run in `folder` goes on from, or None for a new run; the same on every rank.
+
+    Args:
+        folder: where the run writes; the caller holds its lock.
+        wanted: `never`; `auto`, the newest whole checkpoint, or a new run where there is none at all; `last`, the same
+            but an error where there is none; or the path of a checkpoint. As in Trainer, True is `last`.
+
+    What a killed run left half-made is cleared. Checkpoints in `folder` that are newer than the one chosen are renamed,
+    as the run will come to their updates again.
+
+    Raises `InputError` when nothing can be resumed, naming what is damaged in each checkpoint.
+    """
+    if isinstance(wanted, VerifiedCheckpoint):
+        return wanted
+    choice = {"none": NEVER, "false": NEVER, "true": LAST}.get(str(wanted).lower(), str(wanted))
+    found = by_first_rank(lambda: _prepare(folder, choice))
+    return None if found is None else VerifiedCheckpoint(found)
+
+
+def _prepare(folder: Path, choice: str) -> str | None:
+    remove_leftovers(folder)
+    if choice == NEVER:
+        return None
+    if choice not in (AUTO, LAST):
+        chosen: Path | None = _named(Path(choice))
+    else:
+        chosen = _newest(folder)
+    if chosen is None:
+        if choice == LAST:
+            raise InputError(f"nothing to resume: {folder} holds no checkpoint")
+        _clear_unfinished(folder)
+        return None
+    if chosen.resolve().parent != folder.resolve():
+        if (folder / METRICS_FILE).exists():
+            raise InputError(held_by_another_run(folder))
+        return str(chosen)
+    for newer in [path for path in checkpoints(folder) if step_of(path) > step_of(chosen)]:
+        logger.warning("%s is newer than where the run goes on; it is now %s", newer, set_aside(newer).name)
+    return str(chosen)
+
+
+def _named(checkpoint: Path) -> Path:
+    if not checkpoint.is_dir():
+        raise InputError(f"{str(checkpoint)!r} is no folder; give a checkpoint to resume from, {LAST!r} or {AUTO!r}")
+    try:
+        _verify(checkpoint)
+    except DamagedCheckpoint as error:
+        raise InputError(f"{checkpoint} is damaged or no checkpoint: {error}; give another one, or {AUTO!r}") from error
+    return checkpoint
+
+
+def _newest(folder: Path) -> Path | None:
+    """The newest whole checkpoint. Raises `InputError` when there are some, and none is whole."""
+    damaged = []
+    for checkpoint in reversed(checkpoints(folder)):
+        try:
+            _verify(checkpoint)
+        except DamagedCheckpoint as error:
+            damaged.append(f"{checkpoint} is damaged or no checkpoint: {error}")
+            logger.warning("%s", damaged[-1])
+        else:
+            return checkpoint
+    if damaged:
+        raise InputError("\n".join([*damaged, "None is whole; mend or remove them, or choose another output_dir"]))
+    return None
+
+
+def _verify(checkpoint: Path) -> None:
+    facts = verified_facts(checkpoint)
+    if facts["world_size"] != world_size():
+        raise InputError(
+            f"{checkpoint} was written by {facts['world_size']} ranks, and this run has {world_size()}: each rank's random"
+            f" numbers and share of the data go on, so start it with {facts['world_size']}"
+        )
+
+
+def _clear_unfinished(folder: Path) -> None:
+    """Put aside the logs of a run that was killed before its first checkpoint."""
+    if any(folder.glob("*.safetensors")):
+        raise InputError(held_by_another_run(folder))
+    for name in (METRICS_FILE, SAMPLES_FILE):
+        if (folder / name).exists():
+            logger.warning("no checkpoint in %s: the run starts anew; the old %s is put aside", folder, name)
+            set_aside(folder / name)

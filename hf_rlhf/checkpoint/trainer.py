@@ -1,0 +1,358 @@
+"""`DurableTrainer`: a `transformers.Trainer` whose run may be killed at any moment and goes on in the same bits."""
+
+import logging
+import math
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_callback import ExportableState
+
+from hf_rlhf.checkpoint.folders import PREFIX, checkpoints, commit, new_scratch, rotate
+from hf_rlhf.checkpoint.lock import locked, require_folder_name
+from hf_rlhf.checkpoint.resume import resume_point
+from hf_rlhf.checkpoint.signals import StopSignals
+from hf_rlhf.checkpoint.state import load_state, random_state, save_state, set_random_state
+from hf_rlhf.distributed import by_first_rank, failing_together, gather_in_order, global_max, rank, world_size
+from hf_rlhf.errors import InputError, RunFailed, RunStopped
+from hf_rlhf.records import METRICS_FILE, append_json_line, cut_logs, log_sizes, versions
+
+OPTIMIZER, SCHEDULE, SCALER, RUN = "optimizer", "scheduler", "scaler", "run_state"
+TRAINER_STATE_FILE = "trainer_state.json"
+MOST_NONFINITE = 3
+"""So many updates in a row whose loss or gradients are not finite end the run."""
+
+logger = logging.getLogger(__name__)
+
+
+class DurableTrainer(Trainer):
+    """What every training run here shares, however it computes its loss.
+
+    - Checkpoints are whole or absent, hold no pickle, and are verified before a run goes on from one.
+    - SIGTERM and SIGINT save a checkpoint and end the run on all ranks after the same update (`RunStopped`).
+    - An update whose loss or gradients are not finite on any rank is made on none; three in a row end the run.
+    - metrics.jsonl has a row for each log, and after a resume the rows that a run without a break would have.
+    """
+
+    def __init__(self, *args, **kwargs):
+        given = kwargs["args"] if "args" in kwargs else args[1] if len(args) > 1 else None
+        if given is not None:
+            require_durable_settings(given)
+        super().__init__(*args, **kwargs)
+        self.signals = StopSignals(active=False)
+        self.nonfinite_updates = 0  # of the whole run
+        self._nonfinite_in_a_row = 0
+        self._update_loss: Tensor | float = 0.0  # of this rank's micro-batches since the last update
+        self._stop_signal = 0  # that all ranks know of
+        self._stopped = False  # and have saved a checkpoint for
+        self._resumed_from: str | None = None
+        self.add_callback(_GoOn(self))
+
+    @property
+    def folder(self) -> Path:
+        """Where the run writes."""
+        return Path(str(self.args.output_dir))
+
+    @property
+    def can_stop_here(self) -> bool:
+        """Whether a run can go on from the update done last."""
+        return True
+
+    # Training
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
+        """As `Trainer.train`. `resume_from_checkpoint` is a path, `auto`, `last` or `never`, see `resume_point`.
+
+        Raises `RunStopped` after a signal, and `RunFailed` when a checkpoint cannot be written.
+        """
+        with locked(self.folder), StopSignals(active=self.args.save_strategy != "no") as self.signals:
+            self._stop_signal, self._stopped = 0, False
+            self._resumed_from = resume_point(self.folder, resume_from_checkpoint)
+            return super().train(self._resumed_from, *args, **kwargs)
+
+    def _run_epoch(self, **kwargs):
+        """As in Trainer; a run resumed from its last update has no more of them."""
+        if self.state.global_step < self.state.max_steps:
+            super()._run_epoch(**kwargs)
+        else:
+            self.control.should_training_stop = True
+
+    def training_step(self, *args, **kwargs) -> Tensor:
+        """As in Trainer; remembers the loss until the update."""
+        loss = super().training_step(*args, **kwargs)
+        self._update_loss = self._update_loss + loss
+        return loss
+
+    def _get_grad_norm(self, model, grad_norm=None):
+        """As in Trainer. The last word before an update: whether it is made, and whether a signal has come."""
+        norm = super()._get_grad_norm(model, grad_norm)
+        loss, self._update_loss = float(self._update_loss), 0.0
+        size = 0.0 if norm is None else float(norm)
+        of_scaler = getattr(self.accelerator, "scaler", None) is not None  # then infinite gradients are its own affair
+        finite = math.isfinite(loss) and (of_scaler or math.isfinite(size))
+        decision = torch.tensor([not finite, self.signals.received], dtype=torch.float32, device=self.args.device)
+        refused, signal = global_max(decision).tolist()
+        self._stop_signal = int(signal)
+        if refused:
+            self._refuse_update(loss, size, finite)
+        else:
+            self._nonfinite_in_a_row = 0
+        return norm
+
+    def _refuse_update(self, loss: float, norm: float, finite: bool) -> None:
+        self.nonfinite_updates += 1
+        self._nonfinite_in_a_row += 1
+        self.drop_update()
+        ranks = [number for number, here in enumerate(gather_in_order([finite])) if not here]
+        update = self.state.global_step + 1
+        where = f", on ranks {ranks}" if world_size() > 1 else ""
+        numbers = f"loss {loss:g}, gradient norm {norm:g}{where}"
+        what = f"the loss or the gradients of update {update} are NaN or infinite ({numbers})"
+        if self._nonfinite_in_a_row < MOST_NONFINITE and not self.is_deepspeed_enabled:
+            logger.warning("%s; it is not made", what)
+            return
+        raise FloatingPointError(
+            f"{what}; that makes {self._nonfinite_in_a_row} in a row. None was made, and the weights are those before."
+            f" {self._way_on()}. Try a lower learning_rate, or dtype bfloat16 instead of float16"
+        )
+
+    def drop_update(self) -> None:
+        """Leave the optimizer nothing to do in this update."""
+        for parameter in self.model.parameters():  # pyright: ignore[reportOptionalMemberAccess]
+            parameter.grad = None
+
+    def _maybe_log_save_evaluate(self, *args, **kwargs):
+        """As in Trainer; after a signal, saves wherever the run can go on from, and then does nothing more."""
+        if self._stopped:
+            return
+        stops = bool(self._stop_signal) and self.can_stop_here
+        if stops:
+            self.control.should_save = self.control.should_training_stop = True
+        super()._maybe_log_save_evaluate(*args, **kwargs)
+        self._stopped = stops
+
+    def _finalize_training(self, *args, **kwargs):
+        """As in Trainer; a run that a signal ended has no end to log."""
+        if not self._stopped:
+            return super()._finalize_training(*args, **kwargs)
+        self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)
+        raise RunStopped(
+            self._stop_signal, f"stopped by a signal after update {self.state.global_step}. {self._way_on()}"
+        )
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log to trackers and metrics.jsonl."""
+        if "loss" in logs:
+            logs["nonfinite_updates"] = self.nonfinite_updates
+            self._tr_loss.zero_()  # Trainer subtracts it from itself, which leaves a NaN one NaN for ever
+        if "train_loss" in logs:  # over all updates of the run, and not only those since it was resumed
+            logs["train_loss"] = self._total_loss_scalar / max(self.state.global_step, 1)
+        super().log(logs, start_time)
+        if self.is_world_process_zero():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            append_json_line(self.folder / METRICS_FILE, {"step": self.state.global_step, **logs})
+
+    def create_model_card(self, *args, **kwargs) -> None:
+        """Nothing: the recipes write the card, and Trainer's draft would take its place."""
+
+    # Saving
+
+    def running_sums(self) -> dict[str, Any]:
+        """What is counted from one log to the next on this rank; plain numbers in dicts and lists."""
+        return {
+            "loss": self._tr_loss.item(),
+            "loss_logged": self._total_loss_scalar,
+            "logged_at": self._globalstep_last_logged,
+        }
+
+    def load_running_sums(self, sums: dict[str, Any]) -> None:
+        """Go on from `running_sums`."""
+        self._tr_loss.fill_(sums["loss"])
+        self._total_loss_scalar = sums["loss_logged"]
+        self._globalstep_last_logged = sums["logged_at"]
+
+    def save_parts(self, folder: Path) -> None:
+        """Write what else a subclass needs in a checkpoint; called where `should_save`."""
+
+    def _save(self, output_dir: str | None = None, state_dict=None) -> None:
+        """What Trainer writes of the model and its tokenizer, without its pickle of the arguments."""
+        folder, args = str(output_dir or self.folder), self.args
+        if args.should_save or getattr(self, "is_distributed_loading_by_transformers", False):
+            model: Any = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+            model.save_pretrained(folder, state_dict=state_dict, is_main_process=args.should_save)
+        if args.should_save and self.processing_class is not None:
+            self.processing_class.save_pretrained(folder)  # pyright: ignore
+
+    def _save_checkpoint(self, model, trial) -> None:
+        """Write a checkpoint that is whole or absent. Every rank takes part and comes to the same end."""
+        self.store_flos()
+        step = self.state.global_step
+        target = self.folder / f"{PREFIX}{step}"
+        best = self.state.best_global_step
+        if best and (best == step or (self.folder / f"{PREFIX}{best}").is_dir()):
+            self.state.best_model_checkpoint = str(self.folder / f"{PREFIX}{best}")
+        self._require_sound_weights()
+        run_state = self._run_state()
+        scratch = by_first_rank(lambda: new_scratch(self.folder, step))
+        with failing_together(), self._explained(scratch):
+            self._write_parts(scratch, run_state)
+        with failing_together(), self._explained(scratch):
+            if self.args.should_save:
+                commit(scratch, target, step=step, world_size=world_size(), versions=versions())
+                rotate(self.folder, self.args.save_total_limit, self.state.best_model_checkpoint)
+
+    def _write_parts(self, scratch: Path, run_state: dict[str, Any]) -> None:
+        if self.args.should_save:
+            scratch.mkdir(parents=True)
+        self.save_model(str(scratch), _internal_call=True)
+        if not self.args.save_only_model:
+            self._save_optimizer_and_scheduler(str(scratch))
+        if self.args.should_save:
+            self.save_parts(scratch)
+            save_state(scratch, RUN, run_state | {"logs": log_sizes(self.folder)})
+            self.state.stateful_callbacks = self._callback_states()  # pyright: ignore[reportAttributeAccessIssue]
+            self.state.save_to_json(str(scratch / TRAINER_STATE_FILE))
+
+    def _callback_states(self) -> dict[str, Any]:
+        """What callbacks remember, by the name of their class; a list where there are several of one."""
+        states: dict[str, list[Any]] = {}
+        for callback in [*self.callback_handler.callbacks, self.control]:
+            if isinstance(callback, ExportableState):
+                states.setdefault(type(callback).__name__, []).append(callback.state())
+        return {name: found[0] if len(found) == 1 else found for name, found in states.items()}
+
+    def _run_state(self) -> dict[str, Any]:
+        own = {"random": random_state(), "sums": self.running_sums()}
+        return {
+            "ranks": gather_in_order([own]),
+            "nonfinite_updates": self.nonfinite_updates,
+            "nonfinite_in_a_row": self._nonfinite_in_a_row,
+        }
+
+    @contextmanager
+    def _explained(self, scratch: Path) -> Iterator[None]:
+        """Clear away what was half written, and say what to do."""
+        try:
+            yield
+        except Exception as error:  # safetensors and tokenizers have kinds of their own for a full disk
+            if self.args.should_save:
+                shutil.rmtree(scratch, ignore_errors=True)
+            if isinstance(error, RunFailed):
+                raise
+            raise RunFailed(
+                f"the checkpoint of update {self.state.global_step} could not be written: {error}"
+                f" ({shutil.disk_usage(self.folder).free / 1e9:.3g} GB are free in {self.folder}). {self._way_on()}"
+            ) from error
+
+    def _way_on(self) -> str:
+        whole = checkpoints(self.folder)
+        if not whole:
+            return "There is no checkpoint yet"
+        return f"The last checkpoint is {whole[-1]}; --resume auto goes on from there"
+
+    def _require_sound_weights(self) -> None:
+        """Raise for weights that are not finite, or not the same on every rank; such are not saved."""
+        with failing_together():
+            total = self._sum_of_finite_weights()
+        if not self._is_sharded and len(set(gather_in_order([total]))) > 1:
+            raise RunFailed(
+                f"the ranks hold different weights after update {self.state.global_step}, which should be the same to the"
+                f" bit; they are not saved. {self._way_on()}. Look for code that changes weights on one rank alone"
+            )
+
+    def _sum_of_finite_weights(self) -> float:
+        total = 0.0
+        for name, parameter in self.model.named_parameters():  # pyright: ignore[reportOptionalMemberAccess]
+            if parameter.requires_grad and not torch.isfinite(parameter).all():
+                raise FloatingPointError(
+                    f"{name} holds NaN or infinity after update {self.state.global_step}; such weights are not saved."
+                    f" {self._way_on()}. Try a lower learning_rate"
+                )
+            if parameter.requires_grad and not self._is_sharded:
+                total += parameter.detach().double().sum().item()
+        return total
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if self._is_sharded:
+            super()._save_optimizer_and_scheduler(output_dir)
+        elif self.args.should_save:
+            save_state(Path(output_dir), OPTIMIZER, self.optimizer.state_dict())  # pyright: ignore
+            save_state(Path(output_dir), SCHEDULE, self.lr_scheduler.state_dict())  # pyright: ignore
+            scaler = getattr(self.accelerator, "scaler", None)
+            if scaler is not None:
+                save_state(Path(output_dir), SCALER, scaler.state_dict())
+
+    # Going on
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None:
+            return
+        if self._is_sharded:
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        folder = Path(checkpoint)
+        if not (folder / f"{OPTIMIZER}.json").is_file():
+            raise InputError(f"{checkpoint} holds the model alone (save_only_model), and no run can go on from it")
+        optimizer, schedule = cast(Any, self.optimizer), cast(Any, self.lr_scheduler)
+        optimizer.load_state_dict(load_state(folder, OPTIMIZER))
+        schedule.load_state_dict(load_state(folder, SCHEDULE))
+
+    def _load_scaler(self, checkpoint: str | None) -> None:
+        scaler = getattr(self.accelerator, "scaler", None)
+        if checkpoint is not None and scaler is not None and (Path(checkpoint) / f"{SCALER}.json").is_file():
+            scaler.load_state_dict(load_state(Path(checkpoint), SCALER))
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            set_random_state(load_state(Path(checkpoint), RUN)["ranks"][rank()]["random"])
+
+    def go_on(self) -> None:
+        """Take up counters and logs where the checkpoint left them; called when everything else is loaded."""
+        if self._resumed_from is None:
+            return
+        state = load_state(Path(self._resumed_from), RUN)
+        self.nonfinite_updates = state["nonfinite_updates"]
+        self._nonfinite_in_a_row = state["nonfinite_in_a_row"]
+        self.load_running_sums(state["ranks"][rank()]["sums"])
+        if self.is_world_process_zero():
+            cut_logs(self.folder, state["logs"])
+        self._resumed_from = None
+
+    @property
+    def _is_sharded(self) -> bool:
+        """Whether DeepSpeed or FSDP owns the optimizer, and writes it in files of its own."""
+        return self.is_deepspeed_enabled or self.is_fsdp_enabled
+
+
+def require_durable_settings(args: TrainingArguments) -> None:
+    """Raise `InputError` for a folder that cannot be one, and for flags that would undo what `DurableTrainer` promises."""
+    require_folder_name(str(args.output_dir))
+    rules = {
+        "logging_nan_inf_filter": (not args.logging_nan_inf_filter, "false: it logs a NaN loss as 0"),
+        "enable_jit_checkpoint": (
+            not getattr(args, "enable_jit_checkpoint", False),
+            "false: SIGTERM saves a checkpoint by itself",
+        ),
+        "hub_strategy": (
+            not args.push_to_hub or args.hub_strategy == "end",
+            "end: what Trainer pushes during training is not complete, and holds a pickle",
+        ),
+    }
+    for name, (holds, rule) in rules.items():
+        if not holds:
+            raise InputError(f"{name}={getattr(args, name)} must be {rule}")
+
+
+class _GoOn(TrainerCallback):
+    """Calls `go_on` when Trainer has set its sums to their start."""
+
+    def __init__(self, trainer: DurableTrainer):
+        self.trainer = trainer
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.trainer.go_on()

@@ -1,0 +1,95 @@
+"""One rank of a run in which something happens to the other: KIND FOLDER WHAT."""
+
+import math
+import os
+import signal
+import sys
+from pathlib import Path
+
+import checkpoint.runs as runs
+from checkpoint.test_signals import at_update
+from safetensors.torch import save
+
+from hf_rlhf.checkpoint.trainer import DurableTrainer
+from hf_rlhf.cli import COMMANDS, main
+from hf_rlhf.distributed import rank, world_size
+
+
+def nan_at(updates):
+    """Make the loss of this rank NaN in some updates."""
+    step = DurableTrainer.training_step
+
+    def poisoned(self, *args, **kwargs):
+        loss = step(self, *args, **kwargs)
+        if self.state.global_step + 1 in updates:
+            next(iter(self.policy.critic_parameters())).grad.fill_(math.nan)
+            return loss * math.nan
+        return loss
+
+    DurableTrainer.training_step = poisoned
+
+
+def at(update, act):
+    start = DurableTrainer.train
+
+    def train(self, *args, **kwargs):
+        self.add_callback(at_update(update, act))
+        return start(self, *args, **kwargs)
+
+    DurableTrainer.train = train
+
+
+def fail(error):
+    def broken(prompts, completions, **columns):
+        raise error
+
+    runs.moody_reward = broken
+
+
+def nan_reward():
+    def broken(prompts, completions, **columns):
+        return [math.nan] * len(prompts)
+
+    runs.moody_reward = broken
+
+
+def change_a_weight():
+    """In the middle of update 3, by the least there is."""
+    start = DurableTrainer.train
+
+    def train(self, *args, **kwargs):
+        weight = next(iter(self.policy.critic_parameters()))
+        self.add_callback(at_update(3, lambda: weight.data.view(-1)[0].add_(1e-6)))
+        return start(self, *args, **kwargs)
+
+    DurableTrainer.train = train
+
+
+EVENTS = {
+    "plain": lambda: None,
+    "term": lambda: at(3, lambda: os.kill(os.getpid(), signal.SIGTERM)),
+    "kill": lambda: at(3, lambda: os.kill(os.getpid(), signal.SIGKILL)),
+    "diverge": change_a_weight,
+    "nan": lambda: nan_at({3}),
+    "nans": lambda: nan_at({3, 4, 5}),
+    "raise": nan_reward,
+    "other": lambda: fail(ValueError("no such thing")),
+}
+
+
+def work(argv):
+    kind, folder, what = argv
+    if os.environ["RANK"] == "1":
+        EVENTS[what]()
+    trainer = runs.RUNS[kind](Path(folder), ref_model_sync_iterations=None)
+    assert world_size() == 2
+    assert trainer.accelerator.num_processes == 2
+    import hashlib
+
+    weights = {name: p.detach().contiguous() for name, p in trainer.policy.named_parameters() if p.requires_grad}
+    print(f"rank {rank()} weights: {hashlib.sha256(save(weights)).hexdigest()}", flush=True)
+
+
+if __name__ == "__main__":
+    COMMANDS["work"] = work
+    sys.exit(main(["work", *sys.argv[1:]]))
