@@ -437,7 +437,7 @@ def faults():
 
 @pytest.mark.parametrize("row", faults(), ids=lambda row: row["fault"][:40])
 def test_the_tests_that_hold_a_fault_exist(row):
-    named = re.findall(r"`(tests/[\w/]+\.py)::(test_\w+)`", row["test"])
+    named = re.findall(r"`(tests/[\w/]+\.py)::(test_\w+)`", row["held by"])
     assert named
     assert row["what happens"]
     assert not [f"{file}::{test}" for file, test in named if test not in functions_of(file)]

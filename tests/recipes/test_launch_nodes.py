@@ -13,6 +13,8 @@ from accelerate import Accelerator
 accelerator = Accelerator(cpu=True)
 total = accelerator.reduce(torch.tensor([accelerator.process_index + 1.0]))
 print("process", accelerator.process_index, "of", accelerator.num_processes, "sum", total.item(), flush=True)
+accelerator.wait_for_everyone()
+accelerator.end_training()
 """
 
 

@@ -41,7 +41,9 @@ def start(flags, write_rows, tmp_path):
     return run
 
 
-@pytest.mark.parametrize("command", ["sft", "reward", "ppo"])
+@pytest.mark.parametrize(
+    "command", [pytest.param("sft", marks=pytest.mark.slow), pytest.param("reward", marks=pytest.mark.slow), "ppo"]
+)
 def test_what_a_recipe_writes_says_and_pushes_holds_no_secret(start, tmp_path, command):
     with fake_hub() as hub:
         done = start(command, hub)
