@@ -12,11 +12,14 @@ NODE_RANK=${NODE_RANK:-${SLURM_NODEID:?say which machine this is, from 0: NODE_R
 if [[ -z ${HEAD:-} ]]; then
     HEAD=$(scontrol show hostnames "${SLURM_JOB_NODELIST:?say where machine 0 is: HEAD=10.0.0.1}" | head -n 1)
 fi
-PROCESSES=${PROCESSES:-$(nvidia-smi --list-gpus 2>/dev/null | wc -l)}
+PROCESSES=${PROCESSES:-$( (nvidia-smi --list-gpus 2>/dev/null || true) | wc -l)}
 if [[ $PROCESSES == 0 ]]; then
     echo "no GPU on $(hostname); to try it on CPUs: ACCELERATE_USE_CPU=true PROCESSES=1" >&2
     exit 2
 fi
+
+# After SIGTERM a run finishes its iteration and saves; torchrun by itself would kill it after 30 seconds.
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-600}
 
 exec torchrun --nnodes "$NODES" --node_rank "$NODE_RANK" --nproc_per_node "$PROCESSES" \
     --master_addr "$HEAD" --master_port "${PORT:-29500}" "$@"

@@ -8,6 +8,7 @@ from typing import Any
 
 MANIFEST_FILE = "manifest.json"
 FORMAT = 1
+_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", "adapter_config.json")
 _CHUNK = 1 << 20
 
 
@@ -29,7 +30,10 @@ def write_manifest(folder: Path, **facts: Any) -> None:
 
 
 def verified_facts(folder: Path) -> dict[str, Any]:
-    """The facts of `write_manifest`. Raises `DamagedCheckpoint` for a file missing, added or changed in any byte."""
+    """The facts of `write_manifest`. Raises `DamagedCheckpoint` for a file missing or changed in any byte.
+
+    Files that a callback added later count for nothing, unless they could be read as weights.
+    """
     content = _content(folder)
     listed = content.pop("files")
     found = {file.relative_to(folder).as_posix() for file in _files(folder)}
@@ -41,7 +45,7 @@ def verified_facts(folder: Path) -> dict[str, Any]:
             raise DamagedCheckpoint(f"{name} has {size} bytes, and was written with {expected['size']}")
         if _digest(folder / name) != expected["sha256"]:
             raise DamagedCheckpoint(f"{name} holds other bytes than were written")
-    if added := sorted(found - set(listed)):
+    if added := sorted(name for name in found - set(listed) if name.endswith(_WEIGHTS)):
         raise DamagedCheckpoint(f"{added[0]} does not belong to it")
     return content
 

@@ -50,6 +50,7 @@ class DurableTrainer(Trainer):
         self._update_loss: Tensor | float = 0.0  # of this rank's micro-batches since the last update
         self._stop_signal = 0  # that all ranks know of
         self._stopped = False  # and have saved a checkpoint for
+        self._saved_at: int | None = None  # the update of the checkpoint written last
         self._resumed_from: str | None = None
         self.add_callback(_GoOn(self))
 
@@ -132,8 +133,11 @@ class DurableTrainer(Trainer):
             return
         stops = bool(self._stop_signal) and self.can_stop_here
         if stops:
-            self.control.should_save = self.control.should_training_stop = True
+            self.control.should_training_stop = self.control.should_save = True
+        saved_before = self._saved_at
         super()._maybe_log_save_evaluate(*args, **kwargs)
+        if stops and self._saved_at == saved_before:  # `save_strategy=best` takes the wish back
+            self._save_checkpoint(cast(Any, self.model), trial=None)
         self._stopped = stops
 
     def _finalize_training(self, *args, **kwargs):
@@ -204,7 +208,12 @@ class DurableTrainer(Trainer):
         with failing_together(), self._explained(scratch):
             if self.args.should_save:
                 commit(scratch, target, step=step, world_size=world_size(), versions=versions())
+        self._saved_at = step
+        if self.args.should_save:
+            try:
                 rotate(self.folder, self.args.save_total_limit, self.state.best_model_checkpoint)
+            except OSError as error:
+                logger.warning("an old checkpoint could not be removed, and stays: %s", error)
 
     def _write_parts(self, scratch: Path, run_state: dict[str, Any]) -> None:
         if self.args.should_save:
@@ -253,6 +262,8 @@ class DurableTrainer(Trainer):
         whole = checkpoints(self.folder)
         if not whole:
             return "There is no checkpoint yet"
+        if self.args.save_only_model:
+            return f"The last checkpoint is {whole[-1]}; it holds the model alone (save_only_model)"
         return f"The last checkpoint is {whole[-1]}; --resume auto goes on from there"
 
     def _require_sound_weights(self) -> None:
@@ -274,7 +285,7 @@ class DurableTrainer(Trainer):
                     f" {self._way_on()}. Try a lower learning_rate"
                 )
             if parameter.requires_grad and not self._is_sharded:
-                total += parameter.detach().double().sum().item()
+                total += parameter.detach().sum(dtype=torch.float64).item()
         return total
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
@@ -334,6 +345,7 @@ def require_durable_settings(args: TrainingArguments) -> None:
     require_folder_name(str(args.output_dir))
     rules = {
         "logging_nan_inf_filter": (not args.logging_nan_inf_filter, "false: it logs a NaN loss as 0"),
+        "save_on_each_node": (not args.save_on_each_node, "false: all machines save to one folder, which they share"),
         "enable_jit_checkpoint": (
             not getattr(args, "enable_jit_checkpoint", False),
             "false: SIGTERM saves a checkpoint by itself",

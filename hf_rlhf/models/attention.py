@@ -138,7 +138,7 @@ def training_attention(
     for model in models:
         if getattr(model.config, "_attn_implementation", None) != FUSED:
             continue
-        if packing and _can_pack(model):
+        if packing and _can_pack(model, longest):
             kinds[model] = PACKED
         elif plain_attention_is_faster(device, longest) and not recomputes:
             kinds[model] = "eager"
@@ -164,17 +164,22 @@ def set_attention(kinds: Mapping[Model, str]) -> None:
 
 
 @torch.no_grad()
-def _can_pack(model: Model) -> bool:
-    """Whether sequences in one row leave each other alone in this architecture, and are what they are when padded."""
+def _can_pack(model: Model, longest: int) -> bool:
+    """Whether sequences in one row leave each other alone in this architecture, and are what they are when padded.
+
+    Tried on more tokens than the smallest window that a token sees, where some sequence will have more.
+    """
     _register()
-    vocab_size = model.config.get_text_config().vocab_size
+    config = model.config.get_text_config()
+    windows = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
+    length = max([6, *(window + 4 for window in windows if window and window < longest)])
     device = next(model.parameters()).device
-    ids = torch.arange(1, 13, device=device).reshape(2, 6) % vocab_size
+    ids = torch.arange(1, 2 * length + 1, device=device).reshape(2, length) % config.vocab_size
     others = ids.clone()
     others[0] = ids[0].flip(0)
     real = torch.ones_like(ids)
     real[0, 4:] = 0
-    of_second = torch.ones(6, dtype=torch.long, device=device), torch.arange(6, device=device)
+    of_second = torch.ones(length, dtype=torch.long, device=device), torch.arange(length, device=device)
     with keep_modes(model), compute_in_base_dtype(model):
         model.eval()
         padded = backbone_of(model)(input_ids=ids, attention_mask=real, use_cache=False).last_hidden_state[1].float()

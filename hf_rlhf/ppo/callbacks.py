@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from hf_rlhf.records import write_settings
+from hf_rlhf.records import CONFIG_FILE, write_settings
 
 
 class IterationCallback(TrainerCallback):
@@ -52,7 +52,7 @@ class SettingsCallback(TrainerCallback):
     def on_train_begin(self, args, state, control, **kwargs):
         if state.is_world_process_zero:
             print(self.algebra)
-            if state.global_step == 0:
+            if state.global_step == 0 or not (self.folder / CONFIG_FILE).exists():
                 write_settings(self.folder, *self.settings())
 
 

@@ -119,8 +119,10 @@ class PPOConfig(TrainingArguments):
         False, "Call reward functions for each generation batch while the next is sampled; for those that wait."
     )
     rollout_forward_batch_size: int = _flag(64, "Sequences per forward pass where no gradient is needed.")
-    padding_free: bool = _flag(
-        True, "Compute without padding, where the model's code and its attention (sdpa) allow it."
+    padding_free: bool | None = _flag(
+        None,
+        "Compute without padding, where the model's code and its attention (sdpa) allow it; by default on a CPU, where it"
+        " was measured.",
     )
 
     use_transformers_continuous_batching: bool = _flag(
@@ -192,10 +194,6 @@ class PPOConfig(TrainingArguments):
             "ptx_coef": (self.ptx_coef >= 0, "0 or above"),
             "max_ptx_length": (self.max_ptx_length >= 2, "at least 2"),
             "rollout_forward_batch_size": (self.rollout_forward_batch_size >= 1, "at least 1"),
-            "generation_batch_size": (
-                self.generation_batch_size is None or self.generation_batch_size >= 1,
-                "at least 1",
-            ),
             "score_while_sampling": (
                 not self.score_while_sampling or self.generation_batch_size is not None,
                 "given with generation_batch_size, which says how many completions are sampled, then scored, at once",
@@ -203,6 +201,15 @@ class PPOConfig(TrainingArguments):
             "use_transformers_continuous_batching": (
                 not (self.use_transformers_continuous_batching and self.use_vllm),
                 "left out with use_vllm: one of the two samples",
+            ),
+            "generation_batch_size": (
+                (self.generation_batch_size is None or self.generation_batch_size >= 1)
+                and (
+                    self.generation_batch_size is None
+                    or not self.use_transformers_continuous_batching
+                    or self.score_while_sampling
+                ),
+                "at least 1, and left out with use_transformers_continuous_batching, whose max_requests_per_batch says it",
             ),
             "transformers_continuous_batching_config": (
                 self.transformers_continuous_batching_config is None or self.use_transformers_continuous_batching,
@@ -258,6 +265,12 @@ class PPOConfig(TrainingArguments):
             stop_token_ids=tuple(self.stop_token_ids or ()),
             stop_strings=tuple(self.stop_strings or ()),
         )
+
+    @property
+    def leaves_padding_out(self) -> bool:
+        """`padding_free`, or what stands for it; not with `torch_compile`, which would compile anew for all lengths."""
+        wanted = self.device.type == "cpu" if self.padding_free is None else self.padding_free
+        return wanted and not self.torch_compile
 
     @property
     def importance_cap(self) -> float | None:

@@ -50,8 +50,10 @@ class IterationLog:
         """Keep what the block measures out of the iteration."""
         seconds, rewards = dict(self._seconds), self._of_rewards
         self._of_rewards = {}
-        yield
-        self._seconds, self._of_rewards = seconds, rewards
+        try:
+            yield
+        finally:
+            self._seconds, self._of_rewards = seconds, rewards
 
     def add_reward_metrics(self, metrics: dict[str, list[float]]) -> None:
         """Take in the numbers that reward functions logged on this rank. Raises `InputError` for a name of PPO's own."""

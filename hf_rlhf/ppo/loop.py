@@ -220,6 +220,10 @@ class IterationTrainer(DurableTrainer):
         self._beginning = True
         try:
             return super().train()  # pyright: ignore[reportReturnType]
+        except BaseException:
+            if self._lock is not None:
+                self._lock.release()
+            raise
         finally:
             self._beginning = False
 
@@ -292,7 +296,16 @@ class IterationTrainer(DurableTrainer):
         """What the algorithm remembers, and a reference that follows the policy."""
         if self.args.ref_model_sync_iterations is not None:
             self.policy.save_reference(folder)
-        (folder / STATE_FILE).write_text(json.dumps(self.algorithm_state()) + "\n", encoding="utf-8")
+        state = {**self.algorithm_state(), "flags": self._fixed_flags()}
+        (folder / STATE_FILE).write_text(json.dumps(state) + "\n", encoding="utf-8")
+
+    def _fixed_flags(self) -> dict[str, Any]:
+        """What says which prompts and draws an iteration has, and so cannot change in the middle of a run."""
+        return {
+            "seed": self.args.seed,
+            "rollout_batch_size": self.args.rollout_batch_size,
+            "prompts": self._num_prompts,
+        }
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
         self.policy.load_weights(resume_from_checkpoint)
@@ -307,7 +320,14 @@ class IterationTrainer(DurableTrainer):
                 f" {self.args.updates_per_iteration} updates; resume with the num_ppo_epochs and num_mini_batches it had"
             )
         try:
-            self.load_algorithm_state(json.loads(file.read_text(encoding="utf-8")))
+            state = json.loads(file.read_text(encoding="utf-8"))
+            for name, value in self._fixed_flags().items():
+                if state["flags"][name] != value:
+                    raise InputError(
+                        f"{resume_from_checkpoint} is of a run with {name}={state['flags'][name]}, and this one has {value}:"
+                        " it would see other prompts than that run; give what it had, or start a new run in another folder"
+                    )
+            self.load_algorithm_state(state)
         except (KeyError, ValueError) as error:
             raise InputError(f"{file} is not what this version writes ({error}); start the run anew") from error
 

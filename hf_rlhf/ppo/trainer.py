@@ -7,7 +7,7 @@ Trainer owns the optimizer, its schedule, clipping, accumulation, DDP, callbacks
 
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from typing import Any
 
@@ -124,13 +124,6 @@ class PPOTrainer(IterationTrainer):
 
         require_roles_of_their_own(model, ref_model, value_model, reward_funcs)
         policy = build_policy(model, args, peft_config=peft_config, ref_model=ref_model, value_model=value_model)
-        self._attention = training_attention(
-            policy.transformers_models(),
-            args.device,
-            longest_sequence(args, self.prompt_set if self._num_prompts is not None else None, texts),
-            packing=args.padding_free and not args.torch_compile,  # which would compile anew for all lengths of a batch
-            recomputes=bool(args.gradient_checkpointing),
-        )
         if texts is not None:
             require_positions(policy, texts)
         self.rewards = None
@@ -146,6 +139,11 @@ class PPOTrainer(IterationTrainer):
                 self.rewards.require_columns(self.prompt_set.column_names)
             if args.score_while_sampling:
                 require_functions(self.rewards)
+                if args.use_vllm and args.world_size > 1:
+                    raise InputError(
+                        "score_while_sampling samples each rank's completions in parts of its own, and the ranks hand the"
+                        " adapter to the vLLM server together; leave one of the two out, or use one process"
+                    )
         super().__init__(
             model=policy,
             args=args,
@@ -157,6 +155,13 @@ class PPOTrainer(IterationTrainer):
         )
         self._require_known_sharding()
         require_known_head(policy.model)
+        self._attention = training_attention(
+            policy.transformers_models(),
+            args.device,
+            longest_sequence(args, self.prompt_set if self._num_prompts is not None else None, texts),
+            packing=args.leaves_padding_out,
+            recomputes=bool(args.gradient_checkpointing),
+        )
         if args.use_liger_kernel:
             for model in policy.transformers_models():
                 use_liger_kernels(model, args.device, args.liger_kernel_config)
@@ -230,16 +235,22 @@ class PPOTrainer(IterationTrainer):
             return trajectories
         by_length = sorted(range(len(rows)), key=lambda row: len(rows[row]["prompt_ids"]))
         done: dict[int, Trajectory] = {}
-        with ThreadPoolExecutor(1) as scorer:
-            scored = []
+        scored: list[Future[None]] = []
+        scorer = ThreadPoolExecutor(1)
+        try:
             for start in range(0, len(rows), size):
                 part = by_length[start : start + size]
                 trajectories = self.sample([rows[row] for row in part], [seeds[row] for row in part])
                 scored.append(scorer.submit(self.score, trajectories))
                 done.update(zip(part, trajectories, strict=True))
+                for each in scored:
+                    if each.done():
+                        each.result()  # raises what the reward raised
             with self.iteration_log.timed("score"):
                 for each in scored:
-                    each.result()  # raises what the reward raised
+                    each.result()
+        finally:
+            scorer.shutdown(cancel_futures=True)
         return [done[row] for row in range(len(rows))]
 
     def sample(self, rows: Sequence[Mapping[str, Any]], seeds: Sequence[int]) -> list[Trajectory]:
@@ -422,9 +433,12 @@ class PPOTrainer(IterationTrainer):
 
         start = time.perf_counter()
         rows = take_share(list(range(len(prepared))))
+        seeds = self._seeds("eval", 0, len(rows))
         with self.iteration_log.set_aside():
-            trajectories = self.sample_and_score([prepared[row] for row in rows], self._seeds("eval", 0, len(rows)))
-            self.evaluate_policy(trajectories)
+            with failing_together():
+                trajectories = self.sample_and_score([prepared[row] for row in rows], seeds)
+            with failing_together():
+                self.evaluate_policy(trajectories)
             logged = self.iteration_log.reward_metrics()
         trajectories = gather_in_order(trajectories)
         metrics = {**evaluation_metrics(trajectories), **logged, "runtime": time.perf_counter() - start}
@@ -456,6 +470,7 @@ class PPOTrainer(IterationTrainer):
 
     def _reset_attention(self) -> None:
         set_attention(dict.fromkeys(self._attention, FUSED))  # with which what is saved will be loaded
+        self._started = None  # an iteration that is begun again sets it again
 
     def _seeds(self, purpose: str, iteration: int, count: int | None = None, first: int = 0) -> list[int]:
         """A seed for each of this rank's draws: of the run, the iteration and the place in the whole batch."""

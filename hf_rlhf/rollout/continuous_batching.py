@@ -1,5 +1,6 @@
 """An engine that fills the place of a finished completion with the next prompt: transformers' continuous batching."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -58,9 +59,10 @@ class ContinuousBatchingEngine:
         except TypeError as error:
             raise InputError(f"transformers_continuous_batching_config: {error}") from error
         before = causal_lm.config._attn_implementation
+        devices = [] if causal_lm.device.type == "cpu" else [causal_lm.device]
         with (
             keep_modes(self.model),
-            torch.random.fork_rng(),
+            torch.random.fork_rng(devices),
             attention(causal_lm, FUSED if before == PACKED else before),
         ):
             self.model.eval()
@@ -102,7 +104,7 @@ def require_batchable(sampling: Sampling) -> None:
 
 def _completion(result: Any, stop_ids: set[int], sampling: Sampling) -> Completion:
     ids = list(result.generated_tokens)
-    logprobs = [0.0] * len(ids) if sampling.greedy else list(result.logprobs)  # greedy: no choice, probability 1
-    if not all(logprob == logprob for logprob in logprobs):
+    if any(math.isnan(logprob) for logprob in result.logprobs):
         raise FloatingPointError("the model returned NaN logits in continuous batching; its weights are damaged")
+    logprobs = [0.0] * len(ids) if sampling.greedy else list(result.logprobs)  # greedy: no choice, probability 1
     return Completion(ids, logprobs, bool(ids) and ids[-1] in stop_ids)

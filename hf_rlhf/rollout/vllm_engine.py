@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from hf_rlhf.distributed import gather_in_order, rank
-from hf_rlhf.errors import InputError
+from hf_rlhf.errors import InputError, RunFailed
 from hf_rlhf.models.adapters import (
     ADAPTER_CONFIG_FILE,
     ADAPTER_FILE,
@@ -278,11 +278,17 @@ class VLLMEngine:
         if rank() == 0:
             try:
                 self._hand_over(prompts)
-            except InputError as error:
-                problem = str(error)
-        url, self._adapter, problem = gather_in_order([(self.client.base_url, self._adapter, problem)])[0]
+            except Exception as error:  # whatever it is, the other ranks wait in the collective below
+                problem = error
+        wrong_input = isinstance(problem, InputError)
+        said = None if problem is None else str(problem) or type(problem).__name__
+        url, self._adapter, said, wrong_input = gather_in_order(
+            [(self.client.base_url, self._adapter, said, wrong_input)]
+        )[0]
         if problem is not None:
-            raise InputError(problem)
+            raise problem
+        if said is not None:
+            raise InputError(said) if wrong_input else RunFailed(f"rank 0 failed: {said}")
         self.client = VLLMClient(url)  # of a started server, only the main rank knows the port
         if rank() == 0 and before not in (None, self._adapter):
             # No rank needs it any more: all have come to the collective above.

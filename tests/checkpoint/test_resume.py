@@ -208,3 +208,15 @@ def test_a_torn_last_line_is_mended(tmp_path):
     assert log.read_text() == '{"step": 4}\n{"step": 8}\n'
     cut_logs(tmp_path, {"metrics.jsonl": 12})
     assert log.read_text() == '{"step": 4}\n'
+
+
+def test_what_a_callback_adds_does_no_harm(run):
+    (run / "checkpoint-12" / "ema.json").write_text("{}")
+    assert resume_point(run, "auto") == str(run / "checkpoint-12")
+
+
+@pytest.mark.parametrize("flag", [{"seed": 7}, {"per_device_train_batch_size": 2, "num_mini_batches": 2}], ids=str)
+def test_flags_that_say_what_a_run_sees_cannot_change_in_its_middle(run, flag):
+    changed = make_trainer(run, **SAVES | {"save_steps": 4, "max_steps": 16} | flag)
+    with pytest.raises(InputError, match=r"is of a run with (seed|rollout_batch_size)="):
+        changed.train(resume_from_checkpoint="auto")

@@ -76,6 +76,7 @@ def test_states_and_gradients_are_those_of_a_padded_batch(kind, settings, length
     [
         ("gemma2", {"head_dim": 8}),  # soft caps
         ("mamba", {"state_size": 4}),  # states that run on
+        ("phimoe", {"sliding_window": 8, "num_local_experts": 2}),  # a window in the mask alone
         ("bloom", {"n_head": 4}),  # biases instead of positions
     ],
     ids=lambda value: value if isinstance(value, str) else "",

@@ -60,11 +60,15 @@ def test_the_next_part_is_sampled_while_a_reward_waits(tmp_path):
 
 
 def test_what_a_reward_raises_ends_the_run(tmp_path):
+    calls = []
+
     def failing_reward(prompts, completions):
+        calls.append(len(completions))
         raise ConnectionError("no route to the judge")
 
     with pytest.raises(ConnectionError, match="no route"):
-        run(tmp_path, failing_reward, generation_batch_size=2, score_while_sampling=True)
+        run(tmp_path, failing_reward, generation_batch_size=1, score_while_sampling=True)
+    assert len(calls) < 8  # the other parts are not waited for
 
 
 def test_a_model_in_this_process_is_refused(tmp_path):

@@ -48,6 +48,18 @@ def test_two_machines_are_one_run(tmp_path):
     assert [output.strip() for output, _ in outputs] == ["process 0 of 2 sum 3.0", "process 1 of 2 sum 3.0"]
 
 
+def test_a_machine_without_gpus_is_told_what_to_do(tmp_path):
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\nexit 9\n")
+    tool.chmod(0o755)
+    machine = start(
+        tmp_path / "none.py", NODES="1", NODE_RANK="0", HEAD="127.0.0.1", PATH=f"{tmp_path}:{os.environ['PATH']}"
+    )
+    _, error = machine.communicate(timeout=60)
+    assert machine.returncode == 2
+    assert "PROCESSES=1" in error
+
+
 def test_what_is_missing_is_named(tmp_path):
     machine = start(tmp_path / "none.py", NODE_RANK="0", HEAD="127.0.0.1", NODES="")
     _, error = machine.communicate(timeout=60)
