@@ -15,6 +15,9 @@ from torch.utils.checkpoint import checkpoint
 CHUNK_ELEMENTS = 2**24
 """Logits held at once, in numbers: 64 MiB in fp32."""
 
+_CACHED_ELEMENTS = 2**23  # of a CPU, where a smaller chunk is also a faster one
+_FEWEST_ROWS = 64  # for which reading the head's weight is worth it there
+
 Result = TypeVar("Result")
 Support = Tensor | Sequence[Tensor]
 """Allowed token ids: `(N, K)`, padded with -1, or `N` tensors `(K,)`, which are padded a chunk at a time."""
@@ -50,24 +53,26 @@ def token_logprobs(
         temperature: divides the logits; above 0.
         support: allowed token ids of each token, see `Support`; every target must be among its row's ids.
         entropy: also return the entropy of each distribution, in nats.
-        chunk_size: tokens per chunk; by default as many as `CHUNK_ELEMENTS` logits allow.
+        chunk_size: tokens per chunk; by default `chunk_rows`.
         vocab_size: `V`, to choose the chunk size.
     """
 
     def score_chunk(hidden: Tensor, targets: Tensor, support: Support | None) -> tuple[Tensor, Tensor | None]:
-        raw, chosen = head(hidden), None  # (n, V)
-        if support is None:  # one formula with and without entropy: KL to itself has to be 0 to the last bit
+        raw = head(hidden)  # (n, V)
+        if support is None and torch.is_grad_enabled():
             chosen = cast(Tensor, ChosenLogprob.apply(raw, targets, temperature))
-            if not entropy:
-                return chosen, None
+            return chosen, _entropy(_scaled(raw, temperature).log_softmax(dim=1)) if entropy else None
         scaled = _scaled(raw, temperature)
-        logits = _allowed(scaled, support)
-        normaliser = logits.logsumexp(dim=1)
-        if chosen is None:
+        if support is None:  # by the formula of `ChosenLogprob`: KL to itself has to be 0 to the last bit
+            logprobs = scaled.log_softmax(dim=1)
+            chosen = logprobs.gather(1, targets[:, None]).squeeze(1)
+        else:
+            allowed = _allowed(scaled, support)
+            logprobs, normaliser = allowed.log_softmax(dim=1), allowed.logsumexp(dim=1)
             chosen = scaled.gather(1, targets[:, None]).squeeze(1) - normaliser
-        return chosen, _entropy(logits, normaliser) if entropy else None
+        return chosen, _entropy(logprobs) if entropy else None
 
-    chunk_size = _fitting(vocab_size) if chunk_size is None else chunk_size
+    chunk_size = chunk_rows(vocab_size, hidden.device) if chunk_size is None else chunk_size
     logprobs, entropies = zip(*_by_chunk(score_chunk, hidden, targets, support, chunk_size), strict=True)
     return TokenScores(torch.cat(logprobs), torch.cat(entropies) if entropy else None)
 
@@ -126,7 +131,7 @@ def token_kl(
         reference_head: maps `(n, H')` to the reference's logits `(n, V)`.
         temperature: divides the logits of both; above 0.
         support: allowed token ids of each token, see `Support`, at least one a row.
-        chunk_size: tokens per chunk; by default as many as `CHUNK_ELEMENTS` logits allow, both models' counted.
+        chunk_size: tokens per chunk; by default `chunk_rows`, both models' logits counted.
         vocab_size: `V`, to choose the chunk size.
 
     Returns:
@@ -142,12 +147,17 @@ def token_kl(
         log_ratio = torch.where(logprobs > float("-inf"), logprobs - reference_logprobs, 0)
         return (logprobs.exp() * log_ratio).sum(dim=1)
 
-    chunk_size = _fitting(vocab_size, models=2) if chunk_size is None else chunk_size
+    chunk_size = chunk_rows(vocab_size, hidden.device, models=2) if chunk_size is None else chunk_size
     return torch.cat(_by_chunk(kl_of_chunk, hidden, reference_hidden, support, chunk_size))
 
 
-def _fitting(vocab_size: int | None, models: int = 1) -> int:
-    return max(1, CHUNK_ELEMENTS // (models * (vocab_size or 2**16)))
+def chunk_rows(vocab_size: int | None, device: torch.device, models: int = 1) -> int:
+    """How many tokens make a chunk, when the logits of `models` models are held for each."""
+    width = models * (vocab_size or 2**16)
+    rows = CHUNK_ELEMENTS // width
+    if device.type == "cpu":
+        rows = min(rows, max(_CACHED_ELEMENTS // width, _FEWEST_ROWS))
+    return max(1, rows)
 
 
 def _by_chunk(
@@ -177,10 +187,12 @@ def _allowed(logits: Tensor, support: Support | None) -> Tensor:
     return logits.gather(1, support.clamp(min=0).long()).masked_fill(support < 0, float("-inf"))
 
 
-def _entropy(logits: Tensor, normaliser: Tensor) -> Tensor:
-    """H = logsumexp(z) - sum_v p_v z_v  over the allowed tokens. `(n, K), (n,) -> (n,)`."""
-    probabilities = (logits - normaliser[:, None]).exp()
-    return normaliser - (probabilities * logits.masked_fill(probabilities == 0, 0.0)).sum(dim=1)
+def _entropy(logprobs: Tensor) -> Tensor:
+    """H = - sum_v p_v log p_v  over the allowed tokens. `(n, K) -> (n,)`; without gradients `logprobs` are used up."""
+    probabilities, least = logprobs.exp(), torch.finfo(logprobs.dtype).min  # 0 * -inf is NaN
+    if torch.is_grad_enabled():
+        return -(probabilities * logprobs.clamp(min=least)).sum(dim=1)
+    return -probabilities.mul_(logprobs.clamp_(min=least)).sum(dim=1)
 
 
 def _padded(support: Support) -> Tensor:

@@ -17,7 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from hf_rlhf.models.adapters import POLICY, base_of, compute_in_base_dtype
 from hf_rlhf.models.attention import set_attention, training_attention
 from hf_rlhf.models.fused_lora import fuse_lora
-from hf_rlhf.ops.logprobs import CHUNK_ELEMENTS
+from hf_rlhf.ops.logprobs import chunk_rows
 from hf_rlhf.planning.work import ModelShape
 from hf_rlhf.ppo.config import PPOConfig
 from hf_rlhf.types import Model
@@ -178,7 +178,9 @@ def _generate(model: MemoryModel, args: PPOConfig) -> float:
 def _score(model: MemoryModel, args: PPOConfig) -> float:
     """A pass without gradients holds one block's tensors at a time."""
     batch = min(args.rollout_forward_batch_size, args.rollout_batch_size // args.world_size)
-    return batch * model.length * model.block_activations + _logits(model, batch * args.max_completion_length)
+    return batch * model.length * model.block_activations + _logits(
+        model, batch * args.max_completion_length, args.device
+    )
 
 
 def _update(model: MemoryModel, args: PPOConfig) -> float:
@@ -187,12 +189,12 @@ def _update(model: MemoryModel, args: PPOConfig) -> float:
     if args.gradient_checkpointing:  # the input of each block, and one block at a time
         kept = tokens * (shape.layers * shape.hidden * model.itemsize + model.block_activations)
     passes = 1 if args.critic == "value_head" else 2
-    return passes * kept + _logits(model, args.per_device_train_batch_size * args.max_completion_length)
+    return passes * kept + _logits(model, args.per_device_train_batch_size * args.max_completion_length, args.device)
 
 
-def _logits(model: MemoryModel, tokens: int) -> float:
+def _logits(model: MemoryModel, tokens: int, device: torch.device) -> float:
     """A chunk of logits in the base's dtype, and two fp32 matrices of it."""
-    elements = min(tokens * model.shape.vocab, CHUNK_ELEMENTS)
+    elements = min(tokens, chunk_rows(model.shape.vocab, device)) * model.shape.vocab
     return elements * (2 * model.itemsize + 2 * 4)
 
 

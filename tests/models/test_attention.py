@@ -1,12 +1,23 @@
 """Attention without padding: the same states, gradients and learning as with it."""
 
+from typing import Any
+
 import pytest
 import torch
 from tiny import make_model, make_tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from hf_rlhf.models.attention import FUSED, PACKED, packed_states, set_attention, training_attention
+from hf_rlhf.models.attention import (
+    FUSED,
+    PACKED,
+    Row,
+    attention,
+    packed_states,
+    set_attention,
+    training_attention,
+)
 from hf_rlhf.models.backbone import states_at
+from hf_rlhf.models.load import EMBEDDED_MODEL, load_causal_lm
 
 SMALL = {
     "vocab_size": 64,
@@ -17,6 +28,9 @@ SMALL = {
     "num_key_value_heads": 2,
     "max_position_embeddings": 512,
 }
+
+
+ALIKE = [30, 28, 31]
 
 
 def small_model(kind: str, **settings):
@@ -35,7 +49,7 @@ def kinds_of(model, longest=64, **options):
     return training_attention([model], "cpu", longest, **{"packing": True, "recomputes": False, **options})
 
 
-@pytest.mark.parametrize("lengths", [[7, 3, 12], [5], [40, 200, 9]], ids=str)
+@pytest.mark.parametrize("lengths", [[7, 3, 12], [5], [40, 200, 9], ALIKE], ids=str)
 @pytest.mark.parametrize(
     ("kind", "settings"),
     [
@@ -102,15 +116,35 @@ def test_what_a_run_may_choose():
     assert kinds_of(model) == {}
 
 
-def test_a_neighbour_is_not_seen():
+@pytest.mark.parametrize("length", [6, 30])
+def test_a_neighbour_is_not_seen(length):
     model = small_model("llama")
     set_attention({model: PACKED} if kinds_of(model) else {})
-    ids, real, rows, columns = batch([6, 6])
+    ids, real, rows, columns = batch([length, length])
     one = packed_states(model, ids, real, rows, columns)
     ids[0] = ids[0].flip(0)
     other = packed_states(model, ids, real, rows, columns)
-    assert torch.equal(one[6:], other[6:])
-    assert not torch.equal(one[:6], other[:6])
+    assert torch.equal(one[length:], other[length:])
+    assert not torch.equal(one[:length], other[:length])
+
+
+def test_sequences_alike_are_attended_to_at_once():
+    assert Row.of(ALIKE, torch.device("cpu")).alike
+    assert not Row.of([40, 200, 9], torch.device("cpu")).alike
+
+
+@pytest.mark.parametrize("lengths", [ALIKE, [60, 22, 5]], ids=str)
+def test_the_embedded_model_needs_no_padding_in_bf16(lengths):
+    """Whose states differ by percents between torch's attention and the plain one."""
+    model: Any = load_causal_lm(EMBEDDED_MODEL, dtype="bfloat16").eval()
+    assert kinds_of(model) == {model: PACKED}
+    places = batch(lengths)
+    with torch.no_grad():
+        with attention(model, "eager"):
+            padded = states_at(model, *places)
+        with attention(model, PACKED):
+            packed = states_at(model, *places)
+    assert (packed - padded).float().norm() <= 0.02 * padded.float().norm()
 
 
 def test_sampling_is_what_it_was():
