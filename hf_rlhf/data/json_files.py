@@ -226,7 +226,7 @@ def _misfits(names: Sequence[str], records: Sequence[Record]) -> dict[int, str]:
     problems: dict[int, str] = {}
     for name in names:
         values = [row.get(name) for _, row in records]
-        kinds = Counter(_kind(value) for value in values if value)  # an empty list says nothing of its kind
+        kinds = Counter(_kind(value) for value in values if value is not None and value != [])  # which say nothing
         usual = kinds.most_common(1)[0][0] if kinds else None
         known: list[Any] = []  # values whose arrow types make up the column's
         column = None

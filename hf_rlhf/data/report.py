@@ -166,7 +166,7 @@ def check_preferences(rows: LoadedRows, tokenizer: PreTrainedTokenizerBase, *, r
         role=role,
         layout=found.layout,
         columns=list(columns),
-        left_out=_left_out(found, "that are there already", found.rows_in - len(kept)),
+        left_out=_left_out(found, kept, "that are there already"),
         noticed={
             "that contradict another (the same answers the other way round)": found.contradictions,
             f"of {len(pairs['chosen'])} whose chosen answer is the longer one": longer,
@@ -205,9 +205,7 @@ def check_prompt_set(
         role=role,
         layout="messages" if isinstance(_sample(dataset, ["prompt"])["prompt"][0], list) else "text",
         columns=["prompt"] if "prompt" in found else ["chosen", "rejected"],
-        left_out={}
-        if pairs is None
-        else _left_out(pairs, "with a prompt that is there already", pairs.rows_in - len(kept)),
+        left_out=_left_out(pairs, kept, "with a prompt that is there already"),
         noticed={"with a prompt that is there already": len(dataset) - len(fingerprints(dataset, ["prompt"]))},
         lengths=[Lengths.of("prompt", list(map(len, ids)), limit)],
     )
@@ -270,11 +268,13 @@ def _report(rows: LoadedRows, dataset: Dataset, rows_read: int, *, columns: Sequ
     )
 
 
-def _left_out(pairs: PreferenceReport, repeats: str, left_out: int) -> dict[str, int]:
-    """Why `left_out` pairs are: all that are neither malformed nor with equal answers are there already."""
+def _left_out(pairs: PreferenceReport | None, kept: Sequence[int], repeats: str) -> dict[str, int]:
+    """Why pairs are not `kept`: those that are neither malformed nor with equal answers are there already."""
+    if pairs is None:
+        return {}
     reasons = {f"malformed: {reason}": count for reason, count in pairs.malformed_reasons.items()}
     reasons["with chosen equal to rejected"] = pairs.identical
-    return reasons | {repeats: left_out - sum(reasons.values())}
+    return reasons | {repeats: pairs.rows_in - len(kept) - sum(reasons.values())}
 
 
 def _with_options(rows: LoadedRows, names: Sequence[str]) -> dict[str, list[Any]]:

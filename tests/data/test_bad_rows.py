@@ -151,6 +151,12 @@ def test_a_column_has_the_kind_of_most_rows_whatever_the_first_is(tmp_path, firs
     assert 'column "prompt" holds a list of str, where most rows have a list of dict' in rows.bad_rows.found[-1].problem
 
 
+@pytest.mark.parametrize("usual", ["0", "false", '""'])
+def test_values_that_are_zero_or_empty_have_a_kind(tmp_path, usual):
+    file = write(tmp_path / "rows.jsonl", '{"a": ["x"]}', *[f'{{"a": {usual}}}'] * 3)
+    assert [row.place for row in read_rows(file, skip_bad=1).bad_rows.found] == [f"{file}:1"]
+
+
 def test_messages_about_rows_repeat_no_token_and_no_escape_sequence(tmp_path):
     token = "hf_abcdefghijABCDEFGHIJ1234"
     lines = ['{"n": 1}', '{"n": 2}', f'{{"n": "{token}"}}', '{"\\u001b[31m": 1, "\\u001b[31m": 2}']

@@ -79,7 +79,7 @@ def test_a_recipe_that_may_not_push_ends_before_it_trains(start, tmp_path):
 
 
 @pytest.mark.parametrize("command", ["sft", "reward", "ppo"])
-def test_no_repository_is_made_for_data_or_a_model_that_cannot_be_used(start, flags, write_rows, tmp_path, command):
+def test_no_repository_is_made_for_data_that_cannot_be_used(start, flags, write_rows, tmp_path, command):
     rows = [{"prompt": "the", "chosen": "a", "rejected": "b", "completion": "a"}] * 2
     with fake_hub() as hub:
         done = start(command, hub, rows)
