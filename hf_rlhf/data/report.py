@@ -229,6 +229,7 @@ def check_text_set(
     sample = _sample(good.dataset, names)
     texts = tokenize_texts(sample, tokenizer, source=rows.source)
     kind = "messages" if is_conversational(sample) else "text"
+    filled = sum(limit.tokens is not None and text.given >= limit.tokens for text in texts)
     report = _report(
         rows,
         good.dataset,
@@ -237,7 +238,10 @@ def check_text_set(
         layout=kind if len(names) == 1 else f"{' and '.join(names)}, {kind}",
         columns=list(names),
         left_out={},
-        noticed={"that are there already": len(good.dataset) - len(fingerprints(good.dataset, names))},
+        noticed={
+            "that are there already": len(good.dataset) - len(fingerprints(good.dataset, names)),
+            f"of {len(texts)} whose prompt alone fills {limit.name}": filled,
+        },
         lengths=[Lengths.of("text", [len(text.ids) for text in texts], limit)],
     )
     return CheckedSet(good.dataset, report, good.place)

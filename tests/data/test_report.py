@@ -108,7 +108,7 @@ def test_texts(load):
     rows = [{"prompt": "the", "completion": " cat"}] * 2 + [{"prompt": "the", "completion": ""}]
     dataset, report, _ = check_text_set(load(rows, 1), make_tokenizer(), role="training", limit=LIMIT)
     assert (len(dataset), report.rows_read, report.layout) == (2, 3, "prompt and completion, text")
-    assert list(report.noticed.values()) == [1]
+    assert list(report.noticed.values()) == [1, 0]
     assert report.lengths[0].maximum == 3
 
 
@@ -199,7 +199,8 @@ def test_pairs_that_are_all_too_long_are_an_error_also_beyond_the_measured_ones(
 
 def test_texts_with_nothing_to_learn_are_bad_rows_where_all_have_to_teach(load):
     rows = [{"prompt": "the", "completion": " cat"}, {"prompt": "the cat sat on the mat", "completion": " good"}]
-    check_text_set(load(rows), make_tokenizer(), role="texts", limit=LIMIT)
+    report = check_text_set(load(rows), make_tokenizer(), role="texts", limit=LIMIT).report
+    assert "kept: 1 of 2 whose prompt alone fills max_length" in str(report)
     with pytest.raises(InputError, match=r"the prompt alone fills max_ptx_length=5 .*rows.jsonl:2"):
         check_text_set(load(rows), make_tokenizer(), role="texts", limit=LIMIT, all_learnable=True)
 
