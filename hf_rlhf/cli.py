@@ -4,9 +4,11 @@ Exit status: 0 done, 1 a run that failed (NaN losses, a full disk), 2 wrong inpu
 130 or 143 stopped by SIGINT or SIGTERM.
 """
 
+import io
 import sys
 from collections.abc import Callable, Sequence
 
+from hf_rlhf.credentials import printable_lines
 from hf_rlhf.errors import InputError, PushError, RunFailed, RunStopped
 
 
@@ -91,6 +93,8 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr is: rows may hold what a terminal cannot show
     if not argv or argv[0] in ("-h", "--help"):
         print(usage())
         return 0
@@ -104,13 +108,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         COMMANDS[argv[0]](argv[1:])
         _close_process_group()
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        _complain("error", error)
         return 2
     except PushError as error:
-        print(f"error: {error}", file=sys.stderr)
+        _complain("error", error)
         return 3
     except (FloatingPointError, RunFailed) as error:
-        print(f"the run failed: {error}", file=sys.stderr)
+        _complain("the run failed", error)
         return 1
     except RunStopped as stop:
         print(stop, file=sys.stderr)
@@ -120,6 +124,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("interrupted", file=sys.stderr)
         return 130
     return 0
+
+
+def _complain(what: str, error: Exception) -> None:
+    """Messages quote names and rows, which may hold access tokens and escape sequences."""
+    print(printable_lines(f"{what}: {error}"), file=sys.stderr)
 
 
 def _close_process_group() -> None:

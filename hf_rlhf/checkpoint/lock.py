@@ -89,18 +89,18 @@ class FolderLock:
         return descriptor
 
 
-def require_folder_name(folder: str | os.PathLike) -> None:
-    """Raise `InputError` for what cannot be the name of a run's folder."""
+def require_folder_name(folder: str | os.PathLike, flag: str = "output_dir") -> None:
+    """Raise `InputError` for what cannot be the name of a folder; `flag` gave it."""
     name = os.fspath(folder)
     if not name.strip() or any(ord(letter) < 32 for letter in name):
-        raise InputError(f"output_dir={name!r} is no name for a folder; give one without control characters")
+        raise InputError(f"{flag}={name!r} is no name for a folder; give one without control characters")
     path = Path(name)
     try:
         in_the_way = [part for part in (path, *path.parents) if part.exists() and not part.is_dir()]
     except OSError as error:
-        raise InputError(_not_writable(path, error)) from error
+        raise InputError(_not_writable(path, error, flag)) from error
     if in_the_way:
-        raise InputError(f"output_dir={name!r}: {in_the_way[0]} is a file; give the name of a folder")
+        raise InputError(f"{flag}={name!r}: {in_the_way[0]} is a file; give the name of a folder")
 
 
 def _make_folder(folder: Path) -> list[Path]:
@@ -113,8 +113,8 @@ def _make_folder(folder: Path) -> list[Path]:
     return missing
 
 
-def _not_writable(folder: Path, error: OSError) -> str:
-    return f"output_dir={str(folder)!r} cannot be written to: {error.strerror}; choose another folder"
+def _not_writable(folder: Path, error: OSError, flag: str = "output_dir") -> str:
+    return f"{flag}={str(folder)!r} cannot be written to: {error.strerror}; choose another folder"
 
 
 def _in_use(file: Path, holder: str) -> str:

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+from hf_rlhf.credentials import printable
 from hf_rlhf.errors import InputError
+
+_CHARACTERS = 500  # of a problem, as a chat template or a parser may quote the row
 
 
 class BadRow(NamedTuple):
@@ -26,11 +29,11 @@ class BadRows:
 
     def add(self, place: str, problem: str, cause: Exception | None = None) -> None:
         """Note one bad row. Raises InputError when it is one more than the limit, with the first ones."""
-        self.found.append(BadRow(place, problem))
+        self.found.append(BadRow(place, printable(problem, _CHARACTERS)))
         if len(self.found) <= self.limit:
             return
         if self.limit == 0:
-            raise InputError(f"{place}: {problem}") from cause
+            raise InputError(f"{place}: {self.found[-1].problem}") from cause
         rows = "\n  ".join(f"{row.place}: {row.problem}" for row in self._first())
         raise InputError(
             f"{len(self.found)} rows cannot be used, and skip_bad={self.limit} leaves out {self.limit}. The first are\n  {rows}"
@@ -39,7 +42,7 @@ class BadRows:
 
     def add_all(self, rows: Iterable[BadRow], *, source: str, total: int) -> None:
         """Note what a look at all rows of a set has found. Raises InputError above the limit, by kind of problem."""
-        self.found += rows
+        self.found += [BadRow(row.place, printable(row.problem, _CHARACTERS)) for row in rows]
         if len(self.found) <= self.limit:
             return
         raise InputError(
@@ -52,13 +55,14 @@ class BadRows:
         return self.found[:shown]
 
 
-def list_by_problem(rows: Iterable[BadRow], shown: int = 5) -> list[str]:
-    """`column "chosen": None in 2 rows (a.jsonl:3, a.jsonl:7)` for each kind of problem."""
+def list_by_problem(rows: Iterable[BadRow], shown: int = 5, kinds: int = 10) -> list[str]:
+    """`column "chosen": None in 2 rows (a.jsonl:3, a.jsonl:7)` for each kind of problem, the first `kinds` of them."""
     places: dict[str, list[str]] = {}
     for row in rows:
         places.setdefault(row.problem, []).append(row.place)
-    return [
+    lines = [
         f"{problem} in {len(found)} row{'s' if len(found) != 1 else ''} ({', '.join(found[:shown])}"
         + (", ...)" if len(found) > shown else ")")
         for problem, found in places.items()
     ]
+    return lines if len(lines) <= kinds else [*lines[:kinds], f"and {len(lines) - kinds} other kinds of problems"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from hf_rlhf.data.bad_rows import BadRow, BadRows
-from hf_rlhf.data.json_files import read_records, to_dataset
+from hf_rlhf.data.json_files import BOM, read_records, to_dataset
 from hf_rlhf.errors import InputError
 
 if TYPE_CHECKING:
@@ -37,8 +38,7 @@ class LoadedRows:
 
     def select(self, rows: Sequence[int]) -> LoadedRows:
         """These rows alone."""
-        places = None if self.places is None else [self.places[row] for row in rows]
-        return replace(self, dataset=self.dataset.select(rows), places=places)
+        return replace(self, dataset=self.dataset.select(rows), places=[self.place(row) for row in rows])
 
     def without(self, problems: Mapping[str, Sequence[str | None]]) -> LoadedRows:
         """The rows without those that have a problem in one of their columns: column -> a problem or None for each row.
@@ -53,7 +53,7 @@ class LoadedRows:
         if not bad:
             return self
         named = [BadRow(self.place(row), problem) for row, problem in sorted(bad.items())]
-        self.bad_rows.add_all(named, source=self.source, total=len(self.dataset))
+        self.bad_rows.add_all(named, source=self.source, total=len(self.dataset) + len(self.bad_rows.found))
         if len(bad) == len(self.dataset):
             raise InputError(f"{self.source}: no row is left; skip_bad={self.bad_rows.limit} left out all {len(bad)}")
         return self.select([row for row in range(len(self.dataset)) if row not in bad])
@@ -78,7 +78,7 @@ def load_rows(
 
     Raises InputError when nothing is found, a file is broken (with `file:line`) or there are no rows.
     """
-    if streaming and not Path(name).expanduser().exists() and not _looks_like_a_path(name):
+    if streaming and not _looks_like_a_path(name) and not local_path(name).exists():
         return _load_from_hub(name, split, config_name, streaming=True)
     dataset = read_rows(name, split=split, config_name=config_name).dataset
     return dataset.to_iterable_dataset() if streaming else dataset
@@ -90,7 +90,7 @@ def read_rows(name: str, *, split: str = "train", config_name: str | None = None
     Left out and named are: lines and elements of JSON files that are no rows, or whose values do not fit their columns,
     and records of a .csv file with too many or too few fields.
     """
-    path = Path(name).expanduser()
+    path = local_path(name)
     bad_rows = BadRows(skip_bad)
     if not path.exists():
         if _looks_like_a_path(name):
@@ -103,6 +103,17 @@ def read_rows(name: str, *, split: str = "train", config_name: str | None = None
 
 
 # --- where the rows are ------------------------------------------------------------------------------------------
+
+
+def local_path(name: str) -> Path:
+    """Where rows of this name would be on disk, `~` followed. Raises InputError for what no file can be named."""
+    try:
+        path = Path(name).expanduser()
+        path.exists()
+    except (OSError, RuntimeError, ValueError) as error:  # too long, no such user, a NUL
+        shown = name if len(name) <= 100 else f"{name[:100]}..."
+        raise InputError(f"{shown!r} cannot be looked up ({getattr(error, 'strerror', None) or error}). Check the name") from error  # fmt: skip
+    return path
 
 
 def _looks_like_a_path(name: str) -> bool:
@@ -214,6 +225,10 @@ def _read_parquet(path: Path) -> Any:
         raise InputError(f"{path}: not a valid parquet file ({error}). Write it again") from error
 
 
+# Arrow, as RFC 4180, knows quotes at the beginning of a field only; inside, "" stands for one
+_QUOTED_FIELD = re.compile(rb'(?:\A|(?<=[,\r\n]))"(?:[^"]*"")*[^"]*(?P<end>"?)')
+
+
 def _read_csv(path: Path, bad_rows: BadRows) -> Any:
     import pyarrow as pa
     from pyarrow import csv
@@ -230,6 +245,12 @@ def _read_csv(path: Path, bad_rows: BadRows) -> Any:
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise InputError(f"{path}:{line}: not UTF-8: {error.reason}. Save the file as UTF-8") from error
+    for field in _QUOTED_FIELD.finditer(content.removeprefix(BOM)):
+        if not field["end"]:  # arrow would take all rows up to the end of the file for this field
+            line = content.count(b"\n", 0, field.start()) + 1
+            raise InputError(
+                f"{path}:{line}: a quote opens here and is never closed. Close it, or write the file again"
+            )
     # A row has to fit in a block. One thread, as several do not count the records
     whole_file = csv.ReadOptions(block_size=min(len(content) + 1, 2**31 - 1), use_threads=False)
     try:
@@ -282,12 +303,21 @@ def require_columns(found: Sequence[str], names: Sequence[str], *, source: str) 
     )
 
 
-def read_columns(dataset: Dataset, names: Sequence[str]) -> dict[str, list[Any]]:
-    """These columns as plain Python lists, whatever format is set on the dataset."""
-    return dataset.with_format(None).select_columns(list(names))[:]  # pyright: ignore[reportReturnType]
+def read_columns(dataset: Dataset, names: Sequence[str], *, source: str = "the set") -> dict[str, list[Any]]:
+    """These columns as plain Python lists, whatever format is set on the dataset. Nothing is decoded: an image is bytes.
+
+    Raises InputError for values that Python cannot hold, such as a date of the year 10,000.
+    """
+    import pyarrow as pa
+
+    names = list(names)
+    try:
+        return dataset.with_format("arrow").select_columns(names)[:].to_pydict()  # pyright: ignore[reportAttributeAccessIssue]
+    except (pa.ArrowException, ArithmeticError, ValueError) as error:
+        raise InputError(f"{source}: columns {', '.join(names)} hold values that cannot be read ({error})") from error
 
 
-def list_rows(rows: Sequence[int], shown: int = 5) -> str:
-    """Row numbers for a message: `3 rows (0, 4, 9)`, the first few of many followed by an ellipsis."""
+def list_rows(rows: Sequence[int | str], shown: int = 5) -> str:
+    """Row numbers or places for a message: `3 rows (0, 4, 9)`, the first few of many followed by an ellipsis."""
     numbers = ", ".join(str(row) for row in rows[:shown]) + (", ..." if len(rows) > shown else "")
     return f"{len(rows)} row{'s' if len(rows) != 1 else ''} ({numbers})"

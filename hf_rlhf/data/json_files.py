@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from hf_rlhf.credentials import printable
 from hf_rlhf.data.bad_rows import BadRows
 from hf_rlhf.errors import InputError
 
@@ -19,6 +21,7 @@ Record = tuple[str, dict[str, Any]]  # (where it stands: file:line, row)
 
 BOM = b"\xef\xbb\xbf"
 MAX_LINE_BYTES = 64 * 2**20
+MAX_ARRAY_BYTES = 512 * 2**20
 MAX_COLUMNS = 1000
 MAX_LEVELS = 16
 """Of lists and objects inside a row: `datasets` takes twice the time for each level more."""
@@ -26,10 +29,14 @@ MAX_LEVELS = 16
 
 def read_records(path: Path, bad_rows: BadRows) -> list[Record]:
     """The rows of a .jsonl or .json file, .gz or not, with where each stands; bad ones go to `bad_rows`."""
-    if path.name.endswith((".json", ".json.gz")):
-        with _open(path) as file:
-            content = file.read().removeprefix(BOM)
-        if content.lstrip().startswith(b"["):
+    with _open(path) as file:
+        if path.name.endswith((".json", ".json.gz")) and _is_array(file):
+            content = file.read(MAX_ARRAY_BYTES + 1)
+            if len(content) > MAX_ARRAY_BYTES:
+                raise InputError(
+                    f"{path}: an array of more than {MAX_ARRAY_BYTES} bytes, which has to be read as a whole. Write it as"
+                    " .jsonl, an object per line"
+                )
             return list(_elements(path, content, bad_rows))
     return list(read_jsonl(path, bad_rows))
 
@@ -48,12 +55,12 @@ def read_jsonl(path: Path, bad_rows: BadRows | None = None) -> Iterator[Record]:
                 continue
             where = f"{path}:{number}"
             if len(line) > MAX_LINE_BYTES:
-                bad_rows.add(where, f"a line of more than {MAX_LINE_BYTES} bytes. {_JSONL_RULE}")
+                bad_rows.add(where, f"a line of more than {MAX_LINE_BYTES} bytes. {_rule(path)}")
                 continue
             try:
                 row = _parse(line.rstrip(b"\r\n"))
             except (ValueError, RecursionError) as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
-                bad_rows.add(where, _broken_line(line, error), error)
+                bad_rows.add(where, _broken_line(line, error, _rule(path)), error)
                 continue
             if (problem := _row_problem(row)) is None:
                 yield where, row
@@ -61,11 +68,24 @@ def read_jsonl(path: Path, bad_rows: BadRows | None = None) -> Iterator[Record]:
                 bad_rows.add(where, problem)
 
 
-_JSONL_RULE = "A .jsonl file holds one complete JSON object per line"
+def _rule(path: Path) -> str:
+    if path.name.endswith((".json", ".json.gz")):
+        return "A .json file holds an array of objects, or one complete JSON object per line"
+    return "A .jsonl file holds one complete JSON object per line"
 
 
 def _open(path: Path) -> BinaryIO:
     return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")  # pyright: ignore[reportReturnType]
+
+
+def _is_array(file: BinaryIO) -> bool:
+    """Whether the first character is that of an array; the file then stands there, and else anywhere."""
+    for block in iter(lambda: file.read(2**16), b""):
+        text = block.removeprefix(BOM).lstrip()
+        if text:
+            file.seek(0)
+            return text.startswith(b"[")
+    return False
 
 
 def _lines(file: BinaryIO) -> Iterator[bytes]:
@@ -88,12 +108,22 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return row
 
 
-def _broken_line(line: bytes, error: Exception) -> str:
-    if not line.endswith(b"\n"):
+_DECODER = json.JSONDecoder(object_pairs_hook=_object)
+
+
+def _broken_line(line: bytes, error: Exception, rule: str) -> str:
+    if _is_torn(line, error):
         return f"the last line is torn: the file ends inside it ({error}). Remove that line or write it again"
     if isinstance(error, UnicodeDecodeError):
         return f"not UTF-8: {error.reason} at byte {error.start} of the line. Save the file as UTF-8"
-    return f"not valid JSON: {error}. {_JSONL_RULE}"
+    return f"not valid JSON: {error}. {rule}"
+
+
+def _is_torn(line: bytes, error: Exception) -> bool:
+    """A last line that ends before its row does; one that is whole may be wrong in another way."""
+    if line.endswith(b"\n") or line.rstrip().endswith(b"}"):
+        return False
+    return isinstance(error, (json.JSONDecodeError, UnicodeDecodeError))
 
 
 def _row_problem(row: Any) -> str | None:
@@ -108,21 +138,57 @@ def _is_deeper(value: Any, levels: int) -> bool:
 
 
 def _elements(path: Path, content: bytes, bad_rows: BadRows) -> Iterator[Record]:
-    """The objects of a JSON array."""
+    """The objects of a JSON array, each with the line that it begins in."""
     try:
-        rows = _parse(content)
+        text = content.removeprefix(BOM).decode("utf-8")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise InputError(f"{path}:{line}: not UTF-8: {error.reason}. Save the file as UTF-8") from error
-    except (ValueError, RecursionError) as error:
-        line = getattr(error, "lineno", 1)
+    counted = text.index("[")
+    line = 1 + text.count("\n", 0, counted)
+    try:
+        for number, (start, row) in enumerate(_array(text), start=1):
+            line, counted = line + text.count("\n", counted, start), start
+            where = f"{path}:{line} (element {number})"
+            if isinstance(row, ValueError):
+                bad_rows.add(where, str(row))
+            elif problem := _row_problem(row):
+                bad_rows.add(where, problem)
+            else:
+                yield where, row
+    except (json.JSONDecodeError, RecursionError) as error:
+        line = getattr(error, "lineno", line)
         raise InputError(f"{path}:{line}: not valid JSON: {error}. Expected an array of objects") from error
-    for number, row in enumerate(rows, start=1):
-        where = f"{path}: element {number}"
-        if (problem := _row_problem(row)) is None:
-            yield where, row
-        else:
-            bad_rows.add(where, problem)
+
+
+def _array(text: str) -> Iterator[tuple[int, Any]]:
+    """(where it begins, element) of a JSON array; a ValueError for an element that says a key twice."""
+    position = _skip_space(text, text.index("[") + 1)
+    ends = text.startswith("]", position)
+    while not ends:
+        start = position
+        try:
+            element, position = _DECODER.raw_decode(text, start)
+        except json.JSONDecodeError:
+            raise
+        except ValueError as error:
+            element, position = error, json.JSONDecoder().raw_decode(text, start)[1]
+        yield start, element
+        position = _skip_space(text, position)
+        ends = text.startswith("]", position)
+        if not ends and not text.startswith(",", position):
+            raise json.JSONDecodeError("Expecting ',' delimiter", text, position)
+        position = position if ends else _skip_space(text, position + 1)
+    if (rest := _skip_space(text, position + 1)) < len(text):
+        raise json.JSONDecodeError("Extra data", text, rest)
+
+
+def _skip_space(text: str, start: int) -> int:
+    found = _SPACE.match(text, start)
+    return found.end() if found else start
+
+
+_SPACE = re.compile(r"[ \t\n\r]*")
 
 
 # --- from rows to columns ----------------------------------------------------------------------------------------
@@ -133,7 +199,7 @@ def to_dataset(path: Path, records: Sequence[Record], bad_rows: BadRows) -> tupl
     names = list(dict.fromkeys(key for _, row in records for key in row))
     if len(names) > MAX_COLUMNS:
         raise InputError(
-            f"{path}: the rows have {len(names)} different keys, such as {', '.join(names[:3])}; a set has at most"
+            f"{path}: the rows have {len(names)} different keys, such as {printable(', '.join(names[:3]), 200)}; a set has at most"
             f" {MAX_COLUMNS} columns. Give every row the same keys"
         )
     try:
@@ -156,29 +222,41 @@ def _from_records(names: Sequence[str], records: Sequence[Record]) -> tuple[Data
 
 
 def _misfits(names: Sequence[str], records: Sequence[Record]) -> dict[int, str]:
-    """What does not go into one arrow column with the first value of the kind that most rows have there, by row."""
+    """What does not go into one arrow column with the values of the kind that most rows have there, by row."""
     problems: dict[int, str] = {}
     for name in names:
         values = [row.get(name) for _, row in records]
-        kinds = Counter(type(value) for value in values if value is not None)
+        kinds = Counter(_kind(value) for value in values if value is not None and value != [])  # which say nothing
         usual = kinds.most_common(1)[0][0] if kinds else None
-        first = next((value for value in values if type(value) is usual and _misfit(value) is None), None)
-        for row, value in enumerate(values):
-            if (error := _misfit(first, value)) is not None:
-                found = f"a {type(value).__name__}, where most rows have a {usual.__name__ if usual else 'null'}"
-                problems[row] = f'column "{name}" holds {found} ({error}). Use one kind of value per column'
+        known: list[Any] = []  # values whose arrow types make up the column's
+        column = None
+        in_turn = sorted(range(len(values)), key=lambda row: _kind(values[row]) != usual)
+        for row in in_turn:
+            try:
+                merged = _arrow_type([*known, values[row]])
+            except _MISFIT_ERRORS as error:
+                found = f"a {_kind(values[row])}, where most rows have a {usual or 'null'}"
+                problems[row] = f'column "{name}" holds {found} ({_short(error)}). Use one kind of value per column'
+                continue
+            if merged != column and len(known) < _MOST_KNOWN:
+                known, column = [*known, values[row]], merged
     return problems
 
 
-def _misfit(*values: Any) -> str | None:
+_MISFIT_ERRORS = (ValueError, OverflowError, TypeError, RecursionError, NotImplementedError)  # arrow's are of these too
+_MOST_KNOWN = 100
+
+
+def _kind(value: Any) -> str:
+    name = type(value).__name__
+    return f"{name} of {_kind(value[0])}" if isinstance(value, list) and value else name
+
+
+def _arrow_type(values: Sequence[Any]) -> Any:
     import pyarrow as pa
 
-    try:
-        pa.array(values)
-    except (pa.ArrowException, ValueError, OverflowError, TypeError, RecursionError) as error:
-        return _short(error)
-    return None
+    return pa.array(values).type
 
 
 def _short(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    return printable((str(error).strip().splitlines() or [type(error).__name__])[0], 200)

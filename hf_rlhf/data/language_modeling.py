@@ -6,10 +6,10 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from hf_rlhf.data.files import list_rows, read_columns, require_dataset
+from hf_rlhf.data.files import read_columns, require_dataset
 from hf_rlhf.data.preferences import list_problems, messages_problem, text_problem
 from hf_rlhf.data.prompt_checks import prompt_problem
-from hf_rlhf.data.tokens import chat_ids, text_ids
+from hf_rlhf.data.tokens import RefusedByTemplate, chat_ids, chat_text, require_chat_template, text_ids
 from hf_rlhf.errors import InputError
 
 if TYPE_CHECKING:
@@ -44,10 +44,11 @@ def prepare_texts(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, *, max_p
             f"max_ptx_length={max_ptx_length} leaves nothing to learn: a text needs 2 tokens, use at least 2"
         )
     dataset = require_dataset(dataset, source=source)
-    columns = read_columns(dataset, find_columns(dataset.column_names, source=source))
-    check_texts(columns, source=source)
+    columns = read_columns(dataset, find_columns(dataset.column_names, source=source), source=source)
+    _require_none(text_problems(columns), source=source)
+    _require_none(template_problems(columns, tokenizer, source=source), source=source)
     texts = tokenize_texts(columns, tokenizer, source=source)
-    check_learnable(texts, max_ptx_length, source=source)
+    _require_none({list(columns)[-1]: learning_problems(texts, max_ptx_length)}, source=source)
     if too_long := [len(text.ids) for text in texts if len(text.ids) > max_ptx_length]:
         logger.warning(
             "%s: %d of %d texts have more than max_ptx_length=%d tokens (the longest %d) and are cut on the right",
@@ -87,9 +88,50 @@ def text_problems(columns: Mapping[str, Sequence[Any]]) -> dict[str, list[str | 
     }
 
 
-def check_texts(columns: Mapping[str, Sequence[Any]], *, source: str) -> None:
-    """Raise one InputError that lists every column's bad values with their rows."""
-    if problems := [line for name, found in text_problems(columns).items() for line in list_problems(name, found)]:
+def template_problems(
+    columns: Mapping[str, Sequence[Any]],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    source: str,
+) -> dict[str, list[str | None]]:
+    """What the chat template has against each row of checked values; None where nothing."""
+    if not is_conversational(columns):
+        return {}
+    require_chat_template(tokenizer, source=source)
+    rows = (dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True))
+    last = "messages" if "messages" in columns else "completion"
+    return {last: [_template_problem(row, tokenizer) for row in rows]}
+
+
+def _template_problem(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> str | None:
+    try:
+        if "messages" in row:
+            chat_text(row["messages"], tokenizer, add_generation_prompt=False, columns=row)
+            return None
+        prompt = chat_text(row["prompt"], tokenizer, add_generation_prompt=True, columns=row)
+        whole = chat_text(row["prompt"] + row["completion"], tokenizer, add_generation_prompt=False, columns=row)
+    except RefusedByTemplate as refusal:
+        return str(refusal)
+    return None if whole.startswith(prompt.rstrip()) else _REWRITES
+
+
+_REWRITES = (
+    "the chat template renders the prompt otherwise once the completion follows, so the completion has no clear beginning "
+    "(set --chat_template_path to a template that keeps what it wrote, or give the rows as messages or as text)"
+)
+
+
+def learning_problems(texts: Sequence[TokenizedText], max_ptx_length: int) -> list[str | None]:
+    """What keeps each text from being learned from within `max_ptx_length` tokens; None where nothing does."""
+    longest = max((text.given for text in texts), default=0)
+    full = f"the prompt alone fills max_ptx_length={max_ptx_length} tokens (raise it above {longest})"
+    none = "no token to learn after the first or the prompt"
+    return [none if len(ids) <= given else full if given >= max_ptx_length else None for ids, given in texts]
+
+
+def _require_none(found: Mapping[str, Sequence[str | None]], *, source: str) -> None:
+    """Raise one InputError that lists every column's problems with their rows."""
+    if problems := [line for name, each in found.items() for line in list_problems(name, each)]:
         raise InputError(
             f"{source}: texts that cannot be used (rows count from 0):\n  "
             + "\n  ".join(problems)
@@ -105,22 +147,6 @@ def tokenize_texts(
     return tokenize(columns, tokenizer, source=source)
 
 
-def check_learnable(texts: Sequence[TokenizedText], max_ptx_length: int, *, source: str) -> None:
-    """Raise InputError for rows none of whose tokens count within `max_ptx_length`."""
-    if short := [row for row, text in enumerate(texts) if len(text.ids) <= text.given]:
-        raise InputError(
-            f"{source}: {list_rows(short)} have no token to learn after the first or the prompt (rows count from 0). "
-            "Leave them out with dataset.filter(...)"
-        )
-    if filled := [row for row, text in enumerate(texts) if text.given >= max_ptx_length]:
-        longest = max(text.given for text in texts)
-        raise InputError(
-            f"{source}: the prompt alone fills max_ptx_length={max_ptx_length} tokens in {list_rows(filled)} (rows count from "
-            f"0), so none of the completion is left. Raise max_ptx_length above {longest}, or leave them out with "
-            "dataset.filter(...)"
-        )
-
-
 def _tokenize_text(
     columns: Mapping[str, Sequence[str]], tokenizer: PreTrainedTokenizerBase, *, source: str
 ) -> list[TokenizedText]:
@@ -128,11 +154,8 @@ def _tokenize_text(
         return [TokenizedText(ids, given=1) for ids in _ended(text_ids(columns["text"], tokenizer), tokenizer)]
     prompts = text_ids(columns["prompt"], tokenizer)
     joined = [prompt + completion for prompt, completion in zip(columns["prompt"], columns["completion"], strict=True)]
-    # A token that merges the prompt's end with the completion's beginning counts, as in trl
-    return [
-        TokenizedText(ids, given=max(common_prefix_length(prompt, ids), 1))
-        for prompt, ids in zip(prompts, _ended(text_ids(joined, tokenizer), tokenizer), strict=True)
-    ]
+    ended = _ended(text_ids(joined, tokenizer), tokenizer)
+    return [TokenizedText(ids, _given(prompt, ids)) for prompt, ids in zip(prompts, ended, strict=True)]
 
 
 def _ended(texts: list[list[int]], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
@@ -149,14 +172,12 @@ def _tokenize_messages(
     prompts = chat_ids(columns["prompt"], tokenizer, add_generation_prompt=True, source=source)
     joined = [prompt + completion for prompt, completion in zip(columns["prompt"], columns["completion"], strict=True)]
     dialogues = chat_ids(joined, tokenizer, add_generation_prompt=False, source=source)
-    pairs = list(zip(prompts, dialogues, strict=True))
-    if differing := [row for row, (prompt, ids) in enumerate(pairs) if ids[: len(prompt)] != prompt]:
-        raise InputError(
-            f"{source}: the chat template renders the prompt otherwise once the completion follows, in "
-            f"{list_rows(differing)} (rows count from 0), so the completion has no clear beginning. Set "
-            "--chat_template_path to a template that keeps what it wrote, or give the rows as messages or as text"
-        )
-    return [TokenizedText(ids, given=len(prompt)) for prompt, ids in pairs]
+    return [TokenizedText(ids, _given(prompt, ids)) for prompt, ids in zip(prompts, dialogues, strict=True)]
+
+
+def _given(prompt: Sequence[int], ids: Sequence[int]) -> int:
+    """A token that merges the prompt's end with the completion's beginning counts, as in trl."""
+    return max(common_prefix_length(prompt, ids), 1)
 
 
 def common_prefix_length(one: Sequence[int], other: Sequence[int]) -> int:

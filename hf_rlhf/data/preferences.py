@@ -1,7 +1,8 @@
 """Preference sets of every common layout, checked as a whole and turned into the TRL preference format.
 
 Layouts whose rows are whole dialogues (HH text, implicit-prompt conversations) are split here, and a dialogue that
-cannot be split is dropped and counted. Layouts that name their prompt are taken at their word: a bad value is an error.
+cannot be split, or does not hold the text prompt beside it, is dropped and counted. Layouts that name their prompt are
+taken at their word: a bad value is an error.
 """
 
 from __future__ import annotations
@@ -11,15 +12,17 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hf_rlhf.data.files import list_rows, read_columns, require_columns, require_dataset
+from hf_rlhf.data.tokens import RefusedByTemplate, chat_text
 from hf_rlhf.errors import InputError
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
 
     from hf_rlhf.types import Message, Prompt
 
@@ -90,6 +93,11 @@ def prepare_preferences(dataset: Dataset, *, source: str) -> PreparedPreferences
     Raises InputError for missing columns, for values that are None, empty or of the wrong kind (row numbers count
     from 0), for a `margin` that is no number, and when no row is left.
     """
+    return prepare_with_rows(dataset, source=source)[0]
+
+
+def prepare_with_rows(dataset: Dataset, *, source: str) -> tuple[PreparedPreferences, Sequence[int]]:
+    """As `prepare_preferences`, and for each row that is left the number that it had."""
     columns = read_preferences(dataset, source=source)
     layout = find_layout(columns)
     check_values(columns, layout, source=source)
@@ -125,20 +133,23 @@ def prepare_preferences(dataset: Dataset, *, source: str) -> PreparedPreferences
     if not kept:
         raise InputError(f"{report}. No pair is left: every row needs two different answers to one prompt")
     rows, pairs = zip(*kept.values(), strict=True)
-    return PreparedPreferences(_with_pairs(dataset, rows, pairs), report)
+    return PreparedPreferences(_with_pairs(dataset, rows, pairs), report), rows
 
 
 def read_preferences(dataset: Dataset, *, source: str) -> dict[str, list[Any]]:
     """The columns of a preference set that are used, those that it has. Raises InputError without chosen and rejected."""
     dataset = require_dataset(dataset, source=source)
     require_columns(dataset.column_names, ("chosen", "rejected"), source=source)
-    return read_columns(dataset, [name for name in PREFERENCE_COLUMNS if name in dataset.column_names])
+    return read_columns(dataset, [name for name in PREFERENCE_COLUMNS if name in dataset.column_names], source=source)
 
 
-def check_no_leak(train: Dataset, test: Dataset) -> int:
+def check_no_leak(
+    train: Dataset, test: Dataset, *, source: str = "the test set", place: Callable[[int], str] = str
+) -> int:
     """Number of distinct prompts that two prepared sets share.
 
-    Raises InputError when a pair (one prompt and its two answers, in either order) is in both sets.
+    Raises InputError when a pair (one prompt and its two answers, in either order) is in both sets; `place` says where
+    a row of the test set stands.
     """
     train_prompts, train_pairs = _fingerprints(train)
     test_prompts, test_pairs = _fingerprints(test)
@@ -146,8 +157,8 @@ def check_no_leak(train: Dataset, test: Dataset) -> int:
     leaked = [row for row, pair in enumerate(test_pairs) if pair in known]
     if leaked:
         raise InputError(
-            f"{list_rows(leaked)} of {len(test_pairs)} of the test set are in the training set too, so the test would "
-            "measure memory. Remove them from one of the two, or split by prompt"
+            f"{list_rows(list(map(place, leaked)))} of {len(test_pairs)} pairs of {source} are in the training set too, so "
+            "the test would measure memory. Remove them from one of the two, or split by prompt"
         )
     return len(set(train_prompts) & set(test_prompts))
 
@@ -192,6 +203,21 @@ def find_layout(columns: Mapping[str, Sequence[Any]]) -> str:
     return HH if dialogues > len(chosen) / 2 else IMPLICIT_TEXT
 
 
+def template_problem(row: Mapping[str, Any], layout: str, tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """What the chat template has against a checked row; None when nothing, and for malformed ones."""
+    try:
+        pair = split_row(row, layout)
+        for answer in (pair.chosen, pair.rejected):
+            if isinstance(answer, list):
+                dialogue = [*(pair.prompt or []), *answer]
+                chat_text(dialogue, tokenizer, add_generation_prompt=False, columns=row)
+    except MalformedDialogue:
+        return None
+    except RefusedByTemplate as refusal:
+        return str(refusal)
+    return None
+
+
 def split_row(row: Mapping[str, Any], layout: str) -> Pair:
     """One checked row as a pair. Raises MalformedDialogue when whole dialogues cannot be split."""
     prompt, chosen, rejected = row.get("prompt"), row["chosen"], row["rejected"]
@@ -201,10 +227,26 @@ def split_row(row: Mapping[str, Any], layout: str) -> Pair:
             raise MalformedDialogue("the dialogues part before the last answer")
         return pair
     if layout == IMPLICIT_CONVERSATIONAL:
-        asked: list[Message] = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else []
-        inside = chosen[0]["role"] != "assistant"  # a text prompt may stand beside dialogues that hold it already
-        return split_dialogues(chosen, rejected) if inside else split_dialogues(asked + chosen, asked + rejected)
+        if not isinstance(prompt, str):
+            return split_dialogues(chosen, rejected)
+        whole = _asked(prompt, chosen)
+        pair = split_dialogues(whole, _asked(prompt, rejected))
+        if not any(_asks(message, prompt) for message in whole[: len(whole) - len(pair.chosen)]):
+            raise MalformedDialogue('the text of "prompt" is no message of the user before the answers')
+        return pair
     return Pair(prompt, chosen, rejected)
+
+
+def _asked(prompt: str, dialogue: Sequence[Message]) -> list[Message]:
+    """The dialogue with the prompt asked in it: dialogues may hold it already, or begin after it."""
+    start = next((row for row, message in enumerate(dialogue) if message["role"] != "system"), len(dialogue))
+    begins_after = start < len(dialogue) and dialogue[start]["role"] == "assistant"
+    asked: list[Message] = [{"role": "user", "content": prompt}] if begins_after else []
+    return [*dialogue[:start], *asked, *dialogue[start:]]
+
+
+def _asks(message: Message, prompt: str) -> bool:
+    return message["role"] == "user" and (message.get("content") or "").split() == prompt.split()
 
 
 def parse_hh(text: str) -> list[Message]:
@@ -301,7 +343,8 @@ def messages_problem(value: Any, *, may_end_empty: bool = False) -> str | None:
     for message in value:
         if not (isinstance(message, Mapping) and isinstance(message.get("role"), str)):
             return 'a message without "role" and "content"'
-        if not (isinstance(message.get("content"), str) or message.get("tool_calls")):
+        content = message.get("content")
+        if not (isinstance(content, str) or (content is None and message.get("tool_calls"))):
             return 'a message whose "content" is not text'
     return "empty last message" if is_empty(value[-1]) and not may_end_empty else None
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar, get_args
+from collections.abc import Callable, Mapping, Sequence, Sized
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, get_args
 
 from hf_rlhf.data.files import list_rows, read_columns, require_dataset
-from hf_rlhf.data.preferences import fingerprint, prepare_preferences
+from hf_rlhf.data.preferences import PreferenceReport, fingerprint, prepare_with_rows
 from hf_rlhf.data.prompt_checks import OVERLONG_CHOICES, Overlong, check_prompts, require_prompt_column
 from hf_rlhf.data.streamed_prompts import prepare_streamed_prompts
 from hf_rlhf.data.tokens import tokenize_prompts
@@ -58,11 +58,15 @@ def prepare_prompts(
             overlong_prompts=overlong_prompts,
             chat_template_kwargs=chat_template_kwargs or {},
         )
-    dataset = with_prompts(require_dataset(dataset, source=source), source=source)
-    prompts = read_columns(dataset, ["prompt"])["prompt"]
+    dataset = with_prompts(require_dataset(dataset, source=source), source=source).dataset
+    prompts = read_columns(dataset, ["prompt"], source=source)["prompt"]
     check_prompts(prompts, source=source)
     prompt_ids = tokenize_prompts(prompts, tokenizer, chat_template_kwargs or {}, source=source)
-    kept = _fitting_rows(prompt_ids, max_prompt_length, overlong_prompts, source=source)
+    kept = list(range(len(prompt_ids)))
+    if longer := require_fitting(prompt_ids, max_prompt_length, overlong_prompts, source=source):
+        filters = overlong_prompts == "filter"
+        logger.warning("%s; %s", longer, "left out" if filters else "cut on the left")
+        kept = [row for row in kept if not filters or len(prompt_ids[row]) <= max_prompt_length]
     if "prompt_ids" in dataset.column_names:
         dataset = dataset.remove_columns("prompt_ids")
     dataset = dataset.select(kept) if len(kept) < len(dataset) else dataset
@@ -91,7 +95,7 @@ def prompt_rows(
         check_prompts(prompts, source="prompts")
         prompt_ids = tokenize_prompts(prompts, tokenizer, {}, source="prompts")
     if max_prompt_length is not None:
-        _fitting_rows(prompt_ids, max_prompt_length, "error", source="prompts")
+        require_fitting(prompt_ids, max_prompt_length, "error", source="prompts")
     return [{"prompt": prompt, "prompt_ids": ids} for prompt, ids in zip(prompts, prompt_ids, strict=True)]
 
 
@@ -102,7 +106,7 @@ def _are_ids(value: Any, vocab_size: int | None = None) -> bool:
     return all(isinstance(token, int) and (vocab_size is None or 0 <= token < vocab_size) for token in value)
 
 
-def require_rows(dataset: Dataset, minimum: int, *, source: str, why: str) -> None:
+def require_rows(dataset: Sized, minimum: int, *, source: str, why: str) -> None:
     """Raise InputError when the set has fewer rows than one batch; `why` is the batch algebra behind `minimum`."""
     if len(dataset) < minimum:
         raise InputError(
@@ -111,12 +115,20 @@ def require_rows(dataset: Dataset, minimum: int, *, source: str, why: str) -> No
         )
 
 
-def with_prompts(dataset: Dataset, *, source: str) -> Dataset:
+class PromptSet(NamedTuple):
+    """`pairs` is what was found in the preference pairs that the prompts are of; `rows` has each row's number before."""
+
+    dataset: Dataset
+    rows: Sequence[int]
+    pairs: PreferenceReport | None = None
+
+
+def with_prompts(dataset: Dataset, *, source: str) -> PromptSet:
     """The set itself when it has prompts; else the distinct prompts of its preference pairs."""
     if "prompt" in dataset.column_names or not {"chosen", "rejected"} <= set(dataset.column_names):
         require_prompt_column(dataset.column_names, source=source)
-        return dataset
-    pairs, report = prepare_preferences(dataset, source=source)
+        return PromptSet(dataset, range(len(dataset)))
+    (pairs, report), rows = prepare_with_rows(dataset, source=source)
     if "prompt" not in pairs.column_names:
         raise InputError(
             f'{source}: no column "prompt", and the pairs are plain text [{report.layout}], so their prompts cannot be '
@@ -125,25 +137,32 @@ def with_prompts(dataset: Dataset, *, source: str) -> Dataset:
     first_rows = {fingerprint(prompt): row for row, prompt in reversed(list(enumerate(pairs["prompt"])))}
     answers = [name for name in ("chosen", "rejected", "margin") if name in pairs.column_names]
     logger.info("%s; %d distinct prompts", report, len(first_rows))
-    return pairs.select(sorted(first_rows.values())).remove_columns(answers)
+    kept = sorted(first_rows.values())
+    return PromptSet(pairs.select(kept).remove_columns(answers), [rows[row] for row in kept], report)
 
 
-def _fitting_rows(
-    prompt_ids: Sequence[Sequence[int]], limit: int, overlong_prompts: Overlong, *, source: str
-) -> list[int]:
-    """Rows to keep. Raises InputError for prompts above the limit ("error") or when none is left ("filter")."""
+def require_fitting(
+    prompt_ids: Sequence[Sequence[int]],
+    limit: int,
+    overlong_prompts: Overlong,
+    *,
+    source: str,
+    place: Callable[[int], str] = str,
+) -> str | None:
+    """Which prompts are above the limit, if any are; `place` says where a row stands.
+
+    Raises InputError when that may not be ("error"), or leaves none ("filter").
+    """
     too_long = [row for row, ids in enumerate(prompt_ids) if len(ids) > limit]
     if not too_long:
-        return list(range(len(prompt_ids)))
+        return None
     longest = max(map(len, prompt_ids))
     message = (
-        f"{source}: prompts longer than max_prompt_length={limit} tokens: {list_rows(too_long)} of {len(prompt_ids)}, "
-        f"counted from 0; the longest has {longest}"
+        f"{source}: prompts longer than max_prompt_length={limit} tokens: {list_rows(list(map(place, too_long)))} of "
+        f"{len(prompt_ids)}{', counted from 0' if place is str else ''}; the longest has {longest}"
     )
     if overlong_prompts == "error":
         raise InputError(f"{message}. Raise max_prompt_length to {longest}, or set {OVERLONG_CHOICES}")
     if overlong_prompts == "filter" and len(too_long) == len(prompt_ids):
         raise InputError(f'{message}. overlong_prompts="filter" leaves no prompt; raise max_prompt_length')
-    logger.warning("%s; %s", message, "left out" if overlong_prompts == "filter" else "cut on the left")
-    skipped = set(too_long) if overlong_prompts == "filter" else set()
-    return [row for row in range(len(prompt_ids)) if row not in skipped]
+    return message

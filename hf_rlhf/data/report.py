@@ -3,19 +3,39 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from hf_rlhf.credentials import hide_tokens
+from hf_rlhf.credentials import printable
 from hf_rlhf.data.bad_rows import BadRow, list_by_problem
 from hf_rlhf.data.files import LoadedRows, read_columns
-from hf_rlhf.data.language_modeling import find_columns, is_conversational, text_problems, tokenize_texts
-from hf_rlhf.data.preferences import find_layout, fingerprint, prepare_preferences, read_preferences, value_problems
-from hf_rlhf.data.prompt_checks import prompt_problem
-from hf_rlhf.data.prompts import with_prompts
-from hf_rlhf.data.tokens import chat_ids, text_ids, tokenize_prompts
+from hf_rlhf.data.language_modeling import (
+    find_columns,
+    is_conversational,
+    learning_problems,
+    template_problems,
+    text_problems,
+    tokenize_texts,
+)
+from hf_rlhf.data.preferences import (
+    IMPLICIT_TEXT,
+    PREFERENCE_COLUMNS,
+    TEXT,
+    Pair,
+    PreferenceReport,
+    find_layout,
+    fingerprint,
+    prepare_with_rows,
+    read_preferences,
+    template_problem,
+    value_problems,
+)
+from hf_rlhf.data.prompt_checks import Overlong, prompt_problem
+from hf_rlhf.data.prompts import require_fitting, with_prompts
+from hf_rlhf.data.tokens import chat_ids, prompt_ids, prompt_refusal, require_chat_template, text_ids
+from hf_rlhf.errors import InputError
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -23,7 +43,7 @@ if TYPE_CHECKING:
 
 REPORT_FILE = "data_report.json"
 MEASURED_ROWS = 2000
-"""Rows whose tokens are counted; of a larger set, as many that are spread evenly over it."""
+"""Pairs or texts whose tokens are counted; of a larger set, as many that are spread evenly over it."""
 
 _EXAMPLES, _EXAMPLE_CHARACTERS = 2, 100
 
@@ -115,53 +135,57 @@ class DataReport:
             each["bad_rows"] = [row._asdict() for row in report.bad_rows]
             for length, lengths in zip(each["lengths"], report.lengths, strict=True):
                 length["limit"] = lengths.limit._asdict()
-        (folder / REPORT_FILE).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+        (folder / REPORT_FILE).write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 class CheckedSet(NamedTuple):
-    """The rows to go on with, and what was found."""
+    """The rows to go on with, what was found, and where each of these rows stands."""
 
     dataset: Dataset
     report: SetReport
+    place: Callable[[int], str]
 
 
 def check_preferences(rows: LoadedRows, tokenizer: PreTrainedTokenizerBase, *, role: str, limit: Limit) -> CheckedSet:
     """A preference set in TRL's format with its report. Raises InputError as `prepare_preferences` does."""
+    read = _rows_read(rows)
     columns = read_preferences(rows.dataset, source=rows.source)
     good = rows.without(value_problems(columns, find_layout(columns)))
-    dataset, found = prepare_preferences(good.dataset, source=rows.source)
-    pairs = _sample(dataset, [name for name in ("prompt", "chosen", "rejected") if name in dataset.column_names])
-    prompts = pairs.get("prompt") or [[] if isinstance(pairs["chosen"][0], list) else ""] * len(pairs["chosen"])
-    tokens = {
-        name: _pair_lengths(prompts, pairs[name], tokenizer, source=rows.source) for name in ("chosen", "rejected")
-    }
+    good = good.without(_refused_pairs(good, tokenizer))
+    (dataset, found), kept = prepare_with_rows(good.dataset, source=rows.source)
+    good = good.select(kept)
+    pairs = _sample(dataset, _pair_columns(dataset))
+    tokens = _pair_lengths(pairs, tokenizer, source=rows.source)
+    _require_one_that_fits(dataset, tokens, tokenizer, limit, source=rows.source)
     longer = sum(len(str(c)) > len(str(r)) for c, r in zip(pairs["chosen"], pairs["rejected"], strict=True))
     report = _report(
         rows,
-        good,
         dataset,
+        read,
         role=role,
         layout=found.layout,
         columns=list(columns),
-        left_out={
-            **{f"malformed: {reason}": count for reason, count in found.malformed_reasons.items()},
-            "with chosen equal to rejected": found.identical,
-            "that are there already": found.duplicates,
-        },
+        left_out=_left_out(found, kept, "that are there already"),
         noticed={
             "that contradict another (the same answers the other way round)": found.contradictions,
             f"of {len(pairs['chosen'])} whose chosen answer is the longer one": longer,
         },
         lengths=[Lengths.of(f"prompt and {name}", lengths, limit) for name, lengths in tokens.items()],
     )
-    return CheckedSet(dataset, report)
+    return CheckedSet(dataset, report, good.place)
 
 
-def check_prompt_set(rows: LoadedRows, tokenizer: PreTrainedTokenizerBase, *, role: str, limit: Limit) -> CheckedSet:
-    """The rows that PPO takes its prompts from, with their report. Raises InputError as `prepare_prompts` does."""
-    found = rows.dataset.column_names
+def check_prompt_set(
+    rows: LoadedRows, tokenizer: PreTrainedTokenizerBase, *, role: str, limit: Limit, overlong: Overlong = "error"
+) -> CheckedSet:
+    """The rows that PPO takes its prompts from, with their report. Raises InputError as `prepare_prompts` does.
+
+    Prompts above the limit are still there where they are no error: `prepare_prompts` cuts them or leaves them out.
+    """
+    read, found = _rows_read(rows), rows.dataset.column_names
     if "prompt" in found:
-        values = read_columns(rows.dataset, ["prompt"])["prompt"]
+        values = read_columns(rows.dataset, ["prompt"], source=rows.source)["prompt"]
         conversational = isinstance(next((value for value in values if value is not None), None), list)
         good = rows.without({"prompt": [prompt_problem(value, conversational=conversational) for value in values]})
     elif {"chosen", "rejected"} <= set(found):
@@ -169,42 +193,58 @@ def check_prompt_set(rows: LoadedRows, tokenizer: PreTrainedTokenizerBase, *, ro
         good = rows.without(value_problems(columns, find_layout(columns)))
     else:
         good = rows
-    dataset = with_prompts(good.dataset, source=rows.source)
-    sample = _sample(dataset, ["prompt"])["prompt"]
-    ids = tokenize_prompts(sample, tokenizer, {}, source=rows.source)
+    dataset, kept, pairs = with_prompts(good.dataset, source=rows.source)
+    prompts, ids = _tokenized(replace(good.select(kept), dataset=dataset), tokenizer)
+    if limit.tokens is not None:
+        require_fitting(ids, limit.tokens, overlong, source=rows.source, place=prompts.place)
+    dataset = prompts.dataset
     report = _report(
         rows,
-        good,
         dataset,
+        read,
         role=role,
-        layout="messages" if isinstance(sample[0], list) else "text",
+        layout="messages" if isinstance(_sample(dataset, ["prompt"])["prompt"][0], list) else "text",
         columns=["prompt"] if "prompt" in found else ["chosen", "rejected"],
-        left_out={"malformed, or with a prompt that is there already": len(good.dataset) - len(dataset)},
+        left_out=_left_out(pairs, kept, "with a prompt that is there already"),
         noticed={"with a prompt that is there already": len(dataset) - len(fingerprints(dataset, ["prompt"]))},
         lengths=[Lengths.of("prompt", list(map(len, ids)), limit)],
     )
-    return CheckedSet(dataset, report)
+    return CheckedSet(dataset, report, prompts.place)
 
 
-def check_text_set(rows: LoadedRows, tokenizer: PreTrainedTokenizerBase, *, role: str, limit: Limit) -> CheckedSet:
-    """Demonstrations or texts, with their report. Raises InputError for missing columns and bad values."""
+def check_text_set(
+    rows: LoadedRows, tokenizer: PreTrainedTokenizerBase, *, role: str, limit: Limit, all_learnable: bool = False
+) -> CheckedSet:
+    """Demonstrations or texts, with their report. Raises InputError for missing columns and bad values.
+
+    With `all_learnable`, rows without a token to learn within the limit are bad rows, as `prepare_texts` wants it.
+    """
+    read = _rows_read(rows)
     names = find_columns(rows.dataset.column_names, source=rows.source)
-    good = rows.without(text_problems(read_columns(rows.dataset, names)))
+    good = rows.without(text_problems(read_columns(rows.dataset, names, source=rows.source)))
+    good = good.without(template_problems(_with_options(good, names), tokenizer, source=rows.source))
+    if all_learnable and limit.tokens is not None:
+        texts = tokenize_texts(read_columns(good.dataset, names), tokenizer, source=rows.source)
+        good = good.without({names[-1]: learning_problems(texts, limit.tokens)})
     sample = _sample(good.dataset, names)
     texts = tokenize_texts(sample, tokenizer, source=rows.source)
     kind = "messages" if is_conversational(sample) else "text"
+    filled = sum(limit.tokens is not None and text.given >= limit.tokens for text in texts)
     report = _report(
         rows,
-        good,
         good.dataset,
+        read,
         role=role,
         layout=kind if len(names) == 1 else f"{' and '.join(names)}, {kind}",
         columns=list(names),
         left_out={},
-        noticed={"that are there already": len(good.dataset) - len(fingerprints(good.dataset, names))},
+        noticed={
+            "that are there already": len(good.dataset) - len(fingerprints(good.dataset, names)),
+            f"of {len(texts)} whose prompt alone fills {limit.name}": filled,
+        },
         lengths=[Lengths.of("text", [len(text.ids) for text in texts], limit)],
     )
-    return CheckedSet(good.dataset, report)
+    return CheckedSet(good.dataset, report, good.place)
 
 
 def fingerprints(dataset: Dataset, columns: Sequence[str]) -> set[bytes]:
@@ -213,18 +253,89 @@ def fingerprints(dataset: Dataset, columns: Sequence[str]) -> set[bytes]:
     return {fingerprint(*row) for row in zip(*values.values(), strict=True)}
 
 
-def _report(rows: LoadedRows, good: LoadedRows, dataset: Dataset, **found: Any) -> SetReport:
-    other = [name for name in rows.dataset.column_names if name not in found["columns"]]
-    broken = len(rows.bad_rows.found) - (len(rows.dataset) - len(good.dataset))  # lines that are no rows
+def _rows_read(rows: LoadedRows) -> int:
+    """Rows, and lines of the file that are none; to be asked before a row is found to be bad."""
+    return len(rows.dataset) + len(rows.bad_rows.found)
+
+
+def _report(rows: LoadedRows, dataset: Dataset, rows_read: int, *, columns: Sequence[str], **found: Any) -> SetReport:
+    shown = [name for name in columns if name in dataset.column_names] or ["prompt"]  # the prompts of pairs
     return SetReport(
-        source=rows.source,
-        other_columns=other,
-        rows_read=len(rows.dataset) + broken,
+        source=printable(rows.source),
+        columns=list(columns),
+        other_columns=[printable(name, 100) for name in rows.dataset.column_names if name not in columns],
+        rows_read=rows_read,
         rows=len(dataset),
-        bad_rows=[BadRow(row.place, printable(row.problem, 300)) for row in rows.bad_rows.found],
-        examples=_examples(dataset, [name for name in found["columns"] if name in dataset.column_names]),
+        bad_rows=[BadRow(printable(row.place), row.problem) for row in rows.bad_rows.found],
+        examples=_examples(dataset, shown),
         **found,
     )
+
+
+def _left_out(pairs: PreferenceReport | None, kept: Sequence[int], repeats: str) -> dict[str, int]:
+    """Why pairs are not `kept`: those that are neither malformed nor with equal answers are there already."""
+    if pairs is None:
+        return {}
+    reasons = {f"malformed: {reason}": count for reason, count in pairs.malformed_reasons.items()}
+    reasons["with chosen equal to rejected"] = pairs.identical
+    return reasons | {repeats: pairs.rows_in - len(kept) - sum(reasons.values())}
+
+
+def _with_options(rows: LoadedRows, names: Sequence[str]) -> dict[str, list[Any]]:
+    """These columns, and those that trl's trainers hand to the chat template."""
+    more = [name for name in ("tools", "chat_template_kwargs") if name in rows.dataset.column_names]
+    return read_columns(rows.dataset, [*names, *more], source=rows.source)
+
+
+def _refused_pairs(rows: LoadedRows, tokenizer: PreTrainedTokenizerBase) -> dict[str, list[str | None]]:
+    """What the chat template has against each row of checked pairs."""
+    layout = find_layout(read_preferences(rows.dataset, source=rows.source))
+    if layout in (TEXT, IMPLICIT_TEXT):
+        return {}
+    require_chat_template(tokenizer, source=rows.source)
+    columns = _with_options(rows, [name for name in PREFERENCE_COLUMNS if name in rows.dataset.column_names])
+    by_row = (dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True))
+    return {"chosen": [template_problem(row, layout, tokenizer) for row in by_row]}
+
+
+def _tokenized(rows: LoadedRows, tokenizer: PreTrainedTokenizerBase) -> tuple[LoadedRows, list[list[int]]]:
+    """The prompts that the chat template takes and that have tokens, and these."""
+    values = read_columns(rows.dataset, ["prompt"])["prompt"]
+    if isinstance(values[0], list):
+        require_chat_template(tokenizer, source=rows.source)
+        rows = rows.without({"prompt": [prompt_refusal(value, tokenizer) for value in values]})
+        values = read_columns(rows.dataset, ["prompt"])["prompt"]
+    ids = prompt_ids(values, tokenizer, {}, source=rows.source)
+    return rows.without({"prompt": [None if each else "no tokens" for each in ids]}), list(filter(None, ids))
+
+
+def _require_one_that_fits(
+    dataset: Dataset,
+    measured: Mapping[str, Sequence[int]],
+    tokenizer: PreTrainedTokenizerBase,
+    limit: Limit,
+    *,
+    source: str,
+) -> None:
+    """Raise InputError when every pair is above the limit; all are looked at only when the `measured` ones are."""
+    most = limit.tokens
+    if most is None or _any_fits(measured, most):
+        return
+    for start in range(0, len(dataset), MEASURED_ROWS):
+        rows = dataset.select(range(start, min(start + MEASURED_ROWS, len(dataset))))
+        if _any_fits(_pair_lengths(read_columns(rows, _pair_columns(rows)), tokenizer, source=source), most):
+            return
+    raise InputError(
+        f"{source}: all {len(dataset)} pairs are longer than {limit.name}={most} tokens; raise {limit.name}"
+    )
+
+
+def _any_fits(lengths: Mapping[str, Sequence[int]], most: int) -> bool:
+    return any(max(pair) <= most for pair in zip(*lengths.values(), strict=True))
+
+
+def _pair_columns(dataset: Dataset) -> list[str]:
+    return [name for name in Pair._fields if name in dataset.column_names]
 
 
 def _sample(dataset: Dataset, columns: Sequence[str]) -> dict[str, list[Any]]:
@@ -235,10 +346,20 @@ def _sample(dataset: Dataset, columns: Sequence[str]) -> dict[str, list[Any]]:
 
 
 def _pair_lengths(
-    prompts: Sequence[Any], answers: Sequence[Any], tokenizer: PreTrainedTokenizerBase, *, source: str
-) -> list[int]:
-    """Tokens of prompt and answer together, as trl's RewardTrainer makes them: plain text gets an end token."""
-    whole = [prompt + answer for prompt, answer in zip(prompts, answers, strict=True)]
+    pairs: Mapping[str, Sequence[Any]], tokenizer: PreTrainedTokenizerBase, *, source: str
+) -> dict[str, list[int]]:
+    """Tokens of the prompt with each answer, as trl's RewardTrainer makes them: plain text gets an end token."""
+    nothing = [] if isinstance(pairs["chosen"][0], list) else ""
+    prompts = pairs.get("prompt") or [nothing] * len(pairs["chosen"])
+    return {
+        name: _lengths(
+            [prompt + answer for prompt, answer in zip(prompts, pairs[name], strict=True)], tokenizer, source
+        )
+        for name in ("chosen", "rejected")
+    }
+
+
+def _lengths(whole: Sequence[Any], tokenizer: PreTrainedTokenizerBase, source: str) -> list[int]:
     if isinstance(whole[0], list):
         return list(map(len, chat_ids(whole, tokenizer, add_generation_prompt=False, source=source)))
     end = str(tokenizer.eos_token or "")
@@ -246,17 +367,15 @@ def _pair_lengths(
 
 
 def _examples(dataset: Dataset, columns: Sequence[str]) -> list[dict[str, str]]:
-    rows = dataset.with_format(None).select(range(min(_EXAMPLES, len(dataset))))
-    return [{name: printable(_as_text(row[name]), _EXAMPLE_CHARACTERS) for name in columns} for row in rows]  # pyright: ignore
+    values = read_columns(dataset.select(range(min(_EXAMPLES, len(dataset)))), columns)
+    rows = zip(*values.values(), strict=True)
+    return [
+        {name: printable(_as_text(value), _EXAMPLE_CHARACTERS) for name, value in zip(columns, row, strict=True)}
+        for row in rows
+    ]
 
 
 def _as_text(value: Any) -> str:
     if isinstance(value, list):
         return " / ".join(f"{message.get('role')}: {message.get('content')}" for message in value)
     return str(value)
-
-
-def printable(text: str, limit: int) -> str:
-    """One line for a terminal: no control characters, no access tokens, at most `limit` characters."""
-    line = " ".join("".join(c if c.isprintable() else " " for c in hide_tokens(text[: 4 * limit])).split())
-    return line if len(line) <= limit else line[: limit - 1] + "…"

@@ -31,21 +31,22 @@ def policy_card(
     reward_model: str | None = None,
     usage: str | None = None,
     datasets: Sequence[str] = (),
+    adapter: bool = True,
     license: str | None = None,
     language: str = "en",
     demonstration: bool = False,
     simulated_annotator: bool = False,
     limits: Sequence[str] = (),
 ) -> str:
-    """The README of a LoRA adapter trained by PPO.
+    """The README of a model trained by PPO: a LoRA adapter, or every weight (`adapter=False`).
 
-    `model_id` is where the adapter will be loaded from ("owner/name"), `base_model` what it was trained on; a local path
-    is shown by its last part only and stays out of the metadata. `curve_image` is a path inside the repository, `usage` code that
+    `model_id` is where it will be loaded from ("owner/name"), `base_model` what it was trained on; a local path is shown
+    by its last part only and stays out of the metadata. `curve_image` is a path inside the repository, `usage` code that
     shows how to load and prompt the model when the general one would not do.
     """
     return _card(
         "policy.md.j2",
-        tags=["hf_rlhf", "ppo", "rlhf", "lora"],
+        tags=["hf_rlhf", "ppo", "rlhf"],
         pipeline_tag="text-generation",
         model_id=model_id,
         base_model=base_model,
@@ -58,6 +59,7 @@ def policy_card(
         reward_model=reward_model,
         usage=usage,
         datasets=datasets,
+        adapter=adapter,
         license=license,
         language=language,
         demonstration=demonstration,
@@ -76,19 +78,20 @@ def reward_model_card(
     settings: Mapping[str, Any] | None = None,
     curve_image: str | None = None,
     datasets: Sequence[str] = (),
+    adapter: bool = True,
     license: str | None = None,
     language: str = "en",
     demonstration: bool = False,
     simulated_annotator: bool = False,
     limits: Sequence[str] = (),
 ) -> str:
-    """The README of a reward model: a LoRA adapter with a score head, trained with TRL's `RewardTrainer`.
+    """The README of a reward model trained with TRL's `RewardTrainer`: a LoRA adapter with a score head, or every weight.
 
     The fields are those of `policy_card`; `results` maps each metric to its value ("held-out accuracy": 0.91).
     """
     return _card(
         "reward_model.md.j2",
-        tags=["hf_rlhf", "reward-model", "rlhf", "lora", "trl", "reward-trainer"],
+        tags=["hf_rlhf", "reward-model", "rlhf", "trl", "reward-trainer"],
         pipeline_tag="text-classification",
         model_id=model_id,
         base_model=base_model,
@@ -98,11 +101,39 @@ def reward_model_card(
         settings=settings or {},
         curve_image=quote(curve_image) if curve_image else None,
         datasets=datasets,
+        adapter=adapter,
         license=license,
         language=language,
         demonstration=demonstration,
         simulated_annotator=simulated_annotator,
         limits=limits,
+    )
+
+
+def sft_card(
+    *,
+    model_id: str,
+    base_model: str,
+    results: Mapping[str, Any] | None = None,
+    settings: Mapping[str, Any] | None = None,
+    datasets: Sequence[str] = (),
+    adapter: bool = True,
+    license: str | None = None,
+    language: str = "en",
+) -> str:
+    """The README of a model fine-tuned with TRL's `SFTTrainer`. The fields are those of `reward_model_card`."""
+    return _card(
+        "sft.md.j2",
+        tags=["hf_rlhf", "sft", "trl"],
+        pipeline_tag="text-generation",
+        model_id=model_id,
+        base_model=base_model,
+        results=results or {},
+        settings=settings or {},
+        datasets=datasets,
+        adapter=adapter,
+        license=license,
+        language=language,
     )
 
 
@@ -124,6 +155,7 @@ def _card(
     model_id: str,
     base_model: str,
     datasets: Sequence[str],
+    adapter: bool,
     license: str | None,
     language: str,
     **fields: Any,
@@ -132,9 +164,9 @@ def _card(
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     metadata = ModelCardData(
-        library_name="peft",
-        base_model=base_model if _is_hub_id(base_model) else None,
-        tags=tags,
+        library_name="peft" if adapter else "transformers",
+        base_model=base_model if is_hub_id(base_model) else None,
+        tags=[*tags, "lora"] if adapter else tags,
         pipeline_tag=pipeline_tag,
         license=license,
         language=language,
@@ -151,8 +183,9 @@ def _card(
     body = environment.get_template(template).render(
         name=model_id.rsplit("/", 1)[-1],
         model_id=model_id,
-        base_model=base_model if _is_hub_id(base_model) else Path(base_model).name,
+        base_model=shown_name(base_model),
         datasets=datasets,
+        adapter=adapter,
         license=license,
         **fields,
     )
@@ -174,6 +207,16 @@ def fence(text: str, language: str = "") -> str:
     return f"{ticks}{language}\n{text.rstrip()}\n{ticks}"
 
 
-def _is_hub_id(name: str) -> bool:
+def shown_name(name: str) -> str:
+    """How others may see a model, a data set or a reward: a name of the Hub whole, of a path the last part."""
+    return name if is_hub_id(name) else Path(name).name
+
+
+def hub_names(*names: str | None) -> list[str]:
+    """Those that others find on the Hub, as metadata may only name them."""
+    return [name for name in names if name and is_hub_id(name)]
+
+
+def is_hub_id(name: str) -> bool:
     """Shaped like "name" or "owner/name", and no folder of this machine."""
     return bool(re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?", name)) and not Path(name).exists()

@@ -1,5 +1,6 @@
 """Push a finished run to the Hub: one commit, made after everything is on disk."""
 
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -7,8 +8,11 @@ from pathlib import Path
 from hf_rlhf.credentials import hide_tokens
 from hf_rlhf.errors import InputError, PushError
 
-LEFT_OUT = ["checkpoint-*", "**/checkpoint-*", "vllm/*", ".*", "run.lock", "*.set-aside*", "*.pt", "*.pth", "*.bin"]
-"""Checkpoints, what a vLLM server was given, hidden files, the lock, and anything that is a pickle."""
+LEFT_OUT = [
+    *("checkpoint-*", "*/checkpoint-*", "*.set-aside*", "vllm/*", "run.lock", ".*", "*/.*", "*/README.md"),
+    *(f"*.{suffix}" for suffix in ("pt", "pth", "bin", "pkl", "pickle", "joblib", "ckpt")),
+]
+"""Checkpoints, what a vLLM server was given, the lock, hidden files, PEFT's drafts of cards, and what is mostly a pickle."""
 
 ANSWER_SECONDS = 60.0
 """How long the Hub may take to be reached, to answer, and to take the next bytes; its library would wait for ever."""
@@ -27,8 +31,8 @@ def open_repository(folder: Path, repo_id: str | None, *, private: bool | None =
             return create_repo(repo_id or folder.absolute().name, private=private, exist_ok=True).repo_id
     except PushError as error:
         raise InputError(
-            f"push_to_hub: {error}\nNothing has been trained. Mend it, or train without push_to_hub and push the result with"
-            f" `hf upload`"
+            f"push_to_hub: {error}\nNothing has been trained. Mend it, or train without push_to_hub and push the result with:"
+            f" {_upload_command(folder, repo_id)}"
         ) from error
 
 
@@ -54,8 +58,14 @@ def push_folder(folder: Path, repo_id: str | None, *, private: bool | None = Non
     except PushError as error:
         raise PushError(
             f"the model is trained and saved in {folder}, but the push failed: {error}\n"
-            f"Push it again with: hf upload {repo_id or folder.absolute().name} {folder}"
+            f"Push it again with: {_upload_command(folder, repo_id)}"
         ) from error
+
+
+def _upload_command(folder: Path, repo_id: str | None) -> str:
+    """What a shell takes to push the same files."""
+    exclude = [part for pattern in LEFT_OUT for part in ("--exclude", pattern)]
+    return shlex.join(["hf", "upload", repo_id or folder.absolute().name, str(folder), *exclude])
 
 
 @contextmanager
@@ -78,8 +88,10 @@ def _advice(error: Exception) -> str:
     status = getattr(getattr(error, "response", None), "status_code", None)
     if status in (401, 403) or type(error).__name__ == "LocalTokenNotFoundError":
         return "Log in with `hf auth login` or set HF_TOKEN, to a token that may write there (`hf auth whoami` shows whose)"
-    if type(error).__name__ in ("HFValidationError", "BadRequestError"):
+    if type(error).__name__ == "HFValidationError":
         return "Give hub_model_id as name or owner/name, of letters, digits, `-`, `_` and `.`"
+    if status == 400:
+        return "The answer names what the Hub does not take: hub_model_id, a file, or the metadata of README.md"
     if type(error).__name__ == "OfflineModeIsEnabled":
         return "Unset HF_HUB_OFFLINE"
     return "Is the Hub in reach, and HF_ENDPOINT right?"

@@ -9,7 +9,7 @@ from typing import Any
 from hf_rlhf.checkpoint.lock import locked, require_folder_name
 from hf_rlhf.checkpoint.resume import resume_point
 from hf_rlhf.credentials import refuse_secrets
-from hf_rlhf.data.files import LoadedRows, read_rows
+from hf_rlhf.data.files import LoadedRows, local_path, read_rows
 from hf_rlhf.data.report import DataReport
 from hf_rlhf.distributed import failing_together, gather_in_order, rank
 from hf_rlhf.errors import InputError
@@ -38,9 +38,10 @@ def run_begun(data: DataArguments, training) -> Iterator[str | None]:
     """Hold the run's folder as long as the block; gives the checkpoint to go on from, or None for a new run.
 
     Raises `InputError` when `output_dir` cannot be written to, is in use, or holds another run and this one does
-    not resume it; when there is nothing to resume; and for a tracker that is not
-    installed.
+    not resume it; when there is nothing to resume; for a tracker that is not
+    installed; and for a token in the settings.
     """
+    refuse_secrets({"hub_token": training.hub_token}, "settings")  # which are written to files
     from transformers.integrations import get_available_reporting_integrations
     from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
@@ -59,8 +60,10 @@ def run_begun(data: DataArguments, training) -> Iterator[str | None]:
 
 
 def open_hub(training) -> None:
-    """Check that the push at the end can succeed, where one is asked for. Raises `InputError`, for a token in the settings too."""
-    refuse_secrets({"hub_token": training.hub_token}, "settings")  # which are written to files
+    """Make sure that the push at the end can succeed, where one is asked for. Raises `InputError`.
+
+    It makes the repository, so it comes after what may be found wrong in the data and the model.
+    """
     with failing_together():
         if training.push_to_hub and rank() == 0:
             open_repository(output_folder(training), training.hub_model_id, private=training.hub_private_repo)
@@ -79,7 +82,7 @@ def load_split(data: DataArguments, *, evaluation: bool = False) -> LoadedRows:
     if evaluation and data.eval_dataset_name:
         name, split, limit = data.eval_dataset_name, data.dataset_train_split, data.max_eval_samples
     elif evaluation:
-        if Path(data.dataset_name).is_file():
+        if local_path(data.dataset_name).is_file():
             raise InputError(
                 f"evaluation asks for rows of its own, and dataset_name={data.dataset_name!r} is one file; give"
                 " eval_dataset_name"
@@ -87,6 +90,9 @@ def load_split(data: DataArguments, *, evaluation: bool = False) -> LoadedRows:
         name, split, limit = data.dataset_name, data.dataset_test_split, data.max_eval_samples
     else:
         name, split, limit = data.dataset_name, data.dataset_train_split, data.max_train_samples
+    if limit is not None and limit < 1:
+        flag = "max_eval_samples" if evaluation else "max_train_samples"
+        raise InputError(f"{flag}={limit} leaves no row; use at least 1, or leave it out for all")
     rows = read_rows(name, split=split, config_name=data.dataset_config, skip_bad=data.skip_bad)
     return rows if limit is None or limit >= len(rows.dataset) else rows.select(range(limit))
 

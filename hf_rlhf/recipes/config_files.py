@@ -15,21 +15,25 @@ MAX_DEPTH = 20
 def read_config_file(file: Path) -> dict[str, Any]:
     """The keys and values of a YAML file.
 
-    Raises `InputError` with the line for: more than 256 kB, what is not UTF-8 or not YAML, more than 20 levels, anchors
-    and aliases (a few lines of them can stand for gigabytes), tags, a key that is there twice, and anything but a mapping.
+    Raises `InputError` with the line for: what is not UTF-8 or not YAML, more than 20 levels, anchors and aliases (a few
+    lines of them can stand for gigabytes), tags, a key that is there twice, dates that are none and whole numbers of more
+    than 64 bits; and with the file for more than 256 kB and anything but a mapping.
     """
     import yaml
 
     text = _read(file)
     try:
         _check_events(file, yaml.parse(text, Loader=yaml.SafeLoader))
-        _check_keys(file, yaml.compose(text, Loader=yaml.SafeLoader))
+        _check_nodes(file, yaml.compose(text, Loader=yaml.SafeLoader))
         content = yaml.safe_load(text)
     except InputError:
         raise
     except yaml.MarkedYAMLError as error:
         raise InputError(f"{_place(file, error.problem_mark)} is not valid YAML: {_in_words(error)}") from error
-    except (yaml.YAMLError, ValueError, TypeError) as error:  # a date such as 2026-99-99 is a ValueError
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        raise InputError(f"{file}:{line} is not valid YAML: a control character ({error.reason})") from error
+    except (yaml.YAMLError, ValueError, TypeError) as error:
         raise InputError(f"{file} is not valid YAML: {error}") from error
     if not isinstance(content, dict):
         raise InputError(f"{file} must hold `key: value` lines, not a {type(content).__name__}")
@@ -71,20 +75,35 @@ def _check_events(file: Path, events: Iterator[Any]) -> None:
             raise InputError(f"{place}: nested more than {MAX_DEPTH} levels deep; a config has flat `key: value` lines")
 
 
-def _check_keys(file: Path, node: Any) -> None:
-    """Raise `InputError` for a key that is there twice, at any level."""
-    from yaml.nodes import MappingNode, SequenceNode
+def _check_nodes(file: Path, node: Any) -> None:
+    """Raise `InputError` for a key that is there twice, at any level, and for a value that stands for none."""
+    from yaml.nodes import MappingNode, ScalarNode, SequenceNode
 
-    if isinstance(node, SequenceNode):
+    if isinstance(node, ScalarNode):
+        _check_scalar(file, node)
+    elif isinstance(node, SequenceNode):
         for value in node.value:
-            _check_keys(file, value)
+            _check_nodes(file, value)
     elif isinstance(node, MappingNode):
         known: set[str] = set()
         for key, value in node.value:
             if str(key.value) in known:
                 raise InputError(f'{_place(file, key.start_mark)}: the key "{key.value}" is there twice; keep one')
             known.add(str(key.value))
-            _check_keys(file, value)
+            _check_nodes(file, key)
+            _check_nodes(file, value)
+
+
+def _check_scalar(file: Path, node: Any) -> None:
+    from yaml.constructor import SafeConstructor
+
+    place = _place(file, node.start_mark)
+    try:
+        value = SafeConstructor().construct_object(node)
+    except (ValueError, ArithmeticError) as error:  # a date such as 2026-99-99; 1:1:1.5 to the base of 60
+        raise InputError(f"{place} is not valid YAML: {error}. If it is text, put it in quotes") from error
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise InputError(f"{place}: a whole number of more than 64 bits, which no flag takes")
 
 
 def _place(file: Path, mark: Any) -> str:

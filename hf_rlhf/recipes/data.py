@@ -2,11 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from datasets import Dataset
 
+from hf_rlhf.checkpoint.lock import require_folder_name
 from hf_rlhf.data.files import LoadedRows, read_rows
 from hf_rlhf.data.preferences import check_no_leak
 from hf_rlhf.data.prompts import require_rows
@@ -19,6 +21,7 @@ from hf_rlhf.data.report import (
     check_text_set,
     fingerprints,
 )
+from hf_rlhf.errors import InputError
 from hf_rlhf.ppo.config import PPOConfig
 from hf_rlhf.recipes.arguments import (
     DataArguments,
@@ -52,7 +55,7 @@ def reward_sets(script: RewardArguments, training: RewardTrainingArguments, toke
         return Sets(train.dataset, None, DataReport([train.report]))
     rows = load_split(script, evaluation=True)
     evaluation = check_preferences(rows, tokenizer, role=EVALUATION, limit=limit)
-    shared = check_no_leak(train.dataset, evaluation.dataset)
+    shared = check_no_leak(train.dataset, evaluation.dataset, source=rows.source, place=evaluation.place)
     report = DataReport([train.report, evaluation.report], {"evaluation prompts are in training too": shared})
     return Sets(train.dataset, evaluation.dataset, report)
 
@@ -72,14 +75,18 @@ def ppo_sets(script: PPOArguments, training: PPOConfig, tokenizer) -> Sets:
     """Prompts and the texts of PPO-ptx. Raises `InputError` for anything wrong in them; shared prompts are a warning."""
     then = {"error": "end the run", "filter": "are left out"}.get(training.overlong_prompts, "are cut on the left")
     limit = Limit("max_prompt_length", training.max_prompt_length, then)
-    train = check_prompt_set(load_split(script), tokenizer, role=TRAINING, limit=limit)
+    overlong: Any = training.overlong_prompts
+    check = partial(check_prompt_set, tokenizer=tokenizer, limit=limit, overlong=overlong)
+    train = check(load_split(script), role=TRAINING)
+    _require_iteration(train, training)
     sets = Sets(train.dataset, None, DataReport([train.report]))
     if wants_evaluation(script, training):
-        evaluation = check_prompt_set(load_split(script, evaluation=True), tokenizer, role=EVALUATION, limit=limit)
+        evaluation = check(load_split(script, evaluation=True), role=EVALUATION)
         sets = _with_shared(train, evaluation, ["prompt"])
     if script.ptx_dataset_name is None:
         return sets
-    texts = check_text_set(_ptx_rows(script), tokenizer, role=PTX, limit=Limit("max_ptx_length", training.max_ptx_length, "are cut on the right"))  # fmt: skip
+    limit = Limit("max_ptx_length", training.max_ptx_length, "are cut on the right")
+    texts = check_text_set(_ptx_rows(script), tokenizer, role=PTX, limit=limit, all_learnable=True)
     sets.report.sets.append(texts.report)
     return sets._replace(ptx=texts.dataset)
 
@@ -110,6 +117,13 @@ def _require_batch(checked: CheckedSet, training) -> None:
     require_rows(checked.dataset, batch, source=checked.report.source, why=why)
 
 
+def _require_iteration(checked: CheckedSet, training: PPOConfig) -> None:
+    (lengths,) = checked.report.lengths
+    left_out = lengths.above if training.overlong_prompts == "filter" else 0
+    rows = range(len(checked.dataset) - left_out)
+    require_rows(rows, training.rollout_batch_size, source=checked.report.source, why=training.batch_algebra())
+
+
 @dataclass
 class DataCommandArguments:
     """Where the report of `hf-rlhf data` goes, besides the screen."""
@@ -120,15 +134,22 @@ class DataCommandArguments:
 def report_data(stage: str, command: DataCommandArguments, script, training, model: ModelArguments) -> DataReport:
     """Check the sets that `hf-rlhf <stage>` would train on by the same flags, and print the report; nothing is trained.
 
-    Raises `InputError` for what would end the run.
+    Raises `InputError` for rows, and numbers of rows, that would end the run, and for a folder that cannot be written to.
     """
+    if command.report_folder is not None:
+        require_folder_name(command.report_folder, "report_folder")
     chat_template_path = script.chat_template_path if stage == "ppo" else training.chat_template_path
     trust = getattr(training, "trust_remote_code", False)  # ppo has no such flag
     tokenizer = tokenizer_of(model, chat_template_path, trust_remote_code=trust)
     report = STAGES[stage](script, training, tokenizer).report
     print(report)
-    if command.report_folder:
-        report.write(Path(command.report_folder))
+    if command.report_folder is not None:
+        try:
+            report.write(Path(command.report_folder))
+        except OSError as error:
+            raise InputError(
+                f"report_folder={command.report_folder!r} cannot be written to: {error.strerror}"
+            ) from error
     return report
 
 

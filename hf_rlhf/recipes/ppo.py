@@ -54,7 +54,6 @@ def train_ppo(script: PPOArguments, training: PPOConfig, model: ModelArguments, 
 def _train(
     script: PPOArguments, training: PPOConfig, model: ModelArguments, reward_funcs, checkpoint: str | None
 ) -> RunResult:
-    open_hub(training)
     rewards = [*named_rewards(script), *reward_funcs]
     if not rewards:
         raise InputError("no reward: give reward_model_path, or reward_funcs")
@@ -64,6 +63,7 @@ def _train(
     policy = load_start(model)
     require_fitting_tokenizer(policy, tokenizer)
     training = _with_critic(training, model.model_name_or_path)
+    open_hub(training)
     trainer = PPOTrainer(
         policy,
         rewards,
@@ -127,7 +127,7 @@ def _function(name: str) -> RewardFunction:
 def _write_card(folder: Path, script: PPOArguments, training: PPOConfig, model: ModelArguments, metrics) -> None:
     from hf_rlhf.evaluation.metrics import BeforeAfter
     from hf_rlhf.evaluation.plots import plot_training
-    from hf_rlhf.hub.model_card import policy_card
+    from hf_rlhf.hub.model_card import hub_names, policy_card, shown_name
 
     rows = iteration_rows(folder)
     curves = None
@@ -141,15 +141,17 @@ def _write_card(folder: Path, script: PPOArguments, training: PPOConfig, model: 
         for label, key in (("reward", "reward"), ("KL to the reference (nats)", "objective/kl"))
         if first.get(key) is not None and last.get(key) is not None
     ] if rows else []  # fmt: skip
-    rewards = ", ".join(name for name in (script.reward_model_path, *(script.reward_funcs or ())) if name)
+    rewards = ", ".join(shown_name(name) for name in (script.reward_model_path, *(script.reward_funcs or ())) if name)
+    start = adapter_base(model.model_name_or_path)
     card = policy_card(
         model_id=training.hub_model_id or folder.name,
-        base_model=public_name(adapter_base(model.model_name_or_path) or model.model_name_or_path),
+        base_model=public_name(start or model.model_name_or_path),
         results=results,
         settings=_card_settings(training),
         curve_image=curves.name if curves else None,
         reward_model=rewards or None,
-        datasets=[script.dataset_name] if script.dataset_name and not Path(script.dataset_name).exists() else [],
+        datasets=hub_names(script.dataset_name),
+        adapter=model.use_peft or start is not None,
     )
     (folder / "README.md").write_text(card, encoding="utf-8")
 

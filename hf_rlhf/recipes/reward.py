@@ -51,13 +51,13 @@ def train_reward_model(script: RewardArguments, training: RewardTrainingArgument
 def _train(
     script: RewardArguments, training: RewardTrainingArguments, model: ModelArguments, checkpoint: str | None
 ) -> RunResult:
-    open_hub(training)
     trust = training.trust_remote_code
     tokenizer = tokenizer_of(model, training.chat_template_path, trust_remote_code=trust)
     train_set, eval_set, report, _ = reward_sets(script, training, tokenizer)
     set_seed(training.seed)  # before the score head's random start
     classifier = load_sequence_classifier(model.model_name_or_path, **model.load_kwargs(), trust_remote_code=trust)
     require_fitting_tokenizer(classifier, tokenizer)
+    open_hub(training)
     trainer = make_reward_trainer(
         classifier,
         tokenizer,
@@ -130,7 +130,7 @@ class _OwnForward:
 
 
 def _write_card(folder: Path, script: RewardArguments, training, model: ModelArguments, metrics) -> None:
-    from hf_rlhf.hub.model_card import reward_model_card
+    from hf_rlhf.hub.model_card import hub_names, reward_model_card
 
     results = {
         "pairs trained on": f"{metrics['train_rows']:.0f}",
@@ -149,6 +149,7 @@ def _write_card(folder: Path, script: RewardArguments, training, model: ModelArg
         base_model=public_name(model.model_name_or_path),
         results=results,
         settings={name: getattr(training, name) for name in names.split()},
-        datasets=[script.dataset_name] if script.dataset_name and not Path(script.dataset_name).exists() else [],
+        datasets=hub_names(script.dataset_name),
+        adapter=model.use_peft,
     )
     (folder / "README.md").write_text(card, encoding="utf-8")

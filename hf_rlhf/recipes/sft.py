@@ -1,10 +1,11 @@
 """Supervised fine-tuning with trl's `SFTTrainer`, ready to be the start and the reference of PPO."""
 
+from pathlib import Path
 from typing import Any
 
 from hf_rlhf.hub.push import push_folder
-from hf_rlhf.models.adapters import is_peft_model
-from hf_rlhf.models.load import require_fitting_tokenizer
+from hf_rlhf.models.adapters import adapter_base, is_peft_model
+from hf_rlhf.models.load import public_name, require_fitting_tokenizer
 from hf_rlhf.recipes.arguments import (
     DataArguments,
     ModelArguments,
@@ -27,7 +28,7 @@ from hf_rlhf.reward_modeling.training import adapters_in_base_dtype, save_traine
 
 
 def train_sft(script: DataArguments, training: SFTTrainingArguments, model: ModelArguments) -> RunResult:
-    """Fine-tune on demonstrations and save the adapter (or full model) and tokenizer to `training.output_dir`.
+    """Fine-tune on demonstrations and save the adapter (or full model), tokenizer and card to `training.output_dir`.
 
     Rows have `messages`, `prompt` and `completion`, or `text`, as for `trl.SFTTrainer`.
 
@@ -42,12 +43,12 @@ def _train(
 ) -> RunResult:
     from hf_rlhf.reward_modeling.trainers import SFTTrainer
 
-    open_hub(training)
     trust = training.trust_remote_code
     tokenizer = tokenizer_of(model, training.chat_template_path, trust_remote_code=trust)
     train_set, eval_set, report, _ = sft_sets(script, training, tokenizer)
     policy = load_start(model, trainable=True, trust_remote_code=trust)
     require_fitting_tokenizer(policy, tokenizer)
+    open_hub(training)
     trainer: Any = SFTTrainer(
         model=policy,
         args=training,
@@ -64,7 +65,24 @@ def _train(
     save_trained(trainer, folder)
     if trainer.is_world_process_zero():
         write_settings(folder, training, model, script)
+        _write_card(folder, script, training, model, metrics)
         if training.push_to_hub:
             push_folder(folder, training.hub_model_id, private=training.hub_private_repo)
     release(trainer)
     return RunResult(folder, metrics)
+
+
+def _write_card(folder: Path, script: DataArguments, training, model: ModelArguments, metrics) -> None:
+    from hf_rlhf.hub.model_card import hub_names, sft_card
+
+    start = adapter_base(model.model_name_or_path)
+    names = "learning_rate num_train_epochs per_device_train_batch_size gradient_accumulation_steps max_length seed"
+    card = sft_card(
+        model_id=training.hub_model_id or folder.name,
+        base_model=public_name(start or model.model_name_or_path),
+        results={"held-out loss": f"{metrics['eval_loss']:.3f}"} if "eval_loss" in metrics else {},
+        settings={name: getattr(training, name) for name in names.split()},
+        datasets=hub_names(script.dataset_name),
+        adapter=model.use_peft or start is not None,
+    )
+    (folder / "README.md").write_text(card, encoding="utf-8")

@@ -2,13 +2,17 @@ import gzip
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import datasets
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tiny import make_tokenizer
 
-from hf_rlhf.data import load_rows
+from hf_rlhf.data import json_files, load_rows
+from hf_rlhf.data.files import read_rows
+from hf_rlhf.data.report import Limit, check_prompt_set
 from hf_rlhf.errors import InputError
 
 ROWS = [{"prompt": "the sky", "n": 1}, {"prompt": "the sea é", "n": 2}]
@@ -171,6 +175,41 @@ def test_a_bad_file_is_named(tmp_path, name, content, parts):
     (tmp_path / name).write_bytes(content)
     message = error_of(tmp_path / name)
     assert all(part in message for part in [name, *parts]), message
+
+
+@pytest.mark.parametrize("name", ["rows.json", "rows.json.gz"])
+def test_only_an_array_is_read_as_a_whole_and_up_to_a_limit(tmp_path, monkeypatch, name):
+    monkeypatch.setattr(json_files, "MAX_ARRAY_BYTES", 100)
+    dress = gzip.compress if name.endswith(".gz") else bytes
+    (tmp_path / name).write_bytes(dress(b" \n" + lines(ROWS * 50)))
+    assert len(load_rows(str(tmp_path / name))) == 100
+    (tmp_path / name).write_bytes(dress(b" " * 70_000 + json.dumps(ROWS * 50).encode()))
+    assert "an array of more than 100 bytes" in error_of(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    "name", ["~nosuchuser/rows.jsonl", "x" * 5000, "x" * 5000 + ".jsonl", "a\0b.jsonl", "someone\0/x"]
+)
+def test_a_name_that_no_file_can_have_is_told(name):
+    assert len(error_of(name)) < 1000
+    assert len(error_of(name, streaming=True)) < 1000
+
+
+def test_columns_that_are_not_used_are_not_decoded(tmp_path):
+    images = datasets.Features({"bytes": datasets.Value("binary"), "path": datasets.Value("string")})
+    rows = [{"prompt": "the", "picture": {"bytes": b"junk", "path": None}}]
+    features = datasets.Features({"prompt": datasets.Value("string"), "picture": images})
+    made = datasets.Dataset.from_list(rows, features=features).cast_column("picture", datasets.Image())
+    made.save_to_disk(tmp_path / "saved")
+    limit = Limit("max_prompt_length", 5, "end the run")
+    assert check_prompt_set(
+        read_rows(str(tmp_path / "saved")), make_tokenizer(), role="training", limit=limit
+    ).report.rows
+    junk = replace(
+        read_rows(str(tmp_path / "saved")), dataset=made.remove_columns("prompt").rename_column("picture", "prompt")
+    )
+    with pytest.raises(InputError, match='column "prompt": dict instead of text'):
+        check_prompt_set(junk, make_tokenizer(), role="training", limit=limit)
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

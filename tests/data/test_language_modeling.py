@@ -128,15 +128,14 @@ def test_long_texts_keep_their_first_tokens_aloud(word_tokenizer, caplog):
 def test_a_prompt_that_fills_the_length_leaves_nothing_to_learn(word_tokenizer):
     rows = [{"prompt": "why", "completion": " blue"}, {"prompt": "what colour is", "completion": " blue"}]
     message = error_of(word_tokenizer, rows, max_ptx_length=3)
-    assert "the prompt alone fills max_ptx_length=3 tokens in 1 row (1)" in message
-    assert "Raise max_ptx_length above 3" in message
+    assert "the prompt alone fills max_ptx_length=3 tokens (raise it above 3) in 1 row (1)" in message
     assert words(word_tokenizer, prepare(word_tokenizer, rows, 4))[1] == ("what colour is", "blue")
 
 
 def test_a_text_of_one_token_leaves_nothing_to_learn(word_tokenizer):
     word_tokenizer.eos_token = None
     message = error_of(word_tokenizer, [{"text": "the sky"}, {"text": "why"}])
-    assert "texts.jsonl: 1 row (1) have no token to learn" in message
+    assert 'column "text": no token to learn after the first or the prompt in 1 row (1)' in message
     assert "max_ptx_length=1 leaves nothing to learn" in error_of(word_tokenizer, [{"text": "why"}], max_ptx_length=1)
 
 
@@ -177,7 +176,8 @@ def test_a_template_that_rewrites_the_prompt_is_refused(word_tokenizer):
     )
     word_tokenizer.add_tokens(["1", "2"])
     message = error_of(word_tokenizer, [{"prompt": [user("why")], "completion": [assistant("red")]}])
-    assert "renders the prompt otherwise once the completion follows, in 1 row (0)" in message
+    assert "renders the prompt otherwise once the completion follows" in message
+    assert "in 1 row (0)" in message
 
 
 @pytest.mark.parametrize(

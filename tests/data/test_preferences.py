@@ -19,6 +19,9 @@ def assistant(content):
     return {"role": "assistant", "content": content}
 
 
+CALLS = {"role": "assistant", "tool_calls": [{"x": 1}]}
+
+
 def prepare(*rows):
     return prepare_preferences(datasets.Dataset.from_list(list(rows)), source="pairs.jsonl")
 
@@ -124,6 +127,27 @@ def test_a_text_prompt_beside_dialogues_is_the_prompt_once():
     assert prepare(answers).dataset[0] == expected
 
 
+def test_a_text_prompt_is_asked_after_a_system_message_that_only_the_answers_follow():
+    system = {"role": "system", "content": "you"}
+    row = {"prompt": "cat sat", "chosen": [system, assistant("b")], "rejected": [system, assistant("c")]}
+    assert prepare(row).dataset[0]["prompt"] == [system, user("cat sat")]
+    inside = {
+        "prompt": "a",
+        "chosen": [system, user("a"), assistant("b")],
+        "rejected": [system, user("a"), assistant("c")],
+    }
+    assert prepare(inside).dataset[0]["prompt"] == [system, user("a")]
+
+
+@pytest.mark.parametrize("other", [[user("cat")], [user("cat"), assistant("x"), user("dog")]])
+def test_a_text_prompt_that_the_dialogues_do_not_ask_is_malformed_and_not_dropped(other):
+    good = {"prompt": "a", "chosen": [user("a "), assistant("b")], "rejected": [user("a "), assistant("c")]}
+    bad = {"prompt": "sat", "chosen": [*other, assistant("b")], "rejected": [*other, assistant("c")]}
+    assert prepare(good, bad).report.malformed_reasons == {
+        'the text of "prompt" is no message of the user before the answers': 1
+    }
+
+
 def test_implicit_conversations_that_part_in_a_user_turn_are_malformed():
     good = {"chosen": [user("a"), assistant("b")], "rejected": [user("a"), assistant("c")]}
     bad = {
@@ -209,6 +233,10 @@ def test_many_bad_rows_are_shortened():
         ({"chosen": [user("p"), assistant("a")], "rejected": "b"}, "str instead of a list of messages"),
         ({"chosen": [{"text": "a"}], "rejected": [{"text": "b"}]}, 'a message without "role" and "content"'),
         ({"chosen": [{"role": "user", "content": 3}], "rejected": [{"role": "user", "content": 4}]}, "not text"),
+        (
+            {"chosen": [CALLS | {"content": ["a"]}], "rejected": [CALLS | {"content": ["b"]}]},
+            'a message whose "content" is not text',
+        ),
         ({"prompt": [user("p")], "chosen": [], "rejected": [assistant("b")]}, 'column "chosen": no messages'),
         ({"prompt": [user("p")], "chosen": [assistant("")], "rejected": [assistant("b")]}, "empty last message"),
         (PAIR | {"margin": float("nan")}, 'column "margin": nan in 1 row (0)'),
@@ -241,9 +269,16 @@ def test_what_is_not_one_loaded_set_is_refused(wrong, part):
 def test_a_pair_in_both_sets_is_a_leak_in_either_order():
     train = prepare(PAIR, PAIR | {"prompt": "q"}).dataset
     test = prepare(PAIR | {"rejected": "c"}, {"prompt": "q", "chosen": "b", "rejected": "a"}).dataset
-    with pytest.raises(InputError, match=r"1 row \(1\) of 2 of the test set are in the training set"):
+    with pytest.raises(InputError, match=r"1 row \(1\) of 2 pairs of the test set are in the training set"):
         check_no_leak(train, test)
     assert check_no_leak(train, test.select([0])) == 1
+    with pytest.raises(InputError, match=r"1 row \(test.jsonl:6\) of 2 pairs of test.jsonl are"):
+        check_no_leak(train, test, source="test.jsonl", place=lambda row: f"test.jsonl:{5 + row}")
+
+
+def test_a_call_without_content_is_an_answer():
+    row = {"prompt": [user("p")], "chosen": [CALLS | {"content": None}], "rejected": [CALLS | {"content": "b"}]}
+    assert len(prepare(row).dataset) == 1
 
 
 def test_keys_filled_with_none_do_not_hide_a_leak():

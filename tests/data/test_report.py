@@ -1,13 +1,15 @@
 """The report of a set: every row is accounted for, and what is worth knowing before training is in it."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from tiny import make_tokenizer
 
+from hf_rlhf.credentials import printable
 from hf_rlhf.data import report as data_report
 from hf_rlhf.data.files import read_rows
-from hf_rlhf.data.report import DataReport, Limit, check_preferences, check_prompt_set, check_text_set, printable
+from hf_rlhf.data.report import DataReport, Limit, check_preferences, check_prompt_set, check_text_set
 from hf_rlhf.errors import InputError
 
 LIMIT = Limit("max_length", 5, "are left out")
@@ -40,7 +42,7 @@ def test_pairs(load):
         pair("the", " ", " cat"),
         pair("the cat sat on the mat", " good", " bad bad"),
     ]
-    dataset, report = check_preferences(load(rows, 3), make_tokenizer(), role="training", limit=LIMIT)
+    dataset, report, _ = check_preferences(load(rows, 3), make_tokenizer(), role="training", limit=LIMIT)
     assert (report.rows_read, report.rows, len(dataset)) == (8, 3, 3)
     assert [(row.place.split(":")[-1], row.problem[:18]) for row in report.bad_rows] == [
         ("2", "not valid JSON: Ex"),
@@ -86,36 +88,170 @@ def test_prompts_and_prompts_of_pairs(load):
         {"prompt": "the cat", "n": 2},
         {"prompt": "the cat sat on the mat", "n": 3},
     ]
-    dataset, report = check_prompt_set(load(prompts), make_tokenizer(), role="training", limit=LIMIT)
+    dataset, report, _ = check_prompt_set(
+        load(prompts), make_tokenizer(), role="training", limit=LIMIT, overlong="truncate_left"
+    )
     assert len(dataset) == report.rows == report.rows_read == 3
     assert list(report.noticed.values()) == [1]
     assert (report.layout, report.other_columns, report.lengths[0].above) == ("text", ["n"], 1)
     talk = [{"role": "user", "content": "hello"}]
     answers = [talk + [{"role": "assistant", "content": text}] for text in ("good", "bad", "sad")]
     pairs = [{"chosen": answers[0], "rejected": answers[n]} for n in (1, 2)]
-    dataset, report = check_prompt_set(load(pairs), make_tokenizer(), role="training", limit=LIMIT)
+    dataset, report, _ = check_prompt_set(
+        load(pairs), make_tokenizer(), role="training", limit=LIMIT, overlong="truncate_left"
+    )
     assert dataset["prompt"][:] == [talk]
     assert (report.layout, report.rows_read, report.rows, sum(report.left_out.values())) == ("messages", 2, 1, 1)
 
 
 def test_texts(load):
     rows = [{"prompt": "the", "completion": " cat"}] * 2 + [{"prompt": "the", "completion": ""}]
-    dataset, report = check_text_set(load(rows, 1), make_tokenizer(), role="training", limit=LIMIT)
+    dataset, report, _ = check_text_set(load(rows, 1), make_tokenizer(), role="training", limit=LIMIT)
     assert (len(dataset), report.rows_read, report.layout) == (2, 3, "prompt and completion, text")
-    assert list(report.noticed.values()) == [1]
+    assert list(report.noticed.values()) == [1, 0]
     assert report.lengths[0].maximum == 3
 
 
 def test_of_a_large_set_a_sample_spread_evenly_is_measured(load, monkeypatch):
     monkeypatch.setattr(data_report, "MEASURED_ROWS", 4)
-    rows = [{"prompt": "the " * (1 + n // 10)} for n in range(100)]
-    _, report = check_prompt_set(load(rows), make_tokenizer(), role="training", limit=LIMIT)
+    rows = [{"text": "the " * (n // 10)} for n in range(10, 110)]
+    _, report, _ = check_text_set(load(rows), make_tokenizer(), role="training", limit=LIMIT)
     (lengths,) = report.lengths
-    assert (lengths.measured, lengths.minimum, lengths.maximum, lengths.above) == (4, 1, 8, 2)
+    assert (lengths.measured, lengths.minimum, lengths.maximum, lengths.above) == (4, 2, 9, 2)
+
+
+def talk(text, answer="good"):
+    return [{"role": "user", "content": text}], [{"role": "assistant", "content": answer}]
+
+
+def talks(kind, count, refused):
+    """Rows of messages; in those of the numbers `refused`, the user says "sad"."""
+    for number in range(count):
+        prompt, answer = talk("sad" if number in refused else f"the cat {number}")
+        yield {
+            "pairs": pair(prompt, answer, talk("", "bad")[1]),
+            "answers": pair("sad" if number in refused else "the", answer, talk("", "bad")[1]),
+            "prompts": {"prompt": prompt},
+            "prompts of pairs": {"chosen": prompt + answer, "rejected": prompt + talk("", f"bad {number}")[1]},
+            "messages": {"messages": prompt + answer},
+            "texts": {"prompt": prompt, "completion": answer},
+        }[kind]
+
+
+REFUSES = "{% for m in messages %}{% if 'sad' in m.content %}{{ raise_exception('no sadness') }}{% endif %}{{ m.content }} {% endfor %}"
+KINDS = {
+    "pairs": check_preferences,
+    "answers": check_preferences,
+    "prompts": check_prompt_set,
+    "prompts of pairs": check_prompt_set,
+    "messages": check_text_set,
+    "texts": check_text_set,
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_row_that_the_chat_template_refuses_is_named_and_may_be_left_out(load, monkeypatch, kind):
+    monkeypatch.setattr(data_report, "MEASURED_ROWS", 2)  # the refused ones are not among them
+    tokenizer, limit = make_tokenizer(), Limit("max_length", 50, "are left out")
+    tokenizer.chat_template = REFUSES
+    rows = ["{\n", *talks(kind, 9, {5})]
+    dataset, report, place = KINDS[kind](load(rows, 2), tokenizer, role="training", limit=limit)
+    assert [row.place.rpartition(":")[2] for row in report.bad_rows] == ["1", "7"]
+    assert "the chat template refuses it (no sadness)" in report.bad_rows[1].problem
+    assert report.rows_read == 10 == report.rows + 2 + sum(report.left_out.values())
+    assert len(dataset) == report.rows
+    assert place(len(dataset) - 1).endswith(":10" if kind != "answers" else ":2")
+    with pytest.raises(
+        InputError, match=r"(?s)2 of 10 rows.*refuses it \(no sadness\) in 1 row \(.*rows.jsonl:7\)"
+    ) as caught:
+        KINDS[kind](load(rows, 1), tokenizer, role="training", limit=limit)
+    assert "set skip_bad to 2" in str(caught.value)
+
+
+@pytest.mark.parametrize(("column", "value"), [("tools", "[{"), ("chat_template_kwargs", None)])
+@pytest.mark.parametrize("kind", ["pairs", "texts"])
+def test_columns_that_trl_hands_to_the_template_are_tried_too(load, kind, column, value):
+    rows = list(talks(kind, 4, ()))
+    rows[0][column] = {"tools": "[]", "chat_template_kwargs": {"a": 1}}[column]
+    rows[2][column] = value
+    for row in rows[1], rows[3]:
+        row[column] = rows[0][column]
+    with pytest.raises(InputError, match=r"chat template refuses it .* in 1 row .*rows.jsonl:3"):
+        KINDS[kind](load(rows), make_tokenizer(), role="training", limit=Limit("max_length", 50, ""))
+
+
+def test_a_prompt_without_tokens_is_a_bad_row(load, word_tokenizer):
+    word_tokenizer.chat_template = "{{ messages[0].content if messages[0].content != 'sky' }}"
+    rows = [{"prompt": talk(text)[0]} for text in ("the", "sky", "sea")]
+    dataset, report, _ = check_prompt_set(load(rows, 1), word_tokenizer, role="training", limit=LIMIT)
+    assert report.bad_rows[0].place.endswith("rows.jsonl:2")
+    assert "no tokens" in report.bad_rows[0].problem
+    assert len(dataset) == 2
+
+
+def test_pairs_that_are_all_too_long_are_an_error_also_beyond_the_measured_ones(load, monkeypatch):
+    monkeypatch.setattr(data_report, "MEASURED_ROWS", 2)
+    long = [pair("the cat sat on the mat", " good", f" bad {n}") for n in range(7)]
+    check_preferences(load([*long, pair("the", " cat", " dog")]), make_tokenizer(), role="training", limit=LIMIT)
+    with pytest.raises(InputError, match="all 7 pairs are longer than max_length=5 tokens"):
+        check_preferences(load(long), make_tokenizer(), role="training", limit=LIMIT)
+
+
+def test_texts_with_nothing_to_learn_are_bad_rows_where_all_have_to_teach(load):
+    rows = [{"prompt": "the", "completion": " cat"}, {"prompt": "the cat sat on the mat", "completion": " good"}]
+    report = check_text_set(load(rows), make_tokenizer(), role="texts", limit=LIMIT).report
+    assert "kept: 1 of 2 whose prompt alone fills max_length" in str(report)
+    with pytest.raises(InputError, match=r"the prompt alone fills max_ptx_length=5 .*rows.jsonl:2"):
+        check_text_set(load(rows), make_tokenizer(), role="texts", limit=LIMIT, all_learnable=True)
+
+
+def test_the_prompts_of_pairs_are_shown_and_every_row_is_accounted_for(load):
+    (the, good), (cat, _) = talk("the"), talk("cat")
+    rows = [
+        {"chosen": the + good, "rejected": the + talk("", "bad")[1]},
+        {"chosen": cat + good, "rejected": cat + good},
+        {"chosen": the + good, "rejected": the + talk("", "sad")[1]},
+        {"chosen": the, "rejected": the + good},
+    ]
+    _, report, _ = check_prompt_set(
+        load(rows), make_tokenizer(), role="training", limit=LIMIT, overlong="truncate_left"
+    )
+    assert report.examples == [{"prompt": "user: the"}]
+    assert report.left_out == {
+        "malformed: does not end in an assistant turn": 1,
+        "with chosen equal to rejected": 1,
+        "with a prompt that is there already": 1,
+    }
+
+
+def test_broken_lines_count_among_the_rows(load):
+    with pytest.raises(InputError, match="4 of 5 rows"):
+        check_prompt_set(
+            load(["{\n"] * 3 + [{"prompt": "a"}, {"prompt": None}], 3), make_tokenizer(), role="training", limit=LIMIT
+        )
+
+
+def test_places_of_rows_without_lines_stay_those_of_the_file(load):
+    rows = load([{"prompt": text} for text in "abcd"])
+    rows = replace(rows, places=None).without({"prompt": [None] * 4}).select([1, 3])
+    assert [rows.place(row) for row in range(2)] == ["row 1 (from 0)", "row 3 (from 0)"]
+
+
+def test_names_of_columns_and_files_do_no_harm_either(load, tmp_path):
+    evil = "\x1b]0;evil\x07 hf_abcdefghijABCDEFGHIJ1234"
+    rows = replace(load([{"prompt": "the", evil: 1}]), source="caf\udce9.jsonl")
+    _, report, _ = check_prompt_set(rows, make_tokenizer(), role="training", limit=LIMIT)
+    DataReport([report]).write(tmp_path)
+    written = (tmp_path / "data_report.json").read_text(encoding="utf-8")
+    for text in (str(report), written):
+        assert "hf_abc" not in text
+        assert "\x1b" not in text
+        assert "<token>" in text
+    assert "caf\\udce9.jsonl" in str(report)
 
 
 def test_the_file_holds_what_the_report_says(load, tmp_path):
-    _, report = check_prompt_set(load([{"prompt": "the"}, "7\n"], 1), make_tokenizer(), role="training", limit=LIMIT)
+    _, report, _ = check_prompt_set(load([{"prompt": "the"}, "7\n"], 1), make_tokenizer(), role="training", limit=LIMIT)
     whole = DataReport([report], {"rows are in both": 2, "nothing": 0})
     whole.write(tmp_path / "out")
     content = json.loads((tmp_path / "out" / "data_report.json").read_text(encoding="utf-8"))
@@ -131,3 +267,4 @@ def test_what_a_set_says_does_no_harm_to_a_terminal_and_hides_tokens():
     assert printable("a\x1b]0;evil\x07\n\u202eb", 50) == "a ]0;evil b"
     assert printable("see hf_abcdefghijABCDEFGHIJ1234 there", 50) == "see <token> there"
     assert printable("x" * 60, 10) == "x" * 9 + "…"
+    assert "hf_" not in printable("the" + " " * 385 + "hf_abcdefghijABCDEFGHIJ1234", 100)

@@ -10,7 +10,16 @@ from huggingface_hub import ModelCard
 from hf_rlhf.evaluation.metrics import BeforeAfter
 from hf_rlhf.evaluation.report import SamplePair
 from hf_rlhf.hub import model_card
-from hf_rlhf.hub.model_card import fence, inline, policy_card, reward_model_card, template_folder
+from hf_rlhf.hub.model_card import (
+    fence,
+    hub_names,
+    inline,
+    policy_card,
+    reward_model_card,
+    sft_card,
+    shown_name,
+    template_folder,
+)
 
 BASE = "HuggingFaceTB/SmolLM2-135M-Instruct"
 HOSTILE = "```\n---\n<script>alert(1)</script>\n````\n\n\n\n{{ 7*7 }} {% raw %}\n---\nlicense: mit\n---"
@@ -50,6 +59,23 @@ def test_reward_model_metadata():
     assert {"hf_rlhf", "reward-model", "trl", "lora"} <= set(data["tags"])
     assert "ppo" not in data["tags"]
     assert "datasets" not in data
+
+
+@pytest.mark.parametrize("make", [policy_card, reward_model_card, sft_card])
+def test_a_model_of_all_weights_is_no_adapter(make):
+    card = ModelCard(make(model_id="someone/m", base_model=BASE, adapter=False))
+    assert card.data.library_name == "transformers"
+    assert "lora" not in card.data.tags
+    assert "peft" not in card.text.lower()
+    assert "LoRA" not in card.text
+    assert "lora" in ModelCard(make(model_id="someone/m", base_model=BASE)).data.tags
+
+
+def test_names_that_only_this_machine_knows_are_shown_by_their_last_part(tmp_path):
+    (tmp_path / "judge").mkdir()
+    names = ["someone/judge", str(tmp_path / "judge"), "/a/b/tiny.py:happy", "rewards.tiny:happy"]
+    assert [shown_name(name) for name in names] == ["someone/judge", "judge", "tiny.py:happy", "rewards.tiny:happy"]
+    assert hub_names("someone/rows", None, "~/p.jsonl", "../p", str(tmp_path)) == ["someone/rows"]
 
 
 def test_policy_body():
@@ -174,8 +200,9 @@ def test_missing_templates_are_named(tmp_path, monkeypatch):
         template_folder()
 
 
-@pytest.mark.parametrize("kind", ["policy", "reward"])
-def test_the_printed_code_runs(tmp_path, monkeypatch, kind):
+@pytest.mark.parametrize("adapter", [True, False])
+@pytest.mark.parametrize("kind", ["policy", "reward", "sft"])
+def test_the_printed_code_runs(tmp_path, monkeypatch, kind, adapter):
     from peft import LoraConfig, get_peft_model
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification, PreTrainedTokenizerFast
@@ -195,17 +222,20 @@ def test_the_printed_code_runs(tmp_path, monkeypatch, kind):
         pad_token_id=0,
     )
     LlamaForCausalLM(config).save_pretrained(tmp_path / "base")
-    if kind == "policy":
-        model, lora, make = LlamaForCausalLM(config), LoraConfig(r=2, task_type="CAUSAL_LM"), policy_card
+    if kind != "reward":
+        make = policy_card if kind == "policy" else sft_card
+        model, lora = LlamaForCausalLM(config), LoraConfig(r=2, task_type="CAUSAL_LM")
     else:
         config.num_labels = 1
         lora = LoraConfig(r=2, task_type="SEQ_CLS", modules_to_save=["score"])
         model, make = LlamaForSequenceClassification(config), reward_model_card
-    get_peft_model(model, lora).save_pretrained(tmp_path / "adapter")
+    (get_peft_model(model, lora) if adapter else model).save_pretrained(tmp_path / "adapter")
     tokenizer.save_pretrained(tmp_path / "adapter")
     monkeypatch.chdir(tmp_path)
 
-    code = re.search(r"```python\n(.*?)```", make(model_id="adapter", base_model="base"), flags=re.DOTALL)
+    code = re.search(
+        r"```python\n(.*?)```", make(model_id="adapter", base_model="base", adapter=adapter), flags=re.DOTALL
+    )
     assert code is not None
     printed = io.StringIO()
     with redirect_stdout(printed):

@@ -1,11 +1,14 @@
 """Pushing against a server on this machine: what it refuses is raised, soon, and says how to push again."""
 
+import shlex
 import subprocess
 import sys
 import time
 
 import pytest
 from fake_hub import TOKEN, environment_for, fake_hub
+
+from hf_rlhf.hub.push import LEFT_OUT, _upload_command
 
 PUSH = """
 import sys
@@ -33,6 +36,19 @@ def folder(tmp_path):
     (folder / "adapter_model.safetensors").write_bytes(bytes(range(256)))
     (folder / "training_args.bin").write_bytes(b"pickle")
     (folder / ".secret").write_bytes(b"hidden")
+    for name in (
+        "merged/.env",
+        "merged/.cache/x",
+        "critic/README.md",
+        "critic/checkpoint-3/a",
+        "vllm/adapter",
+        "run.lock",
+    ):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"left out")
+    for name in ("x.pkl", "merged/y.pickle", "b.joblib", "a.ckpt", "c.pt"):
+        (folder / name).write_bytes(b"pickle")
+    (folder / "merged" / "model.safetensors").write_bytes(b"merged")
     return folder
 
 
@@ -47,11 +63,18 @@ def push(what, folder, hub, tmp_path, name="someone/model", token=TOKEN):
 def test_what_is_pushed_is_the_folder_bit_for_bit_without_pickles_checkpoints_and_hidden_files(folder, tmp_path):
     with fake_hub() as hub:
         assert "commit/1" in push("push", folder, hub, tmp_path)
-    names = ("README.md", "adapter_model.safetensors")
+    names = ("README.md", "adapter_model.safetensors", "merged/model.safetensors")
     assert hub.files == {name: (folder / name).read_bytes() for name in names}
     assert hub.tokens == {f"Bearer {TOKEN}"}  # as a header, and nowhere else
     assert TOKEN.encode() not in hub.received
     assert sum("/commit/" in path for path in hub.requests) == 1
+
+
+def test_the_command_that_pushes_again_leaves_out_the_same_and_takes_any_folder(tmp_path):
+    command = shlex.split(_upload_command(tmp_path / "my model", "someone/model"))
+    assert command[:4] == ["hf", "upload", "someone/model", str(tmp_path / "my model")]
+    assert command[5::2] == LEFT_OUT
+    assert set(command[4::2]) == {"--exclude"}
 
 
 @pytest.mark.parametrize("after", [0, 3, 4], ids=["create", "preupload", "commit"])

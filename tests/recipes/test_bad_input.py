@@ -99,7 +99,7 @@ def test_overlong_prompt(failing, flags, write_rows):
     )
     assert "max_prompt_length=32" in message
     assert "overlong_prompts" in message
-    assert "15" in message
+    assert "rows.jsonl:16" in message
 
 
 @pytest.mark.parametrize("where", ["yaml", "flag"])

@@ -51,9 +51,14 @@ def refusal_of(file, content, dataclasses=PPO):
         ("env:\n\tA: 1\n", ":2", "a tab; indent with spaces"),
         (b"kl_coef: 0.1\nrun_name: \xff\n", ":2", "not UTF-8"),
         ("kl_coef: 0.1\n".encode("utf-16"), ":1", "not UTF-8"),
-        (b"\x00\x01", "", "not valid YAML"),
+        (b"\x00\x01", ":1 ", "not valid YAML"),
         ("kl_coef: [0.1\n", ":2", "not valid YAML"),
-        ("run_name: 2026-99-99\n", "", "not valid YAML"),
+        ("kl_coef: 0.1\nrun_name: 2026-99-99\n", ":2 ", "not valid YAML"),
+        ("kl_coef: 0.1\nrun_name: a\0b\n", ":2 ", "a control character"),
+        ("seed: 1\nkl_coef: 0x" + "f" * 5000 + "\n", ":2:", "a whole number of more than 64 bits"),
+        ("seed: " + "9" * 5000 + "\n", ":1 ", "not valid YAML"),
+        ("seed: [{a: 9223372036854775808}]\n", ":1:", "a whole number of more than 64 bits"),
+        ("seed: 1\nkl_coef: " + "5:" * 500 + "5.5\n", ":2 ", "not valid YAML"),
         ("#" * (MAX_BYTES + 1), "", "bytes, which no config needs"),
         ("", "", "must hold `key: value` lines"),
         ("- kl_coef\n", "", "must hold `key: value` lines"),
@@ -113,6 +118,10 @@ VALUES = [None, True, False, -1, 0, 3, 10**40, 0.5, float("nan"), float("inf"), 
           [], [None], ["a"], [1], [[1]], {}, {"a": 1}, {"a": [{"b": None}]}, "/nowhere/at all", "a:b", "{", "2026-01-01"]  # fmt: skip
 
 
+WRITTEN = ["0x" + "f" * 5000, "5:" * 500 + "5.5", "9" * 5000, "9" * 25, "-" + "9" * 25, "0b1", "1_0", "2026-99-99", "2026-01-01T25:00:00",
+           "1e400", ".inf", "1:99", "=", "<<", "'", '"', "%", "@", "\t", "? a", "- - -", "!!int x", "*a", "{a: {a: {a: 9999999999999999999}}}"]  # fmt: skip
+
+
 def run(cases, folder):
     """How many of these configs of random values are refused. Whatever is raised but InputError ends the test."""
     refused = 0
@@ -122,13 +131,14 @@ def run(cases, folder):
         known = sorted({name for each in stage for name in each.__dataclass_fields__})
         content = {rng.choice(known): rng.choice(VALUES) for _ in range(rng.randrange(1, 3))}
         file = folder / "run.yaml"
-        file.write_text(yaml.safe_dump(content), encoding="utf-8")
+        written = f"{rng.choice(known)}: {rng.choice(WRITTEN)}\n" if rng.random() < 0.3 else ""
+        file.write_text(yaml.safe_dump(content) + written, encoding="utf-8")
         try:
             parse_arguments(stage, ["--config", str(file), "--use_cpu", "true", "--output_dir", str(folder)], "test")
         except InputError:
             refused += 1
         except Exception as error:
-            raise AssertionError(f"case {number}: {content}") from error
+            raise AssertionError(f"case {number}: {content} {written[:100]}") from error
     return refused
 
 

@@ -6,7 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import tiny
 import torch
+from huggingface_hub import ModelCard
 from tiny_data import PPO_FLAGS, conversational_pairs, plain_pairs, prompt_rows
 
 from hf_rlhf.cli import main
@@ -121,6 +123,26 @@ print(json.dumps(out))
 """
     theirs = run_without_this_package(code, folder, json.dumps(ids))
     assert [completion.ids for completion in ours] == theirs
+
+
+@pytest.mark.parametrize("stage", ["sft", "ppo", "reward"])
+def test_the_card_says_what_was_trained_and_names_no_folder_of_this_machine(
+    flags, write_rows, tmp_path, monkeypatch, stage
+):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    rows = [row | {"completion": row["chosen"]} for row in conversational_pairs()]
+    write_rows([{key: row[key] for key in row if stage != "sft" or key in ("prompt", "completion")} for row in rows])
+    extra = [*PPO_FLAGS, "--reward_funcs", f"{tiny.__file__}:happy_reward"] if stage == "ppo" else []
+    argv = [stage, "--dataset_name", "~/rows.jsonl", *flags, *extra, "--max_steps", "1", "--use_peft", "false"]
+    assert main(argv) == 0
+    card = ModelCard.load(tmp_path / "out" / "README.md")
+    assert card.data.library_name == "transformers"
+    assert {"datasets", "base_model"}.isdisjoint(card.data.to_dict())
+    assert str(tmp_path) not in str(card)
+    assert "~" not in str(card)
+    assert "More Information Needed" not in str(card)
+    assert ("tiny.py:happy" in str(card)) == (stage == "ppo")
+    assert str(Path(tiny.__file__).parent) not in str(card)
 
 
 def test_ppo_starts_from_an_sft_adapter(flags, write_rows, tmp_path):

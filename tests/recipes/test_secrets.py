@@ -21,9 +21,9 @@ CANARIES = {"HF_TOKEN": TOKEN, "WANDB_API_KEY": "canarywandb0123456789", "OPENAI
 def start(flags, write_rows, tmp_path):
     """Run a recipe of one update in a process of its own, with every canary in place."""
 
-    def run(command, hub):
+    def run(command, hub, rows=None):
         answer = [{"role": "assistant", "content": "happy cat"}]
-        rows = (
+        rows = rows or (
             conversational_pairs() if command == "reward" else [row | {"completion": answer} for row in prompt_rows()]
         )
         extra = [*PPO_FLAGS, "--reward_funcs", f"{tiny.__file__}:happy_reward"] if command == "ppo" else []
@@ -66,6 +66,7 @@ def test_a_recipe_whose_push_fails_has_saved_its_model_and_exits_with_3(start, t
     assert done.returncode == 3, done.stderr[-3000:]
     assert "Traceback" not in done.stderr
     assert "Push it again with: hf upload someone/model" in done.stderr
+    assert "--exclude" in done.stderr
     assert (tmp_path / "out" / "adapter_model.safetensors").is_file()
 
 
@@ -75,6 +76,15 @@ def test_a_recipe_that_may_not_push_ends_before_it_trains(start, tmp_path):
     assert done.returncode == 2, done.stderr[-3000:]
     assert "Nothing has been trained" in done.stderr
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("command", ["sft", "reward", "ppo"])
+def test_no_repository_is_made_for_data_that_cannot_be_used(start, flags, write_rows, tmp_path, command):
+    rows = [{"prompt": "the", "chosen": "a", "rejected": "b", "completion": "a"}] * 2
+    with fake_hub() as hub:
+        done = start(command, hub, rows)
+    assert done.returncode == 2, done.stderr[-3000:]
+    assert hub.requests == []
 
 
 @pytest.mark.parametrize(
@@ -89,6 +99,11 @@ def test_a_recipe_that_may_not_push_ends_before_it_trains(start, tmp_path):
         f"env: {{MY_NAME: {TOKEN}}}",
         "lr_scheduler_kwargs: {api_key: anything}",
         "run_name: github_pat_abcdefghijABCDEFGHIJ0123",
+        "lr_scheduler_kwargs: {a: [{b: [{api_key: anything}]}]}",
+        """lr_scheduler_kwargs: '{"a": [{"apiToken": "anything"}]}'""",
+        "lr_scheduler_kwargs: {authorization: anything}",
+        f"run_name: x%3A{TOKEN}",
+        "model_name_or_path: https://user:anything@huggingface.co/someone/model",
     ],
 )
 def test_a_secret_in_a_config_is_refused_and_not_repeated(capsys, tmp_path, line):
@@ -111,6 +126,7 @@ def test_a_secret_in_a_config_is_refused_and_not_repeated(capsys, tmp_path, line
         ["--reward_funcs", "a.py:b", TOKEN],
         ["--kl_coef", TOKEN],
         [f"--no_such_flag={TOKEN}"],
+        ["--lr_scheduler_kwargs", '{"passphrase": "anything"}'],
         [TOKEN],
     ],
 )
@@ -148,16 +164,23 @@ def test_what_is_a_secret_and_what_is_none():
         "client_secret",
         "db_password",
         "apikey",
+        "apiToken",
+        "passphrase",
+        "private_key",
+        "Authorization",
     ):
         assert names_a_secret(name), name
     for name in ("eos_token", "pad_token", "stop_token_ids", "max_tokens", "tokenizer", "num_tokens", "token_rewards"):
         assert not names_a_secret(name), name
     assert hide_tokens(f"a {TOKEN} b") == "a <token> b"
+    assert hide_tokens(f"a%3A{TOKEN}&x_{TOKEN}") == "a%3A<token>&x_<token>"
+    assert hide_tokens("see https://user:word@host/a") == "see https://<token>@host/a"
     for text in (
         "HuggingFaceTB/SmolLM2-135M-Instruct",
         "hf_rlhf",
         "runs/hf_rlhf_quickstart_of_today",
         "sk-learn-is-a-nice-library",
+        "http://127.0.0.1:8000/v1?to=a@b",
     ):
         assert hide_tokens(text) == text
     nested = {"a": {"hub_token": "x", "b": [TOKEN]}, "eos_token": "<e>"}
