@@ -19,11 +19,34 @@ CONFIG_FILE, VERSIONS_FILE = "config.yaml", "versions.json"
 WALL_CLOCK = ("time/", "step_time", "eps", "runtime", "per_second")
 """A column of metrics.jsonl whose name has one of these parts measures this machine's time; no two runs agree on it."""
 
+_OF_A_MODEL = (
+    "*.safetensors", "adapter_config.json", "config.json", "tokenizer*.json", "README.md", "curves.png", "evaluation.json",
+    "merged",
+)  # fmt: skip
+
 
 def held_by_another_run(folder: Path) -> str:
     """The message for a folder that a new run would write into."""
     go_on = ", or go on with it (--resume auto)" if any(folder.glob("checkpoint-*")) else ""
     return f"output_dir={str(folder)!r} holds a run already; choose another folder, or remove this one{go_on}"
+
+
+def in_the_way(folder: Path) -> str | None:
+    """Why a new run cannot be written to `folder`: it holds a run, or files that the run would write over; else None.
+
+    What else is there, a log of the launcher say, is left as it is and does no harm.
+    """
+    if (folder / METRICS_FILE).exists():
+        return held_by_another_run(folder)
+    found = [path.name for name in _OF_A_MODEL for path in folder.glob(name)]
+    if (folder / CONFIG_FILE).exists() and not (folder / VERSIONS_FILE).exists():  # a run leaves both, or neither
+        found.append(CONFIG_FILE)
+    if not found:
+        return None
+    return (
+        f"output_dir={str(folder)!r} holds {', '.join(sorted(found)[:3])}, which this run would write over; choose another"
+        " folder, or move it away"
+    )
 
 
 def append_json_line(file: Path, row: Mapping[str, Any]) -> None:

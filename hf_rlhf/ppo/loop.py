@@ -26,10 +26,10 @@ from hf_rlhf.ppo.experience import ExperienceLoader, MicroBatch
 from hf_rlhf.ppo.guard import drop_gradients
 from hf_rlhf.ppo.iteration_log import IterationLog
 from hf_rlhf.records import (
-    METRICS_FILE,
     SAMPLES_FILE,
     append_json_line,
     held_by_another_run,
+    in_the_way,
     sample_rows,
 )
 from hf_rlhf.types import Trajectory
@@ -61,8 +61,7 @@ class IterationTrainer(DurableTrainer):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        taken = gather_in_order([(self.folder / METRICS_FILE).exists()])  # by one rank at least
-        self._folder_was_taken = any(taken)
+        self._in_the_way = next(filter(None, gather_in_order([in_the_way(self.folder)])), None)
 
     # What a subclass brings
 
@@ -264,8 +263,8 @@ class IterationTrainer(DurableTrainer):
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def _require_fresh_folder(self) -> None:
-        if self._folder_was_taken or self.state.global_step:
-            raise InputError(held_by_another_run(self.folder))
+        if self._in_the_way or self.state.global_step:
+            raise InputError(self._in_the_way or held_by_another_run(self.folder))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log to trackers and metrics.jsonl. At the end of an iteration, everything known about it is added."""
