@@ -16,6 +16,7 @@ from hf_rlhf.models.reward_model import same_model
 from hf_rlhf.planning.memory import MemoryModel, MemoryPlan, look_at, plan_memory, proposals
 from hf_rlhf.planning.work import IterationSize, Machine, roofline
 from hf_rlhf.ppo.config import PPOConfig
+from hf_rlhf.progress import duration
 from hf_rlhf.recipes.arguments import ModelArguments, PPOArguments, flag, peft_config
 
 PLAN_FILE = "plan.json"
@@ -175,10 +176,4 @@ def _whole_run(training: PPOConfig, seconds: float) -> str:
             f"A run of {training.num_train_epochs:g} epochs has that for each {training.rollout_batch_size} prompts,"
             " times the epochs."
         )
-    total = iterations * seconds
-    shown = next(
-        f"{total / size:.1f} {unit}"
-        for size, unit in ((86400, "days"), (3600, "hours"), (60, "minutes"), (1, "seconds"))
-        if total >= size or size == 1
-    )
-    return f"The whole run has {iterations} iterations: about {shown}."
+    return f"The whole run has {iterations} iterations: about {duration(iterations * seconds)}."
