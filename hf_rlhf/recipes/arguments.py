@@ -61,7 +61,9 @@ class DataArguments:
     max_eval_samples: int | None = flag(None, "Evaluate only on the first rows.")
     skip_bad: int = flag(0, "Leave out up to so many rows of each set that cannot be used; one more is an error.")
     resume: str | None = flag(
-        None, "auto (the newest whole checkpoint of output_dir, or a new run if there is none), a checkpoint, or never."
+        None,
+        "auto (the newest whole checkpoint of output_dir, or a new run if there is none), last (the same, but an error if"
+        " there is none), a checkpoint, or never.",
     )
 
 
