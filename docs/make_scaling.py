@@ -71,7 +71,7 @@ def settings(**flags) -> PPOConfig:
 def tables() -> str:
     """Memory and time as Markdown."""
     memory = [
-        "| policy | base | fixed | sampling | scoring | update | update, checkpointing | peak, checkpointing |",
+        "| policy | base | fixed | + sampling | + scoring | + update | + update, checkpointing | peak, checkpointing |",
         "|---|---|---|---|---|---|---|---|",
     ]
     seconds = ["| policy | sampling | scoring | update | iteration | tokens a second |", "|---|---|---|---|---|---|"]

@@ -8,6 +8,7 @@ from pathlib import Path
 from hf_rlhf.ppo.config import PPOConfig
 from hf_rlhf.ppo.metrics import METRICS
 from hf_rlhf.recipes.arguments import DataArguments, ModelArguments, PPOArguments
+from hf_rlhf.recipes.reward import RESULTS
 
 DOCS = Path(__file__).parent
 
@@ -15,24 +16,31 @@ DOCS = Path(__file__).parent
 def metrics_page() -> str:
     """The table of metrics as Markdown."""
     rows = "\n".join(f"| `{name}` | {_cell(meaning)} |" for name, meaning in METRICS.items())
+    of_reward_models = "\n".join(f"| `{name}` | {_cell(meaning)} |" for name, meaning in RESULTS.items())
     return (
         "# Metrics of a PPO run\n\n"
         "Written to `metrics.jsonl` and to every tracker, once an iteration. A number that could not be computed is `null`\n"
         "there, never 0. Rows of `samples.jsonl` have the same `iteration`. Besides, Trainer logs `step` (optimizer updates),\n"
         "`epoch` and `learning_rate`, and the last row holds the times of the whole run. Numbers of an evaluation have the prefix `eval_`. What reward functions log by `log_metric` is\n"
         "added under the names they give.\n\n"
-        f"| key | meaning |\n|---|---|\n{rows}\n"
+        f"| key | meaning |\n|---|---|\n{rows}\n\n"
+        "## Of a reward model\n\n"
+        "Printed at the end of `hf-rlhf reward`, and in `evaluation.json`.\n\n"
+        f"| key | meaning |\n|---|---|\n{of_reward_models}\n"
     )
 
 
 def flags_page() -> str:
     """The tables of `PPOConfig`'s own flags as Markdown, by the headings of its source."""
     own = {field.name: field for field in fields(PPOConfig) if field.name in inspect.get_annotations(PPOConfig)}
-    tables = []
+    tables, heading = [], None
     for line in inspect.getsource(PPOConfig).splitlines():
-        if heading := re.fullmatch(r"    # (.+)", line):
-            tables.append(f"\n## {heading[1]}\n\n| flag | default | meaning |\n|---|---|---|")
+        if comment := re.fullmatch(r"    # (.+)", line):
+            heading = comment[1]
         elif (match := re.match(r"    (\w+): ", line)) and match[1] in own:
+            if heading:  # of this flag and of those that follow; one without flags is no heading
+                tables.append(f"\n## {heading}\n\n| flag | default | meaning |\n|---|---|---|")
+                heading = None
             field = own.pop(match[1])
             tables.append(f"| `{field.name}` | `{field.default}` | {_cell(field.metadata['help'])} |")
     assert not own, f"flags without a heading: {sorted(own)}"

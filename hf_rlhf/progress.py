@@ -1,36 +1,77 @@
 """Progress bars with one short line a log, instead of a dict of forty numbers."""
 
 import logging
+import math
+import sys
+import time
 import warnings
+from collections.abc import Mapping
 
-from transformers import PrinterCallback, ProgressCallback
+from transformers import PrinterCallback, ProgressCallback, TrainerCallback
+
+Watched = tuple[tuple[str, str, int], ...]
+"""`(key, name to show, digits)`; keys that are not logged are left out."""
 
 
 class CompactProgress(ProgressCallback):
-    """Trainer's progress bar; each log is printed as the few numbers a person watches.
+    """Trainer's progress bar; each log is printed as the few numbers a person watches."""
 
-    Args:
-        watched: `(key, name to show, digits)`; keys that are not logged are left out.
-    """
-
-    def __init__(self, watched: tuple[tuple[str, str, int], ...] = ()):
+    def __init__(self, watched: Watched = ()):
         super().__init__()
         self.watched = watched
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         """Print the watched numbers above the bar."""
         bar = self.training_bar or self.prediction_bar
-        parts = [f"{name} {logs[key]:.{digits}f}" for key, name, digits in self.watched if logs and key in logs]
-        if state.is_world_process_zero and bar is not None and parts:
-            bar.write(f"update {state.global_step}/{state.max_steps}: " + "  ".join(parts))
+        numbers = numbers_of(logs, self.watched)
+        if state.is_world_process_zero and bar is not None and numbers:
+            bar.write(f"update {state.global_step}/{state.max_steps}: {numbers}")
 
 
-def use_compact_progress(trainer, watched: tuple[tuple[str, str, int], ...]) -> None:
+class PlainProgress(TrainerCallback):
+    """A line for each log and no bar, for output that is not a terminal."""
+
+    def __init__(self, watched: Watched = ()):
+        self.watched = watched
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        """Start the clock."""
+        self.begun, self.first = time.monotonic(), state.global_step
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        """Print the watched numbers, the time that passed and the time that is left."""
+        numbers = numbers_of(logs, self.watched)
+        if not state.is_world_process_zero or not numbers or not state.max_steps:
+            return
+        passed, done = time.monotonic() - self.begun, state.global_step - self.first
+        to_do = state.max_steps - state.global_step
+        left = f", about {duration(passed / done * to_do)} left" if done > 0 and to_do > 0 else ""
+        print(f"update {state.global_step}/{state.max_steps} ({duration(passed)}{left}): {numbers}", flush=True)
+
+
+def numbers_of(logs: Mapping[str, float] | None, watched: Watched) -> str:
+    """The watched numbers of a log in a line; one that could not be computed is `null`, as in metrics.jsonl."""
+    return "  ".join(
+        f"{name} {logs[key]:.{digits}f}" if math.isfinite(logs[key]) else f"{name} null"
+        for key, name, digits in watched
+        if logs and key in logs
+    )
+
+
+def duration(seconds: float) -> str:
+    """Seconds in the unit that a person would use."""
+    for size, unit in ((86400, "days"), (3600, "h"), (60, "min")):
+        if seconds >= 1.5 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def use_compact_progress(trainer, watched: Watched) -> None:
     """Swap Trainer's progress callback, or the one that prints every dict, for a compact one."""
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     if not trainer.args.disable_tqdm:
-        trainer.add_callback(CompactProgress(watched))
+        trainer.add_callback((CompactProgress if sys.stderr.isatty() else PlainProgress)(watched))
 
 
 def quiet_libraries() -> None:

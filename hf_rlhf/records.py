@@ -19,11 +19,35 @@ CONFIG_FILE, VERSIONS_FILE = "config.yaml", "versions.json"
 WALL_CLOCK = ("time/", "step_time", "eps", "runtime", "per_second")
 """A column of metrics.jsonl whose name has one of these parts measures this machine's time; no two runs agree on it."""
 
+_OF_THE_START = ("resume", "resume_from_checkpoint", "output_dir", "logging_dir", "run_name", "disable_tqdm")
+_OF_A_MODEL = (
+    "*.safetensors", "adapter_config.json", "config.json", "tokenizer*.json", "README.md", "curves.png", "evaluation.json",
+    "merged",
+)  # fmt: skip
+
 
 def held_by_another_run(folder: Path) -> str:
     """The message for a folder that a new run would write into."""
     go_on = ", or go on with it (--resume auto)" if any(folder.glob("checkpoint-*")) else ""
     return f"output_dir={str(folder)!r} holds a run already; choose another folder, or remove this one{go_on}"
+
+
+def in_the_way(folder: Path) -> str | None:
+    """Why a new run cannot be written to `folder`: it holds a run, or files that the run would write over; else None.
+
+    What else is there, a log of the launcher say, is left as it is and does no harm.
+    """
+    if (folder / METRICS_FILE).exists():
+        return held_by_another_run(folder)
+    found = [path.name for name in _OF_A_MODEL for path in folder.glob(name)]
+    if (folder / CONFIG_FILE).exists() and not (folder / VERSIONS_FILE).exists():  # a run leaves both, or neither
+        found.append(CONFIG_FILE)
+    if not found:
+        return None
+    return (
+        f"output_dir={str(folder)!r} holds {', '.join(sorted(found)[:3])}, which this run would write over; choose another"
+        " folder, or move it away"
+    )
 
 
 def append_json_line(file: Path, row: Mapping[str, Any]) -> None:
@@ -85,14 +109,32 @@ def write_settings(folder: Path, *configs: Any) -> None:
     """Write config.yaml with every flag of the given dataclasses, secrets left out, and versions.json."""
     import yaml
 
+    folder.mkdir(parents=True, exist_ok=True)
+    text = yaml.safe_dump(_settings_of(*configs), sort_keys=False, allow_unicode=True)
+    (folder / CONFIG_FILE).write_text(text, encoding="utf-8")
+    (folder / VERSIONS_FILE).write_text(json.dumps(versions(), indent=2) + "\n", encoding="utf-8")
+
+
+def changed_settings(folder: Path, *configs: Any) -> dict[str, tuple[Any, Any]]:
+    """The flags of the given dataclasses that differ from config.yaml in `folder`: what it says, and what they say.
+
+    Nothing where there is no such file. How a run is started and where it writes makes no difference.
+    """
+    import yaml
+
+    if not (folder / CONFIG_FILE).is_file():
+        return {}
+    written, now = yaml.safe_load((folder / CONFIG_FILE).read_text(encoding="utf-8")), _settings_of(*configs)
+    common = [name for name in now if name in written and name not in _OF_THE_START]
+    return {name: (written[name], now[name]) for name in common if written[name] != now[name]}
+
+
+def _settings_of(*configs: Any) -> dict[str, Any]:
     settings: dict[str, Any] = {}
     for config in configs:
         values = config.to_dict() if hasattr(config, "to_dict") else asdict(config)
         settings.update(without_secrets(values))
-    folder.mkdir(parents=True, exist_ok=True)
-    plain = json.loads(json.dumps(settings, default=str))
-    (folder / CONFIG_FILE).write_text(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True), encoding="utf-8")
-    (folder / VERSIONS_FILE).write_text(json.dumps(versions(), indent=2) + "\n", encoding="utf-8")
+    return json.loads(json.dumps(settings, default=str))
 
 
 @functools.cache

@@ -42,10 +42,8 @@ def _prepare(folder: Path, choice: str) -> str | None:
     remove_leftovers(folder)
     if choice == NEVER:
         return None
-    if choice not in (AUTO, LAST):
-        chosen: Path | None = _named(Path(choice))
-    else:
-        chosen = _newest(folder)
+    damaged: dict[Path, str] = {}
+    chosen = _newest(folder, damaged) if choice in (AUTO, LAST) else _named(Path(choice))
     if chosen is None:
         if choice == LAST:
             raise InputError(f"nothing to resume: {folder} holds no checkpoint")
@@ -56,7 +54,10 @@ def _prepare(folder: Path, choice: str) -> str | None:
             raise InputError(held_by_another_run(folder))
         return str(chosen)
     for newer in [path for path in checkpoints(folder) if step_of(path) > step_of(chosen)]:
-        logger.warning("%s is newer than where the run goes on; it is now %s", newer, set_aside(newer).name)
+        why = damaged.get(newer, f"{newer} is newer than where the run goes on")
+        logger.warning(
+            "%s; it is set aside as %s, and the run goes on from %s", why, set_aside(newer).name, chosen.name
+        )
     return str(chosen)
 
 
@@ -70,19 +71,22 @@ def _named(checkpoint: Path) -> Path:
     return checkpoint
 
 
-def _newest(folder: Path) -> Path | None:
-    """The newest whole checkpoint. Raises `InputError` when there are some, and none is whole."""
-    damaged = []
+def _newest(folder: Path, damaged: dict[Path, str]) -> Path | None:
+    """The newest whole checkpoint; what is wrong with newer ones is put into `damaged`.
+
+    Raises `InputError` when there are some, and none is whole.
+    """
     for checkpoint in reversed(checkpoints(folder)):
         try:
             _verify(checkpoint)
         except DamagedCheckpoint as error:
-            damaged.append(f"{checkpoint} is damaged or no checkpoint: {error}")
-            logger.warning("%s", damaged[-1])
+            damaged[checkpoint] = f"{checkpoint} is damaged or no checkpoint: {error}"
         else:
             return checkpoint
     if damaged:
-        raise InputError("\n".join([*damaged, "None is whole; mend or remove them, or choose another output_dir"]))
+        raise InputError(
+            "\n".join([*damaged.values(), "None is whole; mend or remove them, or choose another output_dir"])
+        )
     return None
 
 

@@ -52,6 +52,7 @@ class DurableTrainer(Trainer):
         self._stopped = False  # and have saved a checkpoint for
         self._saved_at: int | None = None  # the update of the checkpoint written last
         self._resumed_from: str | None = None
+        self.resumed_at = 0  # the update after which this process took up the run
         self.add_callback(_GoOn(self))
 
     @property
@@ -330,14 +331,22 @@ class DurableTrainer(Trainer):
         self.nonfinite_updates = state["nonfinite_updates"]
         self._nonfinite_in_a_row = state["nonfinite_in_a_row"]
         self.load_running_sums(state["ranks"][rank()]["sums"])
+        self.resumed_at = self.state.global_step
         if self.is_world_process_zero():
             cut_logs(self.folder, state["logs"])
+            print(_way(Path(self._resumed_from).name, self.resumed_at, self.state.max_steps))
         self._resumed_from = None
 
     @property
     def _is_sharded(self) -> bool:
         """Whether DeepSpeed or FSDP owns the optimizer, and writes it in files of its own."""
         return self.is_deepspeed_enabled or self.is_fsdp_enabled
+
+
+def _way(checkpoint: str, done: int, updates: int) -> str:
+    if done < updates:
+        return f"going on from {checkpoint} (update {done} of {updates})"
+    return f"nothing to train: {checkpoint} is {'the last' if done == updates else 'beyond the last'} of max_steps={updates}"
 
 
 def require_durable_settings(args: TrainingArguments) -> None:

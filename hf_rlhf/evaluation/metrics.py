@@ -55,11 +55,18 @@ class BeforeAfter:
         return self.after - self.before
 
     def formatted(self) -> tuple[str, str, str]:
-        """Before, after and signed change as text; a change in percentages is in points ("+12 pp")."""
-        if self.percent:
-            before, after = (f"{100 * x:.{self.digits}f}%" for x in (self.before, self.after))
-            return before, after, f"{100 * self.change:+.{self.digits}f} pp"
-        return f"{self.before:.{self.digits}f}", f"{self.after:.{self.digits}f}", f"{self.change:+.{self.digits}f}"
+        """Before, after and signed change as text; a change in percentages is in points ("+12 pp").
+
+        The change is that of the numbers as they are shown, so that a reader who subtracts them finds it.
+        """
+        scale, unit, of_change = (100, "%", " pp") if self.percent else (1, "", "")
+        before, after = (round(scale * number, self.digits) for number in (self.before, self.after))
+        change = round(after - before, self.digits) + 0.0  # and never -0
+        return (
+            f"{before:.{self.digits}f}{unit}",
+            f"{after:.{self.digits}f}{unit}",
+            f"{change:+.{self.digits}f}{of_change}",
+        )
 
 
 def win_rate(before_scores: Sequence[float], after_scores: Sequence[float], *, tie_margin: float = 1e-9) -> WinRate:

@@ -106,9 +106,16 @@ def _value(ax: Axes, rows: Rows) -> None:
     _line(ax, rows, "loss/value_avg", BLUE, "value loss")
     explained = _twin(ax, "explained variance", GREEN)
     _line(explained, rows, "val/explained_variance", GREEN, "explained variance (right)", dashed=True)
-    _, values = _series(rows, "val/explained_variance")
+    x, values = _series(rows, "val/explained_variance")
     if values:
         explained.set_ylim(max(-1.0, min(0.0, *values) - 0.05), 1.05)
+    if below := [i for i, value in zip(x, values, strict=True) if value < -1.0]:
+        explained.plot(below, [-1.0] * len(below), color=GREEN, linestyle="", marker="v", clip_on=False)
+        note = f"\N{BLACK DOWN-POINTING TRIANGLE} below -1, down to {min(values):.3g}"
+        paper = {"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 1}
+        explained.text(
+            0.98, 0.05, note, transform=explained.transAxes, ha="right", color=GREEN, fontsize=8.8, bbox=paper, zorder=5
+        )
     _finish(ax, explained)
 
 

@@ -115,7 +115,6 @@ pre { margin: 0; padding: 16px 18px; overflow-x: auto; font: 14px/1.5 ui-monospa
 @media (max-width: 640px) {
   main { padding: 24px 14px 48px; }
   th, td { padding: 9px 10px; font-size: 14.5px; }
-  figure img { width: 720px; max-width: none; }
   .replies { grid-template-columns: 1fr; }
   .reply + .reply { border-left: 0; border-top: 1px solid var(--line); }
 }

@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,9 @@ from hf_rlhf.types import Model
 
 POLICY, CRITIC, REFERENCE, REWARD = "policy", "critic", "reference", "reward"
 ADAPTER_FILE, ADAPTER_CONFIG_FILE = "adapter_model.safetensors", "adapter_config.json"
+
+# PEFT, TRL and this package serve transformers from before and after the new names; nobody who trains can do anything here.
+warnings.filterwarnings("ignore", "`(is_)?gradient_checkpointing\\w*` is deprecated", FutureWarning)
 
 
 def is_peft_model(model: Model) -> bool:

@@ -132,7 +132,7 @@ def read_config(name_or_path: str):
     """The config of a causal language model; nothing else is downloaded. Raises `InputError` when there is none."""
     config = _config(name_or_path)
     if config is None:
-        raise InputError(f"no model config could be read from {name_or_path!r}; give a Hub name or a folder")
+        raise InputError(f"no model config could be read from {name_or_path!r}\n{_way_out()}")
     require_causal_lm(config, repr(name_or_path))
     return config
 
@@ -211,7 +211,9 @@ def load_tokenizer(name_or_path: str, *, distinct_padding: bool = True, **kwargs
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, **{"trust_remote_code": False} | kwargs)
     except Exception as error:  # a damaged file raises what its reader likes: json's, tokenizers' own, KeyError, ...
-        raise InputError(f"no tokenizer could be loaded from {name_or_path!r}: {_reason(error)}") from error
+        raise InputError(
+            f"no tokenizer could be loaded from {name_or_path!r}: {_reason(error)}\n{_way_out()}"
+        ) from error
     if not distinct_padding and tokenizer.pad_token is not None:
         return tokenizer
     return with_distinct_padding(tokenizer)
@@ -253,10 +255,7 @@ def _load(auto_class, name_or_path: str, *, dtype: str | torch.dtype, **kwargs: 
     try:
         return auto_class.from_pretrained(folder, dtype=dtype, use_safetensors=True, **kwargs)
     except (OSError, ValueError, ImportError, SafetensorError) as error:
-        raise InputError(
-            f"no model could be loaded from {name_or_path!r}: {_reason(error)}\n"
-            f"Give a Hub name, a folder written by save_pretrained, or {EMBEDDED_MODEL!r}."
-        ) from error
+        raise InputError(f"no model could be loaded from {name_or_path!r}: {_reason(error)}\n{_way_out()}") from error
 
 
 def _require_safetensors(folder: str) -> None:
@@ -269,6 +268,13 @@ def _require_safetensors(folder: str) -> None:
             " .safetensors is read here\nIf you trust it, load it once with transformers or peft by itself and"
             " save_pretrained it again, which writes safetensors."
         )
+
+
+def _way_out() -> str:
+    return (
+        f"Give a Hub name, a folder written by save_pretrained, or {EMBEDDED_MODEL!r}, which needs no network. Without one,"
+        " HF_HUB_OFFLINE=1 takes what is in the Hub's cache, and leaves out a minute of tries."
+    )
 
 
 def _reason(error: Exception) -> str:

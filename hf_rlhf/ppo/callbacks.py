@@ -1,12 +1,12 @@
 """How PPO's iterations fit into `transformers.Trainer`'s steps, and what a person sees of them."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback
 
-from hf_rlhf.records import CONFIG_FILE, write_settings
+from hf_rlhf.records import CONFIG_FILE, changed_settings, write_settings
 
 
 class IterationCallback(TrainerCallback):
@@ -36,7 +36,8 @@ class IterationCallback(TrainerCallback):
 
 
 class SettingsCallback(TrainerCallback):
-    """When training begins, print the sizes of an iteration; a run that does not resume writes its settings.
+    """When training begins, print the sizes of an iteration; a run that does not resume writes its settings, and one that
+    does says which of them have changed.
 
     Args:
         algebra: those sizes, in words.
@@ -54,6 +55,13 @@ class SettingsCallback(TrainerCallback):
             print(self.algebra)
             if state.global_step == 0 or not (self.folder / CONFIG_FILE).exists():
                 write_settings(self.folder, *self.settings())
+            elif changed := changed_settings(self.folder, *self.settings()):
+                print(f"flags that differ from those the run began with: {in_words(changed)}")
+
+
+def in_words(changed: Mapping[str, tuple[Any, Any]]) -> str:
+    """What `changed_settings` found, in a line."""
+    return ", ".join(f"{name} {before} -> {now}" for name, (before, now) in changed.items())
 
 
 PPO_WATCHED = (

@@ -16,25 +16,33 @@ from torch import Tensor
 
 from hf_rlhf.checkpoint.lock import FolderLock
 from hf_rlhf.checkpoint.resume import NEVER
-from hf_rlhf.checkpoint.trainer import TRAINER_STATE_FILE, DurableTrainer
+from hf_rlhf.checkpoint.trainer import DurableTrainer
 from hf_rlhf.distributed import failing_together, gather_in_order
 from hf_rlhf.errors import InputError
 from hf_rlhf.models.policy import PolicyWithValue
-from hf_rlhf.ppo.callbacks import IterationCallback
+from hf_rlhf.ppo.callbacks import IterationCallback, in_words
 from hf_rlhf.ppo.config import PPOConfig
 from hf_rlhf.ppo.experience import ExperienceLoader, MicroBatch
 from hf_rlhf.ppo.guard import drop_gradients
 from hf_rlhf.ppo.iteration_log import IterationLog
 from hf_rlhf.records import (
-    METRICS_FILE,
     SAMPLES_FILE,
     append_json_line,
+    changed_settings,
     held_by_another_run,
+    in_the_way,
     sample_rows,
 )
 from hf_rlhf.types import Trajectory
 
 STATE_FILE = "ppo_state.json"
+_BEHIND = {
+    "rollout_batch_size": ("per_device_train_batch_size", "gradient_accumulation_steps", "num_mini_batches"),
+    "updates_per_iteration": ("num_ppo_epochs", "num_mini_batches"),
+    "prompts": ("dataset_name", "dataset_config", "dataset_train_split", "max_train_samples", "skip_bad",
+                "overlong_prompts", "max_prompt_length"),
+}  # fmt: skip
+"""Flags from which others follow."""
 
 
 class OwnLoop(NamedTuple):
@@ -61,8 +69,7 @@ class IterationTrainer(DurableTrainer):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        taken = gather_in_order([(self.folder / METRICS_FILE).exists()])  # by one rank at least
-        self._folder_was_taken = any(taken)
+        self._in_the_way = next(filter(None, gather_in_order([in_the_way(self.folder)])), None)
 
     # What a subclass brings
 
@@ -264,8 +271,8 @@ class IterationTrainer(DurableTrainer):
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def _require_fresh_folder(self) -> None:
-        if self._folder_was_taken or self.state.global_step:
-            raise InputError(held_by_another_run(self.folder))
+        if self._in_the_way or self.state.global_step:
+            raise InputError(self._in_the_way or held_by_another_run(self.folder))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log to trackers and metrics.jsonl. At the end of an iteration, everything known about it is added."""
@@ -304,6 +311,7 @@ class IterationTrainer(DurableTrainer):
         return {
             "seed": self.args.seed,
             "rollout_batch_size": self.args.rollout_batch_size,
+            "updates_per_iteration": self.args.updates_per_iteration,
             "prompts": self._num_prompts,
         }
 
@@ -312,24 +320,27 @@ class IterationTrainer(DurableTrainer):
         file = Path(resume_from_checkpoint) / STATE_FILE
         if not file.is_file():
             raise InputError(f"{resume_from_checkpoint}: no {STATE_FILE}; it is not a checkpoint of a PPO run")
-        trainer_state = (Path(resume_from_checkpoint) / TRAINER_STATE_FILE).read_text(encoding="utf-8")
-        step = json.loads(trainer_state)["global_step"]
-        if step % self.args.updates_per_iteration:
-            raise InputError(
-                f"{resume_from_checkpoint} was taken at update {step}, inside an iteration of"
-                f" {self.args.updates_per_iteration} updates; resume with the num_ppo_epochs and num_mini_batches it had"
-            )
         try:
             state = json.loads(file.read_text(encoding="utf-8"))
-            for name, value in self._fixed_flags().items():
-                if state["flags"][name] != value:
-                    raise InputError(
-                        f"{resume_from_checkpoint} is of a run with {name}={state['flags'][name]}, and this one has {value}:"
-                        " it would see other prompts than that run; give what it had, or start a new run in another folder"
-                    )
+            for name, now in self._fixed_flags().items():
+                if state["flags"][name] != now:
+                    raise InputError(self._not_the_same_run(resume_from_checkpoint, name, state["flags"][name], now))
             self.load_algorithm_state(state)
+        except InputError:
+            raise
         except (KeyError, ValueError) as error:
             raise InputError(f"{file} is not what this version writes ({error}); start the run anew") from error
+
+    def _not_the_same_run(self, checkpoint: str, name: str, before: Any, now: Any) -> str:
+        """The message for a fixed flag that was changed; some follow from others, and those are named."""
+        of_the_run = changed_settings(Path(checkpoint).parent, *(self.settings or (self.args,)))
+        causes = {flag: values for flag, values in of_the_run.items() if flag in _BEHIND.get(name, ())}
+        because = f" ({in_words(causes)})" if causes else ""
+        back = " ".join(f"--{flag} {value}" for flag, (value, _) in causes.items()) or f"{name}={before}"
+        return (
+            f"{checkpoint} is of a run with {name}={before}, and this one has {now}{because}: it would see other prompts"
+            f" than that run; go on with {back}, or start a new run in another folder"
+        )
 
     def _load_best_model(self) -> None:
         assert self.state.best_model_checkpoint is not None

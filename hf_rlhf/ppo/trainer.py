@@ -488,7 +488,8 @@ class PPOTrainer(IterationTrainer):
 
     def load_algorithm_state(self, state: dict[str, Any]) -> None:
         """Go on from `algorithm_state`."""
-        self.kl_control.coef = state["kl_coef"]
+        if self.args.kl_target is not None:  # without one it is the flag, which may be changed in the middle of a run
+            self.kl_control.coef = state["kl_coef"]
         self.iteration_log.tokens_sampled = state["tokens_sampled"]
         self.shaper.load_state_dict(state["score_moments"])
 

@@ -1,6 +1,7 @@
 """Flat keys, as in TRL's scripts: from a YAML file, from the command line, or both (the command line wins)."""
 
 import itertools
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -60,7 +61,9 @@ class DataArguments:
     max_eval_samples: int | None = flag(None, "Evaluate only on the first rows.")
     skip_bad: int = flag(0, "Leave out up to so many rows of each set that cannot be used; one more is an error.")
     resume: str | None = flag(
-        None, "auto (the newest whole checkpoint of output_dir, or a new run if there is none), a checkpoint, or never."
+        None,
+        "auto (the newest whole checkpoint of output_dir, or a new run if there is none), last (the same, but an error if"
+        " there is none), a checkpoint, or never.",
     )
 
 
@@ -133,16 +136,18 @@ def parse_arguments(dataclasses: Sequence[Any], argv: Sequence[str], prog: str) 
     parser = _Parser(list(dataclasses), prog=prog, allow_abbrev=False)
     known = [action.dest for action in parser._actions]
     argv = [part for arg in argv for part in (arg.split("=", 1) if arg.startswith("--config=") else [arg])]
+    config = None
     if "--config" in argv:
         position = list(argv).index("--config") + 1
         if position == len(argv):
             raise InputError("--config needs a file")
         kinds = {name: kind for each in dataclasses for name, kind in get_type_hints(each).items()}
-        _check_config(Path(argv[position]), parser, kinds)
+        config = Path(argv[position])
+        _check_config(config, parser, kinds)
     try:
         *parsed, unknown = parser.parse_args_and_config(list(argv), return_remaining_strings=True)
-    except InputError:
-        raise
+    except InputError as error:
+        raise InputError(_with_place(str(error), argv, config)) from error
     except Exception as error:  # the settings of transformers raise what they like, an OverflowError too
         raise InputError(str(error) or type(error).__name__) from error
     if unknown:
@@ -159,11 +164,29 @@ def _check_config(file: Path, parser: TrlParser, kinds: Mapping[str, Any]) -> No
         if key == "env":
             _check_environment(value, file)
         elif key not in kinds:
-            raise InputError(unknown_name(str(key), list(kinds), str(file)))
+            raise InputError(unknown_name(str(key), list(kinds), _place(file, key)))
         elif key in takes_list and value is not None and not isinstance(value, list):
-            raise InputError(f"{key}: {value!r} in {file} must be a list, as in `{key}: [{value}]`")
+            raise InputError(f"{key}: {value!r} in {_place(file, key)} must be a list, as in `{key}: [{value}]`")
         elif not fits(value, kinds[key]):
-            raise InputError(f"{key}: {value!r} in {file} does not fit: it takes {describe(kinds[key])}")
+            raise InputError(f"{key}: {value!r} in {_place(file, key)} does not fit: it takes {describe(kinds[key])}")
+
+
+def _with_place(message: str, argv: Sequence[str], config: Path | None) -> str:
+    """The message of argparse; for a value that came from the config file, with its line there."""
+    named = re.match(r"argument --(\w+)\S*: ", message)
+    on_command_line = {arg.split("=")[0].lstrip("-").replace("-", "_") for arg in argv if arg.startswith("--")}
+    if config is None or named is None or named[1] in on_command_line:
+        return message
+    return f"{named[1]} in {_place(config, named[1])}: {message[named.end() :]}"
+
+
+def _place(file: Path, key: object) -> str:
+    """The file with the line of a key; the file alone where it is written in an unusual way."""
+    lines = file.read_text(encoding="utf-8-sig").splitlines()
+    number = next(
+        (n for n, line in enumerate(lines, 1) if re.match(rf"[\"']?{re.escape(str(key))}[\"']?\s*:", line)), 0
+    )
+    return f"{file}:{number}" if number else str(file)
 
 
 def _check_environment(variables: Any, file: Path) -> None:

@@ -17,7 +17,7 @@ from hf_rlhf.hub.push import open_repository
 from hf_rlhf.models.adapters import adapter_folder
 from hf_rlhf.models.load import load_policy, load_tokenizer
 from hf_rlhf.recipes.arguments import DataArguments, ModelArguments
-from hf_rlhf.records import METRICS_FILE, held_by_another_run
+from hf_rlhf.records import in_the_way
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,8 @@ def output_folder(training) -> Path:
 def run_begun(data: DataArguments, training) -> Iterator[str | None]:
     """Hold the run's folder as long as the block; gives the checkpoint to go on from, or None for a new run.
 
-    Raises `InputError` when `output_dir` cannot be written to, is in use, or holds another run and this one does
-    not resume it; when there is nothing to resume; for a tracker that is not
+    Raises `InputError` when `output_dir` cannot be written to, is in use, holds files that this run would write over, or
+    holds another run and this one does not resume it; when there is nothing to resume; for a tracker that is not
     installed; and for a token in the settings.
     """
     refuse_secrets({"hub_token": training.hub_token}, "settings")  # which are written to files
@@ -54,8 +54,8 @@ def run_begun(data: DataArguments, training) -> Iterator[str | None]:
     folder = output_folder(training)
     with locked(folder):
         checkpoint = resume_point(folder, data.resume or training.resume_from_checkpoint)
-        if checkpoint is None and any(gather_in_order([(folder / METRICS_FILE).exists()])):
-            raise InputError(held_by_another_run(folder))
+        if checkpoint is None and (found := [why for why in gather_in_order([in_the_way(folder)]) if why]):
+            raise InputError(found[0])
         yield checkpoint
 
 

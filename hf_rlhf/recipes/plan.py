@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from hf_rlhf.data.files import SUFFIXES, read_rows
 from hf_rlhf.errors import InputError
 from hf_rlhf.models.adapters import ADAPTER_FILE, adapter_base, adapter_folder
 from hf_rlhf.models.load import read_config
@@ -15,6 +16,7 @@ from hf_rlhf.models.reward_model import same_model
 from hf_rlhf.planning.memory import MemoryModel, MemoryPlan, look_at, plan_memory, proposals
 from hf_rlhf.planning.work import IterationSize, Machine, roofline
 from hf_rlhf.ppo.config import PPOConfig
+from hf_rlhf.progress import duration
 from hf_rlhf.recipes.arguments import ModelArguments, PPOArguments, flag, peft_config
 
 PLAN_FILE = "plan.json"
@@ -40,6 +42,7 @@ def plan_run(plan: PlanArguments, script: PPOArguments, training: PPOConfig, mod
     from rich.console import Console
 
     console = Console(highlight=False)
+    _require_data(script)
     try:
         known = memory_model(script, training, model)
     except (RuntimeError, NotImplementedError, AssertionError) as error:
@@ -51,22 +54,32 @@ def plan_run(plan: PlanArguments, script: PPOArguments, training: PPOConfig, mod
     available = available_bytes(training) if plan.memory_gb is None else plan.memory_gb * 1e9
     console.print(f"\n[bold]{model.model_name_or_path}[/bold]  {known.shape.parameters / 1e6:,.0f}M parameters,"
                   f" {known.trained / 1e6:,.1f}M of them trained; {training.batch_algebra()}\n")  # fmt: skip
-    console.print(_table(memory, available))
+    console.print(_table(memory, available, console.width))
     console.print(_time(plan, training, model, known))
     if memory.peak <= available:
         console.print(f"[green]fits[/green]: {memory.peak / 1e9:.1f} of {available / 1e9:.1f} GB\n")
         return memory
     steps = proposals(known, training, available)
     changed = [(flags, plan_memory(later, arguments).peak) for flags, arguments, later in steps]
-    console.print(f"[red]does not fit[/red]: {memory.peak / 1e9:.1f} of {available / 1e9:.1f} GB. In this order:")
+    helps = bool(changed) and changed[-1][1] <= available
+    then = "In this order:" if helps else "No flag here makes it fit; all that make it smaller, in this order:"
+    console.print(f"[red]does not fit[/red]: {memory.peak / 1e9:.1f} of {available / 1e9:.1f} GB. {then}")
     for flags, peak in changed:
-        console.print(f"  {flags:<75} {peak / 1e9:6.1f} GB")
-    if not changed or changed[-1][1] > available:
+        console.print(f"  {peak / 1e9:6.1f} GB  {flags}", soft_wrap=True)
+    if not helps:
         raise InputError(
             f"{model.model_name_or_path} does not fit into {available / 1e9:.1f} GB by any of these; take a smaller model,"
             " or a lower max_prompt_length or max_completion_length"
         )
     return memory
+
+
+def _require_data(script: PPOArguments) -> None:
+    """Raise `InputError` for files of rows that do not exist; sets on the Hub are not looked for."""
+    for name in (script.dataset_name, script.eval_dataset_name, script.ptx_dataset_name):
+        is_a_path = (name is not None and name.endswith((*SUFFIXES, "/"))) or str(name).startswith((".", "/", "~"))
+        if is_a_path and not Path(str(name)).expanduser().exists():
+            read_rows(str(name))  # which says where it looked, and what is there of a similar name
 
 
 def memory_model(script: PPOArguments, training: PPOConfig, model: ModelArguments) -> MemoryModel:
@@ -117,18 +130,18 @@ def available_bytes(training: PPOConfig) -> float:
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / training.world_size
 
 
-def _table(memory: MemoryPlan, available: float):
+def _table(memory: MemoryPlan, available: float, width: int):
     from rich.table import Table
 
     table = Table("memory of one device", "GB", "", box=None, header_style="dim", pad_edge=False)
     table.columns[1].justify = "right"
     fixed = sum(memory.fixed.values())
-    scale = 40 / max(memory.peak, available)
+    scale = max(10, min(40, width - 54)) / max(memory.peak, available)
     for name, size in memory.fixed.items():
         table.add_row(name, f"{size / 1e9:.2f}", f"[blue]{'█' * round(size * scale)}[/blue]")
     for name, size in memory.phases.items():
         bar = f"[blue]{'█' * round(fixed * scale)}[/blue][yellow]{'█' * round(size * scale)}[/yellow]"
-        table.add_row(f"while it does: {name}", f"{(fixed + size) / 1e9:.2f}", bar)
+        table.add_row(f"all of these + {name}", f"{(fixed + size) / 1e9:.2f}", bar)
     return table
 
 
@@ -148,5 +161,19 @@ def _time(plan: PlanArguments, training: PPOConfig, model: ModelArguments, known
     parts = ", ".join(f"{name} {seconds / USUAL_FRACTION:.3g} s" for name, seconds in ideal.items())
     return (
         f"\nAn iteration with LoRA and a value head takes about {total:.3g} s here ({parts}), {size.completion_tokens / total:.0f} completion tokens a"
-        f" second, if {USUAL_FRACTION:.0%} of this device's speed is reached.\n"
+        f" second. {_whole_run(training, total)}\nThe times are a rough guess: the least that arithmetic and memory traffic"
+        f" of this device allow (a roofline), divided by {USUAL_FRACTION:.0%}.\n"
     )
+
+
+def _whole_run(training: PPOConfig, seconds: float) -> str:
+    if training.total_episodes is not None:
+        iterations = -(-training.total_episodes // training.rollout_batch_size)
+    elif training.max_steps > 0:
+        iterations = -(-training.max_steps // training.updates_per_iteration)
+    else:
+        return (
+            f"A run of {training.num_train_epochs:g} epochs has that for each {training.rollout_batch_size} prompts,"
+            " times the epochs."
+        )
+    return f"The whole run has {iterations} iterations: about {duration(iterations * seconds)}."

@@ -84,7 +84,8 @@ def _train(
     if trainer.is_world_process_zero():
         peak = peak_bytes(training.device)
         _write_card(folder, script, training, model, metrics)
-        write_plan(folder, planned, peak)
+        if trainer.state.global_step > trainer.resumed_at:  # or nothing was measured, and plan.json stays
+            write_plan(folder, planned, peak)
         if training.push_to_hub:
             push_folder(folder, training.hub_model_id, private=training.hub_private_repo)
     release(trainer)

@@ -20,7 +20,8 @@ def headline(comparison: Comparison) -> str:
     wins = comparison.wins
     return (
         f"On {wins.n} messages it never saw, the annotator prefers the trained model's reply {wins.rate:.0%} of the time"
-        f" (95% interval {wins.low:.0%} to {wins.high:.0%}; {wins.wins} wins, {wins.ties} ties, {wins.losses} losses)."
+        f" (95% interval {wins.low:.0%} to {wins.high:.0%}; {wins.wins} wins, {wins.ties} ties that count half,"
+        f" {wins.losses} losses)."
     )
 
 
@@ -153,4 +154,5 @@ model = AutoPeftModelForCausalLM.from_pretrained("{folder}")  # the adapter, on 
 tokenizer = AutoTokenizer.from_pretrained("{folder}")
 prompt = [{{"role": "system", "content": "{system}"}}, {{"role": "user", "content": "I baked bread."}}]
 inputs = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True, return_tensors="pt")
-print(tokenizer.decode(model.generate(**inputs, max_new_tokens=40)[0][inputs["input_ids"].shape[1]:]))"""
+output = model.generate(**inputs, max_new_tokens=40)
+print(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))"""

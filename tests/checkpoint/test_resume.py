@@ -107,15 +107,18 @@ def test_auto_takes_the_newest_whole_one_and_names_the_others(run, caplog):
     assert resume_point(run, "auto") == str(run / "checkpoint-4")
     assert "checkpoint-12 is damaged or no checkpoint: optimizer.safetensors holds other bytes" in caplog.text
     assert "checkpoint-8 is damaged or no checkpoint: adapter_model.safetensors is missing" in caplog.text
+    assert "set aside as checkpoint-12.set-aside, and the run goes on from checkpoint-4" in caplog.text
+    assert len(caplog.records) == 2
     names = {path.name for path in run.glob("checkpoint-*")}
     assert names == {"checkpoint-4", "checkpoint-8.set-aside", "checkpoint-12.set-aside"}  # nothing is deleted
 
 
-def test_when_none_is_whole_the_run_does_not_start_anew(run):
+def test_when_none_is_whole_the_run_does_not_start_anew(run, caplog):
     for checkpoint in run.glob("checkpoint-*"):
         (checkpoint / "trainer_state.json").write_text("{}")
     with pytest.raises(InputError, match=r"(?s)checkpoint-12 .*trainer_state\.json.*checkpoint-4 .*None is whole"):
         resume_point(run, "auto")
+    assert not caplog.records  # the error says it once
 
 
 def test_auto_without_any_checkpoint_starts_anew(tmp_path):
@@ -182,12 +185,24 @@ def test_what_is_verified_is_not_read_again(run):
     assert resume_point(run, checkpoint) is checkpoint
 
 
-def test_a_run_resumed_at_its_end_only_ends(run):
+def test_a_run_resumed_at_its_end_only_ends(run, capsys):
     before = metrics_of(run)
     resumed = make_trainer(run, **SAVES, save_steps=4, max_steps=12)
     resumed.train(resume_from_checkpoint="auto")
-    assert resumed.state.global_step == 12
+    assert resumed.state.global_step == resumed.resumed_at == 12
     assert metrics_of(run) == before
+    assert "nothing to train: checkpoint-12 is the last of max_steps=12\n" in capsys.readouterr().out
+
+
+def test_a_resumed_run_says_where_it_goes_on_and_which_flags_changed(run, capsys):
+    shutil.rmtree(run / "checkpoint-12")
+    flags = {**SAVES, "save_total_limit": None, "save_steps": 4, "max_steps": 12}
+    resumed = make_trainer(run, **flags, kl_coef=0.5)
+    resumed.train(resume_from_checkpoint="auto")
+    said = capsys.readouterr().out
+    assert "going on from checkpoint-8 (update 8 of 12)\n" in said
+    assert "flags that differ from those the run began with: kl_coef 0.05 -> 0.5\n" in said
+    assert [row["objective/kl_coef"] for row in metrics_of(run) if "loss" in row] == [0.05, 0.05, 0.5]
 
 
 def test_a_run_stopped_inside_a_pass_resumes_at_its_end_without_another_update(tmp_path):
@@ -215,8 +230,16 @@ def test_what_a_callback_adds_does_no_harm(run):
     assert resume_point(run, "auto") == str(run / "checkpoint-12")
 
 
-@pytest.mark.parametrize("flag", [{"seed": 7}, {"per_device_train_batch_size": 2, "num_mini_batches": 2}], ids=str)
-def test_flags_that_say_what_a_run_sees_cannot_change_in_its_middle(run, flag):
-    changed = make_trainer(run, **SAVES | {"save_steps": 4, "max_steps": 16} | flag)
-    with pytest.raises(InputError, match=r"is of a run with (seed|rollout_batch_size)="):
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    {
+        "seed": (7, "a run with seed=42, and this one has 7: it would see other prompts than that run; go on with seed=42"),
+        "per_device_train_batch_size": (2, r"rollout_batch_size=8, and this one has 4 \(per_device_train_batch_size 4 -> 2\)"),
+        "num_mini_batches": (1, r"has 4 \(num_mini_batches 2 -> 1\).*go on with --num_mini_batches 2, or start a new run"),
+        "num_ppo_epochs": (1, r"updates_per_iteration=4, and this one has 2 \(num_ppo_epochs 2 -> 1\)"),
+    }.items(),
+)  # fmt: skip
+def test_flags_that_say_what_a_run_sees_cannot_change_in_its_middle(run, flag, message):
+    changed = make_trainer(run, **SAVES | {"save_steps": 4, "max_steps": 16, flag: message[0]})
+    with pytest.raises(InputError, match=message[1]):
         changed.train(resume_from_checkpoint="auto")

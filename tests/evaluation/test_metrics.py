@@ -69,3 +69,10 @@ def test_rows_are_formatted_with_a_signed_change():
     assert BeforeAfter("score", 0.25, 0.8).formatted() == ("0.25", "0.80", "+0.55")
     assert BeforeAfter("length", 38.0, 21.5, digits=1).formatted() == ("38.0", "21.5", "-16.5")
     assert BeforeAfter("finished", 0.25, 0.95, digits=0, percent=True).formatted() == ("25%", "95%", "+70 pp")
+
+
+def test_the_change_that_is_shown_is_that_of_the_numbers_shown():
+    row = BeforeAfter("distinct word pairs", 0.9858, 0.9942, digits=0, percent=True)
+    assert row.formatted() == ("99%", "99%", "+0 pp")
+    assert BeforeAfter("score", 0.254, 0.246).formatted() == ("0.25", "0.25", "+0.00")
+    assert BeforeAfter("finished", 0.44, 0.96, digits=0, percent=True).formatted() == ("44%", "96%", "+52 pp")

@@ -85,3 +85,15 @@ def test_no_matplotlib_names_the_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(InputError, match=r'pip install "hf-rlhf\[report\]"'):
         plot_training([], tmp_path / "curves.png")
+
+
+def test_an_explained_variance_below_the_panel_is_marked(tmp_path, monkeypatch):
+    from matplotlib.figure import Figure
+
+    figures = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *args, **options: figures.append(figure))
+    plot_training(
+        [{"val/explained_variance": value, "loss/value_avg": 1.0} for value in (-7.5, -2.0, 0.5)], tmp_path / "c.png"
+    )
+    notes = [text.get_text() for ax in figures[0].axes for text in ax.texts]
+    assert any("below -1, down to -7.5" in note for note in notes)

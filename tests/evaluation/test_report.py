@@ -115,3 +115,4 @@ def test_the_page_is_for_phones_and_dark_rooms(report):
     html = report()
     assert "prefers-color-scheme: dark" in html
     assert 'name="viewport"' in html
+    assert not re.search(r"img \{[^}]*width: \d+px", html)  # pictures scale, and are never cut off

@@ -173,6 +173,18 @@ def test_a_run_is_not_written_into_the_folder_of_another(tmp_path):
     assert metrics_of(tmp_path) == before
 
 
+@pytest.mark.parametrize("name", ["README.md", "config.yaml", "adapter_model.safetensors", "tokenizer_config.json"])
+def test_files_of_others_are_never_written_over(tmp_path, name):
+    (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(InputError, match=f"holds {name}, which this run would write over"):
+        make_trainer(tmp_path, max_steps=4).train()
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["notes.txt", name])
+    (tmp_path / name).unlink()
+    make_trainer(tmp_path, max_steps=4).train()
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
 def test_a_reward_that_needs_a_column_says_so_before_anything_is_sampled(tmp_path):
     def needs_answers(prompts, completions, answer):
         return [0.0 for _ in completions]

@@ -1,5 +1,6 @@
 import json
 import math
+import re
 
 import pytest
 import torch
@@ -26,6 +27,7 @@ from hf_rlhf.ppo.experience import MicroBatch, micro_batches
 from hf_rlhf.ppo.kl_control import AdaptiveKL
 from hf_rlhf.ppo.metrics import METRICS
 from hf_rlhf.ppo.trainer import PPOTrainer
+from hf_rlhf.progress import numbers_of
 
 
 def iterations_of(folder):
@@ -612,3 +614,19 @@ def test_plain_text_prompts_work_and_see_text_completions(tmp_path):
     make_trainer(tmp_path, data=data, reward=reward, max_steps=4).train()
     assert len(seen) == 8
     assert all(isinstance(completion, str) for completion in seen)
+
+
+def test_without_a_terminal_there_is_a_line_a_log_with_the_time_left(tmp_path, capsys):
+    make_trainer(tmp_path, reward=lambda completions, **_: [1.0] * len(completions), max_steps=8, kl_coef=0.0,
+                 disable_tqdm=False).train()  # fmt: skip
+    output = capsys.readouterr()
+    lines = [line for line in output.out.splitlines() if line.startswith("update ")]
+    assert [line.split()[1] for line in lines] == ["4/8", "8/8"]
+    assert re.search(r"\(\d+ s, about \d+ s left\): iteration 1  reward 1\.000 ", lines[0])
+    assert "\r" not in output.out + output.err
+
+
+def test_a_number_that_could_not_be_computed_is_null_on_the_console_too():
+    assert (
+        numbers_of({"a": float("nan"), "b": 1.0}, (("a", "first", 2), ("b", "second", 1))) == "first null  second 1.0"
+    )

@@ -122,6 +122,17 @@ def test_wrong_type_and_broken_yaml(failing, flags, tmp_path):
     assert "not valid YAML" in failing("ppo", "--config", str(file), *flags)
 
 
+def test_a_wrong_value_of_a_file_is_named_with_its_line(failing, flags, tmp_path):
+    file = tmp_path / "ppo.yaml"
+    file.write_text("kl_coef: 0.1\nmax_steps: forty\n", encoding="utf-8")
+    message = failing("ppo", "--config", str(file), *flags)
+    assert f"max_steps in {file}:2: invalid int value: 'forty'" in message
+    message = failing("ppo", "--config", str(file), *flags, "--max_steps", "fifty")
+    assert "ppo.yaml" not in message
+    file.write_text("kl_coef: 0.1\n\nmax_steps: [40]\n", encoding="utf-8")
+    assert f"in {file}:3 does not fit" in failing("ppo", "--config", str(file), *flags)
+
+
 @pytest.mark.parametrize(
     ("flag", "value"),
     [("--temperature", "0"), ("--top_p", "1.5"), ("--num_ppo_epochs", "0"), ("--kl_estimator", "k9")],

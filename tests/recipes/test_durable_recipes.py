@@ -65,6 +65,11 @@ def test_a_recipe_leaves_no_pickle_and_goes_on(tmp_path, flags, write_rows, caps
     assert main([*argv, "--resume_from_checkpoint", "last"]) == 0
     assert metrics_of(out) == rows
 
+    if command == "ppo":
+        plan = (out / "plan.json").read_text()
+        assert main([*argv, "--resume", "auto"]) == 0
+        assert (out / "plan.json").read_text() == plan  # nothing was trained, and so nothing measured
+
 
 @pytest.mark.slow
 @pytest.mark.parametrize("command", ["reward", "sft"])

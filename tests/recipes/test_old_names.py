@@ -48,7 +48,7 @@ def test_new_names_are_flags_and_old_ones_are_not():
 def test_an_old_name_is_answered_with_the_new_one(tmp_path, old, new):
     assert message(PPO, old) == f'unknown key in the command line: "{old}" is called "{new}" here'
     file = tmp_path / "ppo.yaml"
-    assert message(PPO, old, file) == f'unknown key in {file}: "{old}" is called "{new}" here'
+    assert message(PPO, old, file) == f'unknown key in {file}:1: "{old}" is called "{new}" here'
     assert f'"{old.replace("_", "-")}" is called "{new}" here' in message(PPO, old.replace("_", "-"))
 
 

@@ -1,6 +1,7 @@
 """What a plan says is what a run then takes."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -101,8 +102,29 @@ def test_the_command_says_what_to_change(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "does not fit" in printed
     assert "--per_device_train_batch_size 16" in printed
+    assert "In this order:" in printed
     with pytest.raises(InputError, match="take a smaller model"):
         plan_run(PlanArguments(memory_gb=0.1), PPOArguments(), training, ModelArguments())
+    assert "No flag here makes it fit" in capsys.readouterr().out
+
+
+def test_the_plan_of_a_whole_run_fits_80_columns(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    training = make_config(tmp_path, per_device_train_batch_size=32, max_prompt_length=64, max_completion_length=64)
+    plan_run(PlanArguments(memory_gb=3), PPOArguments(), training, ModelArguments())
+    printed = capsys.readouterr().out
+    assert "The whole run has 2 iterations: about" in " ".join(printed.split())
+    assert "roofline" in printed
+    assert "…" not in printed
+    assert re.search(
+        r"^ +\d\.\d GB  --per_device_train_batch_size 16 --gradient_accumulation_steps 2$", printed, re.MULTILINE
+    )
+    assert max(map(len, printed.splitlines())) <= 80
+
+
+def test_rows_that_are_not_there_are_named():
+    with pytest.raises(InputError, match=r"nope\.jsonl: no such file"):
+        plan_run(PlanArguments(), PPOArguments(dataset_name="nope.jsonl"), None, ModelArguments())
 
 
 def test_an_unknown_model_is_named():

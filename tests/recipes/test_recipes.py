@@ -12,6 +12,7 @@ from huggingface_hub import ModelCard
 from tiny_data import PPO_FLAGS, conversational_pairs, plain_pairs, prompt_rows
 
 from hf_rlhf.cli import main
+from hf_rlhf.recipes.reward import RESULTS
 
 REPOSITORY = Path(__file__).parents[2]
 REWARD_FLAGS = ["--num_train_epochs", "20", "--learning_rate", "3e-3", "--logging_steps", "5"]
@@ -58,6 +59,7 @@ def test_reward_recipe_learns_a_rule(make_pairs, flags, write_rows, tmp_path):
     assert result["eval_rows"] == 8
     assert result["eval_accuracy"] >= 0.9
     assert result["reload_gap"] < 1e-5
+    assert set(result) <= set(RESULTS)  # of which docs/metrics.md says what they mean
 
 
 def train_happy(flags, write_rows, folder):
