@@ -9,12 +9,13 @@ VLLM   := .venv-vllm
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help setup quickstart test test-slow test-vllm benchmark check format clean
+.PHONY: help setup quickstart test test-slow test-kills test-vllm benchmark check format clean
 
 help:
 	@echo "make quickstart   a language model learns from feedback, on this machine, in minutes"
-	@echo "make test         the test suite (about six minutes on two cores)"
+	@echo "make test         the test suite (about eight minutes on two cores)"
 	@echo "make test-slow    the long tests as well"
+	@echo "make test-kills   50 PPO runs and 50 reward runs are killed, and end in the same bits (two minutes)"
 	@echo "make test-vllm    the tests with a real vLLM server, on CPU, in an environment of its own"
 	@echo "make benchmark    side by side with TRL's last PPO (about half an hour)"
 	@echo "make check        format, lint, types, layers"
@@ -38,6 +39,9 @@ test: $(SETUP)
 
 test-slow: $(SETUP)
 	$(BIN)/python -m pytest -m "not gpu and not hub" $(ARGS)
+
+test-kills: $(SETUP)
+	$(BIN)/python benchmarks/kill_and_resume.py $(ARGS)
 
 # A vLLM for CPUs in an environment of its own. Its packages of images and sound are of another torch, and not needed.
 $(VLLM)/.setup-done:

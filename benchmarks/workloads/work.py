@@ -3,6 +3,7 @@
 import argparse
 import json
 import resource
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -138,7 +139,6 @@ def report(stopwatch: Stopwatch, **more: Any) -> None:
 def free_folder(work: Work) -> Path:
     """The folder of the run, emptied of what an earlier one left."""
     folder = Path(work.output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    for file in folder.glob("*.json*"):
-        file.unlink()
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
     return folder

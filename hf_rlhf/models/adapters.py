@@ -233,9 +233,12 @@ def read_adapter_weights(folder: str | os.PathLike) -> dict[str, Tensor]:
 
 def load_adapter_weights(model: Model, folder: str | os.PathLike, name: str) -> None:
     """Replace the weights of adapter `name` by those of the adapter in `folder`."""
-    from peft import set_peft_model_state_dict
+    from peft import get_peft_model_state_dict, set_peft_model_state_dict
 
-    result = set_peft_model_state_dict(model, read_adapter_weights(folder), adapter_name=name)
+    weights = read_adapter_weights(folder)
+    if missing := sorted(set(get_peft_model_state_dict(model, adapter_name=name)) - set(weights)):
+        raise InputError(f"{folder} lacks weights of the adapter {name!r}, such as {missing[0]}")
+    result = set_peft_model_state_dict(model, weights, adapter_name=name)
     if result.unexpected_keys:
         raise InputError(
             f"{folder} holds weights that the adapter {name!r} has not, such as {result.unexpected_keys[0]}"

@@ -299,6 +299,9 @@ class VLLMEngine:
         if name == self._adapter:
             return
         first = self._adapter is None
+        if first:  # what a killed run left
+            for other in set(self.folder.glob("policy-*")) - {self.folder / name}:
+                shutil.rmtree(other, ignore_errors=True)
         self._adapter = name
         self._bring_up()
         self._load_adapter()

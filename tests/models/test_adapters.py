@@ -1,10 +1,21 @@
+import re
+
 import pytest
 import torch
 from peft import PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
 from tiny import make_lora, make_model, make_tokenizer, perturb, snapshot
 
 from hf_rlhf.errors import InputError
-from hf_rlhf.models.adapters import POLICY, adapter_base, copy_adapter, save_adapter, use_adapter
+from hf_rlhf.models.adapters import (
+    ADAPTER_FILE,
+    POLICY,
+    adapter_base,
+    copy_adapter,
+    load_adapter_weights,
+    save_adapter,
+    use_adapter,
+)
 from hf_rlhf.models.policy import wrap_policy
 
 
@@ -133,3 +144,14 @@ def test_blocks_can_be_nested():
             pass
         assert torch.equal(policy(ids).logits, off)
     assert not torch.equal(policy(ids).logits, off)
+
+
+def test_a_file_that_lacks_weights_of_the_adapter_is_refused_before_any_is_replaced(peft_model, tmp_path):
+    save_adapter(peft_model, "other", tmp_path)
+    weights = load_file(tmp_path / ADAPTER_FILE)
+    lost = sorted(weights)[0]
+    save_file({key: tensor for key, tensor in weights.items() if key != lost}, tmp_path / ADAPTER_FILE)
+    before = snapshot(peft_model)
+    with pytest.raises(InputError, match=rf"lacks weights of the adapter 'policy', such as {re.escape(lost)}"):
+        load_adapter_weights(peft_model, tmp_path, POLICY)
+    assert all(torch.equal(before[name], tensor) for name, tensor in snapshot(peft_model).items())

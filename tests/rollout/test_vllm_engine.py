@@ -99,6 +99,14 @@ def test_an_adapter_is_loaded_when_its_weights_have_changed_and_only_then(engine
     assert not list(engine.folder.iterdir())
 
 
+def test_adapters_that_a_killed_run_left_are_removed(engine):
+    left = engine.folder / "policy-0123456789abcdef"
+    left.mkdir(parents=True)
+    engine.generate(PROMPTS[:1], SAMPLING, SEEDS[:1])
+    assert not left.exists()
+    assert len(list(engine.folder.glob("policy-*"))) == 1
+
+
 def test_no_prompts_give_no_completions(engine):
     assert engine.generate([], SAMPLING, []) == []
 
