@@ -8,7 +8,7 @@ needs no kernels of its own.
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -47,8 +47,8 @@ class Row:
 
     @property
     def alike(self) -> bool:
-        """Whether a padded batch is mostly real tokens, for which attention at once beats one sequence after the other."""
-        return len(self.to_batch) * self.longest <= 2 * sum(length**2 for length in self.lengths)
+        """Whether attention to a padded batch at once beats one sequence after the other: it is small, or mostly real."""
+        return self.longest <= 32 or len(self.to_batch) * self.longest <= 2 * sum(length**2 for length in self.lengths)
 
 
 def packed_attention(
@@ -105,10 +105,9 @@ def _all_at_once(
     query: Tensor, key: Tensor, value: Tensor, row: Row, scaling: float, dropout: float, window: int | None
 ) -> Tensor:
     """Attention of each sequence to itself, `(1, heads, N, D)`, as one padded batch; what is padding, nobody sees."""
-    parts = [_ToBatch.apply(part, row) for part in (query, key, value)]  # (B, heads, L, D) each
-    attended = _plain(*parts, _seen(row.longest, window, query.device), scaling, dropout)
-    moved: Any = _ToRow.apply(attended, row)
-    return moved
+    queries, keys, values = (cast(Tensor, _ToBatch.apply(part, row)) for part in (query, key, value))
+    attended = _plain(queries, keys, values, _seen(row.longest, window, query.device), scaling, dropout)
+    return cast(Tensor, _ToRow.apply(attended, row))
 
 
 class _ToBatch(torch.autograd.Function):
@@ -182,10 +181,9 @@ def packed_states(model: Model, input_ids: Tensor, attention_mask: Tensor, rows:
     starts = lengths.cumsum(dim=0) - lengths
     places = attention_mask.bool().nonzero(as_tuple=True)
     each, ids, positions = lengths.tolist(), input_ids[places], places[1]
-    if rest := _rest(len(ids), ids.device):  # a last sequence, which nobody reads
-        each.append(rest)
-        ids = torch.cat([ids, ids.new_zeros(rest)])
-        positions = torch.cat([positions, torch.arange(rest)])
+    if filling := _filling(each, ids.device):
+        zeros = ids.new_zeros(sum(filling))
+        each, ids, positions = each + filling, torch.cat([ids, zeros]), torch.cat([positions, zeros])
     states = backbone_of(model)(
         input_ids=ids[None],
         position_ids=positions[None],
@@ -196,14 +194,17 @@ def packed_states(model: Model, input_ids: Tensor, attention_mask: Tensor, rows:
     return states[0, starts[rows] + columns]
 
 
-def _rest(tokens: int, device: torch.device) -> int:
-    """Tokens that a row is short of a width that comes again, on a CPU.
+def _filling(lengths: list[int], device: torch.device) -> list[int]:
+    """Lengths of sequences that nobody reads, with which a row has a width that comes again, on a CPU.
 
-    oneDNN compiles each product for each number of rows, and keeps what it compiled: for a 135M model 15 MB and a tenth of
-    a second. Widths are a sixteenth apart, or 16.
+    oneDNN compiles each product for each number of rows, and keeps what it compiled: for a 135M model 15 MB and 20 ms.
+    Widths are a sixteenth apart, or 16.
     """
-    step = max(16, 2 ** (tokens.bit_length() - 5))
-    return -tokens % step if device.type == "cpu" else 0
+    if device.type != "cpu":
+        return []
+    tokens, longest = sum(lengths), max(lengths)
+    whole, part = divmod(-tokens % max(16, 2 ** (tokens.bit_length() - 5)), longest)
+    return [longest] * whole + [part] * (part > 0)
 
 
 def backbone_of(model: Model) -> Model:

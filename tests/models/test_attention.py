@@ -49,7 +49,9 @@ def kinds_of(model, longest=64, **options):
     return training_attention([model], "cpu", longest, **{"packing": True, "recomputes": False, **options})
 
 
-@pytest.mark.parametrize("lengths", [[7, 3, 12], [5], [40, 200, 9], ALIKE], ids=str)
+@pytest.mark.parametrize(
+    "lengths", [[7, 3, 12], [5], [40, 200, 9], ALIKE, [4] * 130], ids=lambda lengths: f"{len(lengths)}-{lengths[0]}"
+)
 @pytest.mark.parametrize(
     ("kind", "settings"),
     [
