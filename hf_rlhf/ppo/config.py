@@ -198,6 +198,11 @@ class PPOConfig(TrainingArguments):
                 not self.score_while_sampling or self.generation_batch_size is not None,
                 "given with generation_batch_size, which says how many completions are sampled, then scored, at once",
             ),
+            "use_vllm": (
+                not (self.use_vllm and self.score_while_sampling and self.world_size > 1),
+                "left out with score_while_sampling on several ranks: each samples parts of its own, and all hand the adapter"
+                " to the server together",
+            ),
             "use_transformers_continuous_batching": (
                 not (self.use_transformers_continuous_batching and self.use_vllm),
                 "left out with use_vllm: one of the two samples",

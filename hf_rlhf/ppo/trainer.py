@@ -139,11 +139,6 @@ class PPOTrainer(IterationTrainer):
                 self.rewards.require_columns(self.prompt_set.column_names)
             if args.score_while_sampling:
                 require_functions(self.rewards)
-                if args.use_vllm and args.world_size > 1:
-                    raise InputError(
-                        "score_while_sampling samples each rank's completions in parts of its own, and the ranks hand the"
-                        " adapter to the vLLM server together; leave one of the two out, or use one process"
-                    )
         super().__init__(
             model=policy,
             args=args,

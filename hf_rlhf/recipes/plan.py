@@ -45,7 +45,7 @@ def plan_run(plan: PlanArguments, script: PPOArguments, training: PPOConfig, mod
     _require_data(script)
     try:
         known = memory_model(script, training, model)
-    except (RuntimeError, NotImplementedError, AssertionError) as error:
+    except (RuntimeError, AssertionError) as error:
         raise InputError(
             f"{model.model_name_or_path}: this architecture does not run without data ({type(error).__name__}:"
             f" {str(error)[:200]}), so it cannot be planned; start the run with one update (max_steps 1) and look at plan.json"

@@ -7,10 +7,10 @@ import torch
 from tiny import make_model, make_tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from hf_rlhf.models import attention as attention_of_training
 from hf_rlhf.models.attention import (
     FUSED,
     PACKED,
-    Row,
     attention,
     packed_states,
     set_attention,
@@ -130,9 +130,24 @@ def test_a_neighbour_is_not_seen(length):
     assert not torch.equal(one[:length], other[:length])
 
 
-def test_sequences_alike_are_attended_to_at_once():
-    assert Row.of(ALIKE, torch.device("cpu")).alike
-    assert not Row.of([40, 200, 9], torch.device("cpu")).alike
+@pytest.mark.parametrize(("lengths", "calls"), [(ALIKE, 1), ([90, 20, 9], 4)], ids=str)
+def test_sequences_alike_are_attended_to_at_once(monkeypatch, lengths, calls):
+    model, seen = small_model("llama", num_hidden_layers=1), []
+    set_attention(kinds_of(model))
+    plain = attention_of_training._plain
+    monkeypatch.setattr(attention_of_training, "_plain", lambda *args: seen.append(None) or plain(*args))
+    states_at(model, *batch(lengths))
+    assert len(seen) == calls
+
+
+def test_rows_have_few_widths():
+    """Each new one costs a CPU time and memory, which it does not give back."""
+    model, widths = small_model("llama"), set()
+    set_attention(kinds_of(model))
+    model.model.embed_tokens.register_forward_hook(lambda module, inputs, output: widths.add(output.shape[1]))
+    for length in range(130, 160):
+        states_at(model, *batch([60, length]))
+    assert widths == {192, 208, 224}
 
 
 @pytest.mark.parametrize("lengths", [ALIKE, [60, 22, 5]], ids=str)

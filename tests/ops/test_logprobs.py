@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from hf_rlhf.ops.kl import k1, k2, k3
-from hf_rlhf.ops.logprobs import ChosenLogprob, token_kl, token_logprobs
+from hf_rlhf.ops.logprobs import ChosenLogprob, chunk_rows, token_kl, token_logprobs
 
 N, H, V = 11, 6, 17
 
@@ -129,6 +129,14 @@ def test_the_chunk_follows_from_the_vocabulary(monkeypatch):
     rows = []
     token_logprobs(hidden, targets, lambda x: (rows.append(len(x)), x @ weight.T)[1], vocab_size=V)
     assert rows == [4, 4, 3]
+
+
+def test_a_chunk_fits_a_processors_cache_but_is_worth_reading_the_head_for():
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    assert chunk_rows(2**14, gpu) == 2**10
+    assert chunk_rows(2**14, cpu) == 2**9
+    assert chunk_rows(2**18, cpu) == chunk_rows(2**18, gpu) == 64
+    assert chunk_rows(2**18, cpu, models=2) == 32
 
 
 @pytest.mark.parametrize("with_support", [False, True])

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from rollout.draws import chi_squared_of_draws
 from tiny import make_lora, make_model, make_tokenizer, perturb
 from transformers import MistralConfig, MistralForCausalLM
 
@@ -154,16 +155,8 @@ def test_min_p_keeps_what_is_likely_enough(engine, policy):
 
 
 def test_draws_follow_the_softmax(engine, policy):
-    """Chi-squared of 4000 one-token draws; 28 degrees of freedom stay below 62 in all but 2 of 10,000 cases."""
-    draws, temperature = 4000, 1.3
-    seeds = [row_seed("frequencies", number) for number in range(draws)]
-    sampling = Sampling(max_completion_length=1, temperature=temperature)
-    tokens = [completion.ids[0] for completion in engine.generate([PROMPTS[0]] * draws, sampling, seeds)]
-    with torch.no_grad():
-        logits = policy.model(input_ids=torch.tensor([PROMPTS[0]])).logits[0, -1]
-    expected = (logits / temperature).softmax(-1) * draws
-    counts = torch.bincount(torch.tensor(tokens), minlength=len(expected))
-    assert ((counts - expected) ** 2 / expected).sum() < 62
+    """28 degrees of freedom stay below 62 in all but 2 of 10,000 cases."""
+    assert chi_squared_of_draws(engine, policy.model, PROMPTS[0], draws=4000) < 62
 
 
 def test_any_of_several_end_tokens_stops_a_completion(policy, tokenizer):

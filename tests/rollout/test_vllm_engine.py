@@ -16,7 +16,7 @@ from tiny import make_lora, make_model, make_trainer, metrics_of, perturb, train
 
 from hf_rlhf.errors import InputError
 from hf_rlhf.models.policy import PolicyWithValue, wrap_policy
-from hf_rlhf.ppo.config import VLLM_IMPORTANCE_CAP
+from hf_rlhf.ppo.config import VLLM_IMPORTANCE_CAP, PPOConfig
 from hf_rlhf.rollout.engines import TransformersEngine
 from hf_rlhf.rollout.sampling import Sampling, row_seed
 from hf_rlhf.rollout.vllm_client import Answer, VLLMClient
@@ -314,6 +314,12 @@ def test_policies_that_vllm_cannot_load_are_refused_before_anything_runs(tmp_pat
 def test_flags_that_do_not_go_together_are_refused(tmp_path, wrong, match):
     with pytest.raises(InputError, match=match):
         make_trainer(tmp_path, **wrong)
+
+
+def test_ranks_that_sample_parts_of_their_own_share_no_server(tmp_path, monkeypatch):
+    monkeypatch.setattr(PPOConfig, "world_size", property(lambda config: 2))
+    with pytest.raises(InputError, match="use_vllm=True must be left out with score_while_sampling on several ranks"):
+        PPOConfig(output_dir=str(tmp_path), use_vllm=True, score_while_sampling=True, generation_batch_size=2)
 
 
 @pytest.mark.parametrize(

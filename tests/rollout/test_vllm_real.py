@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from rollout.draws import chi_squared_of_draws
 from tiny import happy_reward, make_lora, make_model, make_tokenizer, make_trainer, metrics_of, perturb
 from tiny_data import PPO_FLAGS, prompt_rows
 
@@ -128,16 +129,8 @@ def test_seeds_say_what_is_drawn_and_adapters_what_from(engine, policy):
 
 
 def test_draws_follow_the_softmax(engine, policy):
-    """Chi-squared of 1000 one-token draws; 28 degrees of freedom stay below 62 in all but 2 of 10,000 cases."""
-    draws, temperature = 1000, 1.3
-    seeds = [row_seed("frequencies", number) for number in range(draws)]
-    sampling = Sampling(max_completion_length=1, temperature=temperature)
-    tokens = [completion.ids[0] for completion in engine.generate([PROMPTS[0]] * draws, sampling, seeds)]
-    with torch.no_grad():
-        logits = policy.model(input_ids=torch.tensor([PROMPTS[0]])).logits[0, -1]
-    expected = (logits / temperature).softmax(-1) * draws
-    counts = torch.bincount(torch.tensor(tokens), minlength=len(expected))
-    assert ((counts - expected) ** 2 / expected).sum() < 62
+    """28 degrees of freedom stay below 62 in all but 2 of 10,000 cases."""
+    assert chi_squared_of_draws(engine, policy.model, PROMPTS[0], draws=1000) < 62
 
 
 def test_completions_end_at_stop_tokens_stop_strings_and_the_limit(engine, tokenizer):
