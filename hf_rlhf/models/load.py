@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 
 from hf_rlhf.errors import InputError
 from hf_rlhf.models.adapters import adapter_base, adapter_folder, base_of
+from hf_rlhf.models.precision import NATIVE, native_dtype
 from hf_rlhf.types import Model
 
 EMBEDDED_MODEL = "embedded:smollm2-135m-instruct"
@@ -43,8 +44,10 @@ def public_name(name_or_path: str) -> str:
     return _EMBEDDED_HUB_NAME if embedded else name_or_path
 
 
-def load_causal_lm(name_or_path: str, *, dtype: str | torch.dtype = "bfloat16", **kwargs: Any):
+def load_causal_lm(name_or_path: str, *, dtype: str | torch.dtype = NATIVE, **kwargs: Any):
     """Load a causal language model in `dtype`; `kwargs` go to `AutoModelForCausalLM.from_pretrained`.
+
+    `dtype="native"` is `native_dtype()`: bfloat16 where this machine multiplies it in hardware, else float32.
 
     Raises `InputError` when the model cannot be found, is not a causal language model on text (`require_causal_lm`), or
     has no trained head, as a reward model has none.
@@ -69,7 +72,7 @@ def load_policy(
     name_or_path: str,
     *,
     adds_adapter: bool,
-    dtype: str | torch.dtype = "bfloat16",
+    dtype: str | torch.dtype = NATIVE,
     trainable: bool = False,
     **kwargs: Any,
 ):
@@ -157,7 +160,7 @@ def _config(name_or_path: str, **kwargs: Any):
         return None
 
 
-def load_sequence_classifier(name_or_path: str, *, dtype: str | torch.dtype = "bfloat16", **kwargs: Any):
+def load_sequence_classifier(name_or_path: str, *, dtype: str | torch.dtype = NATIVE, **kwargs: Any):
     """Load a model with one scalar head (`num_labels=1`), for training a reward model or as one."""
     from transformers import AutoModelForSequenceClassification
 
@@ -245,9 +248,11 @@ def with_distinct_padding(tokenizer):
 
 
 def _load(auto_class, name_or_path: str, *, dtype: str | torch.dtype, **kwargs: Any):
-    if isinstance(dtype, str) and dtype != "auto":
+    if dtype == NATIVE:
+        dtype = native_dtype()
+    elif isinstance(dtype, str) and dtype != "auto":
         if dtype not in _DTYPES:
-            raise InputError(f"dtype={dtype!r} must be one of {', '.join(_DTYPES)} or auto")
+            raise InputError(f"dtype={dtype!r} must be one of {NATIVE}, {', '.join(_DTYPES)} or auto")
         dtype = getattr(torch, dtype)
     folder = resolve_model(name_or_path)
     _require_safetensors(folder)

@@ -26,6 +26,7 @@ from hf_rlhf.models.adapters import (
 )
 from hf_rlhf.models.backbone import states_at
 from hf_rlhf.models.load import load_sequence_classifier, load_tokenizer, resolve_model
+from hf_rlhf.models.precision import NATIVE
 from hf_rlhf.types import Model
 
 
@@ -73,7 +74,7 @@ class SeparateRewardModel:
 
 
 def load_reward_model(
-    name_or_path: str, *, policy: Model | None = None, name: str = REWARD, dtype="bfloat16", **kwargs: Any
+    name_or_path: str, *, policy: Model | None = None, name: str = REWARD, dtype=NATIVE, **kwargs: Any
 ):
     """Load a trained reward model; returns `(model, tokenizer)`.
 

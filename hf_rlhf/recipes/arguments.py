@@ -1,6 +1,8 @@
 """Flat keys, as in TRL's scripts: from a YAML file, from the command line, or both (the command line wins)."""
 
+import copy
 import itertools
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +16,10 @@ from hf_rlhf.compat.names import unknown_name
 from hf_rlhf.credentials import refuse_secrets
 from hf_rlhf.errors import InputError
 from hf_rlhf.models.load import EMBEDDED_MODEL
+from hf_rlhf.models.precision import NATIVE, native_dtype
 from hf_rlhf.recipes.config_files import describe, fits, read_config_file
+
+logger = logging.getLogger(__name__)
 
 
 def flag(default, text: str):
@@ -24,10 +29,14 @@ def flag(default, text: str):
 
 @dataclass
 class ModelArguments(ModelConfig):
-    """TRL's model flags, with the defaults that suit one small machine: a bf16 base and LoRA on every linear layer."""
+    """TRL's model flags, with the defaults that suit one small machine: a frozen base and LoRA on every linear layer."""
 
     model_name_or_path: str = flag(EMBEDDED_MODEL, "Hub name, folder, adapter folder, or an embedded model.")
-    dtype: str = flag("bfloat16", "Dtype of the frozen base: bfloat16, float16, float32 or auto.")
+    dtype: str = flag(
+        NATIVE,
+        "Dtype of the frozen base: native (bfloat16 where the device multiplies it in hardware, else float32), bfloat16,"
+        " float16, float32, or auto (that of the checkpoint).",
+    )
     use_peft: bool = flag(True, "Train LoRA adapters; false trains every weight.")
     lora_dropout: float = flag(0.0, "LoRA dropout; PPO switches it off in any case.")
     lora_target_modules: list[str] | None = flag(None, "Layers that get LoRA; by default every linear one.")
@@ -35,6 +44,24 @@ class ModelArguments(ModelConfig):
     def __post_init__(self):
         self.lora_target_modules = self.lora_target_modules or ["all-linear"]
         super().__post_init__()
+
+    def on(self, device: torch.device) -> "ModelArguments":
+        """Return these flags with the `dtype` that `native` stands for on `device`.
+
+        A bfloat16 base that was asked for on a device that only emulates it is answered with a warning.
+        """
+        native = native_dtype(device)
+        if self.dtype == NATIVE:
+            resolved = copy.copy(self)
+            resolved.dtype = str(native).removeprefix("torch.")
+            return resolved
+        if self.dtype == "bfloat16" and native != torch.bfloat16:
+            logger.warning(
+                "dtype=bfloat16: this %s does not multiply bfloat16 in hardware, so the run takes several times as long as"
+                " in float32. Set dtype to float32, or leave it out",
+                device.type.upper(),
+            )
+        return self
 
     def load_kwargs(self) -> dict[str, Any]:
         """Keyword arguments for `from_pretrained`."""
@@ -86,9 +113,13 @@ class RewardArguments(DataArguments):
     save_merged: bool = flag(True, "Also write merged/, a plain classifier that pipeline() loads.")
 
 
-def _require_push_at_the_end(hub_strategy: Any) -> None:
-    if str(hub_strategy) not in ("end", "HubStrategy.END"):
-        raise InputError(f"hub_strategy={hub_strategy} must be end: a push in the background may fail unseen")
+def _fit_to_machine(training: Any) -> None:
+    """Set what depends on the device, before TRL sets its own; refuse a push before the end."""
+    if str(training.hub_strategy) not in ("end", "HubStrategy.END"):
+        raise InputError(f"hub_strategy={training.hub_strategy} must be end: a push in the background may fail unseen")
+    training.use_cpu = training.use_cpu or not torch.accelerator.is_available()  # bf16 on a CPU has to be asked for
+    if training.bf16 is None and not training.fp16:  # TRL's own default is True
+        training.bf16 = native_dtype("cpu" if training.use_cpu else None) == torch.bfloat16
 
 
 @dataclass
@@ -100,8 +131,7 @@ class RewardTrainingArguments(RewardConfig):
     hub_strategy: str = flag("end", "Must be end: what Trainer pushes before, in the background, may fail unseen.")
 
     def __post_init__(self):
-        _require_push_at_the_end(self.hub_strategy)
-        self.use_cpu = self.use_cpu or not torch.accelerator.is_available()  # bf16 on a CPU has to be asked for
+        _fit_to_machine(self)
         super().__post_init__()
 
 
@@ -114,8 +144,7 @@ class SFTTrainingArguments(SFTConfig):
     hub_strategy: str = flag("end", "Must be end: what Trainer pushes before, in the background, may fail unseen.")
 
     def __post_init__(self):
-        _require_push_at_the_end(self.hub_strategy)
-        self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
+        _fit_to_machine(self)
         super().__post_init__()
 
 

@@ -48,7 +48,7 @@ def train_ppo(script: PPOArguments, training: PPOConfig, model: ModelArguments, 
     Raises `InputError` for anything wrong in the flags, the data or the models, before training starts.
     """
     with run_begun(script, training) as checkpoint:
-        return _train(script, training, model, reward_funcs, checkpoint)
+        return _train(script, training, model.on(training.device), reward_funcs, checkpoint)
 
 
 def _train(

@@ -56,7 +56,7 @@ def train_reward_model(script: RewardArguments, training: RewardTrainingArgument
     Raises `InputError` for anything wrong in the flags or the data, before training starts.
     """
     with run_begun(script, training) as checkpoint:
-        return _train(script, training, model, checkpoint)
+        return _train(script, training, model.on(training.device), checkpoint)
 
 
 def _train(

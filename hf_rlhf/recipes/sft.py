@@ -35,7 +35,7 @@ def train_sft(script: DataArguments, training: SFTTrainingArguments, model: Mode
     Raises `InputError` for anything wrong in the flags or the data, before training starts.
     """
     with run_begun(script, training) as checkpoint:
-        return _train(script, training, model, checkpoint)
+        return _train(script, training, model.on(training.device), checkpoint)
 
 
 def _train(

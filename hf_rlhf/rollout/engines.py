@@ -1,6 +1,6 @@
 """Engines turn prompt ids into completions. Here `transformers`, static batches sorted by length; `vllm_engine` has the other."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -27,12 +27,25 @@ class TransformersEngine:
 
     Tokens are drawn inside a logits processor, by inverse transform from a row's own random numbers, so that the draw,
     its log-probability and the tokens it could have been are all of the distribution that was really sampled from.
+
+    Args:
+        model: the policy.
+        tokenizer: its tokenizer.
+        batch_size: most prompts of a batch; by default all that `generate` gets.
+        on_tokens: called after each decoding step with the number of tokens that it sampled, to show progress.
     """
 
-    def __init__(self, model: Model, tokenizer, batch_size: int | None = None):
+    def __init__(
+        self,
+        model: Model,
+        tokenizer,
+        batch_size: int | None = None,
+        on_tokens: Callable[[int], None] | None = None,
+    ):
         self.model = model
         self.tokenizer = tokenizer
         self.batch_size = batch_size
+        self.on_tokens = on_tokens
 
     @torch.no_grad()
     def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling, seeds: Sequence[int]) -> list[Completion]:
@@ -65,7 +78,7 @@ class TransformersEngine:
             compute_in_base_dtype(self.model),
         ):
             while running and done < longest:
-                draw = _RowSampler(sampling, draws[running, done:])
+                draw = _RowSampler(sampling, draws[running, done:], self.on_tokens)
                 stop = _StopRecorder(
                     stop_ids, stop_strings, width, len(running), device, half_is_enough=cache is not None
                 )
@@ -169,9 +182,10 @@ class _RowSampler:
 
     supports_continuous_batching = False
 
-    def __init__(self, sampling: Sampling, draws: Tensor):
+    def __init__(self, sampling: Sampling, draws: Tensor, on_tokens: Callable[[int], None] | None = None):
         self.sampling = sampling
         self.draws = draws  # (B, T)
+        self.on_tokens = on_tokens
         self.logprobs: list[Tensor] = []  # T tensors (B,)
         self.support: list[list[Tensor]] = []  # T lists of B tensors (K,)
 
@@ -186,6 +200,8 @@ class _RowSampler:
             _require_numbers(probabilities[:, 0], step)
             tokens = _inverse_transform(probabilities, self.draws[:, step])
             self.logprobs.append(probabilities.gather(1, tokens[:, None]).squeeze(1).log())
+        if self.on_tokens is not None:
+            self.on_tokens(len(tokens))
         if self.sampling.truncated:
             self.support.append([row.isfinite().nonzero().squeeze(1).int().cpu() for row in scores])
         return torch.full_like(scores, float("-inf")).scatter_(1, tokens[:, None], 0.0)

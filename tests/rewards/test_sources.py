@@ -68,7 +68,7 @@ def test_an_encoder_with_a_classifier_head_is_a_reward_as_object_by_path_and_in_
     rewards = resolve([str(folder), folder])
     assert rewards.names == ["happy", "happy_2"]
     for function in rewards.functions:
-        assert function(PROMPTS, COMPLETIONS) == pytest.approx(expected, abs=0.1)  # loaded in bfloat16
+        assert function(PROMPTS, COMPLETIONS) == pytest.approx(expected, abs=0.1)  # loaded in the device's dtype
     loaded = BertForSequenceClassification if make is bert else DistilBertForSequenceClassification
     assert scores(loaded.from_pretrained(folder)) == pytest.approx(expected, abs=1e-5)
 
