@@ -120,8 +120,9 @@ def update_metrics(sums: dict[str, float]) -> dict[str, float]:
     sums = dict(sums)
     tokens, text_loss, text_tokens = sums.pop("tokens"), sums.pop("text_loss", None), sums.pop("text_tokens", 0.0)
     metrics = {name: total / tokens for name, total in sums.items()}
-    if "val/ratio" in metrics and "val/ratio_squared" in metrics:
-        metrics["val/ratio_var"] = max(metrics.pop("val/ratio_squared") - metrics["val/ratio"] ** 2, 0.0)
+    if "val/ratio" in metrics and "val/ratio_deviation_squared" in metrics:
+        around_one = metrics.pop("val/ratio_deviation_squared")
+        metrics["val/ratio_var"] = max(around_one - (metrics["val/ratio"] - 1) ** 2, 0.0)
     if text_loss is not None:
         metrics["loss/ptx_avg"] = text_loss / text_tokens
     return metrics

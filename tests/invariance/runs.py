@@ -10,6 +10,9 @@ from tiny import WORDS, make_model, make_prompts, make_tokenizer, make_trainer, 
 
 TOLERANCE = 1e-6
 ROUNDING = ("val/first_ratio_error", "sampling/logp_gap")  # what these two measure is rounding itself
+EXPONENTIAL = {"val/ratio_var": 1e-4}
+"""Relative bounds where 1e-5 is too narrow. A ratio is off, relatively, by what its log-probability is off absolutely (an
+unlikely token's by 5e-6 after some updates), and its square by twice as much. One such token can be most of a variance."""
 
 
 # Rewards
@@ -199,7 +202,8 @@ def assert_same(one, other):
         assert set(row) == set(twin)
         for key, value in row.items():
             floor = 1e-5 if key in ROUNDING else 1e-6
-            same = twin[key] is None if value is None else twin[key] == pytest.approx(value, rel=1e-5, abs=floor)
+            bound = EXPONENTIAL.get(key, 1e-5)
+            same = twin[key] is None if value is None else twin[key] == pytest.approx(value, rel=bound, abs=floor)
             assert same, f"step {row['step']}: {key} is {value} and {twin[key]}"
     assert (one / "samples.jsonl").read_text() == (other / "samples.jsonl").read_text()
     for file in one.glob("checkpoint-*/ppo_state.json"):
