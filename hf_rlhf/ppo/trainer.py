@@ -216,10 +216,15 @@ class PPOTrainer(IterationTrainer):
         return experience
 
     def make_micro_batches(self, iteration: int, trajectories: list[Trajectory] | None = None):
-        """This rank's micro-batches of an iteration; None for those that the guard keeps from being learned from."""
+        """This rank's micro-batches of an iteration; None for those that are not learned from.
+
+        Those are what is left after the guard stopped the iteration, and minibatches in which nothing counts: no token of
+        a completion and, unless only the critic learns, no text. Every rank knows that of the whole minibatch.
+        """
         experience = self.make_experience(iteration, trajectories)
         for batch in micro_batches(experience, self.args, iteration, self.texts):
-            yield None if self.guard.stopped else batch
+            empty = batch.minibatch_tokens == 0 and (batch.minibatch_text_tokens == 0 or self.warming_up)
+            yield None if self.guard.stopped or empty else batch
 
     def sample_and_score(self, rows: Sequence[Mapping[str, Any]], seeds: Sequence[int]) -> list[Trajectory]:
         """`sample`, then `score`; with `score_while_sampling`, part by part, each scored while the next is sampled."""

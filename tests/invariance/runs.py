@@ -35,12 +35,12 @@ def token_reward(prompts, completions, completion_ids, number, log_metric):
     ]
 
 
-def even_reward(prompts, completions, number, log_metric):
-    """Scores and logs even rows alone: of a stream, two ranks get the even ones and the odd ones."""
+def eighth_reward(prompts, completions, number, log_metric):
+    """Scores and logs every eighth row alone: of a stream, one of two ranks gets all of them."""
     for n in number:
-        if n % 2 == 0:
+        if n % 8 == 0:
             log_metric("number", n)
-    return [None if n % 2 else float(n % 3) for n in number]
+    return [None if n % 8 else float(n % 3) for n in number]
 
 
 # What a run is made of, besides PPOConfig's flags
@@ -134,8 +134,9 @@ RUNS = {
     },
     "sparse": {
         "data": lambda: make_prompts(16).to_iterable_dataset(),
-        "reward": even_reward,
+        "reward": eighth_reward,
         "critic": "adapter",
+        "weight_decay": 0.1,
         "stop_token_ids": list(range(0, 29, 2)),  # so that many completions have one token
         "num_mini_batches": 4,
         "per_device_train_batch_size": 4,

@@ -267,6 +267,22 @@ def test_a_completion_without_a_score_does_not_count(tmp_path):
     assert metrics["objective/scores"] == 3.5
 
 
+NOTHING = [False] * 3
+
+
+@pytest.mark.parametrize(
+    ("scores", "masks"),
+    [([1.0, *[None] * 7], None), ([1.0] * 8, [[True] * 3, *[NOTHING] * 7])],
+    ids=["unscored", "masked"],
+)
+def test_minibatches_in_which_nothing_counts_make_no_update(tmp_path, scores, masks):
+    trainer = own(tmp_path)
+    metrics = trainer.step(PROMPTS, ids(*[3] * 8), scores, masks)
+    assert (metrics["policy/updates"], metrics["policy/empty_updates"]) == (2, 2)
+    states = trainer.optimizer.state_dict()["state"].values()
+    assert {int(state["step"]) for state in states} == {2}
+
+
 MASKS = [[True, False, True, True], [True, True, True, False], *[[True] * 4] * 5, [False] * 4]
 
 
