@@ -136,6 +136,12 @@ class DurableTrainer(Trainer):
         for parameter in self.model.parameters():  # pyright: ignore[reportOptionalMemberAccess]
             parameter.grad = None
 
+    def _evaluate(self, trial, ignore_keys_for_eval, skip_scheduler=False):
+        """Like `Trainer._evaluate`, but the evaluation at the start (`eval_on_start`) is not done again by a resumed run."""
+        if skip_scheduler and self.resumed_at:
+            return {}
+        return super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler)
+
     def _maybe_log_save_evaluate(self, *args, **kwargs):
         """As in Trainer; after a signal, saves wherever the run can go on from, and then does nothing more."""
         if self._stopped:
@@ -332,7 +338,10 @@ class DurableTrainer(Trainer):
             set_random_state(load_state(Path(checkpoint), RUN)["ranks"][rank()]["random"])
 
     def go_on(self) -> None:
-        """Take up counters and logs where the checkpoint left them; called when everything else is loaded."""
+        """Take up counters, logs and random generators where the checkpoint left them; called when all else is loaded.
+
+        Trainer itself sets the generators before the next update, and so not at all where none is left.
+        """
         if self._resumed_from is None:
             return
         state = load_state(Path(self._resumed_from), RUN)
@@ -340,6 +349,7 @@ class DurableTrainer(Trainer):
         self._nonfinite_in_a_row = state["nonfinite_in_a_row"]
         self.load_running_sums(state["ranks"][rank()]["sums"])
         self.resumed_at = self.state.global_step
+        self._load_rng_state(self._resumed_from)
         if self.is_world_process_zero():
             cut_logs(self.folder, state["logs"])
             print(_way(Path(self._resumed_from).name, self.resumed_at, self.state.max_steps))
