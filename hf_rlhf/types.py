@@ -144,12 +144,15 @@ class Sequences:
         rows, columns = self.mask.nonzero(as_tuple=True)
         return rows, columns
 
-    def counted_support(self) -> list[Tensor] | None:
-        """Allowed ids of the counted tokens, `N` tensors `(K,)`; None when nothing was cut off."""
+    def counted_support(self) -> list[Tensor | None] | None:
+        """Allowed ids `(K,)` of each of the `N` counted tokens; None for all, and for one, where nothing was cut off."""
         if self.support is None or all(row is None for row in self.support):
             return None
         rows, columns = self.counted
-        return [self.support[b][t] for b, t in zip(rows.tolist(), columns.tolist(), strict=True)]  # pyright: ignore
+        return [
+            None if (of_row := self.support[b]) is None else of_row[t]
+            for b, t in zip(rows.tolist(), columns.tolist(), strict=True)
+        ]
 
 
 def trimmed_width(mask: Tensor) -> int:

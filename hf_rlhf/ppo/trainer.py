@@ -54,6 +54,7 @@ from hf_rlhf.rewards.sources import RewardSource, require_functions, resolve_rew
 from hf_rlhf.rollout.collect import collect
 from hf_rlhf.rollout.engines import stop_token_ids
 from hf_rlhf.rollout.sampling import row_seed
+from hf_rlhf.rollout.support import fill_in_support
 from hf_rlhf.rollout.vllm_engine import VLLMEngine
 from hf_rlhf.types import Completion, Model, Prompt, Sequences, Trajectory
 
@@ -216,10 +217,15 @@ class PPOTrainer(IterationTrainer):
         return experience
 
     def make_micro_batches(self, iteration: int, trajectories: list[Trajectory] | None = None):
-        """This rank's micro-batches of an iteration; None for those that the guard keeps from being learned from."""
+        """This rank's micro-batches of an iteration; None for those that are not learned from.
+
+        Those are what is left after the guard stopped the iteration, and minibatches in which nothing counts: no token of
+        a completion and, unless only the critic learns, no text. Every rank knows that of the whole minibatch.
+        """
         experience = self.make_experience(iteration, trajectories)
         for batch in micro_batches(experience, self.args, iteration, self.texts):
-            yield None if self.guard.stopped else batch
+            empty = batch.minibatch_tokens == 0 and (batch.minibatch_text_tokens == 0 or self.warming_up)
+            yield None if self.guard.stopped or empty else batch
 
     def sample_and_score(self, rows: Sequence[Mapping[str, Any]], seeds: Sequence[int]) -> list[Trajectory]:
         """`sample`, then `score`; with `score_while_sampling`, part by part, each scored while the next is sampled."""
@@ -263,15 +269,20 @@ class PPOTrainer(IterationTrainer):
 
     @torch.no_grad()
     def evaluate_policy(self, trajectories: list[Trajectory]) -> None:
-        """Fill in log-probabilities, reference log-probabilities, KL, values and entropy by forward passes."""
-        estimator = self.args.kl_estimator
+        """Fill in log-probabilities, reference log-probabilities, KL, values and entropy by forward passes.
+
+        All are of the distribution that the run's settings sample from, also for completions from elsewhere.
+        """
+        estimator, sampling, size = self.args.kl_estimator, self.args.sampling, self.args.rollout_forward_batch_size
         with self.iteration_log.timed("evaluate"), keep_modes(self.policy):
             self.policy.eval()
+            if sampling.truncated:
+                fill_in_support(self.policy.model, self.processing_class, trajectories, sampling, size)
             by_length = sorted(
                 trajectories, key=lambda trajectory: len(trajectory.prompt_ids) + len(trajectory.completion.ids)
             )
-            for start in range(0, len(by_length), self.args.rollout_forward_batch_size):
-                batch = by_length[start : start + self.args.rollout_forward_batch_size]
+            for start in range(0, len(by_length), size):
+                batch = by_length[start : start + size]
                 sequences = Sequences.from_trajectories(batch).to(self.args.device)
                 output = self.policy(
                     sequences,
@@ -373,7 +384,8 @@ class PPOTrainer(IterationTrainer):
 
         Args:
             prompts: as in `generate`.
-            completions: of `generate`, or token ids from elsewhere; `rollout_batch_size` of them over all ranks.
+            completions: of `generate`, or token ids from elsewhere; `rollout_batch_size` of them over all ranks. Ids have
+                to be among those that `top_k`, `top_p` and `min_p` leave to the policy as it is now.
             scores: a number for each completion, a list with one for each of its tokens, or None for unscored.
             masks: for each completion, True where the policy sampled the token; by default everywhere.
 
@@ -384,13 +396,12 @@ class PPOTrainer(IterationTrainer):
             self._start_iteration(self.iteration)
         rows = prompt_rows(prompts, self.processing_class, self.args.max_prompt_length)
         causal_lm = base_of(self.policy.model)
-        tokens = TokenRules(
+        rules = TokenRules(
             vocab_size=causal_lm.config.get_text_config().vocab_size,
-            max_completion_length=self.args.max_completion_length,
             stop_ids=stop_token_ids(causal_lm, self.processing_class, self.args.sampling),
-            stop_strings=self.args.sampling.stop_strings,
+            sampling=self.args.sampling,
         )
-        trajectories = given_trajectories(rows, completions, scores, masks, self.processing_class, tokens)
+        trajectories = given_trajectories(rows, completions, scores, masks, self.processing_class, rules)
         total = sum(gather_in_order([len(trajectories)]))
         if total != self.args.rollout_batch_size:
             raise InputError(f"step() got {total} completions over all ranks; {self.args.batch_algebra()}")

@@ -87,7 +87,7 @@ class TransformersEngine:
                     attention_mask=attention_mask,
                     past_key_values=cache,
                     max_new_tokens=longest - done,
-                    logits_processor=_processors(sampling, draw),
+                    logits_processor=[*_warpers(sampling), draw],
                     stopping_criteria=[stop],
                 )
                 lengths = stop.lengths.tolist()
@@ -131,7 +131,14 @@ def _left_padded(prompts: list[Sequence[int]], pad: int, device: torch.device) -
     return input_ids, attention_mask
 
 
-def _processors(sampling: Sampling, draw: "_RowSampler"):
+def truncated_logits(logits: Tensor, sampling: Sampling) -> Tensor:
+    """The logits `(N, V)` by which a token is drawn: divided by the temperature, -inf where it is cut off."""
+    for warper in _warpers(sampling):
+        logits = warper(None, logits)  # pyright: ignore[reportArgumentType]
+    return logits
+
+
+def _warpers(sampling: Sampling):
     from transformers import (
         LogitsProcessorList,
         MinPLogitsWarper,
@@ -150,7 +157,6 @@ def _processors(sampling: Sampling, draw: "_RowSampler"):
             processors.append(TopPLogitsWarper(sampling.top_p))
         if sampling.min_p > 0:
             processors.append(MinPLogitsWarper(sampling.min_p))
-    processors.append(draw)
     return processors
 
 

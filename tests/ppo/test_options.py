@@ -47,6 +47,10 @@ def zero(prompts, **columns):
     return [0.0] * len(prompts)
 
 
+def one_scored(prompts, number, **columns):
+    return [float(n) if n == max(number) else None for n in number]
+
+
 # The loss, against its formula on full logits
 
 
@@ -561,9 +565,10 @@ RESUMED = {
     "reference of LoRA": {"ref_model_sync_iterations": 2},
     "reference of full": {"ref_model_sync_iterations": 2, "lora": None, "learning_rate": 1e-3},
     "texts": {"ptx_coef": 0.5, "trainer_kwargs": {"ptx_dataset": TEXTS}},
-    "stream": {"data": stream()},
+    "stream": {"data": stream(), "eval_on_start": True},
     "shuffled stream": {"data": stream().shuffle(seed=3, buffer_size=8)},
     "early stop": {"early_stop_kl": 0.005, "lr_scheduler_type": "linear"},
+    "empty minibatches": {"reward": one_scored, "weight_decay": 0.1, "lr_scheduler_type": "linear"},
 }
 
 
