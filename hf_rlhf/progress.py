@@ -46,7 +46,13 @@ class PlainProgress(TrainerCallback):
         passed, done = time.monotonic() - self.begun, state.global_step - self.first
         to_do = state.max_steps - state.global_step
         left = f", about {duration(passed / done * to_do)} left" if done > 0 and to_do > 0 else ""
-        print(f"update {state.global_step}/{state.max_steps} ({duration(passed)}{left}): {numbers}", flush=True)
+        say(f"update {state.global_step}/{state.max_steps} ({duration(passed)}{left}): {numbers}")
+
+
+def say(text: str) -> None:
+    """Print text; what the terminal's encoding lacks is written as an escape, since rows may hold anything."""
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)
 
 
 def numbers_of(logs: Mapping[str, float] | None, watched: Watched) -> str:
