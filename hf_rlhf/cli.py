@@ -14,7 +14,8 @@ from hf_rlhf.errors import InputError, PushError, RunFailed, RunStopped
 
 def sft(argv: Sequence[str]) -> None:
     """Fine-tune a language model on demonstrations."""
-    from hf_rlhf.recipes.arguments import DataArguments, ModelArguments, SFTTrainingArguments, parse_arguments
+    from hf_rlhf.recipes.arguments import DataArguments, ModelArguments, SFTTrainingArguments
+    from hf_rlhf.recipes.parsing import parse_arguments
     from hf_rlhf.recipes.sft import train_sft
 
     train_sft(*parse_arguments([DataArguments, SFTTrainingArguments, ModelArguments], argv, "hf-rlhf sft"))
@@ -22,7 +23,8 @@ def sft(argv: Sequence[str]) -> None:
 
 def reward(argv: Sequence[str]) -> None:
     """Train a reward model on preferences."""
-    from hf_rlhf.recipes.arguments import ModelArguments, RewardArguments, RewardTrainingArguments, parse_arguments
+    from hf_rlhf.recipes.arguments import ModelArguments, RewardArguments, RewardTrainingArguments
+    from hf_rlhf.recipes.parsing import parse_arguments
     from hf_rlhf.recipes.reward import train_reward_model
 
     result = train_reward_model(
@@ -34,7 +36,8 @@ def reward(argv: Sequence[str]) -> None:
 def ppo(argv: Sequence[str]) -> None:
     """Train a policy with PPO against rewards."""
     from hf_rlhf.ppo.config import PPOConfig
-    from hf_rlhf.recipes.arguments import ModelArguments, PPOArguments, parse_arguments
+    from hf_rlhf.recipes.arguments import ModelArguments, PPOArguments
+    from hf_rlhf.recipes.parsing import parse_arguments
     from hf_rlhf.recipes.ppo import train_ppo
 
     _print_result(train_ppo(*parse_arguments([PPOArguments, PPOConfig, ModelArguments], argv, "hf-rlhf ppo")))
@@ -43,7 +46,8 @@ def ppo(argv: Sequence[str]) -> None:
 def plan(argv: Sequence[str]) -> None:
     """Say what memory and time a PPO run will take, before it is started (takes the flags of ppo)."""
     from hf_rlhf.ppo.config import PPOConfig
-    from hf_rlhf.recipes.arguments import ModelArguments, PPOArguments, parse_arguments
+    from hf_rlhf.recipes.arguments import ModelArguments, PPOArguments
+    from hf_rlhf.recipes.parsing import parse_arguments
     from hf_rlhf.recipes.plan import PlanArguments, plan_run
 
     plan_run(*parse_arguments([PlanArguments, PPOArguments, PPOConfig, ModelArguments], argv, "hf-rlhf plan"))
@@ -54,6 +58,7 @@ def data(argv: Sequence[str]) -> None:
     from hf_rlhf.ppo.config import PPOConfig
     from hf_rlhf.recipes import arguments as of
     from hf_rlhf.recipes.data import STAGES, DataCommandArguments, report_data
+    from hf_rlhf.recipes.parsing import parse_arguments
 
     stage, *flags = argv or [""]
     if stage in ("-h", "--help"):
@@ -69,12 +74,12 @@ def data(argv: Sequence[str]) -> None:
         "ppo": [of.PPOArguments, PPOConfig],
     }[stage]
     classes = [DataCommandArguments, *of_stage, of.ModelArguments]
-    report_data(stage, *of.parse_arguments(classes, flags, f"hf-rlhf data {stage}"))
+    report_data(stage, *parse_arguments(classes, flags, f"hf-rlhf data {stage}"))
 
 
 def quickstart(argv: Sequence[str]) -> None:
     """See a small model learn from feedback, end to end, on this machine."""
-    from hf_rlhf.recipes.arguments import parse_arguments
+    from hf_rlhf.recipes.parsing import parse_arguments
     from hf_rlhf.recipes.quickstart import QuickstartArguments, run_quickstart
 
     run_quickstart(*parse_arguments([QuickstartArguments], argv, "hf-rlhf quickstart"))

@@ -47,7 +47,13 @@ class PlainProgress(TrainerCallback):
         passed, done = time.monotonic() - self.begun, state.global_step - self.first
         to_do = state.max_steps - state.global_step
         left = f", about {duration(passed / done * to_do)} left" if done > 0 and to_do > 0 else ""
-        print(f"update {state.global_step}/{state.max_steps} ({duration(passed)}{left}): {numbers}", flush=True)
+        say(f"update {state.global_step}/{state.max_steps} ({duration(passed)}{left}): {numbers}")
+
+
+def say(text: str) -> None:
+    """Print text; what the terminal's encoding lacks is written as an escape, since rows may hold anything."""
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)
 
 
 def numbers_of(logs: Mapping[str, float] | None, watched: Watched) -> str:
@@ -94,7 +100,7 @@ def progress_of(total: int, description: str) -> Iterator[Callable[[int], None]]
         if now - last >= PLAIN_LINE_SECONDS:
             last, passed = now, now - begun
             left = duration(passed / done * max(total - done, 0))
-            print(f"{description}: {min(done / total, 1):.0%} ({duration(passed)}, about {left} left)", flush=True)
+            say(f"{description}: {min(done / total, 1):.0%} ({duration(passed)}, about {left} left)")
 
     yield advance
 

@@ -51,8 +51,11 @@ def in_the_way(folder: Path) -> str | None:
 
 
 def append_json_line(file: Path, row: Mapping[str, Any]) -> None:
-    """Append one row. A NaN or infinity becomes null, which JSON has and 0 would hide; what JSON lacks becomes text."""
-    with file.open("a", encoding="utf-8") as lines:
+    """Append one row. A NaN or infinity becomes null, which JSON has and 0 would hide; what JSON lacks becomes text.
+
+    Half a character, which UTF-8 lacks, becomes its JSON escape.
+    """
+    with file.open("a", encoding="utf-8", errors="backslashreplace") as lines:
         lines.write(json.dumps(_finite_or_null(row), ensure_ascii=False, default=str) + "\n")
 
 

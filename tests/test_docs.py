@@ -20,8 +20,8 @@ from hf_rlhf.recipes.arguments import (
     RewardArguments,
     RewardTrainingArguments,
     SFTTrainingArguments,
-    parse_arguments,
 )
+from hf_rlhf.recipes.parsing import parse_arguments
 
 REPOSITORY = Path(__file__).parents[1]
 PAGES = sorted((REPOSITORY / "docs").glob("*.md"))

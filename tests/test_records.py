@@ -17,3 +17,11 @@ def test_every_line_is_json(tmp_path):
     append_json_line(rows, {"nan": float("nan"), "nested": {"list": [float("inf"), 1.5], "type": int}})
     assert read_json_lines(rows) == [{"nan": None, "nested": {"list": [None, 1.5], "type": "<class 'int'>"}}]
     json.loads(rows.read_text(), parse_constant=lambda constant: (_ for _ in ()).throw(ValueError(constant)))
+
+
+def test_half_a_character_is_written_as_its_escape(tmp_path):
+    """Rewards may log what a completion holds, and a completion may end in the middle of an emoji."""
+    rows = tmp_path / "rows.jsonl"
+    append_json_line(rows, {"extra": "é \ud83d"})
+    assert rows.read_text(encoding="utf-8") == '{"extra": "é \\ud83d"}\n'
+    assert read_json_lines(rows) == [{"extra": "é \ud83d"}]

@@ -20,6 +20,7 @@ from hf_rlhf.checkpoint.signals import StopSignals
 from hf_rlhf.checkpoint.state import load_state, random_state, save_state, set_random_state
 from hf_rlhf.distributed import by_first_rank, failing_together, gather_in_order, global_max, rank, world_size
 from hf_rlhf.errors import InputError, RunFailed, RunStopped
+from hf_rlhf.progress import say
 from hf_rlhf.records import METRICS_FILE, append_json_line, cut_logs, log_sizes, versions
 
 OPTIMIZER, SCHEDULE, SCALER, RUN = "optimizer", "scheduler", "scaler", "run_state"
@@ -352,7 +353,7 @@ class DurableTrainer(Trainer):
         self._load_rng_state(self._resumed_from)
         if self.is_world_process_zero():
             cut_logs(self.folder, state["logs"])
-            print(_way(Path(self._resumed_from).name, self.resumed_at, self.state.max_steps))
+            say(_way(Path(self._resumed_from).name, self.resumed_at, self.state.max_steps))
         self._resumed_from = None
 
     @property

@@ -6,6 +6,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
+from hf_rlhf.progress import say
 from hf_rlhf.records import CONFIG_FILE, changed_settings, write_settings
 
 
@@ -52,11 +53,11 @@ class SettingsCallback(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         if state.is_world_process_zero:
-            print(self.algebra)
+            say(self.algebra)
             if state.global_step == 0 or not (self.folder / CONFIG_FILE).exists():
                 write_settings(self.folder, *self.settings())
             elif changed := changed_settings(self.folder, *self.settings()):
-                print(f"flags that differ from those the run began with: {in_words(changed)}")
+                say(f"flags that differ from those the run began with: {in_words(changed)}")
 
 
 def in_words(changed: Mapping[str, tuple[Any, Any]]) -> str:

@@ -1,23 +1,16 @@
-"""Flat keys, as in TRL's scripts: from a YAML file, from the command line, or both (the command line wins)."""
+"""The flags of the recipes, besides those of `PPOConfig`."""
 
 import copy
-import itertools
 import logging
-import re
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 import torch
-from trl import ModelConfig, RewardConfig, SFTConfig, TrlParser
+from trl import ModelConfig, RewardConfig, SFTConfig
 
-from hf_rlhf.compat.names import unknown_name
-from hf_rlhf.credentials import refuse_secrets
 from hf_rlhf.errors import InputError
 from hf_rlhf.models.load import EMBEDDED_MODEL
 from hf_rlhf.models.precision import NATIVE, native_dtype
-from hf_rlhf.recipes.config_files import describe, fits, read_config_file
 
 logger = logging.getLogger(__name__)
 
@@ -146,94 +139,6 @@ class SFTTrainingArguments(SFTConfig):
     def __post_init__(self):
         _fit_to_machine(self)
         super().__post_init__()
-
-
-class _Parser(TrlParser):
-    """Raises `InputError` where argparse would print a page and exit."""
-
-    def error(self, message: str):
-        raise InputError(message)
-
-
-def parse_arguments(dataclasses: Sequence[Any], argv: Sequence[str], prog: str) -> tuple[Any, ...]:
-    """Read `--config file.yaml` and `--key value` into instances of `dataclasses`.
-
-    Raises `InputError` for an unknown key (with a suggestion), a value of the wrong type, an access token or a broken
-    YAML file.
-    """
-    _refuse_secret_options(argv, prog)
-    parser = _Parser(list(dataclasses), prog=prog, allow_abbrev=False)
-    known = [action.dest for action in parser._actions]
-    argv = [part for arg in argv for part in (arg.split("=", 1) if arg.startswith("--config=") else [arg])]
-    config = None
-    if "--config" in argv:
-        position = list(argv).index("--config") + 1
-        if position == len(argv):
-            raise InputError("--config needs a file")
-        kinds = {name: kind for each in dataclasses for name, kind in get_type_hints(each).items()}
-        config = Path(argv[position])
-        _check_config(config, parser, kinds)
-    try:
-        *parsed, unknown = parser.parse_args_and_config(list(argv), return_remaining_strings=True)
-    except InputError as error:
-        raise InputError(_with_place(str(error), argv, config)) from error
-    except Exception as error:  # the settings of transformers raise what they like, an OverflowError too
-        raise InputError(str(error) or type(error).__name__) from error
-    if unknown:
-        raise InputError(unknown_name(unknown[0].split("=")[0].lstrip("-"), known, "the command line"))
-    return tuple(parsed)
-
-
-def _check_config(file: Path, parser: TrlParser, kinds: Mapping[str, Any]) -> None:
-    """Raise `InputError` unless the file is YAML of known keys, with values of the kinds that they take, and no token."""
-    content = read_config_file(file)
-    refuse_secrets(content, str(file))
-    takes_list = {action.dest for action in parser._actions if action.nargs in ("+", "*")}
-    for key, value in content.items():
-        if key == "env":
-            _check_environment(value, file)
-        elif key not in kinds:
-            raise InputError(unknown_name(str(key), list(kinds), _place(file, key)))
-        elif key in takes_list and value is not None and not isinstance(value, list):
-            raise InputError(f"{key}: {value!r} in {_place(file, key)} must be a list, as in `{key}: [{value}]`")
-        elif not fits(value, kinds[key]):
-            raise InputError(f"{key}: {value!r} in {_place(file, key)} does not fit: it takes {describe(kinds[key])}")
-
-
-def _with_place(message: str, argv: Sequence[str], config: Path | None) -> str:
-    """The message of argparse; for a value that came from the config file, with its line there."""
-    named = re.match(r"argument --(\w+)\S*: ", message)
-    on_command_line = {arg.split("=")[0].lstrip("-").replace("-", "_") for arg in argv if arg.startswith("--")}
-    if config is None or named is None or named[1] in on_command_line:
-        return message
-    return f"{named[1]} in {_place(config, named[1])}: {message[named.end() :]}"
-
-
-def _place(file: Path, key: object) -> str:
-    """The file with the line of a key; the file alone where it is written in an unusual way."""
-    lines = file.read_text(encoding="utf-8-sig").splitlines()
-    number = next(
-        (n for n, line in enumerate(lines, 1) if re.match(rf"[\"']?{re.escape(str(key))}[\"']?\s*:", line)), 0
-    )
-    return f"{file}:{number}" if number else str(file)
-
-
-def _check_environment(variables: Any, file: Path) -> None:
-    if not isinstance(variables, dict) or not all(isinstance(name, str) and name for name in variables):
-        raise InputError(f"env in {file} must hold `NAME: value` lines")
-    if bad := [name for name, value in variables.items() if "=" in name or "\0" in f"{name}{value}"]:
-        raise InputError(f"env in {file}: {bad[0]!r} cannot be a variable of the environment")
-
-
-def _refuse_secret_options(argv: Sequence[str], prog: str) -> None:
-    """Tokens on the command line end up in config.yaml, and before that in every list of processes."""
-    for option, following in itertools.zip_longest(argv, argv[1:]):
-        name, given, value = option.partition("=")
-        if name.startswith("--"):
-            value = value if given else "" if (following or "").startswith("--") else following
-            refuse_secrets({name.removeprefix("--"): value}, prog)
-        else:
-            refuse_secrets({"an option": option}, prog)
 
 
 def peft_config(model_args: ModelArguments, **overrides: Any):

@@ -16,6 +16,7 @@ from hf_rlhf.errors import InputError
 from hf_rlhf.hub.push import open_repository
 from hf_rlhf.models.adapters import adapter_folder
 from hf_rlhf.models.load import load_policy, load_tokenizer
+from hf_rlhf.progress import say
 from hf_rlhf.recipes.arguments import DataArguments, ModelArguments
 from hf_rlhf.records import in_the_way
 
@@ -107,7 +108,7 @@ def wants_evaluation(data: DataArguments, training) -> bool:
 def announce(report: DataReport, training) -> None:
     """Print what a run is about to learn from, and write it beside what it leaves."""
     if rank() == 0:
-        print(report)
+        say(str(report))
         report.write(output_folder(training))
 
 

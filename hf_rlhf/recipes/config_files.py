@@ -2,6 +2,7 @@
 
 import types
 from collections.abc import Iterator
+from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
@@ -12,8 +13,21 @@ MAX_BYTES = 256 * 2**10
 MAX_DEPTH = 20
 
 
-def read_config_file(file: Path) -> dict[str, Any]:
-    """The keys and values of a YAML file.
+@dataclass(frozen=True)
+class ConfigFile:
+    """The keys and values of a YAML file, and the line of each key."""
+
+    file: Path
+    values: dict[str, Any]
+    lines: dict[str, int]
+
+    def place(self, key: object) -> str:
+        """Return the file with the line of a key."""
+        return f"{self.file}:{self.lines[str(key)]}" if str(key) in self.lines else str(self.file)
+
+
+def read_config_file(file: Path) -> ConfigFile:
+    """Read a YAML file once, as UTF-8 whatever the locale.
 
     Raises `InputError` with the line for: what is not UTF-8 or not YAML, more than 20 levels, anchors and aliases (a few
     lines of them can stand for gigabytes), tags, a key that is there twice, dates that are none and whole numbers of more
@@ -24,7 +38,8 @@ def read_config_file(file: Path) -> dict[str, Any]:
     text = _read(file)
     try:
         _check_events(file, yaml.parse(text, Loader=yaml.SafeLoader))
-        _check_nodes(file, yaml.compose(text, Loader=yaml.SafeLoader))
+        tree = yaml.compose(text, Loader=yaml.SafeLoader)
+        _check_nodes(file, tree)
         content = yaml.safe_load(text)
     except InputError:
         raise
@@ -37,7 +52,8 @@ def read_config_file(file: Path) -> dict[str, Any]:
         raise InputError(f"{file} is not valid YAML: {error}") from error
     if not isinstance(content, dict):
         raise InputError(f"{file} must hold `key: value` lines, not a {type(content).__name__}")
-    return content
+    lines = {str(key.value): key.start_mark.line + 1 for key, _ in tree.value}
+    return ConfigFile(file, content, lines)
 
 
 def _read(file: Path) -> str:

@@ -23,6 +23,7 @@ from hf_rlhf.data.report import (
 )
 from hf_rlhf.errors import InputError
 from hf_rlhf.ppo.config import PPOConfig
+from hf_rlhf.progress import say
 from hf_rlhf.recipes.arguments import (
     DataArguments,
     ModelArguments,
@@ -142,7 +143,7 @@ def report_data(stage: str, command: DataCommandArguments, script, training, mod
     trust = getattr(training, "trust_remote_code", False)  # ppo has no such flag
     tokenizer = tokenizer_of(model, chat_template_path, trust_remote_code=trust)
     report = STAGES[stage](script, training, tokenizer).report
-    print(report)
+    say(str(report))
     if command.report_folder is not None:
         try:
             report.write(Path(command.report_folder))

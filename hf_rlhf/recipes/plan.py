@@ -19,6 +19,7 @@ from hf_rlhf.planning.work import IterationSize, Machine, roofline
 from hf_rlhf.ppo.config import PPOConfig
 from hf_rlhf.progress import duration
 from hf_rlhf.recipes.arguments import ModelArguments, PPOArguments, flag, peft_config
+from hf_rlhf.rewards.functions import is_function_name
 
 PLAN_FILE = "plan.json"
 USUAL_FRACTION = 0.3
@@ -98,7 +99,8 @@ def memory_model(script: PPOArguments, training: PPOConfig, model: ModelArgument
         peft_config=peft_config(model) if base is None else PeftConfig.from_pretrained(folder),
         quantized=model.load_in_4bit,
     )
-    names = [name for name in (script.reward_model_path, *(script.reward_funcs or ())) if name and ":" not in name]
+    named = [name for name in (script.reward_model_path, *(script.reward_funcs or ())) if name]
+    names = [name for name in named if not is_function_name(name)]
     itemsize = native_dtype(training.device).itemsize  # in which reward models are loaded
     return replace(known, reward=sum(_reward_bytes(name, base or folder, known, itemsize) for name in names))
 

@@ -2,13 +2,10 @@
 
 import contextlib
 import copy
-import importlib
-import importlib.util
 import logging
-import os
-import sys
 from pathlib import Path
 
+from hf_rlhf.distributed import failing_together
 from hf_rlhf.errors import InputError
 from hf_rlhf.hub.push import push_folder
 from hf_rlhf.models.adapters import adapter_base, is_peft_model
@@ -32,6 +29,7 @@ from hf_rlhf.recipes.data import ppo_sets
 from hf_rlhf.recipes.plan import planned_peak, write_plan
 from hf_rlhf.records import iteration_rows
 from hf_rlhf.rewards.contract import RewardFunction
+from hf_rlhf.rewards.functions import is_function_name, load_function
 
 logger = logging.getLogger(__name__)
 
@@ -95,7 +93,8 @@ def _train(
 def named_rewards(script: PPOArguments) -> list[str | RewardFunction]:
     """Rewards that the flags name: model paths stay strings, `module:name` and `file.py:name` become functions."""
     names = [name for name in (script.reward_model_path, *(script.reward_funcs or ())) if name]
-    return [_function(name) if ":" in name and not Path(name).exists() else name for name in names]
+    with failing_together():
+        return [load_function(name) if is_function_name(name) else name for name in names]
 
 
 def _with_critic(training: PPOConfig, model_name_or_path: str) -> PPOConfig:
@@ -105,24 +104,6 @@ def _with_critic(training: PPOConfig, model_name_or_path: str) -> PPOConfig:
     training = copy.copy(training)
     training.critic_path = model_name_or_path
     return training
-
-
-def _function(name: str) -> RewardFunction:
-    where, _, attribute = name.rpartition(":")
-    try:
-        if where.endswith(".py"):
-            spec = importlib.util.spec_from_file_location(Path(where).stem, where)
-            assert spec is not None
-            assert spec.loader is not None
-            module = importlib.util.module_from_spec(spec)
-            spec.loader.exec_module(module)
-        else:
-            if os.getcwd() not in sys.path:  # where `python script.py` would look, and a console script does not
-                sys.path.append(os.getcwd())
-            module = importlib.import_module(where)
-        return getattr(module, attribute)
-    except (ImportError, AttributeError, OSError) as error:
-        raise InputError(f"reward {name!r}: {error}; name a function as module:name or file.py:name") from error
 
 
 def _write_card(folder: Path, script: PPOArguments, training: PPOConfig, model: ModelArguments, metrics) -> None:

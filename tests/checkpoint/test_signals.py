@@ -50,8 +50,8 @@ def run_with(kind, folder, update, act, status):
             os._exit(stop.code)
 
     ended = in_child(work, stderr=Path(f"{folder}.txt"))
-    assert os.waitstatus_to_exitcode(ended) == status, Path(f"{folder}.txt").read_text()
-    return Path(f"{folder}.txt").read_text()
+    assert os.waitstatus_to_exitcode(ended) == status, Path(f"{folder}.txt").read_text(encoding="utf-8")
+    return Path(f"{folder}.txt").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -66,7 +66,7 @@ def test_a_signal_saves_stops_and_the_run_goes_on_to_the_same_bits(tmp_path, kin
     assert max(row["step"] for row in metrics_of(tmp_path / "run")) <= stopped_at
     for folder in ("run", "whole"):
         errors = tmp_path / f"{folder}-end.txt"
-        assert in_child(lambda folder=folder: RUNS[kind](tmp_path / folder), stderr=errors) == 0, errors.read_text()
+        assert in_child(lambda folder=folder: RUNS[kind](tmp_path / folder), stderr=errors) == 0, errors.read_text(encoding="utf-8")
     assert outcome(tmp_path / "run") == outcome(tmp_path / "whole")
 
 
@@ -141,7 +141,7 @@ def ended(ranks, folder, what):
 
 
 def texts(folder, what):
-    return [(folder / f"rank{rank}-{what}.txt").read_text() for rank in range(2)]
+    return [(folder / f"rank{rank}-{what}.txt").read_text(encoding="utf-8") for rank in range(2)]
 
 
 def test_a_signal_to_one_of_two_ranks_saves_the_same_update_on_both(tmp_path):
@@ -151,7 +151,7 @@ def test_a_signal_to_one_of_two_ranks_saves_the_same_update_on_both(tmp_path):
     assert all("stopped by a signal after update 4" in output for output in outputs), outputs
     assert "SIGTERM: the run saves" not in outputs[0]
     assert "SIGTERM: the run saves" in outputs[1]
-    manifest = json.loads((tmp_path / "run" / "checkpoint-4" / "manifest.json").read_text())
+    manifest = json.loads((tmp_path / "run" / "checkpoint-4" / "manifest.json").read_text(encoding="utf-8"))
     assert (manifest["step"], manifest["world_size"]) == (4, 2)
 
 

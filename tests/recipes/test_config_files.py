@@ -15,9 +15,9 @@ from hf_rlhf.recipes.arguments import (
     RewardArguments,
     RewardTrainingArguments,
     SFTTrainingArguments,
-    parse_arguments,
 )
 from hf_rlhf.recipes.config_files import MAX_BYTES, read_config_file
+from hf_rlhf.recipes.parsing import parse_arguments
 
 PPO = [PPOArguments, PPOConfig, ModelArguments]
 STAGES = [
@@ -103,7 +103,7 @@ def test_what_is_good_is_read(tmp_path):
         b"\xef\xbb\xbf# a comment\nlearning_rate: 1e-5\nkl_coef: 1\nstop_strings: ['a']\nstop_token_ids: [1, 2]\nrun_name: 7\r\n"
         b"lr_scheduler_kwargs: {a: 1}\nsave_strategy: 'no'\ncliprange_value: null\nhub_token: null\nenv: {SOME_NAME: 1}\n"
     )
-    assert read_config_file(file)["env"] == {"SOME_NAME": 1}
+    assert read_config_file(file).values["env"] == {"SOME_NAME": 1}
     _, config, _ = parse_arguments(PPO, ["--config", str(file), "--use_cpu", "true"], "test")
     assert (config.learning_rate, config.kl_coef, config.stop_strings, config.stop_token_ids) == (
         1e-5,

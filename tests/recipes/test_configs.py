@@ -13,8 +13,8 @@ from hf_rlhf.recipes.arguments import (
     RewardArguments,
     RewardTrainingArguments,
     SFTTrainingArguments,
-    parse_arguments,
 )
+from hf_rlhf.recipes.parsing import parse_arguments
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 CONFIGS = sorted((RECIPES / "configs").glob("*/*.yaml"))

@@ -13,8 +13,8 @@ from hf_rlhf.recipes.arguments import (
     PPOArguments,
     RewardArguments,
     RewardTrainingArguments,
-    parse_arguments,
 )
+from hf_rlhf.recipes.parsing import parse_arguments
 
 PPO = [PPOArguments, PPOConfig, ModelArguments]
 REWARD = [RewardArguments, RewardTrainingArguments, ModelArguments]

@@ -35,7 +35,7 @@ def script(folder, lines):
 def pids_of(python):
     file = Path(f"{python}.pids")
     within(10, file.exists)
-    return [int(pid) for pid in file.read_text().split()]
+    return [int(pid) for pid in file.read_text(encoding="utf-8").split()]
 
 
 def within(seconds, condition):
@@ -47,7 +47,7 @@ def within(seconds, condition):
 
 def alive(pid):
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
 
@@ -64,7 +64,7 @@ def test_a_server_ends_with_all_that_it_started(lasting, tmp_path):
     within(5, lambda: not any(map(alive, pids)))
     assert not server.running
     server.end()
-    command = (tmp_path / "logs" / "server.log").read_text().splitlines()[0]
+    command = (tmp_path / "logs" / "server.log").read_text(encoding="utf-8").splitlines()[0]
     assert command == f"{lasting} -m {MODULE} --model m --host 127.0.0.1 --port {server.port}"
 
 
@@ -92,7 +92,7 @@ def test_a_server_is_no_rank_of_the_run(lasting, tmp_path, monkeypatch):
     server.start()
     within(10, Path(f"{lasting}.env").exists)
     server.end()
-    names = {line.partition("=")[0] for line in Path(f"{lasting}.env").read_text().splitlines()}
+    names = {line.partition("=")[0] for line in Path(f"{lasting}.env").read_text(encoding="utf-8").splitlines()}
     assert not names & {"RANK", "WORLD_SIZE", "MASTER_PORT", "LOCAL_RANK"}
     assert "VLLM_ALLOW_RUNTIME_LORA_UPDATING" in names
 
