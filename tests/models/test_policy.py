@@ -57,6 +57,25 @@ def test_at_the_start_the_reference_says_exactly_what_the_policy_says(kind):
 
 
 @pytest.mark.parametrize("kind", ["lora", "adapter", "full"])
+def test_a_refreshed_reference_is_the_policy_and_the_policy_stays_what_it_is(kind):
+    model = make_model(make_tokenizer())
+    if kind == "adapter":
+        model = perturb(get_peft_model(model, make_lora()), only="lora")
+    config = make_lora() if kind == "lora" else None
+    policy = PolicyWithValue(wrap_policy(model, config, keep_reference=True)).eval()
+    perturb(policy.model, only="" if kind == "full" else f".{POLICY}.")
+    before = snapshot(policy)
+    policy.refresh_reference()
+    source, target = ("model.", "reference_model.") if kind == "full" else (f".{POLICY}.", ".reference.")
+    followed = 0
+    for name, weight in snapshot(policy).items():
+        expected = before[name.replace(target, source)]
+        assert torch.equal(weight, expected), name
+        followed += not torch.equal(before[name], expected)
+    assert followed > 10
+
+
+@pytest.mark.parametrize("kind", ["lora", "adapter", "full"])
 def test_the_reference_stays_when_the_policy_moves(kind):
     policy, sequences = make_policy(kind), make_sequences()
     with torch.no_grad():
