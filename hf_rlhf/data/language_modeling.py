@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hf_rlhf.data.files import read_columns, require_dataset
+from hf_rlhf.data.json_columns import keep_own_keys
 from hf_rlhf.data.preferences import list_problems, messages_problem, text_problem
 from hf_rlhf.data.prompt_checks import prompt_problem
 from hf_rlhf.data.tokens import RefusedByTemplate, chat_ids, chat_text, require_chat_template, text_ids
@@ -43,7 +44,7 @@ def prepare_texts(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, *, max_p
         raise InputError(
             f"max_ptx_length={max_ptx_length} leaves nothing to learn: a text needs 2 tokens, use at least 2"
         )
-    dataset = require_dataset(dataset, source=source)
+    dataset = keep_own_keys(require_dataset(dataset, source=source))
     columns = read_columns(dataset, find_columns(dataset.column_names, source=source), source=source)
     _require_none(text_problems(columns), source=source)
     _require_none(template_problems(columns, tokenizer, source=source), source=source)

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hf_rlhf.data.files import list_rows, read_columns, require_columns, require_dataset
+from hf_rlhf.data.json_columns import keep_own_keys, make_dataset, put_beside
 from hf_rlhf.data.tokens import RefusedByTemplate, chat_text
 from hf_rlhf.errors import InputError
 
@@ -98,6 +99,7 @@ def prepare_preferences(dataset: Dataset, *, source: str) -> PreparedPreferences
 
 def prepare_with_rows(dataset: Dataset, *, source: str) -> tuple[PreparedPreferences, Sequence[int]]:
     """As `prepare_preferences`, and for each row that is left the number that it had."""
+    dataset = keep_own_keys(require_dataset(dataset, source=source))
     columns = read_preferences(dataset, source=source)
     layout = find_layout(columns)
     check_values(columns, layout, source=source)
@@ -177,11 +179,13 @@ def _fingerprints(dataset: Dataset) -> tuple[list[bytes], list[bytes]]:
 
 
 def fingerprint(*values: Any) -> bytes:
-    """A digest that is equal for equal prompts and answers; keys that `datasets` filled with None do not count."""
+    """A digest that is equal for equal prompts and answers; keys of messages that are None do not count, as templates
+    are not given them.
+    """
 
     def without_none(value: Any) -> Any:
         if isinstance(value, Mapping):
-            return {key: without_none(item) for key, item in value.items() if item is not None}
+            return {key: item for key, item in value.items() if item is not None}
         return [without_none(item) for item in value] if isinstance(value, (list, tuple)) else value
 
     text = json.dumps(without_none(values), sort_keys=True, default=str)
@@ -364,13 +368,10 @@ def margin_problem(value: Any) -> str | None:
 
 def _with_pairs(dataset: Dataset, rows: Sequence[int], pairs: Sequence[Pair]) -> Dataset:
     """The kept rows with their pairs in front of every other column."""
-    from datasets import Dataset, concatenate_datasets
-
     columns = {name: [getattr(pair, name) for pair in pairs] for name in Pair._fields}
     if pairs[0].prompt is None:
         del columns["prompt"]
-    others = (
-        dataset.with_format(None).select(rows).remove_columns([n for n in Pair._fields if n in dataset.column_names])
-    )
-    made = Dataset.from_dict(columns)
-    return concatenate_datasets([made, others], axis=1) if others.column_names else made
+    others = dataset.with_format(None).select(rows)
+    others = others.remove_columns([name for name in Pair._fields if name in dataset.column_names])
+    made = make_dataset(columns)
+    return put_beside(made, others) if others.column_names else made

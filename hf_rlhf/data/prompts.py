@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence, Sized
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, get_args
 
 from hf_rlhf.data.files import list_rows, read_columns, require_dataset
+from hf_rlhf.data.json_columns import keep_own_keys
 from hf_rlhf.data.preferences import PreferenceReport, fingerprint, prepare_with_rows
 from hf_rlhf.data.prompt_checks import OVERLONG_CHOICES, Overlong, check_prompts, require_prompt_column
 from hf_rlhf.data.streamed_prompts import prepare_streamed_prompts
@@ -58,7 +59,7 @@ def prepare_prompts(
             overlong_prompts=overlong_prompts,
             chat_template_kwargs=chat_template_kwargs or {},
         )
-    dataset = with_prompts(require_dataset(dataset, source=source), source=source).dataset
+    dataset = with_prompts(keep_own_keys(require_dataset(dataset, source=source)), source=source).dataset
     prompts = read_columns(dataset, ["prompt"], source=source)["prompt"]
     check_prompts(prompts, source=source)
     prompt_ids = tokenize_prompts(prompts, tokenizer, chat_template_kwargs or {}, source=source)

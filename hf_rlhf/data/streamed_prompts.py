@@ -6,6 +6,7 @@ import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from hf_rlhf.data.json_columns import keep_own_keys_of_stream
 from hf_rlhf.data.prompt_checks import OVERLONG_CHOICES, PROMPT_RULE, Overlong, prompt_problem, require_prompt_column
 from hf_rlhf.data.tokens import tokenize_prompts
 from hf_rlhf.errors import InputError
@@ -27,7 +28,7 @@ def prepare_streamed_prompts(
     chat_template_kwargs: Mapping[str, Any],
 ) -> IterableDataset:
     """See `prepare_prompts`, whose settings these are. Reads the first row."""
-    dataset = dataset.with_format(None)
+    dataset = keep_own_keys_of_stream(dataset.with_format(None))
     first = next(iter(dataset), None)
     if first is None:
         raise InputError(f"{source}: the stream is empty (0 rows). Check the files, the split and any filter")

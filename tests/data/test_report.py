@@ -168,7 +168,7 @@ def test_a_row_that_the_chat_template_refuses_is_named_and_may_be_left_out(load,
     assert "set skip_bad to 2" in str(caught.value)
 
 
-@pytest.mark.parametrize(("column", "value"), [("tools", "[{"), ("chat_template_kwargs", None)])
+@pytest.mark.parametrize(("column", "value"), [("tools", "[{"), ("chat_template_kwargs", {"tokenize": 1})])
 @pytest.mark.parametrize("kind", ["pairs", "texts"])
 def test_columns_that_trl_hands_to_the_template_are_tried_too(load, kind, column, value):
     rows = list(talks(kind, 4, ()))
