@@ -291,8 +291,11 @@ def require_dataset(dataset: Any, *, source: str) -> Dataset:
     return dataset
 
 
-def require_columns(found: Sequence[str], names: Sequence[str], *, source: str) -> None:
-    """Raise InputError that names the columns of `names` missing among those `found`, and the closest found."""
+def require_columns(found: Sequence[str], names: Sequence[str], *, source: str, holds: str = "") -> None:
+    """Raise InputError that names the columns of `names` missing among those `found`, and the closest found.
+
+    `holds` is a sentence about the layout that the set has.
+    """
     missing = [name for name in names if name not in found]
     if not missing:
         return
@@ -302,7 +305,7 @@ def require_columns(found: Sequence[str], names: Sequence[str], *, source: str) 
         hints += [f'Did you mean "{close[0]}"? Then use dataset.rename_column("{close[0]}", "{name}")'] if close else []
     which = " and ".join(f'"{name}"' for name in missing)
     raise InputError(
-        f"{source}: no column {which}; columns found: {', '.join(found) or 'none'}. {' '.join(hints)}".rstrip()
+        f"{source}: no column {which}; columns found: {', '.join(found) or 'none'}. {' '.join(hints)}".rstrip() + holds
     )
 
 

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 _Set = TypeVar("_Set", "Dataset", "IterableDataset")
 
-TEMPLATE_COLUMNS = ("messages", "prompt", "completion", "chosen", "rejected", "tools", "chat_template_kwargs")
+TEMPLATE_OPTIONS = ("tools", "chat_template_kwargs")
+TEMPLATE_COLUMNS = ("messages", "prompt", "completion", "chosen", "rejected", *TEMPLATE_OPTIONS)
 """What a chat template reads of a row."""
 
 

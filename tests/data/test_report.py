@@ -101,7 +101,9 @@ def test_prompts_and_prompts_of_pairs(load):
         load(pairs), make_tokenizer(), role="training", limit=LIMIT, overlong="truncate_left"
     )
     assert dataset["prompt"][:] == [talk]
-    assert (report.layout, report.rows_read, report.rows, sum(report.left_out.values())) == ("messages", 2, 1, 1)
+    assert (report.layout, report.rows_read, report.rows, sum(report.left_out.values())) == (
+        "messages before the answers; the set holds preference pairs (conversational, implicit prompt)", 2, 1, 1
+    )  # fmt: skip
 
 
 def test_texts(load):
