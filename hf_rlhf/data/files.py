@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from hf_rlhf.data.bad_rows import BadRow, BadRows
+from hf_rlhf.data.json_columns import decode_json, holds_json, keep_own_keys, read_arrow
 from hf_rlhf.data.json_files import BOM, read_records, to_dataset
 from hf_rlhf.errors import InputError
 
@@ -95,11 +96,13 @@ def read_rows(name: str, *, split: str = "train", config_name: str | None = None
     if not path.exists():
         if _looks_like_a_path(name):
             raise InputError(_no_such_path(path))
-        return LoadedRows(_load_from_hub(name, split, config_name, streaming=False), f"{name} ({split})", bad_rows)
+        dataset = keep_own_keys(_load_from_hub(name, split, config_name, streaming=False))
+        return LoadedRows(dataset, f"{name} ({split})", bad_rows)
     if "[" in split:
         raise InputError(f"{name}: split={split!r}: slices work for Hub datasets only; name a whole split")
     dataset, places = _load_folder(path, split, bad_rows) if path.is_dir() else _load_file(path, bad_rows)
-    return LoadedRows(require_dataset(dataset, source=name), f"{name} ({split})", bad_rows, places)
+    dataset = keep_own_keys(require_dataset(dataset, source=name))
+    return LoadedRows(dataset, f"{name} ({split})", bad_rows, places)
 
 
 # --- where the rows are ------------------------------------------------------------------------------------------
@@ -288,8 +291,11 @@ def require_dataset(dataset: Any, *, source: str) -> Dataset:
     return dataset
 
 
-def require_columns(found: Sequence[str], names: Sequence[str], *, source: str) -> None:
-    """Raise InputError that names the columns of `names` missing among those `found`, and the closest found."""
+def require_columns(found: Sequence[str], names: Sequence[str], *, source: str, holds: str = "") -> None:
+    """Raise InputError that names the columns of `names` missing among those `found`, and the closest found.
+
+    `holds` is a sentence about the layout that the set has.
+    """
     missing = [name for name in names if name not in found]
     if not missing:
         return
@@ -299,22 +305,25 @@ def require_columns(found: Sequence[str], names: Sequence[str], *, source: str) 
         hints += [f'Did you mean "{close[0]}"? Then use dataset.rename_column("{close[0]}", "{name}")'] if close else []
     which = " and ".join(f'"{name}"' for name in missing)
     raise InputError(
-        f"{source}: no column {which}; columns found: {', '.join(found) or 'none'}. {' '.join(hints)}".rstrip()
+        f"{source}: no column {which}; columns found: {', '.join(found) or 'none'}. {' '.join(hints)}".rstrip() + holds
     )
 
 
 def read_columns(dataset: Dataset, names: Sequence[str], *, source: str = "the set") -> dict[str, list[Any]]:
-    """These columns as plain Python lists, whatever format is set on the dataset. Nothing is decoded: an image is bytes.
+    """These columns as plain Python lists, whatever format is set on the dataset. JSON text is decoded, an image is bytes.
 
     Raises InputError for values that Python cannot hold, such as a date of the year 10,000.
     """
     import pyarrow as pa
 
-    names = list(names)
     try:
-        return dataset.with_format("arrow").select_columns(names)[:].to_pydict()  # pyright: ignore[reportAttributeAccessIssue]
+        columns = read_arrow(dataset, names)
     except (pa.ArrowException, ArithmeticError, ValueError) as error:
         raise InputError(f"{source}: columns {', '.join(names)} hold values that cannot be read ({error})") from error
+    for name in names:
+        if holds_json(dataset.features[name]):
+            columns[name] = [decode_json(value, dataset.features[name]) for value in columns[name]]
+    return columns
 
 
 def list_rows(rows: Sequence[int | str], shown: int = 5) -> str:

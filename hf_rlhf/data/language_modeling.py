@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hf_rlhf.data.files import read_columns, require_dataset
+from hf_rlhf.data.json_columns import keep_own_keys
+from hf_rlhf.data.layouts import layout_of
 from hf_rlhf.data.preferences import list_problems, messages_problem, text_problem
 from hf_rlhf.data.prompt_checks import prompt_problem
 from hf_rlhf.data.tokens import RefusedByTemplate, chat_ids, chat_text, require_chat_template, text_ids
@@ -17,8 +19,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
-
-LAYOUTS = (("messages",), ("prompt", "completion"), ("text",))  # as trl's SFTTrainer takes them
 
 
 class TokenizedText(NamedTuple):
@@ -43,8 +43,8 @@ def prepare_texts(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, *, max_p
         raise InputError(
             f"max_ptx_length={max_ptx_length} leaves nothing to learn: a text needs 2 tokens, use at least 2"
         )
-    dataset = require_dataset(dataset, source=source)
-    columns = read_columns(dataset, find_columns(dataset.column_names, source=source), source=source)
+    dataset = keep_own_keys(require_dataset(dataset, source=source))
+    columns = read_columns(dataset, find_columns(dataset, source=source), source=source)
     _require_none(text_problems(columns), source=source)
     _require_none(template_problems(columns, tokenizer, source=source), source=source)
     texts = tokenize_texts(columns, tokenizer, source=source)
@@ -61,15 +61,15 @@ def prepare_texts(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, *, max_p
     return _to_dataset(texts, max_ptx_length)
 
 
-def find_columns(found: Sequence[str], *, source: str) -> tuple[str, ...]:
-    """The columns of the first layout whose columns are all among those `found`."""
-    columns = next((layout for layout in LAYOUTS if set(layout) <= set(found)), None)
-    if columns is None:
+def find_columns(dataset: Dataset, *, source: str) -> tuple[str, ...]:
+    """The columns with the texts of a set. Raises InputError, with the layout that it has, when there are none."""
+    layout = layout_of(dataset, source=source)
+    if not layout.texts:
         raise InputError(
-            f"{source}: columns {', '.join(found) or 'none'}; texts need messages, or prompt and completion, or text. "
-            "Use dataset.rename_column(...)"
+            f"{source}: columns {', '.join(dataset.column_names) or 'none'}; texts need messages, or prompt and completion,"
+            f" or text.{layout.sentence} Use dataset.rename_column(...)"
         )
-    return columns
+    return layout.texts
 
 
 def is_conversational(columns: Mapping[str, Sequence[Any]]) -> bool:

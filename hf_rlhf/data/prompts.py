@@ -7,8 +7,19 @@ from collections.abc import Callable, Mapping, Sequence, Sized
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, get_args
 
 from hf_rlhf.data.files import list_rows, read_columns, require_dataset
+from hf_rlhf.data.json_columns import keep_own_keys, make_dataset, put_beside
+from hf_rlhf.data.layouts import Layout, layout_of
 from hf_rlhf.data.preferences import PreferenceReport, fingerprint, prepare_with_rows
-from hf_rlhf.data.prompt_checks import OVERLONG_CHOICES, Overlong, check_prompts, require_prompt_column
+from hf_rlhf.data.prompt_checks import (
+    OVERLONG_CHOICES,
+    Overlong,
+    check_prompts,
+    prompt_columns,
+    prompt_of,
+    prompt_problems,
+    require_no_problems,
+    require_prompts,
+)
 from hf_rlhf.data.streamed_prompts import prepare_streamed_prompts
 from hf_rlhf.data.tokens import tokenize_prompts
 from hf_rlhf.errors import InputError
@@ -33,7 +44,8 @@ def prepare_prompts(
 ) -> LoadedOrStreamed:
     """The set with `prompt` as given (text or messages), `prompt_ids` (list of int) and every other column unchanged.
 
-    A preference set without a `prompt` column gives each of its prompts once. Messages go through the tokenizer's chat
+    Where the rows are dialogues, with or without their question as text in `prompt`, the prompt is the messages before the
+    answer, and preference pairs give each of their prompts once. Messages go through the tokenizer's chat
     template with a generation prompt; text is tokenised as it is. `overlong_prompts` says what becomes of prompts above
     `max_prompt_length` tokens: "truncate_left" keeps the last tokens of `prompt_ids` and leaves `prompt` whole.
 
@@ -58,7 +70,7 @@ def prepare_prompts(
             overlong_prompts=overlong_prompts,
             chat_template_kwargs=chat_template_kwargs or {},
         )
-    dataset = with_prompts(require_dataset(dataset, source=source), source=source).dataset
+    dataset = with_prompts(keep_own_keys(require_dataset(dataset, source=source)), source=source).dataset
     prompts = read_columns(dataset, ["prompt"], source=source)["prompt"]
     check_prompts(prompts, source=source)
     prompt_ids = tokenize_prompts(prompts, tokenizer, chat_template_kwargs or {}, source=source)
@@ -124,10 +136,12 @@ class PromptSet(NamedTuple):
 
 
 def with_prompts(dataset: Dataset, *, source: str) -> PromptSet:
-    """The set itself when it has prompts; else the distinct prompts of its preference pairs."""
-    if "prompt" in dataset.column_names or not {"chosen", "rejected"} <= set(dataset.column_names):
-        require_prompt_column(dataset.column_names, source=source)
-        return PromptSet(dataset, range(len(dataset)))
+    """The set itself when it has prompts; else those of its dialogues, of preference pairs the distinct ones."""
+    layout = layout_of(dataset, source=source)
+    require_prompts(layout, dataset.column_names, source=source)
+    if layout.prompts != "pairs":
+        made = dataset if layout.prompts == "prompt" else _before_answers(dataset, layout, source=source)
+        return PromptSet(made, range(len(dataset)))
     (pairs, report), rows = prepare_with_rows(dataset, source=source)
     if "prompt" not in pairs.column_names:
         raise InputError(
@@ -139,6 +153,15 @@ def with_prompts(dataset: Dataset, *, source: str) -> PromptSet:
     logger.info("%s; %d distinct prompts", report, len(first_rows))
     kept = sorted(first_rows.values())
     return PromptSet(pairs.select(kept).remove_columns(answers), [rows[row] for row in kept], report)
+
+
+def _before_answers(dataset: Dataset, layout: Layout, *, source: str) -> Dataset:
+    """The set with the messages before the last answer of `messages` as its prompts."""
+    columns = read_columns(dataset, prompt_columns(layout, dataset.column_names), source=source)
+    require_no_problems(prompt_problems(columns, layout), len(dataset), source=source)
+    rows = (dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True))
+    made = make_dataset({"prompt": [prompt_of(row, prompts=layout.prompts) for row in rows]})
+    return put_beside(made, dataset.with_format(None).remove_columns([n for n in columns if n == "prompt"]))
 
 
 def require_fitting(

@@ -10,29 +10,27 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hf_rlhf.credentials import printable
 from hf_rlhf.data.bad_rows import BadRow, list_by_problem
+from hf_rlhf.data.dialogues import Pair
 from hf_rlhf.data.files import LoadedRows, read_columns
+from hf_rlhf.data.json_columns import TEMPLATE_OPTIONS
 from hf_rlhf.data.language_modeling import (
     find_columns,
-    is_conversational,
     learning_problems,
     template_problems,
     text_problems,
     tokenize_texts,
 )
+from hf_rlhf.data.layouts import IMPLICIT_TEXT, TEXT, layout_of
 from hf_rlhf.data.preferences import (
-    IMPLICIT_TEXT,
     PREFERENCE_COLUMNS,
-    TEXT,
-    Pair,
     PreferenceReport,
-    find_layout,
     fingerprint,
     prepare_with_rows,
     read_preferences,
     template_problem,
     value_problems,
 )
-from hf_rlhf.data.prompt_checks import Overlong, prompt_problem
+from hf_rlhf.data.prompt_checks import Overlong, prompt_columns, prompt_problems, require_prompts
 from hf_rlhf.data.prompts import require_fitting, with_prompts
 from hf_rlhf.data.tokens import chat_ids, prompt_ids, prompt_refusal, require_chat_template, text_ids
 from hf_rlhf.errors import InputError
@@ -151,7 +149,8 @@ def check_preferences(rows: LoadedRows, tokenizer: PreTrainedTokenizerBase, *, r
     """A preference set in TRL's format with its report. Raises InputError as `prepare_preferences` does."""
     read = _rows_read(rows)
     columns = read_preferences(rows.dataset, source=rows.source)
-    good = rows.without(value_problems(columns, find_layout(columns)))
+    layout = layout_of(rows.dataset, source=rows.source)
+    good = rows.without(value_problems(columns, layout.pairs))
     good = good.without(_refused_pairs(good, tokenizer))
     (dataset, found), kept = prepare_with_rows(good.dataset, source=rows.source)
     good = good.select(kept)
@@ -164,7 +163,7 @@ def check_preferences(rows: LoadedRows, tokenizer: PreTrainedTokenizerBase, *, r
         dataset,
         read,
         role=role,
-        layout=found.layout,
+        layout=layout.taken_for(found.layout),
         columns=list(columns),
         left_out=_left_out(found, kept, "that are there already"),
         noticed={
@@ -173,7 +172,7 @@ def check_preferences(rows: LoadedRows, tokenizer: PreTrainedTokenizerBase, *, r
         },
         lengths=[Lengths.of(f"prompt and {name}", lengths, limit) for name, lengths in tokens.items()],
     )
-    return CheckedSet(dataset, report, good.place)
+    return CheckedSet(_for_trl(dataset, PREFERENCE_COLUMNS), report, good.place)
 
 
 def check_prompt_set(
@@ -184,15 +183,10 @@ def check_prompt_set(
     Prompts above the limit are still there where they are no error: `prepare_prompts` cuts them or leaves them out.
     """
     read, found = _rows_read(rows), rows.dataset.column_names
-    if "prompt" in found:
-        values = read_columns(rows.dataset, ["prompt"], source=rows.source)["prompt"]
-        conversational = isinstance(next((value for value in values if value is not None), None), list)
-        good = rows.without({"prompt": [prompt_problem(value, conversational=conversational) for value in values]})
-    elif {"chosen", "rejected"} <= set(found):
-        columns = read_preferences(rows.dataset, source=rows.source)
-        good = rows.without(value_problems(columns, find_layout(columns)))
-    else:
-        good = rows
+    layout = layout_of(rows.dataset, source=rows.source)
+    require_prompts(layout, found, source=rows.source)
+    names = prompt_columns(layout, found)
+    good = rows.without(prompt_problems(read_columns(rows.dataset, names, source=rows.source), layout))
     dataset, kept, pairs = with_prompts(good.dataset, source=rows.source)
     prompts, ids = _tokenized(replace(good.select(kept), dataset=dataset), tokenizer)
     if limit.tokens is not None:
@@ -203,8 +197,9 @@ def check_prompt_set(
         dataset,
         read,
         role=role,
-        layout="messages" if isinstance(_sample(dataset, ["prompt"])["prompt"][0], list) else "text",
-        columns=["prompt"] if "prompt" in found else ["chosen", "rejected"],
+        layout=layout.taken_for(layout.prompts_name),
+        columns=names,
+        shown=["prompt"],
         left_out=_left_out(pairs, kept, "with a prompt that is there already"),
         noticed={"with a prompt that is there already": len(dataset) - len(fingerprints(dataset, ["prompt"]))},
         lengths=[Lengths.of("prompt", list(map(len, ids)), limit)],
@@ -220,7 +215,8 @@ def check_text_set(
     With `all_learnable`, rows without a token to learn within the limit are bad rows, as `prepare_texts` wants it.
     """
     read = _rows_read(rows)
-    names = find_columns(rows.dataset.column_names, source=rows.source)
+    names = find_columns(rows.dataset, source=rows.source)
+    layout = layout_of(rows.dataset, source=rows.source)
     good = rows.without(text_problems(read_columns(rows.dataset, names, source=rows.source)))
     good = good.without(template_problems(_with_options(good, names), tokenizer, source=rows.source))
     if all_learnable and limit.tokens is not None:
@@ -228,14 +224,13 @@ def check_text_set(
         good = good.without({names[-1]: learning_problems(texts, limit.tokens)})
     sample = _sample(good.dataset, names)
     texts = tokenize_texts(sample, tokenizer, source=rows.source)
-    kind = "messages" if is_conversational(sample) else "text"
     filled = sum(limit.tokens is not None and text.given >= limit.tokens for text in texts)
     report = _report(
         rows,
         good.dataset,
         read,
         role=role,
-        layout=kind if len(names) == 1 else f"{' and '.join(names)}, {kind}",
+        layout=layout.taken_for(layout.texts_name),
         columns=list(names),
         left_out={},
         noticed={
@@ -244,7 +239,7 @@ def check_text_set(
         },
         lengths=[Lengths.of("text", [len(text.ids) for text in texts], limit)],
     )
-    return CheckedSet(good.dataset, report, good.place)
+    return CheckedSet(_for_trl(good.dataset, names), report, good.place)
 
 
 def fingerprints(dataset: Dataset, columns: Sequence[str]) -> set[bytes]:
@@ -258,8 +253,21 @@ def _rows_read(rows: LoadedRows) -> int:
     return len(rows.dataset) + len(rows.bad_rows.found)
 
 
-def _report(rows: LoadedRows, dataset: Dataset, rows_read: int, *, columns: Sequence[str], **found: Any) -> SetReport:
-    shown = [name for name in columns if name in dataset.column_names] or ["prompt"]  # the prompts of pairs
+def _for_trl(dataset: Dataset, names: Sequence[str]) -> Dataset:
+    """The columns that a stage reads: trl would take a `messages` or `input_ids` beside them for another layout."""
+    return dataset.select_columns([n for n in (*names, *TEMPLATE_OPTIONS) if n in dataset.column_names])
+
+
+def _report(
+    rows: LoadedRows,
+    dataset: Dataset,
+    rows_read: int,
+    *,
+    columns: Sequence[str],
+    shown: Sequence[str] | None = None,
+    **found: Any,
+) -> SetReport:
+    shown = shown or [name for name in columns if name in dataset.column_names]
     return SetReport(
         source=printable(rows.source),
         columns=list(columns),
@@ -283,13 +291,13 @@ def _left_out(pairs: PreferenceReport | None, kept: Sequence[int], repeats: str)
 
 def _with_options(rows: LoadedRows, names: Sequence[str]) -> dict[str, list[Any]]:
     """These columns, and those that trl's trainers hand to the chat template."""
-    more = [name for name in ("tools", "chat_template_kwargs") if name in rows.dataset.column_names]
+    more = [name for name in TEMPLATE_OPTIONS if name in rows.dataset.column_names]
     return read_columns(rows.dataset, [*names, *more], source=rows.source)
 
 
 def _refused_pairs(rows: LoadedRows, tokenizer: PreTrainedTokenizerBase) -> dict[str, list[str | None]]:
     """What the chat template has against each row of checked pairs."""
-    layout = find_layout(read_preferences(rows.dataset, source=rows.source))
+    layout = layout_of(rows.dataset, source=rows.source).pairs
     if layout in (TEXT, IMPLICIT_TEXT):
         return {}
     require_chat_template(tokenizer, source=rows.source)

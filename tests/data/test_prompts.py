@@ -63,7 +63,7 @@ def test_keys_filled_with_none_do_not_reach_the_template(word_tokenizer, monkeyp
         lambda messages, **options: given.append(messages) or apply(messages, **options),
     )
     prompt = [user("the sky") | {"name": "x"}, user("is")]
-    assert prepare(word_tokenizer, [{"prompt": prompt}], 20)[0]["prompt"][1] == user("is") | {"name": None}
+    assert prepare(word_tokenizer, [{"prompt": prompt}], 20)[0]["prompt"] == prompt
     assert given == [prompt]
 
 

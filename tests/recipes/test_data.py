@@ -82,6 +82,30 @@ def test_texts_of_ppo_ptx_are_reported_too(capsys, flags, write_rows):
     assert "PPO-ptx texts: " in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("stage", "words"),
+    [
+        ("sft", "[messages; the set holds preference pairs ("),
+        ("reward", "[conversational, implicit prompt; the set holds preference pairs ("),
+        ("ppo", "[messages before the answers; the set holds preference pairs ("),
+    ],
+)
+def test_the_report_says_what_each_stage_takes_one_file_for(capsys, flags, write_rows, stage, words):
+    """A file as UltraFeedback's: the question as text beside whole dialogues."""
+    rows = [
+        {
+            "prompt": prompt[0]["content"],
+            **{name: prompt + [{"role": "assistant", "content": name}] for name in ("chosen", "rejected", "messages")},
+        }
+        for prompt in (row["prompt"] for row in prompt_rows(4))
+    ]
+    assert main(["data", stage, "--dataset_name", write_rows(rows), *flags]) == 0
+    said = capsys.readouterr().out
+    assert words + "conversational, implicit prompt) and messages]" in said
+    if stage == "ppo":
+        assert f"e.g. prompt: user: {rows[0]['prompt']}" in said
+
+
 @pytest.mark.parametrize("rows", [0, 1, 3, 4, 5])
 @each_stage
 def test_sets_around_the_size_of_a_batch(capsys, flags, write_rows, rows, stage):
