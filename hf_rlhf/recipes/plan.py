@@ -12,7 +12,7 @@ from hf_rlhf.data.files import SUFFIXES, read_rows
 from hf_rlhf.errors import InputError
 from hf_rlhf.models.adapters import ADAPTER_FILE, adapter_base, adapter_folder
 from hf_rlhf.models.load import read_config
-from hf_rlhf.models.reward_model import same_model
+from hf_rlhf.models.same_base import same_model
 from hf_rlhf.planning.memory import MemoryModel, MemoryPlan, look_at, plan_memory, proposals
 from hf_rlhf.planning.work import IterationSize, Machine, roofline
 from hf_rlhf.ppo.config import PPOConfig
@@ -92,7 +92,7 @@ def memory_model(script: PPOArguments, training: PPOConfig, model: ModelArgument
         read_config(base or folder),
         training,
         dtype=model.dtype if model.dtype in ("bfloat16", "float16", "float32") else "bfloat16",
-        peft_config=peft_config(model) if base is None else PeftConfig.from_pretrained(folder),
+        peft_config=peft_config(model) if base is None or not model.use_peft else PeftConfig.from_pretrained(folder),
         quantized=model.load_in_4bit,
     )
     names = [name for name in (script.reward_model_path, *(script.reward_funcs or ())) if name and ":" not in name]
