@@ -210,7 +210,7 @@ def test_embeddings_are_saved_where_the_hub_is_out_of_reach(base, tmp_path, monk
 
 @pytest.mark.parametrize("load", [load_causal_lm, load_sequence_classifier])
 def test_an_adapter_is_no_whole_model(base, tmp_path, load):
-    """transformers injects it into the base, and the next adapter takes its place."""
+    """Transformers injects it into the base, and the next adapter takes its place."""
     get_peft_model(load_causal_lm(base), make_lora()).save_pretrained(tmp_path / "adapter")
     with pytest.raises(InputError, match=f"is an adapter of '{base}'"):
         load(str(tmp_path / "adapter"))
