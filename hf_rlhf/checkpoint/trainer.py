@@ -20,6 +20,7 @@ from hf_rlhf.checkpoint.signals import StopSignals
 from hf_rlhf.checkpoint.state import load_state, random_state, save_state, set_random_state
 from hf_rlhf.distributed import by_first_rank, failing_together, gather_in_order, global_max, rank, world_size
 from hf_rlhf.errors import InputError, RunFailed, RunStopped
+from hf_rlhf.models.adapters import is_peft_model, saves_embeddings
 from hf_rlhf.progress import say
 from hf_rlhf.records import METRICS_FILE, append_json_line, cut_logs, log_sizes, versions
 
@@ -204,7 +205,8 @@ class DurableTrainer(Trainer):
         folder, args = str(output_dir or self.folder), self.args
         if args.should_save or getattr(self, "is_distributed_loading_by_transformers", False):
             model: Any = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
-            model.save_pretrained(folder, state_dict=state_dict, is_main_process=args.should_save)
+            of_adapter = {"save_embedding_layers": saves_embeddings(model)} if is_peft_model(model) else {}
+            model.save_pretrained(folder, state_dict=state_dict, is_main_process=args.should_save, **of_adapter)
         if args.should_save and self.processing_class is not None:
             self.processing_class.save_pretrained(folder)  # pyright: ignore
 

@@ -7,6 +7,7 @@ import torch
 
 from hf_rlhf.data.prompts import prompt_rows
 from hf_rlhf.errors import InputError
+from hf_rlhf.models.adapted import load_adapted
 from hf_rlhf.models.adapters import CRITIC, POLICY, adapter_base, base_of, compute_in_base_dtype, keep_modes
 from hf_rlhf.models.backbone import counted_states
 from hf_rlhf.models.critics import CRITIC_FOLDER, AdapterCritic, Critic, ModelCritic, ValueHeadCritic, run_folder
@@ -60,7 +61,7 @@ def load_value_model(name_or_path: str, *, dtype: str | None = None) -> ValueMod
     folder = run_folder(name_or_path)
     tokenizer = load_tokenizer(str(folder))
     if (folder / WEIGHTS_NAME).is_file():
-        model = _with_adapter(load_causal_lm, folder, POLICY, dtype or str(saved_facts(folder)["dtype"]))
+        model = _with_adapter(load_causal_lm, folder, POLICY, dtype or str(saved_facts(folder)["dtype"]), tokenizer)
         return ValueModel(model, ValueHeadCritic(ValueHead.from_pretrained(folder)), tokenizer)
     inner = folder / CRITIC_FOLDER
     if not inner.is_dir():
@@ -68,21 +69,19 @@ def load_value_model(name_or_path: str, *, dtype: str | None = None) -> ValueMod
     head, facts = ValueHead.from_pretrained(inner), saved_facts(inner)
     dtype = dtype or str(facts["dtype"])
     if facts["critic"] == AdapterCritic.kind:
-        return ValueModel(_with_adapter(load_causal_lm, inner, CRITIC, dtype), AdapterCritic(head), tokenizer)
-    classifier = _with_adapter(load_sequence_classifier, inner, CRITIC, dtype)
+        return ValueModel(
+            _with_adapter(load_causal_lm, inner, CRITIC, dtype, tokenizer), AdapterCritic(head), tokenizer
+        )
+    classifier = _with_adapter(load_sequence_classifier, inner, CRITIC, dtype, tokenizer)
     return ValueModel(classifier, ModelCritic(classifier, head), tokenizer)
 
 
-def _with_adapter(load: Callable[..., Model], folder: Path, name: str, dtype: str) -> Model:
+def _with_adapter(load: Callable[..., Model], folder: Path, name: str, dtype: str, tokenizer) -> Model:
     """The model in `folder`, or the adapter there under `name` on its base."""
-    from peft import PeftModel
-
     from hf_rlhf.models.fused_lora import fuse_lora
 
-    base = adapter_base(folder)
-    model = load(base or str(folder), dtype=dtype)
-    if base is None:
-        return model
-    with_adapter = PeftModel.from_pretrained(model, str(folder), adapter_name=name)
+    if adapter_base(folder) is None:
+        return load(str(folder), dtype=dtype)
+    with_adapter = load_adapted(load, folder, adapter_name=name, tokenizer=tokenizer, dtype=dtype)
     fuse_lora(with_adapter)  # as in training, so that bf16 rounds alike
     return with_adapter

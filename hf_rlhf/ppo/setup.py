@@ -10,10 +10,10 @@ from torch import nn
 from hf_rlhf.data.language_modeling import prepare_texts
 from hf_rlhf.data.prompts import prepare_prompts
 from hf_rlhf.errors import InputError
+from hf_rlhf.models.adapted import load_policy
 from hf_rlhf.models.adapters import POLICY, base_of, is_peft_model
 from hf_rlhf.models.backbone import state_width
 from hf_rlhf.models.critics import build_critic
-from hf_rlhf.models.load import load_policy
 from hf_rlhf.models.policy import PolicyWithValue, wrap_policy
 from hf_rlhf.ppo.config import PPOConfig, check_context_length
 from hf_rlhf.rollout.continuous_batching import ContinuousBatchingEngine, require_batchable

@@ -13,7 +13,7 @@ from hf_rlhf.errors import InputError
 from hf_rlhf.models.adapters import ADAPTER_FILE, adapter_base, adapter_folder
 from hf_rlhf.models.load import read_config
 from hf_rlhf.models.precision import native_dtype
-from hf_rlhf.models.reward_model import same_model
+from hf_rlhf.models.same_base import same_model
 from hf_rlhf.planning.memory import MemoryModel, MemoryPlan, look_at, plan_memory, proposals
 from hf_rlhf.planning.work import IterationSize, Machine, roofline
 from hf_rlhf.ppo.config import PPOConfig
@@ -96,7 +96,7 @@ def memory_model(script: PPOArguments, training: PPOConfig, model: ModelArgument
         config,
         training,
         dtype=str(config.dtype or torch.float32).removeprefix("torch.") if model.dtype == "auto" else model.dtype,
-        peft_config=peft_config(model) if base is None else PeftConfig.from_pretrained(folder),
+        peft_config=peft_config(model) if base is None or not model.use_peft else PeftConfig.from_pretrained(folder),
         quantized=model.load_in_4bit,
     )
     named = [name for name in (script.reward_model_path, *(script.reward_funcs or ())) if name]

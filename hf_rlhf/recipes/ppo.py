@@ -8,7 +8,7 @@ from pathlib import Path
 from hf_rlhf.distributed import failing_together
 from hf_rlhf.errors import InputError
 from hf_rlhf.hub.push import push_folder
-from hf_rlhf.models.adapters import adapter_base, is_peft_model
+from hf_rlhf.models.adapters import is_peft_model
 from hf_rlhf.models.critics import run_folder, saved_critics
 from hf_rlhf.models.load import public_name, require_fitting_tokenizer
 from hf_rlhf.planning.memory import peak_bytes
@@ -18,11 +18,14 @@ from hf_rlhf.recipes.arguments import ModelArguments, PPOArguments, peft_config
 from hf_rlhf.recipes.common import (
     RunResult,
     announce,
+    base_and_adapter,
     load_start,
     open_hub,
     output_folder,
     release,
+    require_no_added_tokens,
     run_begun,
+    start_settings,
     tokenizer_of,
 )
 from hf_rlhf.recipes.data import ppo_sets
@@ -58,6 +61,8 @@ def _train(
     tokenizer = tokenizer_of(model, script.chat_template_path)
     train_set, eval_set, report, texts = ppo_sets(script, training, tokenizer)
     planned = planned_peak(script, training, model)
+    if script.chat_template_path is not None:
+        require_no_added_tokens(tokenizer, model)
     policy = load_start(model)
     require_fitting_tokenizer(policy, tokenizer)
     training = _with_critic(training, model.model_name_or_path)
@@ -124,16 +129,15 @@ def _write_card(folder: Path, script: PPOArguments, training: PPOConfig, model: 
         if first.get(key) is not None and last.get(key) is not None
     ] if rows else []  # fmt: skip
     rewards = ", ".join(shown_name(name) for name in (script.reward_model_path, *(script.reward_funcs or ())) if name)
-    start = adapter_base(model.model_name_or_path)
     card = policy_card(
         model_id=training.hub_model_id or folder.name,
-        base_model=public_name(start or model.model_name_or_path),
+        base_model=public_name(base_and_adapter(model)[0]),
         results=results,
-        settings=_card_settings(training),
+        settings=_card_settings(training) | start_settings(model),
         curve_image=curves.name if curves else None,
         reward_model=rewards or None,
         datasets=hub_names(script.dataset_name),
-        adapter=model.use_peft or start is not None,
+        adapter=model.use_peft,
     )
     (folder / "README.md").write_text(card, encoding="utf-8")
 

@@ -10,8 +10,9 @@ from transformers import set_seed
 from hf_rlhf.errors import InputError
 from hf_rlhf.evaluation.reward_model import Pairs, reward_accuracy
 from hf_rlhf.hub.push import push_folder
-from hf_rlhf.models.adapters import compute_in_base_dtype
-from hf_rlhf.models.load import load_sequence_classifier, public_name, require_fitting_tokenizer
+from hf_rlhf.models.adapted import load_reward_start
+from hf_rlhf.models.adapters import base_of, compute_in_base_dtype, is_peft_model
+from hf_rlhf.models.load import public_name, require_fitting_tokenizer
 from hf_rlhf.models.reward_model import SeparateRewardModel, load_reward_model
 from hf_rlhf.recipes.arguments import (
     ModelArguments,
@@ -19,7 +20,20 @@ from hf_rlhf.recipes.arguments import (
     RewardTrainingArguments,
     peft_config,
 )
-from hf_rlhf.recipes.common import RunResult, announce, open_hub, output_folder, release, run_begun, tokenizer_of
+from hf_rlhf.recipes.common import (
+    RunResult,
+    announce,
+    base_and_adapter,
+    load_start,
+    make_room_for_template,
+    open_hub,
+    output_folder,
+    release,
+    run_begun,
+    start_settings,
+    tokenizer_of,
+    without_template,
+)
 from hf_rlhf.recipes.data import reward_sets
 from hf_rlhf.records import write_settings
 from hf_rlhf.reward_modeling.training import (
@@ -66,16 +80,19 @@ def _train(
     tokenizer = tokenizer_of(model, training.chat_template_path, trust_remote_code=trust)
     train_set, eval_set, report, _ = reward_sets(script, training, tokenizer)
     set_seed(training.seed)  # before the score head's random start
-    classifier = load_sequence_classifier(model.model_name_or_path, **model.load_kwargs(), trust_remote_code=trust)
+    classifier = load_start(model, load_reward_start, trust_remote_code=trust)
+    config = None if is_peft_model(classifier) else peft_config(model)
+    if training.chat_template_path is not None:
+        make_room_for_template(classifier, tokenizer, model, config, trust_remote_code=trust)
     require_fitting_tokenizer(classifier, tokenizer)
     open_hub(training)
     trainer = make_reward_trainer(
         classifier,
         tokenizer,
-        training,
+        without_template(training),
         train_set,
         eval_set,
-        peft_config(model),
+        config,
     )
     _require_fitting_pairs(trainer, len(train_set), training)
     announce(report, training)
@@ -107,7 +124,8 @@ def _require_fitting_pairs(trainer, rows: int, training: RewardTrainingArguments
 def _reload_and_evaluate(trained, folder: Path, train_set, eval_set, script, training, model) -> dict[str, float]:
     """Load what was saved, compare its scores with those in memory, and measure accuracy on the evaluation pairs."""
     trust = training.trust_remote_code
-    scorer, tokenizer = load_reward_model(str(folder), **model.load_kwargs(), trust_remote_code=trust)
+    as_trained = model.load_kwargs() | {"dtype": base_of(trained).dtype}
+    scorer, tokenizer = load_reward_model(str(folder), **as_trained, trust_remote_code=trust)
     assert isinstance(scorer, SeparateRewardModel)
     scorer.model.to(training.device)  # pyright: ignore[reportCallIssue]
     reward = LearnedReward(scorer, tokenizer, device=training.device)
@@ -157,9 +175,9 @@ def _write_card(folder: Path, script: RewardArguments, training, model: ModelArg
     names = "learning_rate num_train_epochs per_device_train_batch_size gradient_accumulation_steps max_length seed"
     card = reward_model_card(
         model_id=training.hub_model_id or folder.name,
-        base_model=public_name(model.model_name_or_path),
+        base_model=public_name(base_and_adapter(model)[0]),
         results=results,
-        settings={name: getattr(training, name) for name in names.split()},
+        settings={name: getattr(training, name) for name in names.split()} | start_settings(model),
         datasets=hub_names(script.dataset_name),
         adapter=model.use_peft,
     )

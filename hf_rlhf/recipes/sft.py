@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_rlhf.hub.push import push_folder
-from hf_rlhf.models.adapters import adapter_base, is_peft_model
+from hf_rlhf.models.adapters import is_peft_model
 from hf_rlhf.models.load import public_name, require_fitting_tokenizer
 from hf_rlhf.recipes.arguments import (
     DataArguments,
@@ -15,12 +15,16 @@ from hf_rlhf.recipes.arguments import (
 from hf_rlhf.recipes.common import (
     RunResult,
     announce,
+    base_and_adapter,
     load_start,
+    make_room_for_template,
     open_hub,
     output_folder,
     release,
     run_begun,
+    start_settings,
     tokenizer_of,
+    without_template,
 )
 from hf_rlhf.recipes.data import sft_sets
 from hf_rlhf.records import write_settings
@@ -47,15 +51,18 @@ def _train(
     tokenizer = tokenizer_of(model, training.chat_template_path, trust_remote_code=trust)
     train_set, eval_set, report, _ = sft_sets(script, training, tokenizer)
     policy = load_start(model, trainable=True, trust_remote_code=trust)
+    config = None if is_peft_model(policy) else peft_config(model)
+    if training.chat_template_path is not None:
+        make_room_for_template(policy, tokenizer, model, config, trust_remote_code=trust)
     require_fitting_tokenizer(policy, tokenizer)
     open_hub(training)
     trainer: Any = SFTTrainer(
         model=policy,
-        args=training,
+        args=without_template(training),
         train_dataset=train_set,
         eval_dataset=eval_set,
         processing_class=tokenizer,
-        peft_config=None if is_peft_model(policy) else peft_config(model),
+        peft_config=config,
     )
     announce(report, training)
     with adapters_in_base_dtype(trainer.model):
@@ -75,14 +82,13 @@ def _train(
 def _write_card(folder: Path, script: DataArguments, training, model: ModelArguments, metrics) -> None:
     from hf_rlhf.hub.model_card import hub_names, sft_card
 
-    start = adapter_base(model.model_name_or_path)
     names = "learning_rate num_train_epochs per_device_train_batch_size gradient_accumulation_steps max_length seed"
     card = sft_card(
         model_id=training.hub_model_id or folder.name,
-        base_model=public_name(start or model.model_name_or_path),
+        base_model=public_name(base_and_adapter(model)[0]),
         results={"held-out loss": f"{metrics['eval_loss']:.3f}"} if "eval_loss" in metrics else {},
-        settings={name: getattr(training, name) for name in names.split()},
+        settings={name: getattr(training, name) for name in names.split()} | start_settings(model),
         datasets=hub_names(script.dataset_name),
-        adapter=model.use_peft or start is not None,
+        adapter=model.use_peft,
     )
     (folder / "README.md").write_text(card, encoding="utf-8")

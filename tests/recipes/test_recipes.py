@@ -71,12 +71,11 @@ def test_every_recipe_takes_the_dtype_that_the_device_multiplies(
     loaded = []
 
     def load(model, *args, **kwargs):
-        loaded.append(kwargs["dtype"])
+        loaded.append(model.dtype)
         raise InputError("enough")
 
     monkeypatch.setattr("hf_rlhf.recipes.arguments.native_dtype", lambda device=None: native)
-    for module, name in (("common", "load_policy"), ("reward", "load_sequence_classifier")):
-        monkeypatch.setattr(f"hf_rlhf.recipes.{module}.{name}", load)
+    monkeypatch.setattr(f"hf_rlhf.recipes.{stage}.load_start", load)
     rows = {"sft": [{"text": "the cat"}] * 8, "reward": plain_pairs(8), "ppo": prompt_rows(8)}[stage]
     argv = [stage, "--dataset_name", write_rows(rows), *[flag for flag in flags if flag not in ("--dtype", "float32")]]
     argv += [*PPO_FLAGS, "--reward_funcs", "math:fsum"] if stage == "ppo" else []
