@@ -5,18 +5,21 @@ from __future__ import annotations
 import difflib
 import re
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from hf_rlhf.data.bad_rows import BadRow, BadRows
+from hf_rlhf.data.folders import Shards, find_shards, read_split
 from hf_rlhf.data.json_columns import decode_json, holds_json, keep_own_keys, read_arrow
 from hf_rlhf.data.json_files import BOM, read_records, to_dataset
 from hf_rlhf.errors import InputError
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
+
+T = TypeVar("T")
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".csv", ".parquet")
 
@@ -74,7 +77,8 @@ def load_rows(
     """Load one split of a set of rows. What exists on disk wins over a Hub dataset of the same name.
 
     `name` is a file (.jsonl, .json, either also .gz, .csv, .parquet; a file is one split, so `split` is not used), a
-    folder (made by `save_to_disk`, or holding `<split>.jsonl` and the like), or the name of a Hub dataset.
+    folder (made by `save_to_disk`, holding `<split>.jsonl` and the like, or anything that `datasets.load_dataset` reads,
+    such as the shards of a cloned dataset repository), or the name of a Hub dataset. A folder never asks the network.
     Keys that a JSON row lacks are None. `streaming=True` gives an `IterableDataset`.
 
     Raises InputError when nothing is found, a file is broken (with `file:line`) or there are no rows.
@@ -100,7 +104,7 @@ def read_rows(name: str, *, split: str = "train", config_name: str | None = None
         return LoadedRows(dataset, f"{name} ({split})", bad_rows)
     if "[" in split:
         raise InputError(f"{name}: split={split!r}: slices work for Hub datasets only; name a whole split")
-    dataset, places = _load_folder(path, split, bad_rows) if path.is_dir() else _load_file(path, bad_rows)
+    dataset, places = _load_folder(path, split, config_name, bad_rows) if path.is_dir() else _load_file(path, bad_rows)
     dataset = keep_own_keys(require_dataset(dataset, source=name))
     return LoadedRows(dataset, f"{name} ({split})", bad_rows, places)
 
@@ -152,22 +156,50 @@ def _load_from_hub(name: str, split: str, config_name: str | None, *, streaming:
 Found = tuple[Any, "list[str] | None"]  # the rows, and where each stands
 
 
-def _load_folder(folder: Path, split: str, bad_rows: BadRows) -> Found:
+def _load_folder(folder: Path, split: str, config_name: str | None, bad_rows: BadRows) -> Found:
     if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
         return _load_saved(folder, split), None
-    found = [path for suffix in SUFFIXES if (path := folder / f"{split}{suffix}").is_file()]
-    if len(found) == 1:
-        return _load_file(found[0], bad_rows)
-    if found:
-        names = ", ".join(path.name for path in found)
+    named = [path for suffix in SUFFIXES if (path := folder / f"{split}{suffix}").is_file()]
+    shards = find_shards(folder, config_name)
+    if len(named) > 1 and not shards.configured:
+        names = ", ".join(path.name for path in named)
         raise InputError(
             f'{folder}: several files for split "{split}": {names}. Name one of them instead of the folder'
         )
+    if split in shards.splits:
+        return _load_shards(folder, split, shards, bad_rows)
+    if named:
+        return _load_file(named[0], bad_rows)
     names = ", ".join(sorted(path.name for path in folder.iterdir())[:10]) or "nothing"
+    splits = f"splits: {', '.join(shards.splits)}" if shards.splits else f"nothing ({shards.reason})"
     raise InputError(
         f'{folder}: no rows for split "{split}". Tried: a folder made by `save_to_disk`; files named '
-        f"{', '.join(split + suffix for suffix in SUFFIXES)}. Found: {names}"
+        f"{', '.join(split + suffix for suffix in SUFFIXES)}; `datasets.load_dataset`, which finds {splits}. Found: {names}"
     )
+
+
+def _load_shards(folder: Path, split: str, shards: Shards, bad_rows: BadRows) -> Found:
+    """The files of a split as one set: read here, so that what is wrong has its file, where this is known how to do."""
+    files = shards.splits[split]
+    if not shards.plain or not all(path.name.endswith(SUFFIXES) for path in files):
+        return read_split(shards, folder, split), None
+    if len(files) == 1:
+        return _load_file(files[0], bad_rows)
+    if files[0].suffix in (".parquet", ".csv"):
+        return _from_table(folder, _joined(folder, [_read(_read_table, path, bad_rows) for path in files])), None
+    records = [record for path in files for record in _read(read_records, path, bad_rows)]
+    return to_dataset(folder, records, bad_rows)
+
+
+def _joined(folder: Path, tables: Sequence[Any]) -> Any:
+    import pyarrow as pa
+
+    try:
+        table = pa.concat_tables(tables, promote_options="permissive")
+    except pa.ArrowException as error:
+        raise InputError(f"{folder}: the files do not have the same columns ({error}). Name one of them") from error
+    alike = all(each.schema.equals(tables[0].schema) for each in tables)
+    return table if alike else table.replace_schema_metadata(None)  # which says what columns the first file has
 
 
 def _load_saved(folder: Path, split: str) -> Any:
@@ -193,14 +225,27 @@ def _load_saved(folder: Path, split: str) -> Any:
 def _load_file(path: Path, bad_rows: BadRows) -> Found:
     if not path.name.endswith(SUFFIXES):
         raise InputError(f"{path}: unknown kind of file; expected one of {', '.join(SUFFIXES)}")
+    if path.suffix in (".parquet", ".csv"):
+        return _from_table(path, _read(_read_table, path, bad_rows)), None
+    return to_dataset(path, _read(read_records, path, bad_rows), bad_rows)
+
+
+def _read(reader: Callable[[Path, BadRows], T], path: Path, bad_rows: BadRows) -> T:
+    """What a reader makes of a file. Raises InputError for one that cannot be opened, or is not there yet."""
     try:
-        if path.suffix == ".parquet":
-            return _from_table(path, _read_parquet(path)), None
-        if path.suffix == ".csv":
-            return _from_table(path, _read_csv(path, bad_rows)), None
-        return to_dataset(path, read_records(path, bad_rows), bad_rows)
+        with path.open("rb") as file:
+            if file.read(len(_LFS_POINTER)) == _LFS_POINTER:
+                raise InputError(f"{path}: a pointer of Git LFS, not the file itself. Run `git lfs pull` in its folder")
+        return reader(path, bad_rows)
     except (OSError, EOFError, zlib.error) as error:  # unreadable, or a gzip file that is cut off or none
         raise InputError(f"{path}: cannot be read ({error}). Write or download the file again") from error
+
+
+_LFS_POINTER = b"version https://git-lfs"
+
+
+def _read_table(path: Path, bad_rows: BadRows) -> Any:
+    return _read_csv(path, bad_rows) if path.suffix == ".csv" else _read_parquet(path)
 
 
 def _from_table(path: Path, table: Any) -> Dataset:
