@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import re
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,7 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 from hf_rlhf.data.bad_rows import BadRow, BadRows
 from hf_rlhf.data.folders import Shards, find_shards, read_split
 from hf_rlhf.data.json_columns import decode_json, holds_json, keep_own_keys, read_arrow
-from hf_rlhf.data.json_files import BOM, read_records, to_dataset
+from hf_rlhf.data.json_files import read_records, to_dataset
+from hf_rlhf.data.tables import join_tables, read_table, table_to_dataset
 from hf_rlhf.errors import InputError
 
 if TYPE_CHECKING:
@@ -186,20 +186,11 @@ def _load_shards(folder: Path, split: str, shards: Shards, bad_rows: BadRows) ->
     if len(files) == 1:
         return _load_file(files[0], bad_rows)
     if files[0].suffix in (".parquet", ".csv"):
-        return _from_table(folder, _joined(folder, [_read(_read_table, path, bad_rows) for path in files])), None
+        return table_to_dataset(
+            folder, join_tables(folder, [_read(read_table, path, bad_rows) for path in files])
+        ), None
     records = [record for path in files for record in _read(read_records, path, bad_rows)]
     return to_dataset(folder, records, bad_rows)
-
-
-def _joined(folder: Path, tables: Sequence[Any]) -> Any:
-    import pyarrow as pa
-
-    try:
-        table = pa.concat_tables(tables, promote_options="permissive")
-    except pa.ArrowException as error:
-        raise InputError(f"{folder}: the files do not have the same columns ({error}). Name one of them") from error
-    alike = all(each.schema.equals(tables[0].schema) for each in tables)
-    return table if alike else table.replace_schema_metadata(None)  # which says what columns the first file has
 
 
 def _load_saved(folder: Path, split: str) -> Any:
@@ -226,7 +217,7 @@ def _load_file(path: Path, bad_rows: BadRows) -> Found:
     if not path.name.endswith(SUFFIXES):
         raise InputError(f"{path}: unknown kind of file; expected one of {', '.join(SUFFIXES)}")
     if path.suffix in (".parquet", ".csv"):
-        return _from_table(path, _read(_read_table, path, bad_rows)), None
+        return table_to_dataset(path, _read(read_table, path, bad_rows)), None
     return to_dataset(path, _read(read_records, path, bad_rows), bad_rows)
 
 
@@ -242,78 +233,6 @@ def _read(reader: Callable[[Path, BadRows], T], path: Path, bad_rows: BadRows) -
 
 
 _LFS_POINTER = b"version https://git-lfs"
-
-
-def _read_table(path: Path, bad_rows: BadRows) -> Any:
-    return _read_csv(path, bad_rows) if path.suffix == ".csv" else _read_parquet(path)
-
-
-def _from_table(path: Path, table: Any) -> Dataset:
-    from datasets import Dataset
-    from datasets.table import InMemoryTable
-
-    names = table.column_names
-    if twice := [name for name in names if names.count(name) > 1]:
-        raise InputError(f'{path}: the column "{twice[0]}" is there twice. Rename or remove one')
-    try:
-        return Dataset(InMemoryTable(table))
-    except Exception as error:  # kinds of columns that arrow has and `datasets` has not
-        raise InputError(f"{path}: these columns do not make a set ({error}). Write it again") from error
-
-
-def _read_parquet(path: Path) -> Any:
-    import pyarrow as pa
-    from pyarrow import parquet
-
-    try:
-        table = parquet.read_table(path)
-        table.validate(full=True)  # text that is not UTF-8 included
-        return table
-    except (pa.ArrowException, ValueError) as error:
-        raise InputError(f"{path}: not a valid parquet file ({error}). Write it again") from error
-
-
-# Arrow, as RFC 4180, knows quotes at the beginning of a field only; inside, "" stands for one
-_QUOTED_FIELD = re.compile(rb'(?:\A|(?<=[,\r\n]))"(?:[^"]*"")*[^"]*(?P<end>"?)')
-
-
-def _read_csv(path: Path, bad_rows: BadRows) -> Any:
-    import pyarrow as pa
-    from pyarrow import csv
-
-    misfits = []
-
-    def note(record: Any) -> str:
-        misfits.append(record)
-        return "skip"
-
-    content = path.read_bytes()
-    try:
-        content.decode("utf-8")
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise InputError(f"{path}:{line}: not UTF-8: {error.reason}. Save the file as UTF-8") from error
-    for field in _QUOTED_FIELD.finditer(content.removeprefix(BOM)):
-        if not field["end"]:  # arrow would take all rows up to the end of the file for this field
-            line = content.count(b"\n", 0, field.start()) + 1
-            raise InputError(
-                f"{path}:{line}: a quote opens here and is never closed. Close it, or write the file again"
-            )
-    # A row has to fit in a block. One thread, as several do not count the records
-    whole_file = csv.ReadOptions(block_size=min(len(content) + 1, 2**31 - 1), use_threads=False)
-    try:
-        table = csv.read_csv(
-            pa.BufferReader(content), whole_file, csv.ParseOptions(newlines_in_values=True, invalid_row_handler=note)
-        )
-    except (pa.ArrowException, ValueError) as error:
-        raise InputError(f"{path}: not a valid csv file ({error}). Write it again") from error
-    for record in misfits:
-        bad_rows.add(
-            f"{path}: record {record.number} (the head is 1)",
-            f"not a valid csv record: Expected {record.expected_columns} columns, got {record.actual_columns}. "
-            "Put fields with commas in quotes",
-        )
-    return table
 
 
 # --- checks shared by prompts and preferences --------------------------------------------------------------------
