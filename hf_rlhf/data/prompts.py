@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, get_args
 from hf_rlhf.data.files import list_rows, read_columns, require_dataset
 from hf_rlhf.data.json_columns import keep_own_keys, make_dataset, put_beside
 from hf_rlhf.data.layouts import Layout, layout_of
-from hf_rlhf.data.preferences import PreferenceReport, fingerprint, prepare_with_rows
+from hf_rlhf.data.preferences import PreferenceReport, fingerprint, prepare_with_rows, template_options
 from hf_rlhf.data.prompt_checks import (
     OVERLONG_CHOICES,
     Overlong,
@@ -148,7 +148,8 @@ def with_prompts(dataset: Dataset, *, source: str) -> PromptSet:
             f'{source}: no column "prompt", and the pairs are plain text [{report.layout}], so their prompts cannot be '
             "told from their answers. Add a prompt column, or write the pairs as lists of messages"
         )
-    first_rows = {fingerprint(prompt): row for row, prompt in reversed(list(enumerate(pairs["prompt"])))}
+    whole = zip(pairs["prompt"], template_options(pairs, source=source), strict=True)
+    first_rows = {fingerprint(*each): row for row, each in reversed(list(enumerate(whole)))}
     answers = [name for name in ("chosen", "rejected", "margin") if name in pairs.column_names]
     logger.info("%s; %d distinct prompts", report, len(first_rows))
     kept = sorted(first_rows.values())

@@ -9,6 +9,7 @@ from tiny import make_model, make_tokenizer
 
 from hf_rlhf.data import load_rows, prepare_preferences, prepare_prompts, prepare_texts
 from hf_rlhf.data.files import read_columns, read_rows
+from hf_rlhf.data.json_columns import make_dataset
 from hf_rlhf.data.preferences import fingerprint
 from hf_rlhf.data.report import Limit, check_preferences, check_prompt_set, check_text_set
 
@@ -243,3 +244,23 @@ def test_rows_that_differ_in_an_argument_that_is_none_are_two():
         prepare_preferences(datasets.Dataset.from_list(rows, on_mixed_types="use_json"), source="rows").report.rows_out
         == 2
     )
+
+
+def test_rows_that_differ_in_their_tools_are_no_duplicates():
+    rows = [
+        {
+            "prompt": CALLS[0][:1],
+            "chosen": CALLS[0][-1:],
+            "rejected": [{"role": "assistant", "content": "bad"}],
+            "tools": tools,
+        }
+        for tools in (*TOOLS, None, None)
+    ]
+    made = make_dataset({name: [row[name] for row in rows] for name in rows[0]})
+    assert prepare_preferences(made, source="rows").report.rows_out == 3
+    dialogues = make_dataset(
+        {name: [row["prompt"] + row[name] for row in rows] for name in ("chosen", "rejected")}
+        | {"tools": [row["tools"] for row in rows]}
+    )
+    prompts = prepare_prompts(dialogues, make_tokenizer(), max_prompt_length=50, source="rows")
+    assert prompts["tools"][:] == [*TOOLS, None]
