@@ -1,5 +1,6 @@
 """What the recipes share: loading rows and models, and the result they return."""
 
+import difflib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -46,8 +47,16 @@ def run_begun(data: DataArguments, training) -> Iterator[str | None]:
     from transformers.integrations import get_available_reporting_integrations
     from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
-    for tracker in set(training.report_to) & set(INTEGRATION_TO_CALLBACK) - set(get_available_reporting_integrations()):
-        raise InputError(f"report_to={tracker}: {tracker} is not installed; pip install it, or set report_to to none")
+    for tracker in map(str, training.report_to):
+        if tracker not in INTEGRATION_TO_CALLBACK:
+            close = difflib.get_close_matches(tracker, INTEGRATION_TO_CALLBACK, n=1)
+            meant = f"Did you mean {close[0]}? " if close else ""
+            known = ", ".join(sorted(INTEGRATION_TO_CALLBACK))
+            raise InputError(f"report_to={tracker} is invalid: there is no such tracker. {meant}There are {known}")
+        if tracker not in get_available_reporting_integrations():
+            raise InputError(
+                f"report_to={tracker}: {tracker} is not installed; pip install it, or set report_to to none"
+            )
     if data.resume is not None and training.resume_from_checkpoint is not None:
         raise InputError("resume and resume_from_checkpoint say the same thing; give one of them")
     require_folder_name(str(training.output_dir))
@@ -117,6 +126,21 @@ def load_start(model_args: ModelArguments, *, trainable: bool = False, **kwargs:
     name = adapter_folder(model_args.model_name_or_path)
     kwargs |= model_args.load_kwargs()
     return load_policy(name, adds_adapter=model_args.use_peft, trainable=trainable, **kwargs)
+
+
+def set_special_tokens(tokenizer: Any, training: Any) -> None:
+    """Give the tokenizer the end and padding tokens that the flags name. Raises `InputError` for unknown ones."""
+    for name in ("eos_token", "pad_token"):
+        token = getattr(training, name, None)
+        if token is None:
+            continue
+        if token not in tokenizer.get_vocab():
+            known = ", ".join(map(str, tokenizer.all_special_tokens))
+            raise InputError(
+                f"{name}={token} is invalid: the tokenizer {tokenizer.name_or_path} has no such token. Its special tokens"
+                f" are {known}"
+            )
+        setattr(tokenizer, name, token)
 
 
 def tokenizer_of(model_args: ModelArguments, chat_template_path: str | None = None, **kwargs: Any):

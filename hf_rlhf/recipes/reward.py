@@ -19,7 +19,16 @@ from hf_rlhf.recipes.arguments import (
     RewardTrainingArguments,
     peft_config,
 )
-from hf_rlhf.recipes.common import RunResult, announce, open_hub, output_folder, release, run_begun, tokenizer_of
+from hf_rlhf.recipes.common import (
+    RunResult,
+    announce,
+    open_hub,
+    output_folder,
+    release,
+    run_begun,
+    set_special_tokens,
+    tokenizer_of,
+)
 from hf_rlhf.recipes.data import reward_sets
 from hf_rlhf.records import write_settings
 from hf_rlhf.reward_modeling.training import (
@@ -64,6 +73,7 @@ def _train(
 ) -> RunResult:
     trust = training.trust_remote_code
     tokenizer = tokenizer_of(model, training.chat_template_path, trust_remote_code=trust)
+    set_special_tokens(tokenizer, training)
     train_set, eval_set, report, _ = reward_sets(script, training, tokenizer)
     set_seed(training.seed)  # before the score head's random start
     classifier = load_sequence_classifier(model.model_name_or_path, **model.load_kwargs(), trust_remote_code=trust)

@@ -66,7 +66,9 @@ def test_a_signal_saves_stops_and_the_run_goes_on_to_the_same_bits(tmp_path, kin
     assert max(row["step"] for row in metrics_of(tmp_path / "run")) <= stopped_at
     for folder in ("run", "whole"):
         errors = tmp_path / f"{folder}-end.txt"
-        assert in_child(lambda folder=folder: RUNS[kind](tmp_path / folder), stderr=errors) == 0, errors.read_text(encoding="utf-8")
+        assert in_child(lambda folder=folder: RUNS[kind](tmp_path / folder), stderr=errors) == 0, errors.read_text(
+            encoding="utf-8"
+        )
     assert outcome(tmp_path / "run") == outcome(tmp_path / "whole")
 
 
