@@ -15,11 +15,12 @@ from transformers.trainer_callback import ExportableState
 
 from hf_rlhf.checkpoint.folders import PREFIX, checkpoints, commit, new_scratch, rotate
 from hf_rlhf.checkpoint.lock import locked, require_folder_name
+from hf_rlhf.checkpoint.optimizer import require_optimizer
 from hf_rlhf.checkpoint.resume import resume_point
 from hf_rlhf.checkpoint.signals import StopSignals
 from hf_rlhf.checkpoint.state import load_state, random_state, save_state, set_random_state
 from hf_rlhf.distributed import by_first_rank, failing_together, gather_in_order, global_max, rank, world_size
-from hf_rlhf.errors import InputError, RunFailed, RunStopped
+from hf_rlhf.errors import InputError, RunFailed, RunStopped, refusals_of_libraries
 from hf_rlhf.models.adapters import is_peft_model, saves_embeddings
 from hf_rlhf.progress import say
 from hf_rlhf.records import METRICS_FILE, append_json_line, cut_logs, log_sizes, versions
@@ -47,6 +48,8 @@ class DurableTrainer(Trainer):
         if given is not None:
             require_durable_settings(given)
         super().__init__(*args, **kwargs)
+        if self.optimizer is None and not self.is_deepspeed_enabled:
+            require_optimizer(self.args, cast(Any, self.model))
         self.signals = StopSignals(active=False)
         self.nonfinite_updates = 0  # of the whole run
         self._nonfinite_in_a_row = 0
@@ -56,6 +59,7 @@ class DurableTrainer(Trainer):
         self._stopped = False  # and have saved a checkpoint for
         self._saved_at: int | None = None  # the update of the checkpoint written last
         self._resumed_from: str | None = None
+        self._begun = False  # the first update is under way
         self.resumed_at = 0  # the update after which this process took up the run
         self.add_callback(_GoOn(self))
 
@@ -79,7 +83,9 @@ class DurableTrainer(Trainer):
         with locked(self.folder), StopSignals(active=self.args.save_strategy != "no") as self.signals:
             self._stop_signal, self._stopped = 0, False
             self._resumed_from = resume_point(self.folder, resume_from_checkpoint)
-            return super().train(self._resumed_from, *args, **kwargs)
+            self._begun = False
+            with refusals_of_libraries(self.args, until=lambda: self._begun):
+                return super().train(self._resumed_from, *args, **kwargs)
 
     def _run_epoch(self, **kwargs):
         """As in Trainer; a run resumed from its last update has no more of them."""
@@ -345,6 +351,7 @@ class DurableTrainer(Trainer):
 
         Trainer itself sets the generators before the next update, and so not at all where none is left.
         """
+        self._begun = True
         if self._resumed_from is None:
             return
         state = load_state(Path(self._resumed_from), RUN)

@@ -31,6 +31,7 @@ from hf_rlhf.models.backbone import counted_ids, counted_states, disable_dropout
 from hf_rlhf.models.critics import Critic, ModelCritic, ValueHeadCritic
 from hf_rlhf.models.heads import ValueHead
 from hf_rlhf.models.load import load_full_weights, require_causal_lm, require_full_training
+from hf_rlhf.models.lora_targets import require_known_layers
 from hf_rlhf.ops.logprobs import token_kl, token_logprobs
 from hf_rlhf.types import Model, Sequences
 
@@ -296,6 +297,7 @@ def wrap_policy(model: Model, peft_config=None, *, keep_reference: bool = False)
         require_full_training(model, "the model")
         return model.requires_grad_(True)
     require_trainable_adapter(peft_config)
+    require_known_layers(model, peft_config)
     wrapped = get_peft_model(model, peft_config, adapter_name=POLICY)
     if keep_reference:
         copy_adapter(wrapped, POLICY, REFERENCE)

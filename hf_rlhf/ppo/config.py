@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from transformers import TrainingArguments
 
+from hf_rlhf.checkpoint.best import settle_best_metric
 from hf_rlhf.compat.names import RENAMED, explain_names
 from hf_rlhf.errors import InputError
 from hf_rlhf.ops.kl import FULL_KL, KL_ESTIMATORS
@@ -14,6 +15,19 @@ from hf_rlhf.rollout.sampling import Sampling
 KL_CHOICES = (*KL_ESTIMATORS, FULL_KL)
 VLLM_IMPORTANCE_CAP = 3.0  # as in TRL's GRPO
 CRITICS = ("value_head", "adapter", "model")
+EVALUATED: dict[str, bool | None] = {
+    "reward": True,
+    "kl": False,
+    "reward_std": None,
+    "completions/mean_length": None,
+    "completions/min_length": None,
+    "completions/max_length": None,
+    "completions/clipped_ratio": False,
+    "rewards/unscored": False,
+    "rewards/<name>/mean": True,
+    "rewards/<name>/std": None,
+}
+"""The metrics of an evaluation, without `eval_`: whether more is better, None where that depends."""
 
 
 def _flag(default, text: str):
@@ -145,6 +159,7 @@ class PPOConfig(TrainingArguments):
     num_logged_samples: int = _flag(4, "Completions written to samples.jsonl at each iteration and evaluation.")
 
     def __post_init__(self):
+        settle_best_metric(self, EVALUATED)
         super().__post_init__()
         self._check()
         if self.n_gpu > 1:

@@ -1,12 +1,13 @@
 """From what a user gives to `PPOTrainer` to checked data and one module of models."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from datasets import IterableDataset
 from torch import nn
 
+from hf_rlhf.checkpoint.best import require_best_metric
 from hf_rlhf.data.language_modeling import prepare_texts
 from hf_rlhf.data.prompts import prepare_prompts
 from hf_rlhf.errors import InputError
@@ -15,7 +16,9 @@ from hf_rlhf.models.adapters import POLICY, base_of, is_peft_model
 from hf_rlhf.models.backbone import state_width
 from hf_rlhf.models.critics import build_critic
 from hf_rlhf.models.policy import PolicyWithValue, wrap_policy
-from hf_rlhf.ppo.config import PPOConfig, check_context_length
+from hf_rlhf.ppo.config import EVALUATED, PPOConfig, check_context_length
+from hf_rlhf.rewards.calls import takes_by_name
+from hf_rlhf.rewards.contract import Rewards
 from hf_rlhf.rollout.continuous_batching import ContinuousBatchingEngine, require_batchable
 from hf_rlhf.rollout.engines import Engine, TransformersEngine
 from hf_rlhf.rollout.vllm_engine import VLLMEngine, logprobs_wanted, require_servable, vocabulary_of
@@ -54,6 +57,23 @@ def prepared_texts(dataset, tokenizer, args: PPOConfig):
     if dataset is None:
         return None
     return prepare_texts(dataset, tokenizer, max_ptx_length=args.max_ptx_length, source="ptx_dataset")
+
+
+def require_measured_best(args: PPOConfig, rewards: Rewards, eval_sets) -> None:
+    """Raise `InputError` when no evaluation on `eval_sets` can measure `metric_for_best_model`.
+
+    A reward that names `log_metric` among its arguments may measure anything.
+    """
+    if eval_sets is None or any(takes_by_name(function, "log_metric") for function in rewards.functions):
+        return
+    names = [each for name in EVALUATED for each in _of_each_reward(name, rewards.names)]
+    if isinstance(eval_sets, Mapping):
+        names = [f"{key}_{name}" for key in eval_sets for name in names]
+    require_best_metric(args, names)
+
+
+def _of_each_reward(metric: str, names: Sequence[str]) -> list[str]:
+    return [metric.replace("<name>", name) for name in names] if "<name>" in metric else [metric]
 
 
 def require_roles_of_their_own(model, ref_model, value_model, reward_funcs) -> None:

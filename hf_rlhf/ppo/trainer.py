@@ -46,6 +46,7 @@ from hf_rlhf.ppo.setup import (
     prepared_evaluation,
     prepared_prompts,
     prepared_texts,
+    require_measured_best,
     require_positions,
     require_roles_of_their_own,
 )
@@ -140,6 +141,7 @@ class PPOTrainer(IterationTrainer):
                 self.rewards.require_columns(self.prompt_set.column_names)
             if args.score_while_sampling:
                 require_functions(self.rewards)
+            require_measured_best(args, self.rewards, eval_sets)
         super().__init__(
             model=policy,
             args=args,

@@ -2,17 +2,30 @@
 
 import copy
 import logging
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from trl import ModelConfig, RewardConfig, SFTConfig
 
+from hf_rlhf.checkpoint.best import require_best_metric, settle_best_metric
 from hf_rlhf.errors import InputError
 from hf_rlhf.models.load import EMBEDDED_MODEL
 from hf_rlhf.models.precision import NATIVE, native_dtype
 
 logger = logging.getLogger(__name__)
+
+# The metrics of trl's evaluations, without `eval_`: whether more is better, None where that depends.
+SFT_EVALUATED = {"loss": False, "mean_token_accuracy": True, "entropy": None}
+REWARD_EVALUATED = {
+    "loss": False,
+    "accuracy": True,
+    "margin": True,
+    "min_reward": None,
+    "mean_reward": None,
+    "max_reward": None,
+}
 
 
 def flag(default, text: str):
@@ -36,7 +49,30 @@ class ModelArguments(ModelConfig):
 
     def __post_init__(self):
         self.lora_target_modules = self.lora_target_modules or ["all-linear"]
-        super().__post_init__()
+        super().__post_init__()  # which makes one name a text, and PEFT reads a text as a regular expression
+        if isinstance(self.lora_target_modules, str) and re.fullmatch(r"[\w.]+", self.lora_target_modules):
+            self.lora_target_modules = [self.lora_target_modules]
+        if self.use_peft:
+            self._check_lora()
+
+    def _check_lora(self) -> None:
+        targets = self.lora_target_modules
+        rules = {
+            "lora_r": (self.lora_r >= 1, "at least 1. To train every weight, set use_peft to false"),
+            "lora_alpha": (self.lora_alpha >= 1, "at least 1: LoRA is scaled by it, and 0 trains nothing"),
+            "lora_dropout": (0 <= self.lora_dropout < 1, "from 0 to below 1"),
+            "lora_task_type": (
+                self.lora_task_type in ("CAUSAL_LM", "SEQ_CLS"),
+                "left out: the command says what is trained",
+            ),
+            "lora_target_modules": (
+                isinstance(targets, str) or "all-linear" not in (targets or ()),
+                "all-linear alone, or names of layers without it",
+            ),
+        }
+        for name, (holds, rule) in rules.items():
+            if not holds:
+                raise InputError(f"{name}={getattr(self, name)} is invalid: it must be {rule}.")
 
     def on(self, device: torch.device) -> "ModelArguments":
         """Return these flags with the `dtype` that `native` stands for on `device`.
@@ -125,6 +161,8 @@ class RewardTrainingArguments(RewardConfig):
 
     def __post_init__(self):
         _fit_to_machine(self)
+        settle_best_metric(self, REWARD_EVALUATED)
+        require_best_metric(self, REWARD_EVALUATED)
         super().__post_init__()
 
 
@@ -138,6 +176,8 @@ class SFTTrainingArguments(SFTConfig):
 
     def __post_init__(self):
         _fit_to_machine(self)
+        settle_best_metric(self, SFT_EVALUATED)
+        require_best_metric(self, SFT_EVALUATED)
         super().__post_init__()
 
 
@@ -146,6 +186,8 @@ def peft_config(model_args: ModelArguments, **overrides: Any):
     from trl import get_peft_config
 
     config = get_peft_config(model_args)
+    if config is not None:
+        config.task_type = "CAUSAL_LM"  # a reward model's trainer makes it its own
     for name, value in overrides.items():
         if config is not None:
             setattr(config, name, value)

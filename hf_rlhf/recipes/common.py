@@ -1,6 +1,7 @@
 """What the recipes share: loading rows and models, and the result they return."""
 
 import copy
+import difflib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -50,8 +51,16 @@ def run_begun(data: DataArguments, training) -> Iterator[str | None]:
     from transformers.integrations import get_available_reporting_integrations
     from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
-    for tracker in set(training.report_to) & set(INTEGRATION_TO_CALLBACK) - set(get_available_reporting_integrations()):
-        raise InputError(f"report_to={tracker}: {tracker} is not installed; pip install it, or set report_to to none")
+    for tracker in map(str, training.report_to):
+        if tracker not in INTEGRATION_TO_CALLBACK:
+            close = difflib.get_close_matches(tracker, INTEGRATION_TO_CALLBACK, n=1)
+            meant = f"Did you mean {close[0]}? " if close else ""
+            known = ", ".join(sorted(INTEGRATION_TO_CALLBACK))
+            raise InputError(f"report_to={tracker} is invalid: there is no such tracker. {meant}There are {known}")
+        if tracker not in get_available_reporting_integrations():
+            raise InputError(
+                f"report_to={tracker}: {tracker} is not installed; pip install it, or set report_to to none"
+            )
     if data.resume is not None and training.resume_from_checkpoint is not None:
         raise InputError("resume and resume_from_checkpoint say the same thing; give one of them")
     require_folder_name(str(training.output_dir))
@@ -127,9 +136,8 @@ def load_start(model_args: ModelArguments, load: Callable[..., Any] = load_polic
     model = load(model_args.model_name_or_path, **trains_adapter, **kwargs)
     if adapter is not None and rank() == 0:
         further = "is trained further, with its own settings and not those of the lora_* flags"
-        print(
-            f"start: the adapter {adapter} on {base}; it {further if model_args.use_peft else 'is merged into its base'}"
-        )
+        becomes = further if model_args.use_peft else "is merged into its base"
+        say(f"start: the adapter {adapter} on {base}; it {becomes}")
     return model
 
 
@@ -144,6 +152,21 @@ def start_settings(model_args: ModelArguments) -> dict[str, Any]:
     """For a model card: the adapter from which training started, if it was one."""
     adapter = base_and_adapter(model_args)[1]
     return {} if adapter is None else {"started from the adapter": shown_name(adapter)}
+
+
+def set_special_tokens(tokenizer: Any, training: Any) -> None:
+    """Give the tokenizer the end and padding tokens that the flags name. Raises `InputError` for unknown ones."""
+    for name in ("eos_token", "pad_token"):
+        token = getattr(training, name, None)
+        if token is None:
+            continue
+        if token not in tokenizer.get_vocab():
+            known = ", ".join(map(str, tokenizer.all_special_tokens))
+            raise InputError(
+                f"{name}={token} is invalid: the tokenizer {tokenizer.name_or_path} has no such token. Its special tokens"
+                f" are {known}"
+            )
+        setattr(tokenizer, name, token)
 
 
 def tokenizer_of(model_args: ModelArguments, chat_template_path: str | None = None, **kwargs: Any):

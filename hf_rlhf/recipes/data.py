@@ -33,7 +33,8 @@ from hf_rlhf.recipes.arguments import (
     SFTTrainingArguments,
     flag,
 )
-from hf_rlhf.recipes.common import load_split, tokenizer_of, wants_evaluation
+from hf_rlhf.recipes.common import load_split, set_special_tokens, tokenizer_of, wants_evaluation
+from hf_rlhf.recipes.losses import require_fitting_loss
 
 TRAINING, EVALUATION, PTX = "training", "evaluation", "PPO-ptx texts"
 
@@ -65,10 +66,12 @@ def sft_sets(script: DataArguments, training: SFTTrainingArguments, tokenizer) -
     """Demonstrations. Raises `InputError` for anything wrong in them; rows in both sets are a warning."""
     limit = Limit("max_length", training.max_length, "are cut on the right")
     train = check_text_set(load_split(script), tokenizer, role=TRAINING, limit=limit)
+    require_fitting_loss(train, training, tokenizer)
     _require_batch(train, training)
     if not wants_evaluation(script, training):
         return Sets(train.dataset, None, DataReport([train.report]))
     evaluation = check_text_set(load_split(script, evaluation=True), tokenizer, role=EVALUATION, limit=limit)
+    require_fitting_loss(evaluation, training, tokenizer)
     return _with_shared(train, evaluation, train.report.columns)
 
 
@@ -110,6 +113,9 @@ def _with_shared(train: CheckedSet, evaluation: CheckedSet, columns: list[str]) 
 
 
 def _require_batch(checked: CheckedSet, training) -> None:
+    for name in ("per_device_train_batch_size", "gradient_accumulation_steps"):
+        if getattr(training, name) < 1:
+            raise InputError(f"{name}={getattr(training, name)} is invalid: it must be at least 1")
     batch = training.per_device_train_batch_size * training.gradient_accumulation_steps * training.world_size
     why = (
         f"per_device_train_batch_size {training.per_device_train_batch_size} x gradient_accumulation_steps"
@@ -142,6 +148,7 @@ def report_data(stage: str, command: DataCommandArguments, script, training, mod
     chat_template_path = script.chat_template_path if stage == "ppo" else training.chat_template_path
     trust = getattr(training, "trust_remote_code", False)  # ppo has no such flag
     tokenizer = tokenizer_of(model, chat_template_path, trust_remote_code=trust)
+    set_special_tokens(tokenizer, training)
     report = STAGES[stage](script, training, tokenizer).report
     say(str(report))
     if command.report_folder is not None:

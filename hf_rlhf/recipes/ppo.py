@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 
 from hf_rlhf.distributed import failing_together
-from hf_rlhf.errors import InputError
+from hf_rlhf.errors import InputError, refusals_of_libraries
 from hf_rlhf.hub.push import push_folder
 from hf_rlhf.models.adapters import is_peft_model
 from hf_rlhf.models.critics import run_folder, saved_critics
@@ -67,16 +67,17 @@ def _train(
     require_fitting_tokenizer(policy, tokenizer)
     training = _with_critic(training, model.model_name_or_path)
     open_hub(training)
-    trainer = PPOTrainer(
-        policy,
-        rewards,
-        training,
-        train_set,
-        eval_dataset=eval_set,
-        processing_class=tokenizer,
-        peft_config=None if is_peft_model(policy) else peft_config(model),
-        ptx_dataset=texts,
-    )
+    with refusals_of_libraries(training, model):
+        trainer = PPOTrainer(
+            policy,
+            rewards,
+            training,
+            train_set,
+            eval_dataset=eval_set,
+            processing_class=tokenizer,
+            peft_config=None if is_peft_model(policy) else peft_config(model),
+            ptx_dataset=texts,
+        )
     folder = output_folder(training)
     trainer.settings = (training, model, script)
     announce(report, training)

@@ -30,6 +30,7 @@ from hf_rlhf.recipes.common import (
     output_folder,
     release,
     run_begun,
+    set_special_tokens,
     start_settings,
     tokenizer_of,
     without_template,
@@ -78,6 +79,7 @@ def _train(
 ) -> RunResult:
     trust = training.trust_remote_code
     tokenizer = tokenizer_of(model, training.chat_template_path, trust_remote_code=trust)
+    set_special_tokens(tokenizer, training)
     train_set, eval_set, report, _ = reward_sets(script, training, tokenizer)
     set_seed(training.seed)  # before the score head's random start
     classifier = load_start(model, load_reward_start, trust_remote_code=trust)

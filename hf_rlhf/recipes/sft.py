@@ -3,9 +3,11 @@
 from pathlib import Path
 from typing import Any
 
+from hf_rlhf.errors import refusals_of_libraries
 from hf_rlhf.hub.push import push_folder
 from hf_rlhf.models.adapters import is_peft_model
 from hf_rlhf.models.load import public_name, require_fitting_tokenizer
+from hf_rlhf.models.lora_targets import require_known_layers
 from hf_rlhf.recipes.arguments import (
     DataArguments,
     ModelArguments,
@@ -22,6 +24,7 @@ from hf_rlhf.recipes.common import (
     output_folder,
     release,
     run_begun,
+    set_special_tokens,
     start_settings,
     tokenizer_of,
     without_template,
@@ -49,6 +52,7 @@ def _train(
 
     trust = training.trust_remote_code
     tokenizer = tokenizer_of(model, training.chat_template_path, trust_remote_code=trust)
+    set_special_tokens(tokenizer, training)
     train_set, eval_set, report, _ = sft_sets(script, training, tokenizer)
     policy = load_start(model, trainable=True, trust_remote_code=trust)
     config = None if is_peft_model(policy) else peft_config(model)
@@ -56,14 +60,16 @@ def _train(
         make_room_for_template(policy, tokenizer, model, config, trust_remote_code=trust)
     require_fitting_tokenizer(policy, tokenizer)
     open_hub(training)
-    trainer: Any = SFTTrainer(
-        model=policy,
-        args=without_template(training),
-        train_dataset=train_set,
-        eval_dataset=eval_set,
-        processing_class=tokenizer,
-        peft_config=config,
-    )
+    require_known_layers(policy, config)
+    with refusals_of_libraries(training, model):
+        trainer: Any = SFTTrainer(
+            model=policy,
+            args=without_template(training),
+            train_dataset=train_set,
+            eval_dataset=eval_set,
+            processing_class=tokenizer,
+            peft_config=config,
+        )
     announce(report, training)
     with adapters_in_base_dtype(trainer.model):
         trainer.train(resume_from_checkpoint=checkpoint)

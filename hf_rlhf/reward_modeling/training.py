@@ -5,8 +5,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from hf_rlhf.errors import refusals_of_libraries
 from hf_rlhf.models.adapted import head_name
 from hf_rlhf.models.adapters import compute_in_base_dtype, is_peft_model, without_input_casting
+from hf_rlhf.models.lora_targets import require_known_layers
 from hf_rlhf.progress import use_compact_progress
 from hf_rlhf.types import Model
 
@@ -29,14 +31,16 @@ def make_reward_trainer(classifier: Model, tokenizer, args, train_dataset, eval_
     if peft_config is not None:
         peft_config.task_type = "SEQ_CLS"
         peft_config.modules_to_save = sorted({*(peft_config.modules_to_save or ()), head_name(classifier)})
-    trainer = RewardTrainer(
-        model=classifier,
-        args=args,
-        train_dataset=train_dataset,
-        eval_dataset=eval_dataset,
-        processing_class=tokenizer,
-        peft_config=peft_config,
-    )
+        require_known_layers(classifier, peft_config)
+    with refusals_of_libraries(args):
+        trainer = RewardTrainer(
+            model=classifier,
+            args=args,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=tokenizer,
+            peft_config=peft_config,
+        )
     use_compact_progress(trainer, (("loss", "loss", 3), ("accuracy", "accuracy", 2), ("margin", "margin", 2)))
     return trainer
 

@@ -65,6 +65,14 @@ def required_arguments(function: Callable[..., Any]) -> set[str]:
     return {each.name for each in parameters if each.kind in named and each.default is each.empty}
 
 
+def takes_by_name(function: Callable[..., Any], argument: str) -> bool:
+    """Whether the function's signature names the argument."""
+    try:
+        return argument in inspect.signature(function).parameters
+    except (TypeError, ValueError):
+        return False
+
+
 def _is_async(function: Callable[..., Any]) -> bool:
     return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)
 

@@ -5,6 +5,8 @@ import json
 import pytest
 from tiny import make_model, make_tokenizer
 
+from hf_rlhf.cli import main
+
 
 @pytest.fixture
 def model_folder(tmp_path):
@@ -36,3 +38,19 @@ def flags(model_folder, tmp_path):
         "--output_dir", str(tmp_path / "out"), "--per_device_train_batch_size", "4", "--report_to", "none",
         "--disable_tqdm", "true", "--use_cpu", "true", "--save_strategy", "no",
     ]  # fmt: skip
+
+
+@pytest.fixture
+def failing(capsys, tmp_path):
+    """Run a command that must fail; returns its message."""
+
+    def run(*argv):
+        status = main(list(argv))
+        output = capsys.readouterr()
+        assert status == 2, output.err
+        assert output.err.count("error:") == 1
+        assert "Traceback" not in output.err
+        assert not (tmp_path / "out").exists(), "something was written"
+        return output.err
+
+    return run

@@ -10,22 +10,6 @@ from tiny_data import PPO_FLAGS, conversational_pairs, prompt_rows
 from hf_rlhf.cli import main
 
 
-@pytest.fixture
-def failing(capsys, tmp_path):
-    """Run a command that must fail; returns its message."""
-
-    def run(*argv):
-        status = main(list(argv))
-        output = capsys.readouterr()
-        assert status == 2, output.err
-        assert output.err.count("error:") == 1
-        assert "Traceback" not in output.err
-        assert not (tmp_path / "out").exists(), "something was written"
-        return output.err
-
-    return run
-
-
 def test_empty_set(failing, flags, write_rows):
     message = failing("reward", "--dataset_name", write_rows([]), *flags)
     assert "rows.jsonl" in message
