@@ -11,7 +11,7 @@ from pathlib import Path
 
 from hf_rlhf.errors import InputError
 from hf_rlhf.hub.push import push_folder
-from hf_rlhf.models.adapters import adapter_base, is_peft_model
+from hf_rlhf.models.adapters import adapter_base, base_of, is_peft_model
 from hf_rlhf.models.critics import run_folder, saved_critics
 from hf_rlhf.models.load import public_name, require_fitting_tokenizer
 from hf_rlhf.planning.memory import peak_bytes
@@ -32,6 +32,7 @@ from hf_rlhf.recipes.data import ppo_sets
 from hf_rlhf.recipes.plan import planned_peak, write_plan
 from hf_rlhf.records import iteration_rows
 from hf_rlhf.rewards.contract import RewardFunction
+from hf_rlhf.rollout.stops import configured_end_ids, stop_token_ids
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +63,7 @@ def _train(
     planned = planned_peak(script, training, model)
     policy = load_start(model)
     require_fitting_tokenizer(policy, tokenizer)
+    configured = configured_end_ids(base_of(policy))
     training = _with_critic(training, model.model_name_or_path)
     open_hub(training)
     trainer = PPOTrainer(
@@ -83,7 +85,8 @@ def _train(
     trainer.save_model(_internal_call=True)  # which does not push: the card is not there yet
     if trainer.is_world_process_zero():
         peak = peak_bytes(training.device)
-        _write_card(folder, script, training, model, metrics)
+        ends = stop_token_ids(base_of(policy), tokenizer, training.sampling)
+        _write_card(folder, script, training, model, metrics, ends if set(ends) - set(configured) else None)
         if trainer.state.global_step > trainer.resumed_at:  # or nothing was measured, and plan.json stays
             write_plan(folder, planned, peak)
         if training.push_to_hub:
@@ -125,7 +128,14 @@ def _function(name: str) -> RewardFunction:
         raise InputError(f"reward {name!r}: {error}; name a function as module:name or file.py:name") from error
 
 
-def _write_card(folder: Path, script: PPOArguments, training: PPOConfig, model: ModelArguments, metrics) -> None:
+def _write_card(
+    folder: Path,
+    script: PPOArguments,
+    training: PPOConfig,
+    model: ModelArguments,
+    metrics,
+    end_ids: list[int] | None,
+) -> None:
     from hf_rlhf.evaluation.metrics import BeforeAfter
     from hf_rlhf.evaluation.plots import plot_training
     from hf_rlhf.hub.model_card import hub_names, policy_card, shown_name
@@ -153,6 +163,7 @@ def _write_card(folder: Path, script: PPOArguments, training: PPOConfig, model: 
         reward_model=rewards or None,
         datasets=hub_names(script.dataset_name),
         adapter=model.use_peft or start is not None,
+        end_ids=end_ids,
     )
     (folder / "README.md").write_text(card, encoding="utf-8")
 
