@@ -48,7 +48,7 @@ class Trajectory:
     row: Mapping[str, Any]  # the data set's row: `prompt` and every other column
     prompt_ids: list[int]
     completion: Completion
-    text: str  # the completion, special tokens left out
+    text: str  # the answer: what the generation prompt began it with and the completion, special tokens left out
     mask: list[bool] | None = None  # (T,) True where the policy sampled the token; None: everywhere
     rewards: dict[str, float | None] = field(default_factory=dict)  # each by name, unweighted, its tokens added up
     extra: dict[str, Any] = field(default_factory=dict)  # what rewards logged about this completion

@@ -266,11 +266,13 @@ def _as_columns(flat: Tensor, sequences: Sequences) -> Tensor:
     return flat.new_zeros(sequences.mask.shape).index_put(sequences.counted, flat)
 
 
-def wrap_policy(model: Model, peft_config=None, *, keep_reference: bool = False) -> Model:
+def wrap_policy(model: Model, peft_config=None, *, keep_reference: bool = False, own_reference: bool = False) -> Model:
     """Make `model` trainable as a policy: full fine-tuning, a fresh LoRA adapter, or going on from a PEFT model.
 
-    A `PeftModel` keeps its active adapter as the policy's start, and a frozen copy of it becomes the reference. With
-    `keep_reference` a fresh adapter gets such a copy too, for a reference that follows the policy.
+    The active adapter of a `PeftModel` is the policy's start. It becomes the adapter `policy`, with a frozen copy
+    `reference` unless the reference is a model (`own_reference`); under its former name it is gone, so that no third copy
+    takes memory, and `save_pretrained` of the `PeftModel` cannot write the untrained start where the trained policy is
+    looked for. With `keep_reference` a fresh adapter gets such a copy too, for a reference that follows the policy.
     Raises `InputError` for a `PeftModel` together with `peft_config`, and for adapters that are not LoRA-like.
     """
     from peft import get_peft_model
@@ -285,7 +287,10 @@ def wrap_policy(model: Model, peft_config=None, *, keep_reference: bool = False)
         require_trainable_adapter(model.peft_config[start])
         if start != POLICY:
             copy_adapter(model, start, POLICY)
-        copy_adapter(model, start, REFERENCE)
+            model.set_adapter(POLICY)
+            model.delete_adapter(start)
+        if not own_reference:
+            copy_adapter(model, POLICY, REFERENCE)
         model.set_adapter(POLICY)
         return train_in_fp32(model)
     if getattr(model, "peft_config", None):

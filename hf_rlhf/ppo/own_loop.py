@@ -9,6 +9,7 @@ from torch import Tensor
 
 from hf_rlhf.errors import InputError
 from hf_rlhf.rewards.contract import Rewards
+from hf_rlhf.rollout.collect import trajectory_of
 from hf_rlhf.rollout.sampling import Sampling
 from hf_rlhf.rollout.support import require_supported
 from hf_rlhf.types import Completion, Trajectory
@@ -43,8 +44,7 @@ def given_trajectories(
             ended = any(words.endswith(stop) for stop in rules.sampling.stop_strings)
             completion = Completion(ids, [], stopped=ended or (bool(ids) and ids[-1] in rules.stop_ids))
         _require_possible(completion, rules, b)
-        text = tokenizer.decode(completion.ids, skip_special_tokens=True)
-        trajectory = Trajectory(row=row, prompt_ids=row["prompt_ids"], completion=completion, text=text)
+        trajectory = trajectory_of(row, completion, tokenizer)
         if masks is not None:
             if len(masks[b]) != len(completion.ids):
                 raise InputError(

@@ -105,7 +105,7 @@ def build_policy(
     follows = args.ref_model_sync_iterations is not None
     if follows and ref_model is not None:
         raise InputError("ref_model stays what it is, so it cannot go with ref_model_sync_iterations")
-    wrapped = wrap_policy(model, peft_config, keep_reference=follows)
+    wrapped = wrap_policy(model, peft_config, keep_reference=follows, own_reference=ref_model is not None)
     critic = build_critic(
         args.critic,  # pyright: ignore
         wrapped,

@@ -53,8 +53,8 @@ from hf_rlhf.ppo.setup import (
 from hf_rlhf.progress import use_compact_progress
 from hf_rlhf.rewards.sources import RewardSource, require_functions, resolve_rewards
 from hf_rlhf.rollout.collect import collect
-from hf_rlhf.rollout.engines import stop_token_ids
 from hf_rlhf.rollout.sampling import row_seed
+from hf_rlhf.rollout.stops import stop_at_end_of_turn, stop_token_ids
 from hf_rlhf.rollout.support import fill_in_support
 from hf_rlhf.rollout.vllm_engine import VLLMEngine
 from hf_rlhf.types import Completion, Model, Prompt, Sequences, Trajectory
@@ -65,7 +65,8 @@ class PPOTrainer(IterationTrainer):
     """Train a causal language model with PPO against one or more rewards.
 
     Args:
-        model: path or name, model, or `PeftModel` (whose adapter then is both the start and the frozen reference).
+        model: path or name, model, or `PeftModel`, whose active adapter is both the start and the frozen reference: it
+            becomes the adapters `policy`, which is trained and active, and `reference`.
         reward_funcs: one or more of: a callable by TRL's reward-function contract, the path of a reward model, a
             sequence-classification model. May be left out by those who give scores to `step`.
         args: see `PPOConfig`.
@@ -171,6 +172,7 @@ class PPOTrainer(IterationTrainer):
         self.prompts = None
         if self.prompt_set is not None:
             self.prompts = prompt_stream(self.prompt_set, args.rollout_batch_size, args.seed)
+            stop_at_end_of_turn(self.policy.model, processing_class, next(iter(self.prompt_set)), args.sampling)
         self.texts = None if texts is None else TextStream(texts, args.minibatch_size, args.seed)
         self.kl_control = args.kl_control()
         self.shaper = ScoreShaper(args.score_shaping())
@@ -370,7 +372,7 @@ class PPOTrainer(IterationTrainer):
         """
         if self._started != self.iteration:
             self._start_iteration(self.iteration)
-        rows = prompt_rows(prompts, self.processing_class, self.args.max_prompt_length)
+        rows = self._given_prompts(prompts)
         trajectories = self.sample(rows, self._seeds("train", self.iteration, len(rows), first=self._drawn))
         self._drawn += sum(gather_in_order([len(rows)]))
         return [trajectory.completion for trajectory in trajectories]
@@ -396,7 +398,7 @@ class PPOTrainer(IterationTrainer):
         """
         if self._started != self.iteration:
             self._start_iteration(self.iteration)
-        rows = prompt_rows(prompts, self.processing_class, self.args.max_prompt_length)
+        rows = self._given_prompts(prompts)
         causal_lm = base_of(self.policy.model)
         rules = TokenRules(
             vocab_size=causal_lm.config.get_text_config().vocab_size,
@@ -412,6 +414,11 @@ class PPOTrainer(IterationTrainer):
         finally:
             self._reset_attention()
         return self.iteration_log.last or self.iteration_log.finished()  # unless logging_steps passed it over
+
+    def _given_prompts(self, prompts: Sequence[Prompt | Sequence[int]]) -> list[dict[str, Any]]:
+        rows = prompt_rows(prompts, self.processing_class, self.args.max_prompt_length)
+        stop_at_end_of_turn(self.policy.model, self.processing_class, rows[0], self.args.sampling)
+        return rows
 
     def close(self) -> None:
         """End the vLLM server that the run started, if it did; it also ends with the process, however that ends."""
@@ -438,6 +445,7 @@ class PPOTrainer(IterationTrainer):
             raise InputError("evaluation needs an eval_dataset; give one to PPOTrainer or to evaluate()")
         if "prompt_ids" not in prepared.column_names:
             prepared = prepared_evaluation(prepared, self.processing_class, self.args)
+        stop_at_end_of_turn(self.policy.model, self.processing_class, prepared[0], self.args.sampling)
 
         start = time.perf_counter()
         rows = take_share(list(range(len(prepared))))

@@ -8,7 +8,7 @@ from pathlib import Path
 from hf_rlhf.distributed import failing_together
 from hf_rlhf.errors import InputError, refusals_of_libraries
 from hf_rlhf.hub.push import push_folder
-from hf_rlhf.models.adapters import is_peft_model
+from hf_rlhf.models.adapters import base_of, is_peft_model
 from hf_rlhf.models.critics import run_folder, saved_critics
 from hf_rlhf.models.load import public_name, require_fitting_tokenizer
 from hf_rlhf.planning.memory import peak_bytes
@@ -33,6 +33,7 @@ from hf_rlhf.recipes.plan import planned_peak, write_plan
 from hf_rlhf.records import iteration_rows
 from hf_rlhf.rewards.contract import RewardFunction
 from hf_rlhf.rewards.functions import is_function_name, load_function
+from hf_rlhf.rollout.stops import configured_end_ids, stop_token_ids
 
 logger = logging.getLogger(__name__)
 
@@ -65,6 +66,7 @@ def _train(
         require_no_added_tokens(tokenizer, model)
     policy = load_start(model)
     require_fitting_tokenizer(policy, tokenizer)
+    configured = configured_end_ids(base_of(policy))
     training = _with_critic(training, model.model_name_or_path)
     open_hub(training)
     with refusals_of_libraries(training, model):
@@ -87,7 +89,8 @@ def _train(
     trainer.save_model(_internal_call=True)  # which does not push: the card is not there yet
     if trainer.is_world_process_zero():
         peak = peak_bytes(training.device)
-        _write_card(folder, script, training, model, metrics)
+        ends = stop_token_ids(base_of(policy), tokenizer, training.sampling)
+        _write_card(folder, script, training, model, metrics, ends if set(ends) - set(configured) else None)
         if trainer.state.global_step > trainer.resumed_at:  # or nothing was measured, and plan.json stays
             write_plan(folder, planned, peak)
         if training.push_to_hub:
@@ -112,7 +115,14 @@ def _with_critic(training: PPOConfig, model_name_or_path: str) -> PPOConfig:
     return training
 
 
-def _write_card(folder: Path, script: PPOArguments, training: PPOConfig, model: ModelArguments, metrics) -> None:
+def _write_card(
+    folder: Path,
+    script: PPOArguments,
+    training: PPOConfig,
+    model: ModelArguments,
+    metrics,
+    end_ids: list[int] | None,
+) -> None:
     from hf_rlhf.evaluation.metrics import BeforeAfter
     from hf_rlhf.evaluation.plots import plot_training
     from hf_rlhf.hub.model_card import hub_names, policy_card, shown_name
@@ -139,6 +149,7 @@ def _write_card(folder: Path, script: PPOArguments, training: PPOConfig, model: 
         reward_model=rewards or None,
         datasets=hub_names(script.dataset_name),
         adapter=model.use_peft,
+        end_ids=end_ids,
     )
     (folder / "README.md").write_text(card, encoding="utf-8")
 

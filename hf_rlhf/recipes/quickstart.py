@@ -44,6 +44,7 @@ from hf_rlhf.rewards.learned import LearnedReward
 from hf_rlhf.rollout.collect import collect
 from hf_rlhf.rollout.engines import TransformersEngine
 from hf_rlhf.rollout.sampling import Sampling, row_seed
+from hf_rlhf.rollout.stops import stop_at_end_of_turn
 from hf_rlhf.types import Message, Model
 
 SYSTEM_MESSAGE = "Reply in one short sentence."
@@ -168,6 +169,7 @@ def _candidates(args: QuickstartArguments, root: Path, folder: Path) -> None:
     for split, texts in quickstart_prompts().items():
         rows = [_row(text, tokenizer) for text in texts for _ in range(args.candidates_per_prompt)]
         seeds = [row_seed(args.seed, "candidates", split, number) for number in range(len(rows))]
+        stop_at_end_of_turn(model, tokenizer, rows[0], args.sampling)
         with progress_of(len(rows) * args.max_completion_length, f"     {split}") as advance:
             engine = TransformersEngine(model, tokenizer, on_tokens=advance)
             for start in range(0, len(rows), 64):
@@ -321,13 +323,14 @@ def compare(args: QuickstartArguments, reward_model: Path, policy: Path) -> Comp
     model.to(current_device())
     scorer, _ = load_reward_model(str(reward_model), policy=model)
     annotator = CheerfulAnnotator()
-    texts = quickstart_prompts()["test"]
+    rows = [_row(text, tokenizer) for text in quickstart_prompts()["test"]]
+    stop_at_end_of_turn(model, tokenizer, rows[0], args.sampling)
     return compare_with_start(
         model,
         tokenizer,
-        [_row(text, tokenizer) for text in texts],
+        rows,
         args.sampling,
-        [row_seed(args.seed, "evaluation", number) for number in range(len(texts))],
+        [row_seed(args.seed, "evaluation", number) for number in range(len(rows))],
         judge=lambda trajectory: annotator.score(trajectory.text, trajectory.completion.stopped),
         reward=LearnedReward(scorer, tokenizer, device=current_device()),
     )

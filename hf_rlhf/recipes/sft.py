@@ -1,11 +1,14 @@
 """Supervised fine-tuning with trl's `SFTTrainer`, ready to be the start and the reference of PPO."""
 
+import copy
+import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from hf_rlhf.errors import refusals_of_libraries
 from hf_rlhf.hub.push import push_folder
-from hf_rlhf.models.adapters import is_peft_model
+from hf_rlhf.models.adapters import base_of, is_peft_model
 from hf_rlhf.models.load import public_name, require_fitting_tokenizer
 from hf_rlhf.models.lora_targets import require_known_layers
 from hf_rlhf.recipes.arguments import (
@@ -32,6 +35,11 @@ from hf_rlhf.recipes.common import (
 from hf_rlhf.recipes.data import sft_sets
 from hf_rlhf.records import write_settings
 from hf_rlhf.reward_modeling.training import adapters_in_base_dtype, save_trained
+from hf_rlhf.rollout.sampling import Sampling
+from hf_rlhf.rollout.stops import configured_end_ids, stop_token_ids, unknown_end_of_turn
+from hf_rlhf.types import Model
+
+logger = logging.getLogger(__name__)
 
 
 def train_sft(script: DataArguments, training: SFTTrainingArguments, model: ModelArguments) -> RunResult:
@@ -59,6 +67,8 @@ def _train(
     if training.chat_template_path is not None:
         make_room_for_template(policy, tokenizer, model, config, trust_remote_code=trust)
     require_fitting_tokenizer(policy, tokenizer)
+    configured = configured_end_ids(base_of(policy))
+    training = _with_end_of_turn(training, policy, tokenizer, train_set[0])
     open_hub(training)
     require_known_layers(policy, config)
     with refusals_of_libraries(training, model):
@@ -78,14 +88,51 @@ def _train(
     save_trained(trainer, folder)
     if trainer.is_world_process_zero():
         write_settings(folder, training, model, script)
-        _write_card(folder, script, training, model, metrics)
+        ends = stop_token_ids(base_of(policy), tokenizer, Sampling())
+        _write_card(folder, script, training, model, metrics, ends if set(ends) - set(configured) else None)
         if training.push_to_hub:
             push_folder(folder, training.hub_model_id, private=training.hub_private_repo)
     release(trainer)
     return RunResult(folder, metrics)
 
 
-def _write_card(folder: Path, script: DataArguments, training, model: ModelArguments, metrics) -> None:
+def _with_end_of_turn(
+    training: SFTTrainingArguments, policy: Model, tokenizer, row: Mapping[str, Any]
+) -> SFTTrainingArguments:
+    """The settings, with the token that the chat template closes an answer with as `eos_token` if nothing else knows it.
+
+    So trl writes it into the configs, and the saved model stops where its answers end.
+    """
+    from trl import is_conversational
+
+    given = tokenizer.get_vocab().get(training.eos_token)
+    known = Sampling(stop_token_ids=() if given is None else (given,))
+    end = unknown_end_of_turn(base_of(policy), tokenizer, known) if is_conversational(dict(row)) else None
+    if end is None:
+        return training
+    found = f"The chat template closes an answer with {end.text!r}, at which the model does not stop"
+    if training.eos_token is not None or not end.tokens or not end.trained:
+        logger.warning(
+            "%s: its answers would run on. Set eos_token to a token that the template writes behind an answer, or"
+            " chat_template_path to a template with one",
+            found,
+        )
+        return training
+    token = tokenizer.convert_ids_to_tokens(end.tokens[0])
+    logger.warning(
+        "%s: it is saved as the end token, as if eos_token=%s were set. Plain `generate` on an adapter reads the end tokens"
+        " of the base: give it eos_token_id=tokenizer.eos_token_id",
+        found,
+        token,
+    )
+    training = copy.copy(training)
+    training.eos_token = token
+    return training
+
+
+def _write_card(
+    folder: Path, script: DataArguments, training, model: ModelArguments, metrics, end_ids: list[int] | None
+) -> None:
     from hf_rlhf.hub.model_card import hub_names, sft_card
 
     names = "learning_rate num_train_epochs per_device_train_batch_size gradient_accumulation_steps max_length seed"
@@ -96,5 +143,6 @@ def _write_card(folder: Path, script: DataArguments, training, model: ModelArgum
         settings={name: getattr(training, name) for name in names.split()} | start_settings(model),
         datasets=hub_names(script.dataset_name),
         adapter=model.use_peft,
+        end_ids=end_ids,
     )
     (folder / "README.md").write_text(card, encoding="utf-8")

@@ -7,10 +7,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from hf_rlhf.errors import InputError
 from hf_rlhf.models.adapters import base_of, compute_in_base_dtype, keep_modes
 from hf_rlhf.rollout.cache import cache_of_rows
 from hf_rlhf.rollout.sampling import Sampling, uniform_draws
+from hf_rlhf.rollout.stops import stop_token_ids
 from hf_rlhf.types import Completion, Model
 
 
@@ -111,17 +111,6 @@ class TransformersEngine:
         from transformers import StopStringCriteria
 
         return StopStringCriteria(self.tokenizer, list(sampling.stop_strings))
-
-
-def stop_token_ids(causal_lm, tokenizer, sampling: Sampling) -> list[int]:
-    """Ids that end a completion: every end token of the generation config, the tokenizer's, and the caller's."""
-    configured = getattr(causal_lm.generation_config, "eos_token_id", None)
-    configured = configured if isinstance(configured, list) else [configured]
-    ids = {token for token in (*configured, tokenizer.eos_token_id, *sampling.stop_token_ids) if token is not None}
-    vocab_size = causal_lm.config.get_text_config().vocab_size
-    if outside := sorted(token for token in ids if not 0 <= token < vocab_size):
-        raise InputError(f"stop token ids {outside} are outside of the model's vocabulary of {vocab_size}")
-    return sorted(ids)
 
 
 def _left_padded(prompts: list[Sequence[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:

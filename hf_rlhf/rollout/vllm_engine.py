@@ -27,8 +27,8 @@ from hf_rlhf.models.adapters import (
 )
 from hf_rlhf.models.backbone import counted_ids, counted_states, logits_head
 from hf_rlhf.ops.logprobs import token_logprobs
-from hf_rlhf.rollout.engines import stop_token_ids
 from hf_rlhf.rollout.sampling import Sampling
+from hf_rlhf.rollout.stops import stop_token_ids
 from hf_rlhf.rollout.vllm_client import Answer, ServerLost, VLLMClient
 from hf_rlhf.rollout.vllm_server import LAUNCH, RUNTIME_LORA, VLLMServer
 from hf_rlhf.types import Completion, Model, Sequences

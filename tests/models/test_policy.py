@@ -341,6 +341,21 @@ def test_a_peft_model_read_from_disk_trains(trainable, tmp_path):
     assert all(f".{POLICY}." in name for name in with_gradient)
 
 
+@pytest.mark.parametrize("name", ["default", POLICY])
+def test_a_start_beside_a_reference_model_is_held_once(name):
+    model = get_peft_model(make_model(make_tokenizer()), make_lora(), adapter_name=name)
+    size = sum(parameter.numel() for parameter in model.parameters())
+    policy = wrap_policy(model, own_reference=True)
+    assert list(policy.peft_config) == [POLICY]
+    assert sum(parameter.numel() for parameter in policy.parameters()) == size
+
+
+def test_other_adapters_of_a_start_stay():
+    model = get_peft_model(make_model(make_tokenizer()), make_lora())
+    model.add_adapter("of the user", make_lora())
+    assert set(wrap_policy(model).peft_config) == {POLICY, "reference", "of the user"}
+
+
 def test_gradient_checkpointing_changes_no_gradient():
     gradients = []
     for checkpointing in (False, True):
