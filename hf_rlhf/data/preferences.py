@@ -210,7 +210,7 @@ def template_problem(row: Mapping[str, Any], layout: str, tokenizer: PreTrainedT
         for answer in (pair.chosen, pair.rejected):
             if isinstance(answer, list):
                 dialogue = [*(pair.prompt or []), *answer]
-                chat_text(dialogue, tokenizer, add_generation_prompt=False, columns=row)
+                chat_text(dialogue, tokenizer, continued=False, options=row)
     except MalformedDialogue:
         return None
     except RefusedByTemplate as refusal:

@@ -24,7 +24,7 @@ from hf_rlhf.recipes.common import (
 )
 from hf_rlhf.recipes.data import sft_sets
 from hf_rlhf.records import write_settings
-from hf_rlhf.reward_modeling.training import adapters_in_base_dtype, save_trained
+from hf_rlhf.reward_modeling.training import adapters_in_base_dtype, require_positions, save_trained
 
 
 def train_sft(script: DataArguments, training: SFTTrainingArguments, model: ModelArguments) -> RunResult:
@@ -57,6 +57,7 @@ def _train(
         processing_class=tokenizer,
         peft_config=None if is_peft_model(policy) else peft_config(model),
     )
+    require_positions(trainer)
     announce(report, training)
     with adapters_in_base_dtype(trainer.model):
         trainer.train(resume_from_checkpoint=checkpoint)

@@ -9,6 +9,7 @@ from torch import nn
 
 from hf_rlhf.errors import InputError
 from hf_rlhf.models.adapters import is_peft_model
+from hf_rlhf.models.positions import table_positions
 from hf_rlhf.progress import use_compact_progress
 from hf_rlhf.types import Model
 
@@ -41,6 +42,23 @@ def make_reward_trainer(classifier: Model, tokenizer, args, train_dataset, eval_
     )
     use_compact_progress(trainer, (("loss", "loss", 3), ("accuracy", "accuracy", 2), ("margin", "margin", 2)))
     return trainer
+
+
+def require_positions(trainer) -> None:
+    """Raise `InputError` for rows of a trainer of trl that are longer than the model's table of positions."""
+    limit = table_positions(trainer.model)
+    if limit is None:
+        return
+    for role, dataset in (("training", trainer.train_dataset), ("evaluation", trainer.eval_dataset)):
+        if dataset is None:
+            continue
+        names = [name for name in ("input_ids", "chosen_ids", "rejected_ids") if name in dataset.column_names]
+        longest = max((len(ids) for name in names for ids in dataset[name]), default=0)
+        if longest > limit:
+            raise InputError(
+                f"max_length={trainer.args.max_length} is invalid: a row of the {role} set has {longest} tokens, and the"
+                f" model positions for {limit}. Set max_length to {limit} or less"
+            )
 
 
 @contextmanager

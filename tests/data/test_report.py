@@ -50,7 +50,7 @@ def test_pairs(load):
         ("7", 'column "chosen": e'),
     ]
     assert sorted(report.left_out.values()) == [1, 1]
-    assert list(report.noticed.values()) == [1, 1]
+    assert list(report.noticed.values()) == [1, 1, 0]
     assert report.columns == ["prompt", "chosen", "rejected"]
     assert report.other_columns == ["id"]
     chosen, rejected = report.lengths
@@ -92,7 +92,7 @@ def test_prompts_and_prompts_of_pairs(load):
         load(prompts), make_tokenizer(), role="training", limit=LIMIT, overlong="truncate_left"
     )
     assert len(dataset) == report.rows == report.rows_read == 3
-    assert list(report.noticed.values()) == [1]
+    assert list(report.noticed.values()) == [1, 0]
     assert (report.layout, report.other_columns, report.lengths[0].above) == ("text", ["n"], 1)
     talk = [{"role": "user", "content": "hello"}]
     answers = [talk + [{"role": "assistant", "content": text}] for text in ("good", "bad", "sad")]
@@ -108,7 +108,7 @@ def test_texts(load):
     rows = [{"prompt": "the", "completion": " cat"}] * 2 + [{"prompt": "the", "completion": ""}]
     dataset, report, _ = check_text_set(load(rows, 1), make_tokenizer(), role="training", limit=LIMIT)
     assert (len(dataset), report.rows_read, report.layout) == (2, 3, "prompt and completion, text")
-    assert list(report.noticed.values()) == [1, 0]
+    assert list(report.noticed.values()) == [1, 0, 0]
     assert report.lengths[0].maximum == 3
 
 
@@ -168,11 +168,11 @@ def test_a_row_that_the_chat_template_refuses_is_named_and_may_be_left_out(load,
     assert "set skip_bad to 2" in str(caught.value)
 
 
-@pytest.mark.parametrize(("column", "value"), [("tools", "[{"), ("chat_template_kwargs", None)])
+@pytest.mark.parametrize(("column", "value"), [("tools", "[{"), ("chat_template_kwargs", "[1]")])
 @pytest.mark.parametrize("kind", ["pairs", "texts"])
 def test_columns_that_trl_hands_to_the_template_are_tried_too(load, kind, column, value):
     rows = list(talks(kind, 4, ()))
-    rows[0][column] = {"tools": "[]", "chat_template_kwargs": {"a": 1}}[column]
+    rows[0][column] = {"tools": "[]", "chat_template_kwargs": '{"a": 1}'}[column]
     rows[2][column] = value
     for row in rows[1], rows[3]:
         row[column] = rows[0][column]
