@@ -48,6 +48,7 @@ from hf_rlhf.ppo.setup import (
     prepared_texts,
     require_positions,
     require_roles_of_their_own,
+    require_scorable,
 )
 from hf_rlhf.progress import use_compact_progress
 from hf_rlhf.rewards.sources import RewardSource, require_functions, resolve_rewards
@@ -139,6 +140,8 @@ class PPOTrainer(IterationTrainer):
                 self.rewards.require_columns(self.prompt_set.column_names)
             if args.score_while_sampling:
                 require_functions(self.rewards)
+            for name, prompts in (("train_dataset", self.prompt_set), ("eval_dataset", eval_sets)):
+                require_scorable(self.rewards, prompts, processing_class, args, name)
         super().__init__(
             model=policy,
             args=args,
@@ -357,7 +360,7 @@ class PPOTrainer(IterationTrainer):
         """
         if self._started != self.iteration:
             self._start_iteration(self.iteration)
-        rows = prompt_rows(prompts, self.processing_class, self.args.max_prompt_length)
+        rows = self._rows(prompts)
         trajectories = self.sample(rows, self._seeds("train", self.iteration, len(rows), first=self._drawn))
         self._drawn += sum(gather_in_order([len(rows)]))
         return [trajectory.completion for trajectory in trajectories]
@@ -382,7 +385,7 @@ class PPOTrainer(IterationTrainer):
         """
         if self._started != self.iteration:
             self._start_iteration(self.iteration)
-        rows = prompt_rows(prompts, self.processing_class, self.args.max_prompt_length)
+        rows = self._rows(prompts)
         causal_lm = base_of(self.policy.model)
         tokens = TokenRules(
             vocab_size=causal_lm.config.get_text_config().vocab_size,
@@ -407,7 +410,8 @@ class PPOTrainer(IterationTrainer):
 
     def predict_value(self, prompts: Sequence[Prompt | Sequence[int]]) -> list[float]:
         """What the critic expects of a completion to each prompt, in scores minus KL penalty."""
-        return ValueModel(self.policy.model, self.policy.critic, self.processing_class).predict_value(prompts)
+        value_model = ValueModel(self.policy.model, self.policy.critic, self.processing_class)
+        return value_model.predict_value(prompts, chat_template_kwargs=self.args.chat_template_kwargs)  # pyright: ignore
 
     # Evaluation
 
@@ -425,6 +429,8 @@ class PPOTrainer(IterationTrainer):
             raise InputError("evaluation needs an eval_dataset; give one to PPOTrainer or to evaluate()")
         if "prompt_ids" not in prepared.column_names:
             prepared = prepared_evaluation(prepared, self.processing_class, self.args)
+            if self.rewards is not None:
+                require_scorable(self.rewards, prepared, self.processing_class, self.args, "eval_dataset")
 
         start = time.perf_counter()
         rows = take_share(list(range(len(prepared))))
@@ -444,6 +450,10 @@ class PPOTrainer(IterationTrainer):
         return metrics
 
     # What an iteration starts from
+
+    def _rows(self, prompts: Sequence[Prompt | Sequence[int]]) -> list[dict[str, Any]]:
+        kwargs: Any = self.args.chat_template_kwargs
+        return prompt_rows(prompts, self.processing_class, self.args.max_prompt_length, kwargs)
 
     def _start_iteration(self, iteration: int) -> None:
         self._started = iteration

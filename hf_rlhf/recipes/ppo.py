@@ -32,6 +32,7 @@ from hf_rlhf.recipes.data import ppo_sets
 from hf_rlhf.recipes.plan import planned_peak, write_plan
 from hf_rlhf.records import iteration_rows
 from hf_rlhf.rewards.contract import RewardFunction
+from hf_rlhf.rewards.sources import is_function_name
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +59,7 @@ def _train(
     if not rewards:
         raise InputError("no reward: give reward_model_path, or reward_funcs")
     tokenizer = tokenizer_of(model, script.chat_template_path)
-    train_set, eval_set, report, texts = ppo_sets(script, training, tokenizer)
+    train_set, eval_set, report, texts = ppo_sets(script, training, tokenizer, rewards)
     planned = planned_peak(script, training, model)
     policy = load_start(model)
     require_fitting_tokenizer(policy, tokenizer)
@@ -95,7 +96,7 @@ def _train(
 def named_rewards(script: PPOArguments) -> list[str | RewardFunction]:
     """Rewards that the flags name: model paths stay strings, `module:name` and `file.py:name` become functions."""
     names = [name for name in (script.reward_model_path, *(script.reward_funcs or ())) if name]
-    return [_function(name) if ":" in name and not Path(name).exists() else name for name in names]
+    return [_function(name) if is_function_name(name) else name for name in names]
 
 
 def _with_critic(training: PPOConfig, model_name_or_path: str) -> PPOConfig:
