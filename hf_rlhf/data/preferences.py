@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hf_rlhf.data.files import list_rows, read_columns, require_columns, require_dataset
-from hf_rlhf.data.tokens import RefusedByTemplate, chat_text
+from hf_rlhf.data.tokens import RefusedByTemplate, chat_text, options_by_row, with_row_options
 from hf_rlhf.errors import InputError
 
 if TYPE_CHECKING:
@@ -101,6 +101,7 @@ def prepare_with_rows(dataset: Dataset, *, source: str) -> tuple[PreparedPrefere
     columns = read_preferences(dataset, source=source)
     layout = find_layout(columns)
     check_values(columns, layout, source=source)
+    options = options_by_row(read_columns(dataset, with_row_options(["chosen"], dataset.column_names), source=source))
 
     counts, reasons = Counter[str](), Counter[str]()
     kept: dict[bytes, tuple[int, Pair]] = {}  # by fingerprint, in the order of the rows
@@ -110,13 +111,13 @@ def prepare_with_rows(dataset: Dataset, *, source: str) -> tuple[PreparedPrefere
         except MalformedDialogue as error:
             reasons[str(error)] += 1
             continue
-        key = fingerprint(*pair)
+        key = fingerprint(*pair, options[row])
         if pair.chosen == pair.rejected:
             counts["identical"] += 1
         elif key in kept:
             counts["duplicates"] += 1
         else:
-            counts["contradictions"] += fingerprint(pair.prompt, pair.rejected, pair.chosen) in kept
+            counts["contradictions"] += fingerprint(pair.prompt, pair.rejected, pair.chosen, options[row]) in kept
             kept[key] = (row, pair)
 
     report = PreferenceReport(
