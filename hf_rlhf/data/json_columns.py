@@ -17,8 +17,10 @@ if TYPE_CHECKING:
 
 _Set = TypeVar("_Set", "Dataset", "IterableDataset")
 
-TEMPLATE_OPTIONS = ("tools", "chat_template_kwargs")
-TEMPLATE_COLUMNS = ("messages", "prompt", "completion", "chosen", "rejected", *TEMPLATE_OPTIONS)
+ROW_OPTIONS = ("tools", "chat_template_kwargs")
+"""Columns that say how the messages of their row are rendered, as in trl: either may be JSON text, or None for nothing."""
+
+TEMPLATE_COLUMNS = ("messages", "prompt", "completion", "chosen", "rejected", *ROW_OPTIONS)
 """What a chat template reads of a row."""
 
 

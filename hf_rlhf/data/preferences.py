@@ -25,9 +25,9 @@ from hf_rlhf.data.dialogues import (
     with_question,
 )
 from hf_rlhf.data.files import list_rows, read_columns, require_columns, require_dataset
-from hf_rlhf.data.json_columns import TEMPLATE_OPTIONS, keep_own_keys, make_dataset, put_beside
+from hf_rlhf.data.json_columns import keep_own_keys, make_dataset, put_beside
 from hf_rlhf.data.layouts import CONVERSATIONAL, HH, IMPLICIT_CONVERSATIONAL, layout_of
-from hf_rlhf.data.tokens import RefusedByTemplate, chat_text
+from hf_rlhf.data.tokens import RefusedByTemplate, chat_text, options_by_row, with_row_options
 from hf_rlhf.errors import InputError
 
 if TYPE_CHECKING:
@@ -89,8 +89,8 @@ def prepare_with_rows(dataset: Dataset, *, source: str) -> tuple[PreparedPrefere
     columns = read_preferences(dataset, source=source)
     layout = layout_of(dataset, source=source).pairs
     check_values(columns, layout, source=source)
+    options = options_by_row(read_columns(dataset, with_row_options(["chosen"], dataset.column_names), source=source))
 
-    given = template_options(dataset, source=source)
     counts, reasons = Counter[str](), Counter[str]()
     kept: dict[bytes, tuple[int, Pair]] = {}  # by fingerprint, in the order of the rows
     for row in range(len(dataset)):
@@ -99,13 +99,13 @@ def prepare_with_rows(dataset: Dataset, *, source: str) -> tuple[PreparedPrefere
         except MalformedDialogue as error:
             reasons[str(error)] += 1
             continue
-        key = fingerprint(*pair, given[row])
+        key = fingerprint(*pair, options[row])
         if pair.chosen == pair.rejected:
             counts["identical"] += 1
         elif key in kept:
             counts["duplicates"] += 1
         else:
-            counts["contradictions"] += fingerprint(pair.prompt, pair.rejected, pair.chosen, given[row]) in kept
+            counts["contradictions"] += fingerprint(pair.prompt, pair.rejected, pair.chosen, options[row]) in kept
             kept[key] = (row, pair)
 
     report = PreferenceReport(
@@ -132,15 +132,6 @@ def read_preferences(dataset: Dataset, *, source: str) -> dict[str, list[Any]]:
         holds = layout_of(dataset, source=source).sentence
         require_columns(dataset.column_names, ("chosen", "rejected"), source=source, holds=holds)
     return read_columns(dataset, [name for name in PREFERENCE_COLUMNS if name in dataset.column_names], source=source)
-
-
-def template_options(dataset: Dataset, *, source: str) -> list[dict[str, Any]]:
-    """What each row gives to the chat template besides messages; rows that differ in it are no duplicates."""
-    names = [name for name in TEMPLATE_OPTIONS if name in dataset.column_names]
-    if not names:
-        return [{}] * len(dataset)
-    values = read_columns(dataset, names, source=source).values()
-    return [dict(zip(names, row, strict=True)) for row in zip(*values, strict=True)]
 
 
 def check_no_leak(
@@ -200,7 +191,7 @@ def template_problem(row: Mapping[str, Any], layout: str, tokenizer: PreTrainedT
         for answer in (pair.chosen, pair.rejected):
             if isinstance(answer, list):
                 dialogue = [*(pair.prompt or []), *answer]
-                chat_text(dialogue, tokenizer, add_generation_prompt=False, columns=row)
+                chat_text(dialogue, tokenizer, continued=False, options=row)
     except MalformedDialogue:
         return None
     except RefusedByTemplate as refusal:

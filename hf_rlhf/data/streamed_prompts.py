@@ -36,7 +36,7 @@ def prepare_streamed_prompts(
     max_prompt_length: int,
     source: str,
     overlong_prompts: Overlong,
-    chat_template_kwargs: Mapping[str, Any],
+    chat_template_kwargs: Mapping[str, Any] | None,
 ) -> IterableDataset:
     """See `prepare_prompts`, whose settings these are. Reads the first row."""
     dataset = keep_own_keys_of_stream(dataset.with_format(None))
@@ -64,7 +64,8 @@ def prepare_streamed_prompts(
                 f'{where}: column "prompt": {problem}. {PROMPT_RULE}, and all are of the kind of the first. '
                 "Mend this row, or leave it out with dataset.filter(...)"
             )
-        ids = tokenize_prompts([row["prompt"]], tokenizer, chat_template_kwargs, source=source, first_row=number)[0]
+        settings: dict[str, Any] = {"options": [row], "chat_template_kwargs": chat_template_kwargs}
+        ids = tokenize_prompts([row["prompt"]], tokenizer, source=source, first_row=number, **settings)[0]
         if len(ids) > max_prompt_length:
             message = f"{where}: the prompt has {len(ids)} tokens, above max_prompt_length={max_prompt_length}"
             if overlong_prompts == "error":

@@ -50,7 +50,7 @@ def _written(dialogue: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase)
     system = {"role": "system", "content": "?"}
     for form in (dialogue, [system, *dialogue], in_parts):
         try:
-            text = chat_text(form, tokenizer, add_generation_prompt=False)
+            text = chat_text(form, tokenizer, continued=False)
         except RefusedByTemplate:
             continue
         if _ANSWER in text:
@@ -87,14 +87,13 @@ def prefill(
     """
     if isinstance(prompt, str):
         return ""
-    own = options.get("chat_template_kwargs") or {}
-    columns = {"tools": options.get("tools"), "chat_template_kwargs": {**(chat_template_kwargs or {}), **own}}
-    opened = chat_text(prompt, tokenizer, add_generation_prompt=True, columns=columns)
+    settings: dict[str, Any] = {"options": options, "chat_template_kwargs": chat_template_kwargs}
+    opened = chat_text(prompt, tokenizer, continued=True, **settings)
     answer, further = {"role": "assistant", "content": _ANSWER}, {"role": "user", "content": _NEXT}
     headers = []
     for dialogue in ([*prompt, answer], [*prompt, answer, further]):
         try:
-            text = chat_text(dialogue, tokenizer, add_generation_prompt=False, columns=columns)
+            text = chat_text(dialogue, tokenizer, continued=False, **settings)
         except RefusedByTemplate:
             continue
         headers += [text.partition(_ANSWER)[0]] if _ANSWER in text else []

@@ -85,11 +85,9 @@ def load_reward_model(
     Raises `InputError` when there is no such model, when it has more than one label, or when its score head was never
     trained (a causal LM given by mistake, or an adapter saved without `modules_to_save=["score"]`).
     """
-    _require_there(name_or_path)
+    tokenizer = load_reward_tokenizer(name_or_path, trust_remote_code=kwargs.get("trust_remote_code", False))
     name_or_path = adapter_folder(name_or_path)
     base = adapter_base(name_or_path)
-    trust = kwargs.get("trust_remote_code", False)
-    tokenizer = load_tokenizer(name_or_path, distinct_padding=False, trust_remote_code=trust)
     if base is None:
         return SeparateRewardModel(load_classifier(name_or_path, dtype, **kwargs)), tokenizer
     require_saved_head(name_or_path)
@@ -98,6 +96,12 @@ def load_reward_model(
     classifier = load_adapted(load_sequence_classifier, name_or_path, tokenizer=tokenizer, dtype=dtype, **kwargs)
     base_of(classifier).config.get_text_config().pad_token_id = tokenizer.pad_token_id
     return SeparateRewardModel(classifier), tokenizer
+
+
+def load_reward_tokenizer(name_or_path: str, **kwargs: Any):
+    """Load the tokenizer of a trained reward model, its padding as it was trained. Raises `InputError`."""
+    _require_there(name_or_path)
+    return load_tokenizer(adapter_folder(name_or_path), distinct_padding=False, **kwargs)
 
 
 def _require_there(name_or_path: str) -> None:

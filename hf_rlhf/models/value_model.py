@@ -1,7 +1,8 @@
 """A trained critic by itself: what it expects of a completion, before anything is sampled."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -31,9 +32,19 @@ class ValueModel:
         self.tokenizer = tokenizer
 
     @torch.no_grad()
-    def predict_value(self, prompts: Sequence[Prompt | Sequence[int]], *, batch_size: int = 32) -> list[float]:
-        """The value of each prompt (text, messages or token ids): the score, KL penalty included, that is expected."""
-        ids = [row["prompt_ids"] for row in prompt_rows(prompts, self.tokenizer)]
+    def predict_value(
+        self,
+        prompts: Sequence[Prompt | Sequence[int]],
+        *,
+        batch_size: int = 32,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+    ) -> list[float]:
+        """The value of each prompt (text, messages or token ids): the score, KL penalty included, that is expected.
+
+        `chat_template_kwargs` are those of the run that trained the critic.
+        """
+        rows = prompt_rows(prompts, self.tokenizer, chat_template_kwargs=chat_template_kwargs)
+        ids = [row["prompt_ids"] for row in rows]
         device = next(self.critic.head.parameters()).device
         values: list[float] = []
         with keep_modes(self.model, self.critic):

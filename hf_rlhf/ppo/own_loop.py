@@ -21,6 +21,7 @@ class TokenRules(NamedTuple):
     vocab_size: int
     stop_ids: Sequence[int]  # the last id of a completion that stopped by itself
     sampling: Sampling
+    chat_template_kwargs: Mapping[str, Any] | None = None  # that the prompts were rendered with
 
 
 def given_trajectories(
@@ -44,7 +45,7 @@ def given_trajectories(
             ended = any(words.endswith(stop) for stop in rules.sampling.stop_strings)
             completion = Completion(ids, [], stopped=ended or (bool(ids) and ids[-1] in rules.stop_ids))
         _require_possible(completion, rules, b)
-        trajectory = trajectory_of(row, completion, tokenizer)
+        trajectory = trajectory_of(row, completion, tokenizer, rules.chat_template_kwargs)
         if masks is not None:
             if len(masks[b]) != len(completion.ids):
                 raise InputError(

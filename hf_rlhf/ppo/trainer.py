@@ -49,6 +49,7 @@ from hf_rlhf.ppo.setup import (
     require_measured_best,
     require_positions,
     require_roles_of_their_own,
+    require_scorable,
 )
 from hf_rlhf.progress import use_compact_progress
 from hf_rlhf.rewards.sources import RewardSource, require_functions, resolve_rewards
@@ -143,6 +144,8 @@ class PPOTrainer(IterationTrainer):
             if args.score_while_sampling:
                 require_functions(self.rewards)
             require_measured_best(args, self.rewards, eval_sets)
+            for name, prompts in (("train_dataset", self.prompt_set), ("eval_dataset", eval_sets)):
+                require_scorable(self.rewards, prompts, processing_class, args, name)
         super().__init__(
             model=policy,
             args=args,
@@ -262,7 +265,8 @@ class PPOTrainer(IterationTrainer):
         """One completion for each row (with `prompt`, `prompt_ids` and any other column), drawn by the row's seed."""
         as_written = uncompiled() if self.args.torch_compile else nullcontext()
         with self.iteration_log.timed("sample"), as_written:
-            return collect(self.engine, rows, self.processing_class, self.args.sampling, seeds)
+            kwargs: Any = self.args.chat_template_kwargs
+            return collect(self.engine, rows, self.processing_class, self.args.sampling, seeds, kwargs)
 
     def score(self, trajectories: list[Trajectory]) -> None:
         """Fill in the rewards of completions; None stays where nothing scored."""
@@ -404,6 +408,7 @@ class PPOTrainer(IterationTrainer):
             vocab_size=causal_lm.config.get_text_config().vocab_size,
             stop_ids=stop_token_ids(causal_lm, self.processing_class, self.args.sampling),
             sampling=self.args.sampling,
+            chat_template_kwargs=self.args.chat_template_kwargs,  # pyright: ignore
         )
         trajectories = given_trajectories(rows, completions, scores, masks, self.processing_class, rules)
         total = sum(gather_in_order([len(trajectories)]))
@@ -416,7 +421,8 @@ class PPOTrainer(IterationTrainer):
         return self.iteration_log.last or self.iteration_log.finished()  # unless logging_steps passed it over
 
     def _given_prompts(self, prompts: Sequence[Prompt | Sequence[int]]) -> list[dict[str, Any]]:
-        rows = prompt_rows(prompts, self.processing_class, self.args.max_prompt_length)
+        kwargs: Any = self.args.chat_template_kwargs
+        rows = prompt_rows(prompts, self.processing_class, self.args.max_prompt_length, kwargs)
         stop_at_end_of_turn(self.policy.model, self.processing_class, rows[0], self.args.sampling)
         return rows
 
@@ -427,7 +433,8 @@ class PPOTrainer(IterationTrainer):
 
     def predict_value(self, prompts: Sequence[Prompt | Sequence[int]]) -> list[float]:
         """What the critic expects of a completion to each prompt, in scores minus KL penalty."""
-        return ValueModel(self.policy.model, self.policy.critic, self.processing_class).predict_value(prompts)
+        value_model = ValueModel(self.policy.model, self.policy.critic, self.processing_class)
+        return value_model.predict_value(prompts, chat_template_kwargs=self.args.chat_template_kwargs)  # pyright: ignore
 
     # Evaluation
 
@@ -445,6 +452,8 @@ class PPOTrainer(IterationTrainer):
             raise InputError("evaluation needs an eval_dataset; give one to PPOTrainer or to evaluate()")
         if "prompt_ids" not in prepared.column_names:
             prepared = prepared_evaluation(prepared, self.processing_class, self.args)
+            if self.rewards is not None:
+                require_scorable(self.rewards, prepared, self.processing_class, self.args, "eval_dataset")
         stop_at_end_of_turn(self.policy.model, self.processing_class, prepared[0], self.args.sampling)
 
         start = time.perf_counter()

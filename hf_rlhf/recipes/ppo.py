@@ -60,7 +60,7 @@ def _train(
     if not rewards:
         raise InputError("no reward: give reward_model_path, or reward_funcs")
     tokenizer = tokenizer_of(model, script.chat_template_path)
-    train_set, eval_set, report, texts = ppo_sets(script, training, tokenizer)
+    train_set, eval_set, report, texts = ppo_sets(script, training, tokenizer, rewards)
     planned = planned_peak(script, training, model)
     if script.chat_template_path is not None:
         require_no_added_tokens(tokenizer, model)

@@ -3,6 +3,7 @@
 import json
 import logging
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import set_seed
@@ -40,6 +41,7 @@ from hf_rlhf.records import write_settings
 from hf_rlhf.reward_modeling.training import (
     adapters_in_base_dtype,
     make_reward_trainer,
+    require_positions,
     save_merged,
     save_trained,
 )
@@ -88,7 +90,7 @@ def _train(
         make_room_for_template(classifier, tokenizer, model, config, trust_remote_code=trust)
     require_fitting_tokenizer(classifier, tokenizer)
     open_hub(training)
-    trainer = make_reward_trainer(
+    trainer: Any = make_reward_trainer(
         classifier,
         tokenizer,
         without_template(training),
@@ -97,6 +99,9 @@ def _train(
         config,
     )
     _require_fitting_pairs(trainer, len(train_set), training)
+    require_positions(trainer)
+    train_set = train_set.select(trainer.train_dataset["row"])  # those that are not too long
+    eval_set = None if eval_set is None else eval_set.select(trainer.eval_dataset["row"])
     announce(report, training)
     with adapters_in_base_dtype(trainer.model):
         trainer.train(resume_from_checkpoint=checkpoint)
@@ -133,7 +138,7 @@ def _reload_and_evaluate(trained, folder: Path, train_set, eval_set, script, tra
     reward = LearnedReward(scorer, tokenizer, device=training.device)
     probe = Pairs.from_dataset(train_set.select(range(min(_PROBE_ROWS, len(train_set)))))
     in_memory = LearnedReward(_OwnForward(trained), tokenizer, device=training.device)
-    before, after = in_memory(probe.prompts, probe.chosen), reward(probe.prompts, probe.chosen)
+    before, after = probe.scores(in_memory, probe.chosen), probe.scores(reward, probe.chosen)
     gap = max(abs(a - b) for a, b in zip(before, after, strict=True))
     if gap > 1e-3 * max(1.0, *map(abs, before)):
         raise RuntimeError(

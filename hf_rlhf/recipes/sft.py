@@ -34,7 +34,7 @@ from hf_rlhf.recipes.common import (
 )
 from hf_rlhf.recipes.data import sft_sets
 from hf_rlhf.records import write_settings
-from hf_rlhf.reward_modeling.training import adapters_in_base_dtype, save_trained
+from hf_rlhf.reward_modeling.training import adapters_in_base_dtype, require_positions, save_trained
 from hf_rlhf.rollout.sampling import Sampling
 from hf_rlhf.rollout.stops import configured_end_ids, stop_token_ids, unknown_end_of_turn
 from hf_rlhf.types import Model
@@ -80,6 +80,7 @@ def _train(
             processing_class=tokenizer,
             peft_config=config,
         )
+    require_positions(trainer)
     announce(report, training)
     with adapters_in_base_dtype(trainer.model):
         trainer.train(resume_from_checkpoint=checkpoint)

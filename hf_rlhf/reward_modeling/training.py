@@ -5,10 +5,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from hf_rlhf.errors import refusals_of_libraries
+from hf_rlhf.errors import InputError, refusals_of_libraries
 from hf_rlhf.models.adapted import head_name
 from hf_rlhf.models.adapters import compute_in_base_dtype, is_peft_model, without_input_casting
 from hf_rlhf.models.lora_targets import require_known_layers
+from hf_rlhf.models.positions import table_positions
 from hf_rlhf.progress import use_compact_progress
 from hf_rlhf.types import Model
 
@@ -43,6 +44,23 @@ def make_reward_trainer(classifier: Model, tokenizer, args, train_dataset, eval_
         )
     use_compact_progress(trainer, (("loss", "loss", 3), ("accuracy", "accuracy", 2), ("margin", "margin", 2)))
     return trainer
+
+
+def require_positions(trainer) -> None:
+    """Raise `InputError` for rows of a trainer of trl that are longer than the model's table of positions."""
+    limit = table_positions(trainer.model)
+    if limit is None:
+        return
+    for role, dataset in (("training", trainer.train_dataset), ("evaluation", trainer.eval_dataset)):
+        if dataset is None:
+            continue
+        names = [name for name in ("input_ids", "chosen_ids", "rejected_ids") if name in dataset.column_names]
+        longest = max((len(ids) for name in names for ids in dataset[name]), default=0)
+        if longest > limit:
+            raise InputError(
+                f"max_length={trainer.args.max_length} is invalid: a row of the {role} set has {longest} tokens, and the"
+                f" model positions for {limit}. Set max_length to {limit} or less"
+            )
 
 
 @contextmanager
