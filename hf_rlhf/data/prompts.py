@@ -34,10 +34,10 @@ def prepare_prompts(
     """The set with `prompt` as given (text or messages), `prompt_ids` (list of int) and every other column unchanged.
 
     A preference set without a `prompt` column gives each of its prompts once. Messages go through the tokenizer's chat
-    template with a generation prompt, with the row's `tools` and `chat_template_kwargs` where there are such columns, and
-    `chat_template_kwargs` where the row does not say otherwise. Text is tokenised as it is, with one BOS where the
-    tokenizer adds one. `overlong_prompts` says what becomes of prompts above `max_prompt_length` tokens: "truncate_left"
-    keeps the last tokens of `prompt_ids` and leaves `prompt` whole.
+    template with a generation prompt, with the row's `tools` and `chat_template_kwargs` where there are such columns,
+    and the run's where the row does not say otherwise. Text is tokenised as it is, with one BOS where the tokenizer
+    adds one. `overlong_prompts` says what becomes of prompts above `max_prompt_length` tokens: "truncate_left" keeps
+    the last tokens of `prompt_ids` and leaves `prompt` whole.
 
     Of an `IterableDataset` the first row is read here, and each row is checked and tokenised when its turn comes. It
     needs a `prompt` column: the distinct prompts of preference pairs are only known once all have been read.
