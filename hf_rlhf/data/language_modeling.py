@@ -47,7 +47,7 @@ def prepare_texts(
 
     Rows have `text` or `messages`, where every token after the first counts, or `prompt` and `completion` (both text or
     both messages), where the completion counts. Messages go through the chat template, with the row's `tools` and
-    `chat_template_kwargs` where there are such columns, and `chat_template_kwargs` where the row does not say otherwise.
+    `chat_template_kwargs` where there are such columns, and the run's where the row does not say otherwise.
     Plain text ends with the tokenizer's end token, which is added where it is missing, as trl's SFTTrainer does. Tokens
     after the first `max_ptx_length` of a row are cut off.
 
@@ -167,7 +167,7 @@ def tokenize_texts(
     source: str,
     chat_template_kwargs: Mapping[str, Any] | None = None,
 ) -> list[TokenizedText]:
-    """The checked rows as ids, not cut to any length. The columns may have `tools` and `chat_template_kwargs` beside."""
+    """The checked rows, with the `ROW_OPTIONS` that they have, as ids that are not cut to any length."""
     settings: dict[str, Any] = {"chat_template_kwargs": chat_template_kwargs, "source": source}
     settings["options"] = options_by_row(columns)
     for name in ("messages", "text"):

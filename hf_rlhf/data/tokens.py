@@ -62,8 +62,8 @@ def token_ids(
             all_ids.append(row_ids(value, tokenizer, options=own, **settings))
         except RefusedByTemplate as refusal:
             raise InputError(
-                f"{source}: the chat template refuses row {row} (rows count from 0): {refusal.__cause__}. Mend the row's "
-                "messages, or set --chat_template_path"
+                f"{source}: the chat template refuses row {row} (rows count from 0): {refusal.__cause__}. Mend the row,"
+                " or set --chat_template_path"
             ) from refusal
     return all_ids
 
@@ -112,7 +112,7 @@ def assistant_mask(
     options: Mapping[str, Any],
     chat_template: str | None,
 ) -> list[int]:
-    """Return 1 for each id of `row_ids` that the assistant wrote, by the template's generation marks, and 0 elsewhere."""
+    """Return 1 for each id of `row_ids` that the assistant wrote, by the template's generation marks, 0 elsewhere."""
     how = {"tokenize": True, "return_dict": True, "return_assistant_tokens_mask": True}
     return _render(dialogue, tokenizer, False, options, {"chat_template": chat_template}, **how)["assistant_masks"]
 
@@ -125,19 +125,23 @@ def _render(
     chat_template_kwargs: Mapping[str, Any] | None,
     **how: Any,
 ) -> Any:
-    # datasets fills keys that only other messages have with None, and templates take those for given
-    # (transformers removes them itself since some version after 5.8)
-    messages = [{key: value for key, value in message.items() if value is not None} for message in dialogue]
+    messages = list(map(_without_none, dialogue))
     try:
-        tools = _decoded(options.get("tools")) or None  # templates write an empty list of tools too
+        tools = _decoded(options.get("tools"))
+        own = {} if not tools else {"tools": tools}  # for an empty list, templates write what stands around tools
         kwargs = {
             **(chat_template_kwargs or {}),
-            "tools": tools,
-            **(_decoded(options.get("chat_template_kwargs")) or {}),
+            **own,
+            **_without_none(_decoded(options.get("chat_template_kwargs")) or {}),
         }
         return tokenizer.apply_chat_template(messages, add_generation_prompt=continued, **how, **kwargs)
     except Exception as error:  # templates raise what they like: jinja2's errors, TypeError, ...
         raise RefusedByTemplate(f"the chat template refuses it ({error})") from error
+
+
+def _without_none(keys: Mapping[str, Any]) -> dict[str, Any]:
+    """A message, or template arguments. `datasets` fills keys that only other rows have with None."""
+    return {key: value for key, value in keys.items() if value is not None}
 
 
 def _decoded(value: Any) -> Any:
@@ -150,8 +154,8 @@ def _decoded(value: Any) -> Any:
 def text_ids(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, *, continued: bool) -> list[list[int]]:
     """Return the ids of each text, with the special tokens that the tokenizer puts around it, none of them twice.
 
-    A whole text ends once: by what the tokenizer puts behind it, or else by the end token, as in trl's trainers. One that
-    is `continued` has no end.
+    A whole text ends once: by what the tokenizer puts behind it, or else by the end token, as in trl's trainers. One
+    that is `continued` has no end.
     """
     encoded = tokenizer(list(texts), return_special_tokens_mask=True, verbose=False)
     ids: Any = encoded["input_ids"]

@@ -101,8 +101,8 @@ def _assistant_masks(
             raise InputError(f"{source}: {refusal}") from refusal
         if 1 not in mask:
             raise InputError(
-                "assistant_only_loss=True is invalid: the chat template marks nothing as the assistant's ({% generation %}"
-                f" ... {{% endgeneration %}}) in this row of the {source} set: {dialogue}. Set it to false, or give a"
+                "assistant_only_loss=True is invalid: the chat template marks nothing as the assistant's ({% generation"
+                f" %}} ... {{% endgeneration %}}) in this row of the {source} set: {dialogue}. Set it to false, or give a"
                 " template with these marks (chat_template_path)"
             )
         masks.append(mask)
@@ -110,7 +110,7 @@ def _assistant_masks(
 
 
 def _tokenized(dataset: Dataset, names: Sequence[str], tokenize: Callable[[Columns], dict[str, Any]]) -> Dataset:
-    """Return what `tokenize` makes of these columns and the row options, part by part: lists of ids take much memory."""
+    """Return what `tokenize` makes of these columns and the row options, part by part, as lists take much memory."""
     from datasets import Dataset, concatenate_datasets
 
     wanted = with_row_options(names, dataset.column_names)

@@ -24,10 +24,10 @@ def positions(model: Model) -> int | None:
 
 
 def table_positions(model: Model) -> int | None:
-    """Return the places in the model's table of learned positions, beyond which it cannot compute; None without a table.
+    """Return the places in the model's table of learned positions, None without one: beyond, it cannot compute.
 
-    The first rows of a table may be no places: those up to its padding row (RoBERTa and its kin count from there), or the
-    `offset` of its class (OPT, BART).
+    The first rows of a table may be no places: those up to its padding row (RoBERTa and its kin count from there), or
+    the `offset` of its class (OPT, BART).
     """
     stated = _stated(model)
     if stated is None:

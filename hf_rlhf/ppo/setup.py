@@ -68,9 +68,9 @@ def prepared_texts(dataset, tokenizer, args: PPOConfig):
 
 
 def require_scorable(rewards: Rewards, dataset, tokenizer, args: PPOConfig, source: str) -> None:
-    """Raise `InputError` for prompts that a reward model could not score once they are answered; of a stream, the first.
+    """Raise `InputError` for prompts that a reward model could not score once they are answered.
 
-    Tried are its chat template, and the longest prompt with a completion against its positions.
+    Tried are its chat template, and the longest prompt with a completion against its positions; of a stream, the first.
     """
     if isinstance(dataset, Mapping):
         for key, part in dataset.items():

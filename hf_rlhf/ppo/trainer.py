@@ -433,8 +433,9 @@ class PPOTrainer(IterationTrainer):
 
     def predict_value(self, prompts: Sequence[Prompt | Sequence[int]]) -> list[float]:
         """What the critic expects of a completion to each prompt, in scores minus KL penalty."""
+        kwargs: Any = self.args.chat_template_kwargs
         value_model = ValueModel(self.policy.model, self.policy.critic, self.processing_class)
-        return value_model.predict_value(prompts, chat_template_kwargs=self.args.chat_template_kwargs)  # pyright: ignore
+        return value_model.predict_value(prompts, chat_template_kwargs=kwargs)
 
     # Evaluation
 

@@ -80,7 +80,7 @@ def sft_sets(script: DataArguments, training: SFTTrainingArguments, tokenizer) -
 def ppo_sets(script: PPOArguments, training: PPOConfig, tokenizer, rewards: Sequence[Any] | None = None) -> Sets:
     """Prompts and the texts of PPO-ptx. Raises `InputError` for anything wrong in them; shared prompts are a warning.
 
-    Prompts are tried with the chat template of each reward model among `rewards`; by default, those that `script` names.
+    Prompts are tried with the chat template of each reward model among `rewards`, by default those of `script`.
     """
     then = {"error": "end the run", "filter": "are left out"}.get(training.overlong_prompts, "are cut on the left")
     limit = Limit("max_prompt_length", training.max_prompt_length, then)

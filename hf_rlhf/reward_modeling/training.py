@@ -58,8 +58,8 @@ def require_positions(trainer) -> None:
         longest = max((len(ids) for name in names for ids in dataset[name]), default=0)
         if longest > limit:
             raise InputError(
-                f"max_length={trainer.args.max_length} is invalid: a row of the {role} set has {longest} tokens, and the"
-                f" model positions for {limit}. Set max_length to {limit} or less"
+                f"max_length={trainer.args.max_length} is invalid: a row of the {role} set has {longest} tokens, and"
+                f" the model positions for {limit}. Set max_length to {limit} or less"
             )
 
 

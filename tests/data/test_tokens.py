@@ -124,9 +124,20 @@ def test_a_rows_options_reach_the_template(tokenizer, options, shown):
 
 def test_a_row_wins_over_the_run_key_by_key(tokenizer):
     run = {"mood": "sad"}
-    for own, shown in ((None, "cat sad"), ({"mood": "happy"}, "cat happy"), ({"other": 1}, "cat sad")):
+    for own, shown in (
+        (None, "cat sad"),
+        ({"mood": "happy"}, "cat happy"),
+        ({"other": 1}, "cat sad"),
+        ({"mood": None}, "cat sad"),
+    ):
         options = {"chat_template_kwargs": own}
         assert chat_text(TALK, tokenizer, continued=False, options=options, chat_template_kwargs=run).split() == shown.split()  # fmt: skip
+
+
+def test_tools_of_the_run_are_those_of_rows_without_any(tokenizer):
+    run, other = {"tools": TOOLS}, [{"type": "function", "function": {"name": "mat"}}]
+    for own, shown in ((None, "dog cat"), ([], "dog cat"), (other, "mat cat")):
+        assert chat_text(TALK, tokenizer, continued=False, options={"tools": own}, chat_template_kwargs=run).split() == shown.split()  # fmt: skip
 
 
 @pytest.mark.parametrize("options", [{"tools": "[{"}, {"chat_template_kwargs": [1]}, {"chat_template_kwargs": {"tokenize": True}}])  # fmt: skip
