@@ -88,7 +88,7 @@ def load_reward_start(
     return _merged(model, folder) if merges_adapter else model
 
 
-def load_base(load: Callable[..., Model], folder: str | os.PathLike, *, tokenizer: Any = None, **kwargs: Any) -> Model:
+def load_base(load: Callable[..., Model], folder: str | os.PathLike, **kwargs: Any) -> Model:
     """The base of the adapter in `folder`, with the embeddings that the adapter was trained with; see `fit_vocabulary`.
 
     `load` is `load_causal_lm` or `load_sequence_classifier`, and `kwargs` are for it.
@@ -96,7 +96,7 @@ def load_base(load: Callable[..., Model], folder: str | os.PathLike, *, tokenize
     if (revision := base_revision(folder)) is not None:
         kwargs["revision"] = revision
     base = load(adapter_base(folder), **kwargs)
-    fit_vocabulary(base, folder, tokenizer, trust_remote_code=kwargs.get("trust_remote_code", False))
+    fit_vocabulary(base, folder, trust_remote_code=kwargs.get("trust_remote_code", False))
     return base
 
 

@@ -93,7 +93,7 @@ def load_reward_model(
     require_saved_head(name_or_path)
     if policy is not None and is_peft_model(policy) and stands_on(name_or_path, policy):
         return SharedRewardModel(policy, name_or_path, tokenizer.pad_token_id, name), tokenizer
-    classifier = load_adapted(load_sequence_classifier, name_or_path, tokenizer=tokenizer, dtype=dtype, **kwargs)
+    classifier = load_adapted(load_sequence_classifier, name_or_path, dtype=dtype, **kwargs)
     base_of(classifier).config.get_text_config().pad_token_id = tokenizer.pad_token_id
     return SeparateRewardModel(classifier), tokenizer
 

@@ -72,7 +72,7 @@ def load_value_model(name_or_path: str, *, dtype: str | None = None) -> ValueMod
     folder = run_folder(name_or_path)
     tokenizer = load_tokenizer(str(folder))
     if (folder / WEIGHTS_NAME).is_file():
-        model = _with_adapter(load_causal_lm, folder, POLICY, dtype or str(saved_facts(folder)["dtype"]), tokenizer)
+        model = _with_adapter(load_causal_lm, folder, POLICY, dtype or str(saved_facts(folder)["dtype"]))
         return ValueModel(model, ValueHeadCritic(ValueHead.from_pretrained(folder)), tokenizer)
     inner = folder / CRITIC_FOLDER
     if not inner.is_dir():
@@ -80,19 +80,17 @@ def load_value_model(name_or_path: str, *, dtype: str | None = None) -> ValueMod
     head, facts = ValueHead.from_pretrained(inner), saved_facts(inner)
     dtype = dtype or str(facts["dtype"])
     if facts["critic"] == AdapterCritic.kind:
-        return ValueModel(
-            _with_adapter(load_causal_lm, inner, CRITIC, dtype, tokenizer), AdapterCritic(head), tokenizer
-        )
-    classifier = _with_adapter(load_sequence_classifier, inner, CRITIC, dtype, tokenizer)
+        return ValueModel(_with_adapter(load_causal_lm, inner, CRITIC, dtype), AdapterCritic(head), tokenizer)
+    classifier = _with_adapter(load_sequence_classifier, inner, CRITIC, dtype)
     return ValueModel(classifier, ModelCritic(classifier, head), tokenizer)
 
 
-def _with_adapter(load: Callable[..., Model], folder: Path, name: str, dtype: str, tokenizer) -> Model:
+def _with_adapter(load: Callable[..., Model], folder: Path, name: str, dtype: str) -> Model:
     """The model in `folder`, or the adapter there under `name` on its base."""
     from hf_rlhf.models.fused_lora import fuse_lora
 
     if adapter_base(folder) is None:
         return load(str(folder), dtype=dtype)
-    with_adapter = load_adapted(load, folder, adapter_name=name, tokenizer=tokenizer, dtype=dtype)
+    with_adapter = load_adapted(load, folder, adapter_name=name, dtype=dtype)
     fuse_lora(with_adapter)  # as in training, so that bf16 rounds alike
     return with_adapter

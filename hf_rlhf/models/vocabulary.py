@@ -60,19 +60,18 @@ def with_mean_rows(weight: Tensor, rows: int) -> Tensor:
     )
 
 
-def fit_vocabulary(base: Model, folder: str | os.PathLike, tokenizer: Any = None, **kwargs: Any) -> None:
+def fit_vocabulary(base: Model, folder: str | os.PathLike, **kwargs: Any) -> None:
     """Resize `base` to the embeddings with which the adapter in `folder` was trained.
 
     Args:
         base: the adapter's base, without it.
         folder: the adapter's; it may hold a tokenizer.
-        tokenizer: the adapter's, where it lies elsewhere.
-        kwargs: for loading the tokenizer.
+        kwargs: for loading that.
 
     Raises `InputError` when the tokenizer adds tokens whose embeddings no file holds.
     """
-    if tokenizer is None and (Path(folder) / "tokenizer_config.json").is_file():
-        tokenizer = load_tokenizer(str(folder), distinct_padding=False, **kwargs)
+    has_tokenizer = (Path(folder) / "tokenizer_config.json").is_file()
+    tokenizer = load_tokenizer(str(folder), distinct_padding=False, **kwargs) if has_tokenizer else None
     before = base.get_input_embeddings().num_embeddings
     held = {name: _held(name, folder) for name in _names_of_ends(base)}
     tokens: dict[int, str] = {} if tokenizer is None else {n: token for token, n in tokenizer.get_vocab().items()}

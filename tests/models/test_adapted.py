@@ -11,7 +11,8 @@ from tiny import make_config, make_lora, make_model, make_prompts, make_tokenize
 from hf_rlhf.errors import InputError
 from hf_rlhf.models.adapted import load_adapted, load_policy, load_reward_start
 from hf_rlhf.models.adapters import base_of
-from hf_rlhf.models.load import load_causal_lm, load_sequence_classifier
+from hf_rlhf.models.critics import build_critic
+from hf_rlhf.models.load import load_causal_lm, load_sequence_classifier, load_tokenizer
 from hf_rlhf.models.policy import PolicyWithValue, wrap_policy
 from hf_rlhf.models.reward_model import SeparateRewardModel, SharedRewardModel, load_reward_model
 from hf_rlhf.models.value_model import ValueModel, load_value_model
@@ -74,6 +75,9 @@ def test_a_policy_with_added_tokens_says_what_it_said_in_training(tmp_path, layo
     assert not isinstance(merged, PeftModel)
     assert all(parameter.requires_grad for parameter in merged.parameters())
     torch.testing.assert_close(logits_of(merged), expected)
+    assert len(load_tokenizer(merged.config._name_or_path)) == 31  # the base's would have 29
+    critic = build_critic("model", wrap_policy(merged))
+    assert torch.equal(critic.model.model.embed_tokens.weight, merged.model.embed_tokens.weight)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -265,3 +269,13 @@ def test_an_adapter_loads_on_the_revision_of_its_base(base, tmp_path, monkeypatc
 
     load_adapted(load, tmp_path / "adapter", revision="main")
     assert seen == [(base, "abc")]
+
+
+def test_a_critic_adapter_trains_no_rows_of_the_head(base):
+    """It ends in hidden states: they would never have a gradient, and DDP waits for one."""
+    policy = wrap_policy(
+        load_causal_lm(base, dtype="float32"), make_lora(trainable_token_indices={"embed_tokens": [5], "lm_head": [5]})
+    )
+    build_critic("adapter", policy)
+    rows = [name for name, _ in policy.named_parameters() if "trainable_tokens_delta.critic" in name]
+    assert rows == ["base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta.critic"]

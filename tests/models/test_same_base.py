@@ -141,6 +141,22 @@ def test_embeddings_of_the_adapters_own_replace_the_bases(places, tmp_path):
     assert values_of(critic, policy) == pytest.approx(scores_of(alone), abs=1e-5)
 
 
+def test_embeddings_in_an_adapters_file_are_not_loaded_into_the_policy(places, tmp_path):
+    """PEFT writes those of the base there when asked to, and puts them into the base that the policy has too."""
+    classifier = load_sequence_classifier(places["base"], dtype="float32")
+    perturb(classifier.model.embed_tokens, scale=0.5)
+    config = make_lora(task_type="SEQ_CLS", modules_to_save=["score"])
+    adapted = perturb(get_peft_model(classifier, config), only="lora")
+    adapted.save_pretrained(tmp_path / "changed", save_embedding_layers=True)
+    make_tokenizer().save_pretrained(tmp_path / "changed")
+    policy = policy_on(load_causal_lm(places["base"], dtype="float32"))
+    before = policy.get_input_embeddings().weight.clone()
+    alone, _ = load_reward_model(str(tmp_path / "changed"), dtype="float32")
+    given, _ = load_reward_model(str(tmp_path / "changed"), policy=policy, dtype="float32")
+    assert scores_of(given) == scores_of(alone)
+    assert torch.equal(policy.get_input_embeddings().weight, before)
+
+
 def values_of(critic, policy):
     """What a critic says after the last token of each whole text."""
     from hf_rlhf.models.value_model import ValueModel
