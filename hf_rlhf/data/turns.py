@@ -1,4 +1,4 @@
-"""The assistant's turn as a chat template writes it: the tokens that close it, and what a generation prompt puts into it."""
+"""The assistant's turn as a chat template writes it: what closes it, and what a generation prompt puts into it."""
 
 from __future__ import annotations
 
@@ -76,8 +76,8 @@ def prefill(
     """Return the text that the generation prompt puts at the beginning of the answer, such as `<think>` and a newline.
 
     It is what the generation prompt has beyond the header of an answer, without special tokens. Empty for a prompt of
-    plain text, and for what is no part of the answer: an empty block (`<think></think>`, which switches thinking off), or
-    what the template also writes before an answer that is given to it.
+    plain text, and for what is no part of the answer: an empty block (`<think></think>`, which switches thinking off),
+    or what the template also writes before an answer that is given to it.
 
     Args:
         prompt: the row's prompt, which the template takes.
