@@ -12,6 +12,7 @@ from tiny import make_prompts, make_trainer, metrics_of, snapshot
 
 from hf_rlhf.checkpoint.manifest import DamagedCheckpoint, verified_facts
 from hf_rlhf.checkpoint.resume import VerifiedCheckpoint, resume_point
+from hf_rlhf.checkpoint.state import random_state, save_state
 from hf_rlhf.errors import InputError
 from hf_rlhf.records import cut_logs
 
@@ -193,6 +194,19 @@ def test_a_run_resumed_at_its_end_only_ends(run, capsys):
     assert resumed.state.global_step == resumed.resumed_at == 12
     assert metrics_of(run) == before
     assert "nothing to train: checkpoint-12 is the last of max_steps=12\n" in capsys.readouterr().out
+
+
+def test_every_rank_takes_up_its_own_random_numbers(tmp_path, monkeypatch):
+    states = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        states.append({"random": random_state()})
+    save_state(tmp_path, "run_state", {"ranks": states})
+    monkeypatch.setattr("hf_rlhf.checkpoint.trainer.rank", lambda: 1)
+    make_trainer(tmp_path)._load_rng_state(str(tmp_path))
+    drawn = torch.rand(3)
+    torch.manual_seed(2)
+    assert torch.equal(drawn, torch.rand(3))
 
 
 ENDS = {

@@ -103,6 +103,19 @@ def test_a_reference_of_its_own_is_used():
     torch.testing.assert_close(reference, naive(other, sequences)[0], rtol=1e-5, atol=1e-5)
 
 
+def test_the_exact_kl_to_a_reference_of_its_own_is_that_of_both_models_logits():
+    tokenizer = make_tokenizer()
+    other = make_model(tokenizer, seed=5)
+    policy, sequences = make_policy(model=make_model(tokenizer), ref_model=other), make_sequences()
+    with torch.no_grad():
+        kl = policy(sequences, full_kl=True).kl
+        for b, prompt in enumerate(sequences.prompt_lengths.tolist()):
+            ids = sequences.input_ids[b : b + 1, : int(sequences.attention_mask[b].sum())]
+            p, q = (model(ids).logits[0, prompt - 1 : -1].log_softmax(-1) for model in (policy.model, other))
+            torch.testing.assert_close(kl[b, : len(p)], (p.exp() * (p - q)).sum(-1), rtol=1e-4, atol=1e-5)
+    assert kl[sequences.mask].min() > 0.1
+
+
 @pytest.mark.parametrize("kind", ["lora", "adapter", "full"])
 def test_the_reference_is_frozen_and_its_pass_needs_no_gradient(kind):
     policy, sequences = make_policy(kind), make_sequences()

@@ -33,6 +33,16 @@ def test_a_skipped_update_is_the_first_too():
     assert log.finished()["val/first_ratio_error"] == 0.25
 
 
+def test_the_first_ratio_error_is_the_largest_of_all_ranks(monkeypatch):
+    of_the_other = {float: 0.5, dict: {}}
+    monkeypatch.setattr(
+        "hf_rlhf.ppo.iteration_log.gather_in_order", lambda share: [*share, of_the_other[type(share[0])]]
+    )
+    log = started_log()
+    add_micro_batch(log, 1.25)
+    assert log.finished()["val/first_ratio_error"] == 0.5
+
+
 def test_what_rewards_log_is_averaged_over_all_ranks_together():
     ranks = [{"length": [1.0, 2.0, 3.0]}, {"length": [10.0], "rare": [5.0]}, {}]
     assert mean_of_each(ranks) == {"length": 4.0, "rare": 5.0}

@@ -26,7 +26,7 @@ from transformers import TrainerCallback
 from hf_rlhf.errors import InputError
 from hf_rlhf.ops import kl_estimate, masked_sum, whiten
 from hf_rlhf.ppo.config import KL_CHOICES
-from hf_rlhf.ppo.experience import MicroBatch
+from hf_rlhf.ppo.experience import MicroBatch, micro_batches
 from hf_rlhf.ppo.guard import UpdateGuard
 from hf_rlhf.ppo.iteration_log import IterationLog
 
@@ -506,6 +506,17 @@ def test_the_texts_loss_is_their_mean_negative_log_probability(tmp_path):
     sums = [-each.gather(1, torch.tensor(ids[1:])[:, None]).sum() for each, ids in zip(logprobs, rows, strict=True)]
     expected = (sum(sums) / sum(len(ids) - 1 for ids in rows)).item()
     assert iterations_of(tmp_path)[0]["loss/ptx_avg"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_texts_of_a_run_go_on_from_iteration_to_iteration(tmp_path):
+    """Two iterations of four updates of four texts: 32 places, so that each of 16 texts is met twice."""
+    texts = Dataset.from_dict({"text": [" ".join([word] * 2) for word in WORDS[:16]]})
+    trainer = ptx(tmp_path, texts=texts)
+    experience = trainer.make_experience(0)
+    batches = [batch for i in range(2) for batch in micro_batches(experience, trainer.args, i, trainer.texts)]
+    met = [int(ids[0]) for batch in batches for ids in batch.texts.input_ids]
+    assert sorted(met) == sorted(2 * TOKENIZER.convert_tokens_to_ids(WORDS[:16]))
+    assert met[:16] != met[16:]
 
 
 def test_accumulation_changes_nothing_about_the_texts(tmp_path):

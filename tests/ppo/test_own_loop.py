@@ -114,6 +114,18 @@ def test_prompts_sampled_in_two_calls_are_those_of_one(tmp_path):
     assert [part.ids for part in parts] == [completion.ids for completion in whole]
 
 
+def test_the_draws_of_a_second_call_follow_those_of_all_ranks(tmp_path, monkeypatch):
+    whole = own(tmp_path)._seeds("train", 0, 16)
+    trainer = own(tmp_path)  # the second of two ranks, both with two prompts a call
+    monkeypatch.setattr("hf_rlhf.ppo.trainer.gather_in_order", lambda share: share * 2)
+    monkeypatch.setattr("hf_rlhf.ppo.trainer.take_share", lambda whole: whole[1::2])
+    seeds, sample = [], trainer.sample
+    trainer.sample = lambda rows, given: seeds.append(given) or sample(rows, given)
+    trainer.generate(PROMPTS[:2])
+    trainer.generate(PROMPTS[2:4])
+    assert seeds == [[whole[1], whole[3]], [whole[5], whole[7]]]
+
+
 def test_the_same_prompts_get_new_completions_at_each_call_and_in_each_iteration(tmp_path):
     trainer = own(tmp_path, learning_rate=0.0)
     first, second = trainer.generate(PROMPTS), trainer.generate(PROMPTS)
