@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from hf_rlhf.data.bad_rows import BadRow, BadRows
 from hf_rlhf.data.folders import Shards, find_shards, read_split
-from hf_rlhf.data.json_columns import decode_json, holds_json, keep_own_keys, read_arrow
+from hf_rlhf.data.json_columns import keep_own_keys, read_values
 from hf_rlhf.data.json_files import read_records, to_dataset
 from hf_rlhf.data.tables import join_tables, read_table, table_to_dataset
 from hf_rlhf.errors import InputError
@@ -186,9 +186,7 @@ def _load_shards(folder: Path, split: str, shards: Shards, bad_rows: BadRows) ->
     if len(files) == 1:
         return _load_file(files[0], bad_rows)
     if files[0].suffix in (".parquet", ".csv"):
-        return table_to_dataset(
-            folder, join_tables(folder, [_read(read_table, path, bad_rows) for path in files])
-        ), None
+        return join_tables(folder, [_read(read_table, path, bad_rows) for path in files]), None
     records = [record for path in files for record in _read(read_records, path, bad_rows)]
     return to_dataset(folder, records, bad_rows)
 
@@ -281,13 +279,9 @@ def read_columns(dataset: Dataset, names: Sequence[str], *, source: str = "the s
     import pyarrow as pa
 
     try:
-        columns = read_arrow(dataset, names)
+        return read_values(dataset, names)
     except (pa.ArrowException, ArithmeticError, ValueError) as error:
         raise InputError(f"{source}: columns {', '.join(names)} hold values that cannot be read ({error})") from error
-    for name in names:
-        if holds_json(dataset.features[name]):
-            columns[name] = [decode_json(value, dataset.features[name]) for value in columns[name]]
-    return columns
 
 
 def list_rows(rows: Sequence[int | str], shown: int = 5) -> str:

@@ -51,8 +51,8 @@ def keep_own_keys(dataset: Dataset) -> Dataset:
         if not missing and not any(map(_has_empty_keys, column.chunks)):
             continue
         try:
-            values = [own_keys(name, value, dataset.features[name]) for value in read_arrow(dataset, [name])[name]]
-            changed[name] = _to_json(values)
+            values = read_values(dataset, [name])[name]
+            changed[name] = _to_json([own_keys(name, value, dataset.features[name]) for value in values])
         except (TypeError, pa.ArrowException, ArithmeticError, ValueError):  # images; dates that Python cannot hold
             continue
     if not changed:
@@ -67,7 +67,7 @@ def keep_own_keys_of_stream(dataset: IterableDataset) -> IterableDataset:
 
     def with_own_keys(row: Mapping[str, Any]) -> dict[str, Any]:
         found = [name for name in TEMPLATE_COLUMNS if name in row]
-        return {name: own_keys(name, row[name], features.get(name), decoded=True) for name in found}
+        return {name: own_keys(name, row[name], features.get(name)) for name in found}
 
     return dataset.map(with_own_keys)
 
@@ -79,38 +79,45 @@ def put_beside(left: Dataset, right: Dataset) -> Dataset:
     return decode_exactly(concatenate_datasets([left, right], axis=1) if left.column_names else right)
 
 
-def read_arrow(dataset: Dataset, names: Sequence[str]) -> dict[str, list[Any]]:
-    """Return these columns as Python lists, whatever format is set on the set; of what is encoded, arrow's value."""
-    return dataset.with_format("arrow").select_columns(list(names))[:].to_pydict()  # pyright: ignore[reportAttributeAccessIssue]
+def read_values(dataset: Dataset, names: Sequence[str]) -> dict[str, list[Any]]:
+    """Return these columns as Python lists, whatever format is set. JSON text is decoded, and else nothing: images are bytes."""
+    columns = dataset.with_format("arrow").select_columns(list(names))[:].to_pydict()  # pyright: ignore[reportAttributeAccessIssue]
+    for name in names:
+        if holds_json(feature := dataset.features[name]):
+            columns[name] = [_decode(value, feature) for value in columns[name]]
+    return columns
 
 
-def decode_json(value: Any, feature: Any) -> Any:
-    """Return what arrow holds of a value, with the JSON text in it decoded and everything else as it is."""
-    return _walk(value, feature, drop=False, decoded=False)
-
-
-def own_keys(name: str, value: Any, feature: Any, *, decoded: bool = False) -> Any:
-    """Return one value of a column of `TEMPLATE_COLUMNS`, decoded, without the keys of structs that are None."""
+def own_keys(name: str, value: Any, feature: Any) -> Any:
+    """Return one decoded value of a column of `TEMPLATE_COLUMNS` without the keys of structs that are None."""
     if value is None:
         return {} if name == "chat_template_kwargs" else None
-    return _walk(value, feature, drop=True, decoded=decoded)
+    return _without_empty_keys(value, feature)
 
 
-def _walk(value: Any, feature: Any, *, drop: bool, decoded: bool) -> Any:
+def _without_empty_keys(value: Any, feature: Any) -> Any:
+    from datasets import Json
+
+    if isinstance(feature, Json):
+        return value
+    if isinstance(value, dict):
+        of_key = feature if isinstance(feature, dict) else {}
+        return {k: _without_empty_keys(each, of_key.get(k)) for k, each in value.items() if each is not None}
+    if isinstance(value, list):
+        return [_without_empty_keys(each, getattr(feature, "feature", None)) for each in value]
+    return value
+
+
+def _decode(value: Any, feature: Any) -> Any:
     from datasets import Json
 
     if value is None:
         return None
     if isinstance(feature, Json):
-        return value if decoded else json.loads(value)
-    if isinstance(value, dict):
-        of_key = feature if isinstance(feature, dict) else {}
-        items = ((key, _walk(each, of_key.get(key), drop=drop, decoded=decoded)) for key, each in value.items())
-        return {key: each for key, each in items if each is not None or not drop}
-    if isinstance(value, list):
-        of_item = getattr(feature, "feature", None)
-        return [_walk(each, of_item, drop=drop, decoded=decoded) for each in value]
-    return value
+        return json.loads(value)
+    if isinstance(feature, dict):
+        return {key: _decode(each, feature[key]) for key, each in value.items()}
+    return [_decode(each, feature.feature) for each in value] if hasattr(feature, "feature") else value
 
 
 def decode_exactly(dataset: _Set) -> _Set:

@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hf_rlhf.credentials import printable
 from hf_rlhf.data.bad_rows import BadRows
+from hf_rlhf.data.json_columns import keep_own_keys, make_dataset, read_values
 from hf_rlhf.data.json_files import BOM
 from hf_rlhf.errors import InputError
 
@@ -20,16 +22,24 @@ def read_table(path: Path, bad_rows: BadRows) -> Any:
     return _read_csv(path, bad_rows) if path.suffix == ".csv" else _read_parquet(path)
 
 
-def join_tables(folder: Path, tables: Sequence[Any]) -> Any:
-    """Return the rows of all tables as one; a column that a file does not have is None. Raises InputError."""
+def join_tables(folder: Path, tables: Sequence[Any]) -> Dataset:
+    """Return the rows of all tables as one set; a column that a file does not have is None.
+
+    Raises InputError for a column that holds another kind of value in another file. Inside dicts each row keeps its own.
+    """
     import pyarrow as pa
 
     try:
-        table = pa.concat_tables(tables, promote_options="permissive")
-    except pa.ArrowException as error:
-        raise InputError(f"{folder}: the files do not have the same columns ({error}). Name one of them") from error
-    alike = all(each.schema.equals(tables[0].schema) for each in tables)
-    return table if alike else table.replace_schema_metadata(None)  # which says what columns the first file has
+        return table_to_dataset(folder, pa.concat_tables(tables, promote_options="permissive"))
+    except pa.ArrowException:
+        sets = [keep_own_keys(table_to_dataset(folder, table)) for table in tables]
+    names = dict.fromkeys(name for each in sets for name in each.column_names)
+    parts = [{name: [None] * len(each) for name in names} | read_values(each, each.column_names) for each in sets]
+    try:
+        return make_dataset({name: [value for part in parts for value in part[name]] for name in names})
+    except Exception as error:  # arrow's many types
+        reason = printable(str(error), 200)
+        raise InputError(f"{folder}: the files do not have the same columns ({reason}). Name one of them") from error
 
 
 def table_to_dataset(path: Path, table: Any) -> Dataset:

@@ -134,6 +134,9 @@ def test_rows_of_several_shards_keep_their_own_keys_and_kinds(tmp_path):
     write(tmp_path / "other" / "train-0.parquet", [{"n": 1}])
     write(tmp_path / "other" / "train-1.parquet", [{"n": 1.5, "m": "x"}])
     assert load_rows(str(tmp_path / "other")).to_list() == [{"n": 1.0, "m": None}, {"n": 1.5, "m": "x"}]
+    for number, row in enumerate(rows):
+        write(tmp_path / "third" / f"train-{number}.parquet", [row])
+    assert load_rows(str(tmp_path / "third")).to_list() == rows
     write(tmp_path / "other" / "train-2.parquet", [{"n": "x"}])
     assert "the files do not have the same columns" in error_of(tmp_path / "other")
 
@@ -165,5 +168,6 @@ def test_what_is_wrong_with_a_folder_is_one_clear_message(tmp_path, name, conten
 
 def test_a_folder_named_as_a_builder_of_datasets_is_a_folder(tmp_path, monkeypatch):
     write(tmp_path / "json" / "train-0.jsonl", ROWS)
+    write(tmp_path / "train.jsonl", [{"another": "set"}])
     monkeypatch.chdir(tmp_path)
     assert load_rows("json").to_list() == ROWS

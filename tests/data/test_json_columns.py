@@ -264,3 +264,21 @@ def test_rows_that_differ_in_their_tools_are_no_duplicates():
     )
     prompts = prepare_prompts(dialogues, make_tokenizer(), max_prompt_length=50, source="rows")
     assert prompts["tools"][:] == [*TOOLS, None]
+
+
+def test_alike_dicts_keep_the_order_of_their_keys_and_their_nones(tmp_path):
+    rows = (
+        [{"tools": [{"a": 1, "b": 2}]}, {"tools": [{"b": 2, "a": 1}]}],
+        [{"tools": [{"a": None}]}, {"tools": [{"a": 1}]}],
+    )
+    for pair in rows:
+        (tmp_path / "rows.json").write_text(json.dumps(pair))
+        assert same(list(load_rows(str(tmp_path / "rows.json"))), pair)
+
+
+def test_a_stream_of_a_file_gives_prompts_with_their_own_keys(tmp_path):
+    rows = [*rows_of("prompts"), {"prompt": call("the", "add", {"a": None})[:-1], "tools": None}]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    stream = load_rows(str(tmp_path / "rows.jsonl"), streaming=True)
+    prepared = prepare_prompts(stream, make_tokenizer(), max_prompt_length=500, source="rows")
+    assert [{"prompt": row["prompt"], "tools": row["tools"]} for row in prepared] == rows
