@@ -32,6 +32,7 @@ def policy_card(
     usage: str | None = None,
     datasets: Sequence[str] = (),
     adapter: bool = True,
+    vocabulary: int | None = None,
     license: str | None = None,
     language: str = "en",
     demonstration: bool = False,
@@ -41,7 +42,8 @@ def policy_card(
     """The README of a model trained by PPO: a LoRA adapter, or every weight (`adapter=False`).
 
     `model_id` is where it will be loaded from ("owner/name"), `base_model` what it was trained on; a local path is shown
-    by its last part only and stays out of the metadata. `curve_image` is a path inside the repository, `usage` code that
+    by its last part only and stays out of the metadata. `vocabulary` is the number of embeddings that an adapter needs, where
+    its base has others. `curve_image` is a path inside the repository, `usage` code that
     shows how to load and prompt the model when the general one would not do.
     """
     return _card(
@@ -60,6 +62,7 @@ def policy_card(
         usage=usage,
         datasets=datasets,
         adapter=adapter,
+        vocabulary=vocabulary,
         license=license,
         language=language,
         demonstration=demonstration,
@@ -79,6 +82,7 @@ def reward_model_card(
     curve_image: str | None = None,
     datasets: Sequence[str] = (),
     adapter: bool = True,
+    vocabulary: int | None = None,
     license: str | None = None,
     language: str = "en",
     demonstration: bool = False,
@@ -102,6 +106,7 @@ def reward_model_card(
         curve_image=quote(curve_image) if curve_image else None,
         datasets=datasets,
         adapter=adapter,
+        vocabulary=vocabulary,
         license=license,
         language=language,
         demonstration=demonstration,
@@ -118,6 +123,7 @@ def sft_card(
     settings: Mapping[str, Any] | None = None,
     datasets: Sequence[str] = (),
     adapter: bool = True,
+    vocabulary: int | None = None,
     license: str | None = None,
     language: str = "en",
 ) -> str:
@@ -132,6 +138,7 @@ def sft_card(
         settings=settings or {},
         datasets=datasets,
         adapter=adapter,
+        vocabulary=vocabulary,
         license=license,
         language=language,
     )

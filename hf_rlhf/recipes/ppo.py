@@ -25,6 +25,7 @@ from hf_rlhf.recipes.common import (
     load_start,
     open_hub,
     output_folder,
+    own_vocabulary,
     release,
     require_no_added_tokens,
     run_begun,
@@ -88,7 +89,7 @@ def _train(
     trainer.save_model(_internal_call=True)  # which does not push: the card is not there yet
     if trainer.is_world_process_zero():
         peak = peak_bytes(training.device)
-        _write_card(folder, script, training, model, metrics)
+        _write_card(folder, script, training, model, metrics, own_vocabulary(policy))
         if trainer.state.global_step > trainer.resumed_at:  # or nothing was measured, and plan.json stays
             write_plan(folder, planned, peak)
         if training.push_to_hub:
@@ -130,7 +131,9 @@ def _function(name: str) -> RewardFunction:
         raise InputError(f"reward {name!r}: {error}; name a function as module:name or file.py:name") from error
 
 
-def _write_card(folder: Path, script: PPOArguments, training: PPOConfig, model: ModelArguments, metrics) -> None:
+def _write_card(
+    folder: Path, script: PPOArguments, training: PPOConfig, model: ModelArguments, metrics, vocabulary: int | None
+) -> None:
     from hf_rlhf.evaluation.metrics import BeforeAfter
     from hf_rlhf.evaluation.plots import plot_training
     from hf_rlhf.hub.model_card import hub_names, policy_card, shown_name
@@ -157,6 +160,7 @@ def _write_card(folder: Path, script: PPOArguments, training: PPOConfig, model: 
         reward_model=rewards or None,
         datasets=hub_names(script.dataset_name),
         adapter=model.use_peft,
+        vocabulary=vocabulary,
     )
     (folder / "README.md").write_text(card, encoding="utf-8")
 

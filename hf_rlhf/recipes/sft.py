@@ -20,6 +20,7 @@ from hf_rlhf.recipes.common import (
     make_room_for_template,
     open_hub,
     output_folder,
+    own_vocabulary,
     release,
     run_begun,
     start_settings,
@@ -72,14 +73,16 @@ def _train(
     save_trained(trainer, folder)
     if trainer.is_world_process_zero():
         write_settings(folder, training, model, script)
-        _write_card(folder, script, training, model, metrics)
+        _write_card(folder, script, training, model, metrics, own_vocabulary(trainer.model))
         if training.push_to_hub:
             push_folder(folder, training.hub_model_id, private=training.hub_private_repo)
     release(trainer)
     return RunResult(folder, metrics)
 
 
-def _write_card(folder: Path, script: DataArguments, training, model: ModelArguments, metrics) -> None:
+def _write_card(
+    folder: Path, script: DataArguments, training, model: ModelArguments, metrics, vocabulary: int | None
+) -> None:
     from hf_rlhf.hub.model_card import hub_names, sft_card
 
     names = "learning_rate num_train_epochs per_device_train_batch_size gradient_accumulation_steps max_length seed"
@@ -90,5 +93,6 @@ def _write_card(folder: Path, script: DataArguments, training, model: ModelArgum
         settings={name: getattr(training, name) for name in names.split()} | start_settings(model),
         datasets=hub_names(script.dataset_name),
         adapter=model.use_peft,
+        vocabulary=vocabulary,
     )
     (folder / "README.md").write_text(card, encoding="utf-8")
