@@ -33,6 +33,7 @@ def policy_card(
     datasets: Sequence[str] = (),
     adapter: bool = True,
     end_ids: Sequence[int] | None = None,
+    vocabulary: int | None = None,
     license: str | None = None,
     language: str = "en",
     demonstration: bool = False,
@@ -42,9 +43,10 @@ def policy_card(
     """The README of a model trained by PPO: a LoRA adapter, or every weight (`adapter=False`).
 
     `model_id` is where it will be loaded from ("owner/name"), `base_model` what it was trained on; a local path is shown
-    by its last part only and stays out of the metadata. `curve_image` is a path inside the repository, `usage` code that
-    shows how to load and prompt the model when the general one would not do. `end_ids` are the tokens that end an answer,
-    where the generation config of an adapter's base does not have them all.
+    by its last part only and stays out of the metadata. `end_ids` are the tokens that end an answer, where the generation
+    config of an adapter's base does not have them all. `vocabulary` is the number of embeddings that an adapter needs,
+    where its base has others. `curve_image` is a path inside the repository, `usage` code that shows how to load and
+    prompt the model when the general one would not do.
     """
     return _card(
         "policy.md.j2",
@@ -63,6 +65,7 @@ def policy_card(
         datasets=datasets,
         adapter=adapter,
         end_ids=list(end_ids) if adapter and end_ids else None,
+        vocabulary=vocabulary,
         license=license,
         language=language,
         demonstration=demonstration,
@@ -82,6 +85,7 @@ def reward_model_card(
     curve_image: str | None = None,
     datasets: Sequence[str] = (),
     adapter: bool = True,
+    vocabulary: int | None = None,
     license: str | None = None,
     language: str = "en",
     demonstration: bool = False,
@@ -105,6 +109,7 @@ def reward_model_card(
         curve_image=quote(curve_image) if curve_image else None,
         datasets=datasets,
         adapter=adapter,
+        vocabulary=vocabulary,
         license=license,
         language=language,
         demonstration=demonstration,
@@ -122,6 +127,7 @@ def sft_card(
     datasets: Sequence[str] = (),
     adapter: bool = True,
     end_ids: Sequence[int] | None = None,
+    vocabulary: int | None = None,
     license: str | None = None,
     language: str = "en",
 ) -> str:
@@ -137,6 +143,7 @@ def sft_card(
         datasets=datasets,
         adapter=adapter,
         end_ids=list(end_ids) if adapter and end_ids else None,
+        vocabulary=vocabulary,
         license=license,
         language=language,
     )

@@ -18,7 +18,7 @@ from hf_rlhf.errors import InputError
 from hf_rlhf.hub.model_card import shown_name
 from hf_rlhf.hub.push import open_repository
 from hf_rlhf.models.adapted import load_policy
-from hf_rlhf.models.adapters import adapter_base, adapter_folder, is_peft_model
+from hf_rlhf.models.adapters import adapter_base, adapter_folder, base_of, is_peft_model
 from hf_rlhf.models.load import load_tokenizer, take_chat_template
 from hf_rlhf.models.vocabulary import make_room
 from hf_rlhf.progress import say
@@ -146,6 +146,13 @@ def base_and_adapter(model_args: ModelArguments) -> tuple[str, str | None]:
     name = model_args.model_name_or_path
     base = adapter_base(adapter_folder(name))
     return (name, None) if base is None else (base, name)
+
+
+def own_vocabulary(model: Any) -> int | None:
+    """For a model card: the number of embeddings that an adapter needs, where its base has others."""
+    base = base_of(model)
+    resized = is_peft_model(model) and getattr(base, "has_own_vocabulary", False)
+    return base.get_input_embeddings().weight.shape[0] if resized else None
 
 
 def start_settings(model_args: ModelArguments) -> dict[str, Any]:

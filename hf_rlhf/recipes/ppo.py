@@ -3,7 +3,9 @@
 import contextlib
 import copy
 import logging
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from hf_rlhf.distributed import failing_together
 from hf_rlhf.errors import InputError, refusals_of_libraries
@@ -22,6 +24,7 @@ from hf_rlhf.recipes.common import (
     load_start,
     open_hub,
     output_folder,
+    own_vocabulary,
     release,
     require_no_added_tokens,
     run_begun,
@@ -90,7 +93,8 @@ def _train(
     if trainer.is_world_process_zero():
         peak = peak_bytes(training.device)
         ends = stop_token_ids(base_of(policy), tokenizer, training.sampling)
-        _write_card(folder, script, training, model, metrics, ends if set(ends) - set(configured) else None)
+        needs = {"end_ids": ends if set(ends) - set(configured) else None, "vocabulary": own_vocabulary(policy)}
+        _write_card(folder, script, training, model, needs)
         if trainer.state.global_step > trainer.resumed_at:  # or nothing was measured, and plan.json stays
             write_plan(folder, planned, peak)
         if training.push_to_hub:
@@ -116,12 +120,7 @@ def _with_critic(training: PPOConfig, model_name_or_path: str) -> PPOConfig:
 
 
 def _write_card(
-    folder: Path,
-    script: PPOArguments,
-    training: PPOConfig,
-    model: ModelArguments,
-    metrics,
-    end_ids: list[int] | None,
+    folder: Path, script: PPOArguments, training: PPOConfig, model: ModelArguments, needs: Mapping[str, Any]
 ) -> None:
     from hf_rlhf.evaluation.metrics import BeforeAfter
     from hf_rlhf.evaluation.plots import plot_training
@@ -149,7 +148,7 @@ def _write_card(
         reward_model=rewards or None,
         datasets=hub_names(script.dataset_name),
         adapter=model.use_peft,
-        end_ids=end_ids,
+        **needs,
     )
     (folder / "README.md").write_text(card, encoding="utf-8")
 

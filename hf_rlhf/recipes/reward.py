@@ -29,6 +29,7 @@ from hf_rlhf.recipes.common import (
     make_room_for_template,
     open_hub,
     output_folder,
+    own_vocabulary,
     release,
     run_begun,
     set_special_tokens,
@@ -113,7 +114,7 @@ def _train(
         trained = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)  # without Trainer's autocast
         metrics = _reload_and_evaluate(trained, folder, train_set, eval_set, script, training, model)
         (folder / RESULT_FILE).write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
-        _write_card(folder, script, training, model, metrics)
+        _write_card(folder, script, training, model, metrics, own_vocabulary(trained))
         if training.push_to_hub:
             push_folder(folder, training.hub_model_id, private=training.hub_private_repo)
     release(trainer)
@@ -165,7 +166,9 @@ class _OwnForward:
             return self.model(input_ids=input_ids, attention_mask=attention_mask).logits[:, 0].float()
 
 
-def _write_card(folder: Path, script: RewardArguments, training, model: ModelArguments, metrics) -> None:
+def _write_card(
+    folder: Path, script: RewardArguments, training, model: ModelArguments, metrics, vocabulary: int | None
+) -> None:
     from hf_rlhf.hub.model_card import hub_names, reward_model_card
 
     results = {
@@ -187,5 +190,6 @@ def _write_card(folder: Path, script: RewardArguments, training, model: ModelArg
         settings={name: getattr(training, name) for name in names.split()} | start_settings(model),
         datasets=hub_names(script.dataset_name),
         adapter=model.use_peft,
+        vocabulary=vocabulary,
     )
     (folder / "README.md").write_text(card, encoding="utf-8")

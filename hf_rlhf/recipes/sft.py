@@ -25,6 +25,7 @@ from hf_rlhf.recipes.common import (
     make_room_for_template,
     open_hub,
     output_folder,
+    own_vocabulary,
     release,
     run_begun,
     set_special_tokens,
@@ -90,7 +91,8 @@ def _train(
     if trainer.is_world_process_zero():
         write_settings(folder, training, model, script)
         ends = stop_token_ids(base_of(policy), tokenizer, Sampling())
-        _write_card(folder, script, training, model, metrics, ends if set(ends) - set(configured) else None)
+        needs = {"end_ids": ends if set(ends) - set(configured) else None, "vocabulary": own_vocabulary(trainer.model)}
+        _write_card(folder, script, training, model, metrics, needs)
         if training.push_to_hub:
             push_folder(folder, training.hub_model_id, private=training.hub_private_repo)
     release(trainer)
@@ -132,7 +134,7 @@ def _with_end_of_turn(
 
 
 def _write_card(
-    folder: Path, script: DataArguments, training, model: ModelArguments, metrics, end_ids: list[int] | None
+    folder: Path, script: DataArguments, training, model: ModelArguments, metrics, needs: Mapping[str, Any]
 ) -> None:
     from hf_rlhf.hub.model_card import hub_names, sft_card
 
@@ -144,6 +146,6 @@ def _write_card(
         settings={name: getattr(training, name) for name in names.split()} | start_settings(model),
         datasets=hub_names(script.dataset_name),
         adapter=model.use_peft,
-        end_ids=end_ids,
+        **needs,
     )
     (folder / "README.md").write_text(card, encoding="utf-8")

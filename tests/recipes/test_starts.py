@@ -119,6 +119,7 @@ def test_the_template_of_a_tokenizer_brings_its_tokens(stage, write_rows, tmp_pa
     tokenizer = load_tokenizer(str(sft))
     assert tokenizer.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"]) == [28, 29]
     assert (tokenizer.eos_token, len(tokenizer)) == ("<|im_end|>", 30)
+    assert "base.resize_token_embeddings(30)" in str(ModelCard.load(sft / "README.md"))
     policy = load_policy(str(sft), adds_adapter=True, dtype="float32")
     assert policy.get_input_embeddings().weight.shape == (30, 32)
     for end in (policy.get_input_embeddings(), policy.get_output_embeddings()):
