@@ -41,7 +41,7 @@ def test_the_coefficient_moves(whole):
     assert first["objective/kl_coef"] != second["objective/kl_coef"]
 
 
-def test_some_minibatches_have_no_counted_token(whole):
+def test_some_micro_batches_have_no_counted_token(whole):
     for row in iterations_of(whole("sparse")):
         assert row["rewards/unscored"] == 14 / 16
         assert row["completions/mean_length"] < 3
