@@ -306,7 +306,8 @@ def test_unscored_completions_count_for_nothing(tmp_path):
     scored = torch.tensor([row["number"] for row in trainer.prompts.rows(0)]) % 2 == 0
     assert 0 < scored.sum() < len(experience)
     assert torch.equal(experience.mask.any(dim=1), scored)
-    for name in ("logprobs", "reference_logprobs", "values", "entropy", "rewards", "advantages", "returns"):
+    names = "logprobs sampler_logprobs reference_logprobs kl values entropy rewards advantages returns"
+    for name in names.split():
         assert not getattr(experience, name)[~experience.mask].any(), name
         assert getattr(experience, name)[experience.mask].any(), name
 
