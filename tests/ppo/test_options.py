@@ -508,6 +508,23 @@ def test_the_texts_loss_is_their_mean_negative_log_probability(tmp_path):
     assert iterations_of(tmp_path)[0]["loss/ptx_avg"] == pytest.approx(expected, rel=1e-5)
 
 
+def test_the_gradient_of_the_texts_is_that_of_their_mean_over_tokens(tmp_path):
+    trainer = ptx(tmp_path, 0.7, reward=by_number, vf_coef=0.0)
+    perturb(trainer.policy, only="lora")
+    experience = trainer.make_experience(0)
+    batch = next(micro_batches(experience, trainer.args, 0, trainer.texts))
+    sums = []
+    for ids, mask in zip(batch.texts.input_ids, batch.texts.attention_mask, strict=True):
+        ids = ids[mask]
+        logprobs = trainer.policy.model(ids[None]).logits[0, :-1].log_softmax(dim=-1)
+        sums.append(-logprobs.gather(1, ids[1:, None]).sum())
+    of_texts = sum(sums) / (int(batch.texts.attention_mask.sum()) - len(sums))
+    expected = gradient_of(trainer, -mean(surrogate(trainer, batch.experience), batch.experience) + 0.7 * of_texts)
+    found = gradient_of(trainer, trainer.compute_loss(trainer.policy, {"micro_batch": batch}))
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5)
+    assert batch.minibatch_tokens != batch.minibatch_text_tokens
+
+
 def test_the_texts_of_a_run_go_on_from_iteration_to_iteration(tmp_path):
     """Two iterations of four updates of four texts: 32 places, so that each of 16 texts is met twice."""
     texts = Dataset.from_dict({"text": [" ".join([word] * 2) for word in WORDS[:16]]})

@@ -1,3 +1,4 @@
+import contextlib
 import json
 import math
 import re
@@ -22,6 +23,7 @@ from tiny import (
 from transformers import TrainerCallback
 
 from hf_rlhf.errors import InputError
+from hf_rlhf.models.attention import FUSED, PACKED
 from hf_rlhf.ops import gae, kl_estimate, masked_sum, whiten
 from hf_rlhf.ppo.experience import MicroBatch, micro_batches
 from hf_rlhf.ppo.kl_control import AdaptiveKL
@@ -269,6 +271,25 @@ def test_impossible_settings_are_refused_by_name(tmp_path, wrong):
         make_config(tmp_path, **wrong)
 
 
+@pytest.mark.parametrize("fails", [False, True], ids=["ends", "fails"])
+def test_packed_attention_is_for_training_alone(tmp_path, fails):
+    """What is saved, or sampled from later, has to load and run without this package."""
+
+    def kinds():
+        return {model.config._attn_implementation for model in trainer.policy.transformers_models()}
+
+    def reward(prompts, **columns):
+        seen.append(kinds())
+        return [math.nan if fails else 1.0] * len(prompts)
+
+    seen = []
+    trainer = make_trainer(tmp_path, reward=reward, lora=None, max_steps=4)
+    with pytest.raises(InputError) if fails else contextlib.nullcontext():
+        trainer.train()
+    assert seen == [{PACKED}]
+    assert kinds() == {FUSED}
+
+
 # Scores
 
 
@@ -285,7 +306,8 @@ def test_unscored_completions_count_for_nothing(tmp_path):
     scored = torch.tensor([row["number"] for row in trainer.prompts.rows(0)]) % 2 == 0
     assert 0 < scored.sum() < len(experience)
     assert torch.equal(experience.mask.any(dim=1), scored)
-    for name in ("logprobs", "reference_logprobs", "values", "entropy", "rewards", "advantages", "returns"):
+    names = "logprobs sampler_logprobs reference_logprobs kl values entropy rewards advantages returns"
+    for name in names.split():
         assert not getattr(experience, name)[~experience.mask].any(), name
         assert getattr(experience, name)[experience.mask].any(), name
 
