@@ -224,7 +224,7 @@ def test_the_runs_template_arguments_reach_all_prompts(tmp_path):
         [{"messages": [{"role": "user", "content": "dog"}, {"role": "assistant", "content": "sat"}]}]
     )
     sets = {"eval_dataset": {"one": rows, "other": rows.select([1])}, "ptx_dataset": texts}
-    trainer = moody_trainer(tmp_path, rows, ptx_coef=0.1, trainer_kwargs=sets)
+    trainer = moody_trainer(tmp_path, rows, ptx_coef=0.1, value_head_init_std=0.5, trainer_kwargs=sets)
 
     def shown(ids):
         return trainer.processing_class.decode(ids).strip()

@@ -204,3 +204,12 @@ def test_script_runs_under_two_ranks(flags, write_rows, tmp_path):
     assert "x 2 ranks" in result.stdout
     rows = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
     assert [row["episode"] for row in rows if "episode" in row] == [8, 16]
+
+
+def test_pairs_that_are_too_long_are_neither_counted_as_trained_on_nor_evaluated(flags, write_rows, tmp_path):
+    long = {"prompt": "the ", "chosen": "cat " * 30, "rejected": "dog"}
+    train, test = write_rows([*plain_pairs(), long]), write_rows([*plain_pairs(24)[18:], long | {"rejected": "mat"}], "test.jsonl")  # fmt: skip
+    argv = ["--dataset_name", train, "--eval_dataset_name", test, "--max_length", "20", "--max_steps", "1"]
+    assert main(["reward", *argv, *flags, "--save_merged", "false"]) == 0
+    found = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert (found["train_rows"], found["eval_rows"]) == (16, 6)
