@@ -279,3 +279,26 @@ def test_a_critic_adapter_trains_no_rows_of_the_head(base):
     build_critic("adapter", policy)
     rows = [name for name, _ in policy.named_parameters() if "trainable_tokens_delta.critic" in name]
     assert rows == ["base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta.critic"]
+
+
+def test_an_encoder_whose_head_has_layers_is_loaded_and_goes_on(tmp_path):
+    """RoBERTa's head is two layers, and counts as trained."""
+    import transformers
+
+    torch.manual_seed(0)
+    config = transformers.RobertaConfig(
+        vocab_size=29, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=4, num_labels=1,
+        max_position_embeddings=40, pad_token_id=0, bos_token_id=2, eos_token_id=3,
+    )  # fmt: skip
+    transformers.RobertaForSequenceClassification(config).save_pretrained(tmp_path / "encoder")
+    encoder = load_sequence_classifier(str(tmp_path / "encoder"), dtype="float32")
+    lora = make_lora(task_type="SEQ_CLS", target_modules=["query"], modules_to_save=["classifier"])
+    trained = perturb(perturb(get_peft_model(encoder, lora), only="lora"), only="modules_to_save").eval()
+    trained.save_pretrained(tmp_path / "reward")
+    make_tokenizer().save_pretrained(tmp_path / "reward")
+    ids = torch.tensor([[5, 8, 7, 4]])
+    expected = logits_of(trained, ids.tolist())
+    loaded, _ = load_reward_model(str(tmp_path / "reward"), dtype="float32")
+    torch.testing.assert_close(loaded(ids, torch.ones_like(ids)), expected[:, 0])
+    start = load_reward_start(str(tmp_path / "reward"), adds_adapter=True, dtype="float32")
+    torch.testing.assert_close(logits_of(start, ids.tolist()), expected)
