@@ -5,15 +5,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from transformers.utils import is_liger_kernel_available
 from trl import ModelConfig, RewardConfig, SFTConfig
 
-from hf_rlhf.checkpoint.best import require_best_metric, settle_best_metric
-from hf_rlhf.errors import InputError
+from hf_rlhf.checkpoint.best import Directions, require_best_metric, settle_best_metric
+from hf_rlhf.errors import InputError, refusals_of_libraries
 from hf_rlhf.models.load import EMBEDDED_MODEL
 
 # The metrics of trl's evaluations, without `eval_`: whether more is better, None where that depends.
-SFT_EVALUATED = {"loss": False, "mean_token_accuracy": True, "entropy": None}
-REWARD_EVALUATED = {
+SFT_EVALUATED: Directions = {"loss": False, "mean_token_accuracy": True, "entropy": None}
+REWARD_EVALUATED: Directions = {
     "loss": False,
     "accuracy": True,
     "margin": True,
@@ -72,8 +73,9 @@ class ModelArguments(ModelConfig):
         kwargs: dict[str, Any] = {"dtype": self.dtype, "revision": self.model_revision}
         if self.attn_implementation:
             kwargs["attn_implementation"] = self.attn_implementation
-        if quantization := get_quantization_config(self):
-            kwargs["quantization_config"] = quantization
+        with refusals_of_libraries(self):
+            if quantization := get_quantization_config(self):
+                kwargs["quantization_config"] = quantization
         return kwargs
 
 
@@ -115,9 +117,16 @@ class RewardArguments(DataArguments):
     save_merged: bool = flag(True, "Also write merged/, a plain classifier that pipeline() loads.")
 
 
-def _require_push_at_the_end(hub_strategy: Any) -> None:
-    if str(hub_strategy) not in ("end", "HubStrategy.END"):
-        raise InputError(f"hub_strategy={hub_strategy} must be end: a push in the background may fail unseen")
+def _check_training(args: Any, evaluated: Directions) -> None:
+    """Raise `InputError` for what trl's configs take and its trainers refuse late, or do not refuse."""
+    if str(args.hub_strategy) not in ("end", "HubStrategy.END"):
+        raise InputError(f"hub_strategy={args.hub_strategy} must be end: a push in the background may fail unseen")
+    if (args.neftune_noise_alpha or 0) < 0:
+        raise InputError(f"neftune_noise_alpha={args.neftune_noise_alpha} is invalid: it must be 0 or above")
+    if args.use_liger_kernel and not is_liger_kernel_available():
+        raise InputError("use_liger_kernel=True is invalid: its package is missing. Run `pip install liger-kernel`")
+    settle_best_metric(args, evaluated)
+    require_best_metric(args, evaluated)
 
 
 @dataclass
@@ -129,9 +138,7 @@ class RewardTrainingArguments(RewardConfig):
     hub_strategy: str = flag("end", "Must be end: what Trainer pushes before, in the background, may fail unseen.")
 
     def __post_init__(self):
-        _require_push_at_the_end(self.hub_strategy)
-        settle_best_metric(self, REWARD_EVALUATED)
-        require_best_metric(self, REWARD_EVALUATED)
+        _check_training(self, REWARD_EVALUATED)
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()  # bf16 on a CPU has to be asked for
         super().__post_init__()
 
@@ -145,9 +152,7 @@ class SFTTrainingArguments(SFTConfig):
     hub_strategy: str = flag("end", "Must be end: what Trainer pushes before, in the background, may fail unseen.")
 
     def __post_init__(self):
-        _require_push_at_the_end(self.hub_strategy)
-        settle_best_metric(self, SFT_EVALUATED)
-        require_best_metric(self, SFT_EVALUATED)
+        _check_training(self, SFT_EVALUATED)
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
         super().__post_init__()
 
