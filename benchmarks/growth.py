@@ -160,7 +160,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
     tokenizer = load_tokenizer(args.model or EMBEDDED_MODEL)
-    tokenizer.eos_token = None
+    tokenizer.eos_token = tokenizer.chat_template = None  # nothing ends a completion but its length
     for sizes in (BATCHES, LENGTHS):
         with tempfile.TemporaryDirectory() as folder:
             trainers = {

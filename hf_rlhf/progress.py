@@ -5,7 +5,8 @@ import math
 import sys
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 
@@ -70,6 +71,38 @@ def duration(seconds: float) -> str:
         if seconds >= 1.5 * size:
             return f"{seconds / size:.1f} {unit}"
     return f"{seconds:.0f} s"
+
+
+PLAIN_LINE_SECONDS = 8.0
+"""Between two lines of progress where there is no terminal."""
+
+
+@contextmanager
+def progress_of(total: int, description: str) -> Iterator[Callable[[int], None]]:
+    """Show how much of `total` is done while the block runs: a bar on a terminal, else a line every few seconds.
+
+    Gives the function that adds to what is done.
+    """
+    if sys.stdout.isatty():
+        from rich.progress import Progress
+
+        with Progress() as bar:
+            task = bar.add_task(description, total=total)
+            yield lambda amount: bar.update(task, advance=amount)
+            bar.update(task, completed=total)
+        return
+    begun = last = time.monotonic()
+    done = 0
+
+    def advance(amount: int) -> None:
+        nonlocal done, last
+        done, now = done + amount, time.monotonic()
+        if now - last >= PLAIN_LINE_SECONDS:
+            last, passed = now, now - begun
+            left = duration(passed / done * max(total - done, 0))
+            say(f"{description}: {min(done / total, 1):.0%} ({duration(passed)}, about {left} left)")
+
+    yield advance
 
 
 def use_compact_progress(trainer, watched: Watched) -> None:

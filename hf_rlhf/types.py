@@ -48,7 +48,7 @@ class Trajectory:
     row: Mapping[str, Any]  # the data set's row: `prompt` and every other column
     prompt_ids: list[int]
     completion: Completion
-    text: str  # the completion, special tokens left out
+    text: str  # the answer: what the generation prompt began it with and the completion, special tokens left out
     mask: list[bool] | None = None  # (T,) True where the policy sampled the token; None: everywhere
     rewards: dict[str, float | None] = field(default_factory=dict)  # each by name, unweighted, its tokens added up
     extra: dict[str, Any] = field(default_factory=dict)  # what rewards logged about this completion
@@ -144,12 +144,15 @@ class Sequences:
         rows, columns = self.mask.nonzero(as_tuple=True)
         return rows, columns
 
-    def counted_support(self) -> list[Tensor] | None:
-        """Allowed ids of the counted tokens, `N` tensors `(K,)`; None when nothing was cut off."""
+    def counted_support(self) -> list[Tensor | None] | None:
+        """Allowed ids `(K,)` of each of the `N` counted tokens; None for all, and for one, where nothing was cut off."""
         if self.support is None or all(row is None for row in self.support):
             return None
         rows, columns = self.counted
-        return [self.support[b][t] for b, t in zip(rows.tolist(), columns.tolist(), strict=True)]  # pyright: ignore
+        return [
+            None if (of_row := self.support[b]) is None else of_row[t]
+            for b, t in zip(rows.tolist(), columns.tolist(), strict=True)
+        ]
 
 
 def trimmed_width(mask: Tensor) -> int:

@@ -36,6 +36,13 @@ def make_tokenizer(*, pad_is_eos: bool = False, chat_template: bool = True):
     return fast
 
 
+def make_base_tokenizer():
+    """That of a base model with a chat template: its end token, `<|endoftext|>`, is not what closes a turn."""
+    tokenizer = make_tokenizer()
+    tokenizer.add_special_tokens({"eos_token": "<|endoftext|>", "additional_special_tokens": ["<|im_end|>"]})
+    return tokenizer
+
+
 def make_model(tokenizer, *, seed: int = 0, **overrides):
     """A two-layer Llama in fp32 with random weights large enough to make a lively distribution."""
     from transformers import LlamaConfig, LlamaForCausalLM

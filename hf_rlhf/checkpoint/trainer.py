@@ -21,6 +21,7 @@ from hf_rlhf.checkpoint.signals import StopSignals
 from hf_rlhf.checkpoint.state import load_state, random_state, save_state, set_random_state
 from hf_rlhf.distributed import by_first_rank, failing_together, gather_in_order, global_max, rank, world_size
 from hf_rlhf.errors import InputError, RunFailed, RunStopped, refusals_of_libraries
+from hf_rlhf.models.adapters import is_peft_model, saves_embeddings
 from hf_rlhf.progress import say
 from hf_rlhf.records import METRICS_FILE, append_json_line, cut_logs, log_sizes, versions
 
@@ -37,7 +38,8 @@ class DurableTrainer(Trainer):
 
     - Checkpoints are whole or absent, hold no pickle, and are verified before a run goes on from one.
     - SIGTERM and SIGINT save a checkpoint and end the run on all ranks after the same update (`RunStopped`).
-    - An update whose loss or gradients are not finite on any rank is made on none; three in a row end the run.
+    - An update whose loss or gradients are not finite on any rank is made on none; three in a row end the run. One without
+      any label to learn from is not made either, since the optimizer's momentum would move the weights.
     - metrics.jsonl has a row for each log, and after a resume the rows that a run without a break would have.
     """
 
@@ -52,6 +54,7 @@ class DurableTrainer(Trainer):
         self.nonfinite_updates = 0  # of the whole run
         self._nonfinite_in_a_row = 0
         self._update_loss: Tensor | float = 0.0  # of this rank's micro-batches since the last update
+        self._labels: Tensor | int | None = None  # that count in that update; None where there are no labels
         self._stop_signal = 0  # that all ranks know of
         self._stopped = False  # and have saved a checkpoint for
         self._saved_at: int | None = None  # the update of the checkpoint written last
@@ -91,10 +94,10 @@ class DurableTrainer(Trainer):
         else:
             self.control.should_training_stop = True
 
-    def training_step(self, *args, **kwargs) -> Tensor:
-        """As in Trainer; remembers the loss until the update."""
-        loss = super().training_step(*args, **kwargs)
-        self._update_loss = self._update_loss + loss
+    def training_step(self, model, inputs, num_items_in_batch=None) -> Tensor:
+        """Like `Trainer.training_step`, but remember the loss and the number of labels until the update."""
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        self._update_loss, self._labels = self._update_loss + loss, num_items_in_batch
         return loss
 
     def _get_grad_norm(self, model, grad_norm=None):
@@ -104,10 +107,16 @@ class DurableTrainer(Trainer):
         size = 0.0 if norm is None else float(norm)
         of_scaler = getattr(self.accelerator, "scaler", None) is not None  # then infinite gradients are its own affair
         finite = math.isfinite(loss) and (of_scaler or math.isfinite(size))
-        decision = torch.tensor([not finite, self.signals.received], dtype=torch.float32, device=self.args.device)
-        refused, signal = global_max(decision).tolist()
+        learns = self._labels is None or int(self._labels) > 0 or self.is_deepspeed_enabled  # which has stepped already
+        decision = [not finite, self.signals.received, learns]
+        refused, signal, learns = global_max(
+            torch.tensor(decision, dtype=torch.float32, device=self.args.device)
+        ).tolist()
         self._stop_signal = int(signal)
-        if refused:
+        if not learns:
+            self.drop_update()
+            logger.warning("no token of update %d has a label; it is not made", self.state.global_step + 1)
+        elif refused:
             self._refuse_update(loss, size, finite)
         else:
             self._nonfinite_in_a_row = 0
@@ -134,6 +143,12 @@ class DurableTrainer(Trainer):
         """Leave the optimizer nothing to do in this update."""
         for parameter in self.model.parameters():  # pyright: ignore[reportOptionalMemberAccess]
             parameter.grad = None
+
+    def _evaluate(self, trial, ignore_keys_for_eval, skip_scheduler=False):
+        """Like `Trainer._evaluate`, but the evaluation at the start (`eval_on_start`) is not done again by a resumed run."""
+        if skip_scheduler and self.resumed_at:
+            return {}
+        return super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler)
 
     def _maybe_log_save_evaluate(self, *args, **kwargs):
         """As in Trainer; after a signal, saves wherever the run can go on from, and then does nothing more."""
@@ -196,7 +211,8 @@ class DurableTrainer(Trainer):
         folder, args = str(output_dir or self.folder), self.args
         if args.should_save or getattr(self, "is_distributed_loading_by_transformers", False):
             model: Any = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
-            model.save_pretrained(folder, state_dict=state_dict, is_main_process=args.should_save)
+            of_adapter = {"save_embedding_layers": saves_embeddings(model)} if is_peft_model(model) else {}
+            model.save_pretrained(folder, state_dict=state_dict, is_main_process=args.should_save, **of_adapter)
         if args.should_save and self.processing_class is not None:
             self.processing_class.save_pretrained(folder)  # pyright: ignore
 
@@ -331,7 +347,10 @@ class DurableTrainer(Trainer):
             set_random_state(load_state(Path(checkpoint), RUN)["ranks"][rank()]["random"])
 
     def go_on(self) -> None:
-        """Take up counters and logs where the checkpoint left them; called when everything else is loaded."""
+        """Take up counters, logs and random generators where the checkpoint left them; called when all else is loaded.
+
+        Trainer itself sets the generators before the next update, and so not at all where none is left.
+        """
         self._begun = True
         if self._resumed_from is None:
             return
@@ -340,6 +359,7 @@ class DurableTrainer(Trainer):
         self._nonfinite_in_a_row = state["nonfinite_in_a_row"]
         self.load_running_sums(state["ranks"][rank()]["sums"])
         self.resumed_at = self.state.global_step
+        self._load_rng_state(self._resumed_from)
         if self.is_world_process_zero():
             cut_logs(self.folder, state["logs"])
             say(_way(Path(self._resumed_from).name, self.resumed_at, self.state.max_steps))

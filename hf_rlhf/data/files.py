@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import difflib
-import re
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from hf_rlhf.data.bad_rows import BadRow, BadRows
-from hf_rlhf.data.json_files import BOM, read_records, to_dataset
+from hf_rlhf.data.folders import Shards, find_shards, read_split
+from hf_rlhf.data.json_columns import keep_own_keys, read_values
+from hf_rlhf.data.json_files import read_records, to_dataset
+from hf_rlhf.data.tables import join_tables, read_table, table_to_dataset
 from hf_rlhf.errors import InputError
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
+
+T = TypeVar("T")
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".csv", ".parquet")
 
@@ -73,7 +77,8 @@ def load_rows(
     """Load one split of a set of rows. What exists on disk wins over a Hub dataset of the same name.
 
     `name` is a file (.jsonl, .json, either also .gz, .csv, .parquet; a file is one split, so `split` is not used), a
-    folder (made by `save_to_disk`, or holding `<split>.jsonl` and the like), or the name of a Hub dataset.
+    folder (made by `save_to_disk`, holding `<split>.jsonl` and the like, or anything that `datasets.load_dataset` reads,
+    such as the shards of a cloned dataset repository), or the name of a Hub dataset. A folder never asks the network.
     Keys that a JSON row lacks are None. `streaming=True` gives an `IterableDataset`.
 
     Raises InputError when nothing is found, a file is broken (with `file:line`) or there are no rows.
@@ -95,11 +100,13 @@ def read_rows(name: str, *, split: str = "train", config_name: str | None = None
     if not path.exists():
         if _looks_like_a_path(name):
             raise InputError(_no_such_path(path))
-        return LoadedRows(_load_from_hub(name, split, config_name, streaming=False), f"{name} ({split})", bad_rows)
+        dataset = keep_own_keys(_load_from_hub(name, split, config_name, streaming=False))
+        return LoadedRows(dataset, f"{name} ({split})", bad_rows)
     if "[" in split:
         raise InputError(f"{name}: split={split!r}: slices work for Hub datasets only; name a whole split")
-    dataset, places = _load_folder(path, split, bad_rows) if path.is_dir() else _load_file(path, bad_rows)
-    return LoadedRows(require_dataset(dataset, source=name), f"{name} ({split})", bad_rows, places)
+    dataset, places = _load_folder(path, split, config_name, bad_rows) if path.is_dir() else _load_file(path, bad_rows)
+    dataset = keep_own_keys(require_dataset(dataset, source=name))
+    return LoadedRows(dataset, f"{name} ({split})", bad_rows, places)
 
 
 # --- where the rows are ------------------------------------------------------------------------------------------
@@ -149,22 +156,39 @@ def _load_from_hub(name: str, split: str, config_name: str | None, *, streaming:
 Found = tuple[Any, "list[str] | None"]  # the rows, and where each stands
 
 
-def _load_folder(folder: Path, split: str, bad_rows: BadRows) -> Found:
+def _load_folder(folder: Path, split: str, config_name: str | None, bad_rows: BadRows) -> Found:
     if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
         return _load_saved(folder, split), None
-    found = [path for suffix in SUFFIXES if (path := folder / f"{split}{suffix}").is_file()]
-    if len(found) == 1:
-        return _load_file(found[0], bad_rows)
-    if found:
-        names = ", ".join(path.name for path in found)
+    named = [path for suffix in SUFFIXES if (path := folder / f"{split}{suffix}").is_file()]
+    shards = find_shards(folder, config_name)
+    if len(named) > 1 and not shards.configured:
+        names = ", ".join(path.name for path in named)
         raise InputError(
             f'{folder}: several files for split "{split}": {names}. Name one of them instead of the folder'
         )
+    if split in shards.splits:
+        return _load_shards(folder, split, shards, bad_rows)
+    if named:
+        return _load_file(named[0], bad_rows)
     names = ", ".join(sorted(path.name for path in folder.iterdir())[:10]) or "nothing"
+    splits = f"splits: {', '.join(shards.splits)}" if shards.splits else f"nothing ({shards.reason})"
     raise InputError(
         f'{folder}: no rows for split "{split}". Tried: a folder made by `save_to_disk`; files named '
-        f"{', '.join(split + suffix for suffix in SUFFIXES)}. Found: {names}"
+        f"{', '.join(split + suffix for suffix in SUFFIXES)}; `datasets.load_dataset`, which finds {splits}. Found: {names}"
     )
+
+
+def _load_shards(folder: Path, split: str, shards: Shards, bad_rows: BadRows) -> Found:
+    """The files of a split as one set: read here, so that what is wrong has its file, where this is known how to do."""
+    files = shards.splits[split]
+    if not shards.plain or not all(path.name.endswith(SUFFIXES) for path in files):
+        return read_split(shards, folder, split), None
+    if len(files) == 1:
+        return _load_file(files[0], bad_rows)
+    if files[0].suffix in (".parquet", ".csv"):
+        return join_tables(folder, [_read(read_table, path, bad_rows) for path in files]), None
+    records = [record for path in files for record in _read(read_records, path, bad_rows)]
+    return to_dataset(folder, records, bad_rows)
 
 
 def _load_saved(folder: Path, split: str) -> Any:
@@ -190,82 +214,23 @@ def _load_saved(folder: Path, split: str) -> Any:
 def _load_file(path: Path, bad_rows: BadRows) -> Found:
     if not path.name.endswith(SUFFIXES):
         raise InputError(f"{path}: unknown kind of file; expected one of {', '.join(SUFFIXES)}")
+    if path.suffix in (".parquet", ".csv"):
+        return table_to_dataset(path, _read(read_table, path, bad_rows)), None
+    return to_dataset(path, _read(read_records, path, bad_rows), bad_rows)
+
+
+def _read(reader: Callable[[Path, BadRows], T], path: Path, bad_rows: BadRows) -> T:
+    """What a reader makes of a file. Raises InputError for one that cannot be opened, or is not there yet."""
     try:
-        if path.suffix == ".parquet":
-            return _from_table(path, _read_parquet(path)), None
-        if path.suffix == ".csv":
-            return _from_table(path, _read_csv(path, bad_rows)), None
-        return to_dataset(path, read_records(path, bad_rows), bad_rows)
+        with path.open("rb") as file:
+            if file.read(len(_LFS_POINTER)) == _LFS_POINTER:
+                raise InputError(f"{path}: a pointer of Git LFS, not the file itself. Run `git lfs pull` in its folder")
+        return reader(path, bad_rows)
     except (OSError, EOFError, zlib.error) as error:  # unreadable, or a gzip file that is cut off or none
         raise InputError(f"{path}: cannot be read ({error}). Write or download the file again") from error
 
 
-def _from_table(path: Path, table: Any) -> Dataset:
-    from datasets import Dataset
-    from datasets.table import InMemoryTable
-
-    names = table.column_names
-    if twice := [name for name in names if names.count(name) > 1]:
-        raise InputError(f'{path}: the column "{twice[0]}" is there twice. Rename or remove one')
-    try:
-        return Dataset(InMemoryTable(table))
-    except Exception as error:  # kinds of columns that arrow has and `datasets` has not
-        raise InputError(f"{path}: these columns do not make a set ({error}). Write it again") from error
-
-
-def _read_parquet(path: Path) -> Any:
-    import pyarrow as pa
-    from pyarrow import parquet
-
-    try:
-        table = parquet.read_table(path)
-        table.validate(full=True)  # text that is not UTF-8 included
-        return table
-    except (pa.ArrowException, ValueError) as error:
-        raise InputError(f"{path}: not a valid parquet file ({error}). Write it again") from error
-
-
-# Arrow, as RFC 4180, knows quotes at the beginning of a field only; inside, "" stands for one
-_QUOTED_FIELD = re.compile(rb'(?:\A|(?<=[,\r\n]))"(?:[^"]*"")*[^"]*(?P<end>"?)')
-
-
-def _read_csv(path: Path, bad_rows: BadRows) -> Any:
-    import pyarrow as pa
-    from pyarrow import csv
-
-    misfits = []
-
-    def note(record: Any) -> str:
-        misfits.append(record)
-        return "skip"
-
-    content = path.read_bytes()
-    try:
-        content.decode("utf-8")
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise InputError(f"{path}:{line}: not UTF-8: {error.reason}. Save the file as UTF-8") from error
-    for field in _QUOTED_FIELD.finditer(content.removeprefix(BOM)):
-        if not field["end"]:  # arrow would take all rows up to the end of the file for this field
-            line = content.count(b"\n", 0, field.start()) + 1
-            raise InputError(
-                f"{path}:{line}: a quote opens here and is never closed. Close it, or write the file again"
-            )
-    # A row has to fit in a block. One thread, as several do not count the records
-    whole_file = csv.ReadOptions(block_size=min(len(content) + 1, 2**31 - 1), use_threads=False)
-    try:
-        table = csv.read_csv(
-            pa.BufferReader(content), whole_file, csv.ParseOptions(newlines_in_values=True, invalid_row_handler=note)
-        )
-    except (pa.ArrowException, ValueError) as error:
-        raise InputError(f"{path}: not a valid csv file ({error}). Write it again") from error
-    for record in misfits:
-        bad_rows.add(
-            f"{path}: record {record.number} (the head is 1)",
-            f"not a valid csv record: Expected {record.expected_columns} columns, got {record.actual_columns}. "
-            "Put fields with commas in quotes",
-        )
-    return table
+_LFS_POINTER = b"version https://git-lfs"
 
 
 # --- checks shared by prompts and preferences --------------------------------------------------------------------
@@ -288,8 +253,11 @@ def require_dataset(dataset: Any, *, source: str) -> Dataset:
     return dataset
 
 
-def require_columns(found: Sequence[str], names: Sequence[str], *, source: str) -> None:
-    """Raise InputError that names the columns of `names` missing among those `found`, and the closest found."""
+def require_columns(found: Sequence[str], names: Sequence[str], *, source: str, holds: str = "") -> None:
+    """Raise InputError that names the columns of `names` missing among those `found`, and the closest found.
+
+    `holds` is a sentence about the layout that the set has.
+    """
     missing = [name for name in names if name not in found]
     if not missing:
         return
@@ -299,20 +267,19 @@ def require_columns(found: Sequence[str], names: Sequence[str], *, source: str) 
         hints += [f'Did you mean "{close[0]}"? Then use dataset.rename_column("{close[0]}", "{name}")'] if close else []
     which = " and ".join(f'"{name}"' for name in missing)
     raise InputError(
-        f"{source}: no column {which}; columns found: {', '.join(found) or 'none'}. {' '.join(hints)}".rstrip()
+        f"{source}: no column {which}; columns found: {', '.join(found) or 'none'}. {' '.join(hints)}".rstrip() + holds
     )
 
 
 def read_columns(dataset: Dataset, names: Sequence[str], *, source: str = "the set") -> dict[str, list[Any]]:
-    """These columns as plain Python lists, whatever format is set on the dataset. Nothing is decoded: an image is bytes.
+    """These columns as plain Python lists, whatever format is set on the dataset. JSON text is decoded, an image is bytes.
 
     Raises InputError for values that Python cannot hold, such as a date of the year 10,000.
     """
     import pyarrow as pa
 
-    names = list(names)
     try:
-        return dataset.with_format("arrow").select_columns(names)[:].to_pydict()  # pyright: ignore[reportAttributeAccessIssue]
+        return read_values(dataset, names)
     except (pa.ArrowException, ArithmeticError, ValueError) as error:
         raise InputError(f"{source}: columns {', '.join(names)} hold values that cannot be read ({error})") from error
 

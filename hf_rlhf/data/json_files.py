@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from hf_rlhf.credentials import printable
 from hf_rlhf.data.bad_rows import BadRows
+from hf_rlhf.data.json_columns import fits_dicts, kind_of, make_dataset
 from hf_rlhf.errors import InputError
 
 if TYPE_CHECKING:
@@ -215,41 +216,46 @@ def to_dataset(path: Path, records: Sequence[Record], bad_rows: BadRows) -> tupl
 
 
 def _from_records(names: Sequence[str], records: Sequence[Record]) -> tuple[Dataset, list[str]]:
-    from datasets import Dataset
-
     columns = {name: [row.get(name) for _, row in records] for name in names}
-    return Dataset.from_dict(columns), [where for where, _ in records]
+    return make_dataset(columns), [where for where, _ in records]
 
 
 def _misfits(names: Sequence[str], records: Sequence[Record]) -> dict[int, str]:
-    """What does not go into one arrow column with the values of the kind that most rows have there, by row."""
+    """What does not go into one column with the values of the kind that most rows have there, by row."""
     problems: dict[int, str] = {}
     for name in names:
         values = [row.get(name) for _, row in records]
-        kinds = Counter(_kind(value) for value in values if value is not None and value != [])  # which say nothing
-        usual = kinds.most_common(1)[0][0] if kinds else None
-        known: list[Any] = []  # values whose arrow types make up the column's
-        column = None
-        in_turn = sorted(range(len(values)), key=lambda row: _kind(values[row]) != usual)
-        for row in in_turn:
-            try:
-                merged = _arrow_type([*known, values[row]])
-            except _MISFIT_ERRORS as error:
-                found = f"a {_kind(values[row])}, where most rows have a {usual or 'null'}"
-                problems[row] = f'column "{name}" holds {found} ({_short(error)}). Use one kind of value per column'
-                continue
-            if merged != column and len(known) < _MOST_KNOWN:
-                known, column = [*known, values[row]], merged
+        kinds = Counter(kind_of(value) for value in values if value is not None and value != [])  # which say nothing
+        usual = kinds.most_common(1)[0][0] if kinds else "null"
+        find = _misfits_of_dicts if usual.endswith("dict") else _misfits_of_arrow
+        for row, reason in find(values, usual).items():
+            found = f"a {kind_of(values[row])}, where most rows have a {usual}"
+            problems[row] = f'column "{name}" holds {found}{reason}. Use one kind of value per column'
+    return problems
+
+
+def _misfits_of_dicts(values: Sequence[Any], usual: str) -> dict[int, str]:
+    return {row: "" for row, value in enumerate(values) if not fits_dicts(value, usual)}
+
+
+def _misfits_of_arrow(values: Sequence[Any], usual: str) -> dict[int, str]:
+    problems: dict[int, str] = {}
+    known: list[Any] = []  # values whose arrow types make up the column's
+    column = None
+    in_turn = sorted(range(len(values)), key=lambda row: kind_of(values[row]) != usual)
+    for row in in_turn:
+        try:
+            merged = _arrow_type([*known, values[row]])
+        except _MISFIT_ERRORS as error:
+            problems[row] = f" ({_short(error)})"
+            continue
+        if merged != column and len(known) < _MOST_KNOWN:
+            known, column = [*known, values[row]], merged
     return problems
 
 
 _MISFIT_ERRORS = (ValueError, OverflowError, TypeError, RecursionError, NotImplementedError)  # arrow's are of these too
 _MOST_KNOWN = 100
-
-
-def _kind(value: Any) -> str:
-    name = type(value).__name__
-    return f"{name} of {_kind(value[0])}" if isinstance(value, list) and value else name
 
 
 def _arrow_type(values: Sequence[Any]) -> Any:

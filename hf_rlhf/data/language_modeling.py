@@ -7,9 +7,18 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hf_rlhf.data.files import read_columns, require_dataset
+from hf_rlhf.data.json_columns import keep_own_keys
+from hf_rlhf.data.layouts import layout_of
 from hf_rlhf.data.preferences import list_problems, messages_problem, text_problem
 from hf_rlhf.data.prompt_checks import prompt_problem
-from hf_rlhf.data.tokens import RefusedByTemplate, chat_ids, chat_text, require_chat_template, text_ids
+from hf_rlhf.data.tokens import (
+    RefusedByTemplate,
+    chat_text,
+    options_by_row,
+    require_chat_template,
+    token_ids,
+    with_row_options,
+)
 from hf_rlhf.errors import InputError
 
 if TYPE_CHECKING:
@@ -17,8 +26,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
-
-LAYOUTS = (("messages",), ("prompt", "completion"), ("text",))  # as trl's SFTTrainer takes them
 
 
 class TokenizedText(NamedTuple):
@@ -28,13 +35,21 @@ class TokenizedText(NamedTuple):
     given: int
 
 
-def prepare_texts(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, *, max_ptx_length: int, source: str) -> Dataset:
+def prepare_texts(
+    dataset: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_ptx_length: int,
+    source: str,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+) -> Dataset:
     """The set as `prompt_ids`, which only condition, and `completion_ids`, whose tokens count; no other columns.
 
     Rows have `text` or `messages`, where every token after the first counts, or `prompt` and `completion` (both text or
-    both messages), where the completion counts. Messages go through the chat template; plain text ends with the
-    tokenizer's end token, which is added where it is missing, as trl's SFTTrainer does. Tokens after the first
-    `max_ptx_length` of a row are cut off.
+    both messages), where the completion counts. Messages go through the chat template, with the row's `tools` and
+    `chat_template_kwargs` where there are such columns, and the run's where the row does not say otherwise.
+    Plain text ends with the tokenizer's end token, which is added where it is missing, as trl's SFTTrainer does. Tokens
+    after the first `max_ptx_length` of a row are cut off.
 
     Raises InputError for an empty set, missing columns, bad values (row numbers count from 0), messages without a chat
     template, a template that renders a prompt otherwise once a completion follows, and rows with nothing to learn.
@@ -43,12 +58,14 @@ def prepare_texts(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, *, max_p
         raise InputError(
             f"max_ptx_length={max_ptx_length} leaves nothing to learn: a text needs 2 tokens, use at least 2"
         )
-    dataset = require_dataset(dataset, source=source)
-    columns = read_columns(dataset, find_columns(dataset.column_names, source=source), source=source)
-    _require_none(text_problems(columns), source=source)
-    _require_none(template_problems(columns, tokenizer, source=source), source=source)
-    texts = tokenize_texts(columns, tokenizer, source=source)
-    _require_none({list(columns)[-1]: learning_problems(texts, max_ptx_length)}, source=source)
+    dataset = keep_own_keys(require_dataset(dataset, source=source))
+    names = find_columns(dataset, source=source)
+    columns = read_columns(dataset, with_row_options(names, dataset.column_names), source=source)
+    settings: dict[str, Any] = {"source": source, "chat_template_kwargs": chat_template_kwargs}
+    _require_none(text_problems({name: columns[name] for name in names}), source=source)
+    _require_none(template_problems(columns, tokenizer, **settings), source=source)
+    texts = tokenize_texts(columns, tokenizer, **settings)
+    _require_none({names[-1]: learning_problems(texts, max_ptx_length)}, source=source)
     if too_long := [len(text.ids) for text in texts if len(text.ids) > max_ptx_length]:
         logger.warning(
             "%s: %d of %d texts have more than max_ptx_length=%d tokens (the longest %d) and are cut on the right",
@@ -61,15 +78,15 @@ def prepare_texts(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, *, max_p
     return _to_dataset(texts, max_ptx_length)
 
 
-def find_columns(found: Sequence[str], *, source: str) -> tuple[str, ...]:
-    """The columns of the first layout whose columns are all among those `found`."""
-    columns = next((layout for layout in LAYOUTS if set(layout) <= set(found)), None)
-    if columns is None:
+def find_columns(dataset: Dataset, *, source: str) -> tuple[str, ...]:
+    """The columns with the texts of a set. Raises InputError, with the layout that it has, when there are none."""
+    layout = layout_of(dataset, source=source)
+    if not layout.texts:
         raise InputError(
-            f"{source}: columns {', '.join(found) or 'none'}; texts need messages, or prompt and completion, or text. "
-            "Use dataset.rename_column(...)"
+            f"{source}: columns {', '.join(dataset.column_names) or 'none'}; texts need messages, or prompt and completion,"
+            f" or text.{layout.sentence} Use dataset.rename_column(...)"
         )
-    return columns
+    return layout.texts
 
 
 def is_conversational(columns: Mapping[str, Sequence[Any]]) -> bool:
@@ -93,6 +110,7 @@ def template_problems(
     tokenizer: PreTrainedTokenizerBase,
     *,
     source: str,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
 ) -> dict[str, list[str | None]]:
     """What the chat template has against each row of checked values; None where nothing."""
     if not is_conversational(columns):
@@ -100,16 +118,19 @@ def template_problems(
     require_chat_template(tokenizer, source=source)
     rows = (dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True))
     last = "messages" if "messages" in columns else "completion"
-    return {last: [_template_problem(row, tokenizer) for row in rows]}
+    return {last: [_template_problem(row, tokenizer, chat_template_kwargs) for row in rows]}
 
 
-def _template_problem(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> str | None:
+def _template_problem(
+    row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, chat_template_kwargs: Mapping[str, Any] | None
+) -> str | None:
+    settings: dict[str, Any] = {"options": row, "chat_template_kwargs": chat_template_kwargs}
     try:
         if "messages" in row:
-            chat_text(row["messages"], tokenizer, add_generation_prompt=False, columns=row)
+            chat_text(row["messages"], tokenizer, continued=False, **settings)
             return None
-        prompt = chat_text(row["prompt"], tokenizer, add_generation_prompt=True, columns=row)
-        whole = chat_text(row["prompt"] + row["completion"], tokenizer, add_generation_prompt=False, columns=row)
+        prompt = chat_text(row["prompt"], tokenizer, continued=True, **settings)
+        whole = chat_text(row["prompt"] + row["completion"], tokenizer, continued=False, **settings)
     except RefusedByTemplate as refusal:
         return str(refusal)
     return None if whole.startswith(prompt.rstrip()) else _REWRITES
@@ -140,39 +161,23 @@ def _require_none(found: Mapping[str, Sequence[str | None]], *, source: str) -> 
 
 
 def tokenize_texts(
-    columns: Mapping[str, Sequence[Any]], tokenizer: PreTrainedTokenizerBase, *, source: str
+    columns: Mapping[str, Sequence[Any]],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    source: str,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
 ) -> list[TokenizedText]:
-    """The checked rows as ids, not cut to any length."""
-    tokenize = _tokenize_messages if is_conversational(columns) else _tokenize_text
-    return tokenize(columns, tokenizer, source=source)
-
-
-def _tokenize_text(
-    columns: Mapping[str, Sequence[str]], tokenizer: PreTrainedTokenizerBase, *, source: str
-) -> list[TokenizedText]:
-    if "text" in columns:
-        return [TokenizedText(ids, given=1) for ids in _ended(text_ids(columns["text"], tokenizer), tokenizer)]
-    prompts = text_ids(columns["prompt"], tokenizer)
+    """The checked rows, with the `ROW_OPTIONS` that they have, as ids that are not cut to any length."""
+    settings: dict[str, Any] = {"chat_template_kwargs": chat_template_kwargs, "source": source}
+    settings["options"] = options_by_row(columns)
+    for name in ("messages", "text"):
+        if name in columns:
+            ids = token_ids(columns[name], tokenizer, continued=False, **settings)
+            return [TokenizedText(each, given=1) for each in ids]
+    prompts = token_ids(columns["prompt"], tokenizer, continued=True, **settings)
     joined = [prompt + completion for prompt, completion in zip(columns["prompt"], columns["completion"], strict=True)]
-    ended = _ended(text_ids(joined, tokenizer), tokenizer)
-    return [TokenizedText(ids, _given(prompt, ids)) for prompt, ids in zip(prompts, ended, strict=True)]
-
-
-def _ended(texts: list[list[int]], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-    end: Any = tokenizer.eos_token_id
-    return [ids if end is None or ids[-1:] == [end] else [*ids, end] for ids in texts]
-
-
-def _tokenize_messages(
-    columns: Mapping[str, Sequence[Any]], tokenizer: PreTrainedTokenizerBase, *, source: str
-) -> list[TokenizedText]:
-    if "messages" in columns:
-        dialogues = chat_ids(columns["messages"], tokenizer, add_generation_prompt=False, source=source)
-        return [TokenizedText(ids, given=1) for ids in dialogues]
-    prompts = chat_ids(columns["prompt"], tokenizer, add_generation_prompt=True, source=source)
-    joined = [prompt + completion for prompt, completion in zip(columns["prompt"], columns["completion"], strict=True)]
-    dialogues = chat_ids(joined, tokenizer, add_generation_prompt=False, source=source)
-    return [TokenizedText(ids, _given(prompt, ids)) for prompt, ids in zip(prompts, dialogues, strict=True)]
+    whole = token_ids(joined, tokenizer, continued=False, **settings)
+    return [TokenizedText(ids, _given(prompt, ids)) for prompt, ids in zip(prompts, whole, strict=True)]
 
 
 def _given(prompt: Sequence[int], ids: Sequence[int]) -> int:

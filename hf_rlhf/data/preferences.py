@@ -10,44 +10,31 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from hf_rlhf.data.dialogues import (
+    MalformedDialogue,
+    Pair,
+    is_empty,
+    parse_hh,
+    require_question,
+    split_dialogues,
+    with_question,
+)
 from hf_rlhf.data.files import list_rows, read_columns, require_columns, require_dataset
-from hf_rlhf.data.tokens import RefusedByTemplate, chat_text
+from hf_rlhf.data.json_columns import keep_own_keys, make_dataset, put_beside
+from hf_rlhf.data.layouts import CONVERSATIONAL, HH, IMPLICIT_CONVERSATIONAL, layout_of
+from hf_rlhf.data.tokens import RefusedByTemplate, chat_text, options_by_row, with_row_options
 from hf_rlhf.errors import InputError
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
-    from hf_rlhf.types import Message, Prompt
-
-HH = "HH dialogues"
-TEXT = "text, explicit prompt"
-CONVERSATIONAL = "conversational, explicit prompt"
-IMPLICIT_CONVERSATIONAL = "conversational, implicit prompt"
-IMPLICIT_TEXT = "text, implicit prompt"
-
 PREFERENCE_COLUMNS = ("prompt", "chosen", "rejected", "margin")
-
-HH_TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):(?=\s|$)")
-HH_ROLES = {"Human": "user", "Assistant": "assistant"}
-
-
-class Pair(NamedTuple):
-    """One row: `prompt` is None for implicit-prompt text."""
-
-    prompt: Prompt | None
-    chosen: Prompt
-    rejected: Prompt
-
-
-class MalformedDialogue(ValueError):
-    """A whole dialogue cannot be split into prompt and answers; the message is the reason that is counted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,9 +85,11 @@ def prepare_preferences(dataset: Dataset, *, source: str) -> PreparedPreferences
 
 def prepare_with_rows(dataset: Dataset, *, source: str) -> tuple[PreparedPreferences, Sequence[int]]:
     """As `prepare_preferences`, and for each row that is left the number that it had."""
+    dataset = keep_own_keys(require_dataset(dataset, source=source))
     columns = read_preferences(dataset, source=source)
-    layout = find_layout(columns)
+    layout = layout_of(dataset, source=source).pairs
     check_values(columns, layout, source=source)
+    options = options_by_row(read_columns(dataset, with_row_options(["chosen"], dataset.column_names), source=source))
 
     counts, reasons = Counter[str](), Counter[str]()
     kept: dict[bytes, tuple[int, Pair]] = {}  # by fingerprint, in the order of the rows
@@ -110,13 +99,13 @@ def prepare_with_rows(dataset: Dataset, *, source: str) -> tuple[PreparedPrefere
         except MalformedDialogue as error:
             reasons[str(error)] += 1
             continue
-        key = fingerprint(*pair)
+        key = fingerprint(*pair, options[row])
         if pair.chosen == pair.rejected:
             counts["identical"] += 1
         elif key in kept:
             counts["duplicates"] += 1
         else:
-            counts["contradictions"] += fingerprint(pair.prompt, pair.rejected, pair.chosen) in kept
+            counts["contradictions"] += fingerprint(pair.prompt, pair.rejected, pair.chosen, options[row]) in kept
             kept[key] = (row, pair)
 
     report = PreferenceReport(
@@ -139,7 +128,9 @@ def prepare_with_rows(dataset: Dataset, *, source: str) -> tuple[PreparedPrefere
 def read_preferences(dataset: Dataset, *, source: str) -> dict[str, list[Any]]:
     """The columns of a preference set that are used, those that it has. Raises InputError without chosen and rejected."""
     dataset = require_dataset(dataset, source=source)
-    require_columns(dataset.column_names, ("chosen", "rejected"), source=source)
+    if not {"chosen", "rejected"} <= set(dataset.column_names):
+        holds = layout_of(dataset, source=source).sentence
+        require_columns(dataset.column_names, ("chosen", "rejected"), source=source, holds=holds)
     return read_columns(dataset, [name for name in PREFERENCE_COLUMNS if name in dataset.column_names], source=source)
 
 
@@ -177,30 +168,20 @@ def _fingerprints(dataset: Dataset) -> tuple[list[bytes], list[bytes]]:
 
 
 def fingerprint(*values: Any) -> bytes:
-    """A digest that is equal for equal prompts and answers; keys that `datasets` filled with None do not count."""
+    """A digest that is equal for equal prompts and answers; keys of messages that are None do not count, as templates
+    are not given them.
+    """
 
     def without_none(value: Any) -> Any:
         if isinstance(value, Mapping):
-            return {key: without_none(item) for key, item in value.items() if item is not None}
+            return {key: item for key, item in value.items() if item is not None}
         return [without_none(item) for item in value] if isinstance(value, (list, tuple)) else value
 
     text = json.dumps(without_none(values), sort_keys=True, default=str)
     return hashlib.blake2b(text.encode(), digest_size=16).digest()
 
 
-# --- layouts -----------------------------------------------------------------------------------------------------
-
-
-def find_layout(columns: Mapping[str, Sequence[Any]]) -> str:
-    """The layout that most rows have, by their first value and by how dialogues begin."""
-    chosen = [value for value in columns["chosen"] if value is not None]
-    prompt = next((value for value in columns.get("prompt", ()) if value is not None), None)
-    if chosen and isinstance(chosen[0], list):
-        return CONVERSATIONAL if isinstance(prompt, list) else IMPLICIT_CONVERSATIONAL
-    if "prompt" in columns:
-        return TEXT
-    dialogues = sum(isinstance(value, str) and value.lstrip().startswith("Human:") for value in chosen)
-    return HH if dialogues > len(chosen) / 2 else IMPLICIT_TEXT
+# --- rows -----------------------------------------------------------------------------------------------------
 
 
 def template_problem(row: Mapping[str, Any], layout: str, tokenizer: PreTrainedTokenizerBase) -> str | None:
@@ -210,7 +191,7 @@ def template_problem(row: Mapping[str, Any], layout: str, tokenizer: PreTrainedT
         for answer in (pair.chosen, pair.rejected):
             if isinstance(answer, list):
                 dialogue = [*(pair.prompt or []), *answer]
-                chat_text(dialogue, tokenizer, add_generation_prompt=False, columns=row)
+                chat_text(dialogue, tokenizer, continued=False, options=row)
     except MalformedDialogue:
         return None
     except RefusedByTemplate as refusal:
@@ -229,63 +210,10 @@ def split_row(row: Mapping[str, Any], layout: str) -> Pair:
     if layout == IMPLICIT_CONVERSATIONAL:
         if not isinstance(prompt, str):
             return split_dialogues(chosen, rejected)
-        whole = _asked(prompt, chosen)
-        pair = split_dialogues(whole, _asked(prompt, rejected))
-        if not any(_asks(message, prompt) for message in whole[: len(whole) - len(pair.chosen)]):
-            raise MalformedDialogue('the text of "prompt" is no message of the user before the answers')
+        pair = split_dialogues(with_question(chosen, prompt), with_question(rejected, prompt))
+        require_question(pair.prompt, prompt)
         return pair
     return Pair(prompt, chosen, rejected)
-
-
-def _asked(prompt: str, dialogue: Sequence[Message]) -> list[Message]:
-    """The dialogue with the prompt asked in it: dialogues may hold it already, or begin after it."""
-    start = next((row for row, message in enumerate(dialogue) if message["role"] != "system"), len(dialogue))
-    begins_after = start < len(dialogue) and dialogue[start]["role"] == "assistant"
-    asked: list[Message] = [{"role": "user", "content": prompt}] if begins_after else []
-    return [*dialogue[:start], *asked, *dialogue[start:]]
-
-
-def _asks(message: Message, prompt: str) -> bool:
-    return message["role"] == "user" and (message.get("content") or "").split() == prompt.split()
-
-
-def parse_hh(text: str) -> list[Message]:
-    r"""Messages of "\n\nHuman: ...\n\nAssistant: ..."; turns of one speaker in a row are joined into one.
-
-    Raises MalformedDialogue when the text does not start with a Human turn.
-    """
-    before, *parts = HH_TURN.split(text.lstrip())
-    if before or not parts or parts[0] != "Human":
-        raise MalformedDialogue("does not start with a Human turn")
-    messages: list[Message] = []
-    for speaker, content in zip(parts[::2], parts[1::2], strict=True):
-        role, content = HH_ROLES[speaker], content.strip()
-        if messages and messages[-1]["role"] == role:
-            content = f"{messages.pop()['content']}\n\n{content}".strip()
-        messages.append({"role": role, "content": content})
-    return messages
-
-
-def split_dialogues(chosen: Sequence[Message], rejected: Sequence[Message]) -> Pair:
-    """The common leading messages as the prompt, what follows them as the answers.
-
-    Raises MalformedDialogue unless both end in an answer that is not empty and both part after a message of the user.
-    """
-    for dialogue in (chosen, rejected):
-        if dialogue[-1]["role"] != "assistant":
-            raise MalformedDialogue("does not end in an assistant turn")
-        if is_empty(dialogue[-1]):
-            raise MalformedDialogue("empty last answer")
-    common = 0
-    last = min(len(chosen), len(rejected)) - 1  # of equal dialogues, the last message is the answer
-    while common < last and chosen[common] == rejected[common]:
-        common += 1
-    prompt = list(chosen[:common])
-    if not prompt:
-        raise MalformedDialogue("no common prompt")
-    if prompt[-1]["role"] == "assistant" or not chosen[common]["role"] == rejected[common]["role"] == "assistant":
-        raise MalformedDialogue("the dialogues part in a turn that is not the assistant's")
-    return Pair(prompt, list(chosen[common:]), list(rejected[common:]))
 
 
 # --- values ------------------------------------------------------------------------------------------------------
@@ -349,11 +277,6 @@ def messages_problem(value: Any, *, may_end_empty: bool = False) -> str | None:
     return "empty last message" if is_empty(value[-1]) and not may_end_empty else None
 
 
-def is_empty(message: Mapping[str, Any]) -> bool:
-    """No text and no tool call."""
-    return not (message.get("content") or "").strip() and not message.get("tool_calls")
-
-
 def margin_problem(value: Any) -> str | None:
     if value is None:
         return "None"
@@ -364,13 +287,10 @@ def margin_problem(value: Any) -> str | None:
 
 def _with_pairs(dataset: Dataset, rows: Sequence[int], pairs: Sequence[Pair]) -> Dataset:
     """The kept rows with their pairs in front of every other column."""
-    from datasets import Dataset, concatenate_datasets
-
     columns = {name: [getattr(pair, name) for pair in pairs] for name in Pair._fields}
     if pairs[0].prompt is None:
         del columns["prompt"]
-    others = (
-        dataset.with_format(None).select(rows).remove_columns([n for n in Pair._fields if n in dataset.column_names])
-    )
-    made = Dataset.from_dict(columns)
-    return concatenate_datasets([made, others], axis=1) if others.column_names else made
+    others = dataset.with_format(None).select(rows)
+    others = others.remove_columns([name for name in Pair._fields if name in dataset.column_names])
+    made = make_dataset(columns)
+    return put_beside(made, others) if others.column_names else made

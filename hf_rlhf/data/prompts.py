@@ -7,10 +7,21 @@ from collections.abc import Callable, Mapping, Sequence, Sized
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, get_args
 
 from hf_rlhf.data.files import list_rows, read_columns, require_dataset
+from hf_rlhf.data.json_columns import keep_own_keys, make_dataset, put_beside
+from hf_rlhf.data.layouts import Layout, layout_of
 from hf_rlhf.data.preferences import PreferenceReport, fingerprint, prepare_with_rows
-from hf_rlhf.data.prompt_checks import OVERLONG_CHOICES, Overlong, check_prompts, require_prompt_column
+from hf_rlhf.data.prompt_checks import (
+    OVERLONG_CHOICES,
+    Overlong,
+    check_prompts,
+    prompt_columns,
+    prompt_of,
+    prompt_problems,
+    require_no_problems,
+    require_prompts,
+)
 from hf_rlhf.data.streamed_prompts import prepare_streamed_prompts
-from hf_rlhf.data.tokens import tokenize_prompts
+from hf_rlhf.data.tokens import options_by_row, tokenize_prompts, with_row_options
 from hf_rlhf.errors import InputError
 
 if TYPE_CHECKING:
@@ -33,9 +44,12 @@ def prepare_prompts(
 ) -> LoadedOrStreamed:
     """The set with `prompt` as given (text or messages), `prompt_ids` (list of int) and every other column unchanged.
 
-    A preference set without a `prompt` column gives each of its prompts once. Messages go through the tokenizer's chat
-    template with a generation prompt; text is tokenised as it is. `overlong_prompts` says what becomes of prompts above
-    `max_prompt_length` tokens: "truncate_left" keeps the last tokens of `prompt_ids` and leaves `prompt` whole.
+    Where the rows are dialogues, with or without their question as text in `prompt`, the prompt is the messages before the
+    answer, and preference pairs give each of their prompts once. Messages go through the tokenizer's chat template with a
+    generation prompt, with the row's `tools` and `chat_template_kwargs` where there are such columns, and
+    `chat_template_kwargs` where the row does not say otherwise. Text is tokenised as it is, with one BOS where the
+    tokenizer adds one. `overlong_prompts` says what becomes of prompts above `max_prompt_length` tokens: "truncate_left"
+    keeps the last tokens of `prompt_ids` and leaves `prompt` whole.
 
     Of an `IterableDataset` the first row is read here, and each row is checked and tokenised when its turn comes. It
     needs a `prompt` column: the distinct prompts of preference pairs are only known once all have been read.
@@ -56,12 +70,13 @@ def prepare_prompts(
             max_prompt_length=max_prompt_length,
             source=source,
             overlong_prompts=overlong_prompts,
-            chat_template_kwargs=chat_template_kwargs or {},
+            chat_template_kwargs=chat_template_kwargs,
         )
-    dataset = with_prompts(require_dataset(dataset, source=source), source=source).dataset
-    prompts = read_columns(dataset, ["prompt"], source=source)["prompt"]
-    check_prompts(prompts, source=source)
-    prompt_ids = tokenize_prompts(prompts, tokenizer, chat_template_kwargs or {}, source=source)
+    dataset = with_prompts(keep_own_keys(require_dataset(dataset, source=source)), source=source).dataset
+    columns = read_columns(dataset, with_row_options(["prompt"], dataset.column_names), source=source)
+    check_prompts(columns["prompt"], source=source)
+    settings: dict[str, Any] = {"options": options_by_row(columns), "chat_template_kwargs": chat_template_kwargs}
+    prompt_ids = tokenize_prompts(columns["prompt"], tokenizer, source=source, **settings)
     kept = list(range(len(prompt_ids)))
     if longer := require_fitting(prompt_ids, max_prompt_length, overlong_prompts, source=source):
         filters = overlong_prompts == "filter"
@@ -74,7 +89,10 @@ def prepare_prompts(
 
 
 def prompt_rows(
-    prompts: Sequence[Any], tokenizer: PreTrainedTokenizerBase, max_prompt_length: int | None = None
+    prompts: Sequence[Any],
+    tokenizer: PreTrainedTokenizerBase,
+    max_prompt_length: int | None = None,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
 ) -> list[dict[str, Any]]:
     """Rows with `prompt` and `prompt_ids` from prompts without a data set: all text, all messages, or all token ids.
 
@@ -93,7 +111,7 @@ def prompt_rows(
         prompts = tokenizer.batch_decode(prompt_ids)
     else:
         check_prompts(prompts, source="prompts")
-        prompt_ids = tokenize_prompts(prompts, tokenizer, {}, source="prompts")
+        prompt_ids = tokenize_prompts(prompts, tokenizer, source="prompts", chat_template_kwargs=chat_template_kwargs)
     if max_prompt_length is not None:
         require_fitting(prompt_ids, max_prompt_length, "error", source="prompts")
     return [{"prompt": prompt, "prompt_ids": ids} for prompt, ids in zip(prompts, prompt_ids, strict=True)]
@@ -124,21 +142,33 @@ class PromptSet(NamedTuple):
 
 
 def with_prompts(dataset: Dataset, *, source: str) -> PromptSet:
-    """The set itself when it has prompts; else the distinct prompts of its preference pairs."""
-    if "prompt" in dataset.column_names or not {"chosen", "rejected"} <= set(dataset.column_names):
-        require_prompt_column(dataset.column_names, source=source)
-        return PromptSet(dataset, range(len(dataset)))
+    """The set itself when it has prompts; else those of its dialogues, of preference pairs the distinct ones."""
+    layout = layout_of(dataset, source=source)
+    require_prompts(layout, dataset.column_names, source=source)
+    if layout.prompts != "pairs":
+        made = dataset if layout.prompts == "prompt" else _before_answers(dataset, layout, source=source)
+        return PromptSet(made, range(len(dataset)))
     (pairs, report), rows = prepare_with_rows(dataset, source=source)
     if "prompt" not in pairs.column_names:
         raise InputError(
             f'{source}: no column "prompt", and the pairs are plain text [{report.layout}], so their prompts cannot be '
             "told from their answers. Add a prompt column, or write the pairs as lists of messages"
         )
-    first_rows = {fingerprint(prompt): row for row, prompt in reversed(list(enumerate(pairs["prompt"])))}
+    columns = read_columns(pairs, with_row_options(["prompt"], pairs.column_names), source=source)
+    first_rows = {fingerprint(*row): n for n, row in reversed(list(enumerate(zip(*columns.values(), strict=True))))}
     answers = [name for name in ("chosen", "rejected", "margin") if name in pairs.column_names]
     logger.info("%s; %d distinct prompts", report, len(first_rows))
     kept = sorted(first_rows.values())
     return PromptSet(pairs.select(kept).remove_columns(answers), [rows[row] for row in kept], report)
+
+
+def _before_answers(dataset: Dataset, layout: Layout, *, source: str) -> Dataset:
+    """The set with the messages before the last answer of `messages` as its prompts."""
+    columns = read_columns(dataset, prompt_columns(layout, dataset.column_names), source=source)
+    require_no_problems(prompt_problems(columns, layout), len(dataset), source=source)
+    rows = (dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True))
+    made = make_dataset({"prompt": [prompt_of(row, prompts=layout.prompts) for row in rows]})
+    return put_beside(made, dataset.with_format(None).remove_columns([n for n in columns if n == "prompt"]))
 
 
 def require_fitting(

@@ -10,31 +10,39 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hf_rlhf.credentials import printable
 from hf_rlhf.data.bad_rows import BadRow, list_by_problem
+from hf_rlhf.data.dialogues import Pair
 from hf_rlhf.data.files import LoadedRows, read_columns
 from hf_rlhf.data.language_modeling import (
     find_columns,
-    is_conversational,
     learning_problems,
     template_problems,
     text_problems,
     tokenize_texts,
 )
+from hf_rlhf.data.layouts import IMPLICIT_TEXT, TEXT, layout_of
 from hf_rlhf.data.preferences import (
-    IMPLICIT_TEXT,
     PREFERENCE_COLUMNS,
-    TEXT,
-    Pair,
     PreferenceReport,
-    find_layout,
     fingerprint,
     prepare_with_rows,
     read_preferences,
     template_problem,
     value_problems,
 )
-from hf_rlhf.data.prompt_checks import Overlong, prompt_problem
+from hf_rlhf.data.prompt_checks import Overlong, prompt_columns, prompt_problems, require_prompts
 from hf_rlhf.data.prompts import require_fitting, with_prompts
-from hf_rlhf.data.tokens import chat_ids, prompt_ids, prompt_refusal, require_chat_template, text_ids
+from hf_rlhf.data.tokens import (
+    NOTHING,
+    ROW_OPTIONS,
+    begin_already,
+    options_by_row,
+    prompt_refusal,
+    require_chat_template,
+    scoring_refusal,
+    token_ids,
+    with_row_options,
+)
+from hf_rlhf.data.training_rows import pair_ids
 from hf_rlhf.errors import InputError
 
 if TYPE_CHECKING:
@@ -46,6 +54,7 @@ MEASURED_ROWS = 2000
 """Pairs or texts whose tokens are counted; of a larger set, as many that are spread evenly over it."""
 
 _EXAMPLES, _EXAMPLE_CHARACTERS = 2, 100
+_BEGUN = "that begin with the BOS already; it is not added again"
 
 
 class Limit(NamedTuple):
@@ -93,6 +102,7 @@ class SetReport:
     source: str
     layout: str
     columns: list[str]
+    row_options: list[str]  # those of `ROW_OPTIONS` that the chat template gets
     other_columns: list[str]
     rows_read: int
     rows: int
@@ -101,12 +111,14 @@ class SetReport:
     noticed: dict[str, int]
     lengths: list[Lengths]
     examples: list[dict[str, str]] = field(default_factory=list)
+    others_are: str = "not used"  # what becomes of the other columns
 
     def __str__(self) -> str:
-        unused = f"; not used: {', '.join(self.other_columns)}" if self.other_columns else ""
+        others = f"; {self.others_are}: {', '.join(self.other_columns)}" if self.other_columns else ""
+        options = f"; for the chat template: {', '.join(self.row_options)}" if self.row_options else ""
         lines = [
             f"{self.role}: {self.source}, {self.rows} of {self.rows_read} rows [{self.layout}]",
-            f"columns: {', '.join(self.columns)}{unused}",
+            f"columns: {', '.join(self.columns)}{options}{others}",
             *(f"left out, as skip_bad allows: {line}" for line in list_by_problem(self.bad_rows)),
             *(f"left out: {count} {what}" for what, count in self.left_out.items() if count),
             *(f"kept: {count} {what}" for what, count in self.noticed.items() if count),
@@ -151,12 +163,14 @@ def check_preferences(rows: LoadedRows, tokenizer: PreTrainedTokenizerBase, *, r
     """A preference set in TRL's format with its report. Raises InputError as `prepare_preferences` does."""
     read = _rows_read(rows)
     columns = read_preferences(rows.dataset, source=rows.source)
-    good = rows.without(value_problems(columns, find_layout(columns)))
+    layout = layout_of(rows.dataset, source=rows.source)
+    good = rows.without(value_problems(columns, layout.pairs))
     good = good.without(_refused_pairs(good, tokenizer))
     (dataset, found), kept = prepare_with_rows(good.dataset, source=rows.source)
     good = good.select(kept)
-    pairs = _sample(dataset, _pair_columns(dataset))
+    pairs = _sample(dataset, with_row_options(_pair_columns(dataset), dataset.column_names))
     tokens = _pair_lengths(pairs, tokenizer, source=rows.source)
+    begun = _begun(dataset, ["prompt"] if "prompt" in dataset.column_names else ["chosen", "rejected"], tokenizer)
     _require_one_that_fits(dataset, tokens, tokenizer, limit, source=rows.source)
     longer = sum(len(str(c)) > len(str(r)) for c, r in zip(pairs["chosen"], pairs["rejected"], strict=True))
     report = _report(
@@ -164,37 +178,42 @@ def check_preferences(rows: LoadedRows, tokenizer: PreTrainedTokenizerBase, *, r
         dataset,
         read,
         role=role,
-        layout=found.layout,
+        layout=layout.taken_for(found.layout),
         columns=list(columns),
         left_out=_left_out(found, kept, "that are there already"),
         noticed={
             "that contradict another (the same answers the other way round)": found.contradictions,
             f"of {len(pairs['chosen'])} whose chosen answer is the longer one": longer,
+            _BEGUN: begun,
         },
         lengths=[Lengths.of(f"prompt and {name}", lengths, limit) for name, lengths in tokens.items()],
     )
-    return CheckedSet(dataset, report, good.place)
+    return CheckedSet(_for_trl(dataset, PREFERENCE_COLUMNS), report, good.place)
 
 
 def check_prompt_set(
-    rows: LoadedRows, tokenizer: PreTrainedTokenizerBase, *, role: str, limit: Limit, overlong: Overlong = "error"
+    rows: LoadedRows,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    role: str,
+    limit: Limit,
+    overlong: Overlong = "error",
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+    reward_tokenizers: Mapping[str, PreTrainedTokenizerBase] = NOTHING,
 ) -> CheckedSet:
     """The rows that PPO takes its prompts from, with their report. Raises InputError as `prepare_prompts` does.
 
     Prompts above the limit are still there where they are no error: `prepare_prompts` cuts them or leaves them out.
+    A prompt that the chat template of a reward model refuses is a bad row too; `reward_tokenizers` has their names.
     """
     read, found = _rows_read(rows), rows.dataset.column_names
-    if "prompt" in found:
-        values = read_columns(rows.dataset, ["prompt"], source=rows.source)["prompt"]
-        conversational = isinstance(next((value for value in values if value is not None), None), list)
-        good = rows.without({"prompt": [prompt_problem(value, conversational=conversational) for value in values]})
-    elif {"chosen", "rejected"} <= set(found):
-        columns = read_preferences(rows.dataset, source=rows.source)
-        good = rows.without(value_problems(columns, find_layout(columns)))
-    else:
-        good = rows
+    layout = layout_of(rows.dataset, source=rows.source)
+    require_prompts(layout, found, source=rows.source)
+    names = prompt_columns(layout, found)
+    good = rows.without(prompt_problems(read_columns(rows.dataset, names, source=rows.source), layout))
     dataset, kept, pairs = with_prompts(good.dataset, source=rows.source)
-    prompts, ids = _tokenized(replace(good.select(kept), dataset=dataset), tokenizer)
+    good = replace(good.select(kept), dataset=dataset)
+    prompts, ids = _tokenized(good, tokenizer, chat_template_kwargs, reward_tokenizers)
     if limit.tokens is not None:
         require_fitting(ids, limit.tokens, overlong, source=rows.source, place=prompts.place)
     dataset = prompts.dataset
@@ -203,54 +222,68 @@ def check_prompt_set(
         dataset,
         read,
         role=role,
-        layout="messages" if isinstance(_sample(dataset, ["prompt"])["prompt"][0], list) else "text",
-        columns=["prompt"] if "prompt" in found else ["chosen", "rejected"],
+        layout=layout.taken_for(layout.prompts_name),
+        columns=names,
+        shown=["prompt"],
         left_out=_left_out(pairs, kept, "with a prompt that is there already"),
-        noticed={"with a prompt that is there already": len(dataset) - len(fingerprints(dataset, ["prompt"]))},
+        noticed={
+            "with a prompt that is there already": len(dataset) - len(fingerprints(dataset, ["prompt", *ROW_OPTIONS])),
+            _BEGUN: _begun(dataset, ["prompt"], tokenizer),
+        },
         lengths=[Lengths.of("prompt", list(map(len, ids)), limit)],
+        others_are="passed to the rewards",
     )
     return CheckedSet(dataset, report, prompts.place)
 
 
 def check_text_set(
-    rows: LoadedRows, tokenizer: PreTrainedTokenizerBase, *, role: str, limit: Limit, all_learnable: bool = False
+    rows: LoadedRows,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    role: str,
+    limit: Limit,
+    all_learnable: bool = False,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
 ) -> CheckedSet:
     """Demonstrations or texts, with their report. Raises InputError for missing columns and bad values.
 
     With `all_learnable`, rows without a token to learn within the limit are bad rows, as `prepare_texts` wants it.
     """
     read = _rows_read(rows)
-    names = find_columns(rows.dataset.column_names, source=rows.source)
+    names = find_columns(rows.dataset, source=rows.source)
+    layout = layout_of(rows.dataset, source=rows.source)
     good = rows.without(text_problems(read_columns(rows.dataset, names, source=rows.source)))
-    good = good.without(template_problems(_with_options(good, names), tokenizer, source=rows.source))
+    settings: dict[str, Any] = {"source": rows.source, "chat_template_kwargs": chat_template_kwargs}
+    good = good.without(template_problems(_with_options(good, names), tokenizer, **settings))
     if all_learnable and limit.tokens is not None:
-        texts = tokenize_texts(read_columns(good.dataset, names), tokenizer, source=rows.source)
+        texts = tokenize_texts(_with_options(good, names), tokenizer, **settings)
         good = good.without({names[-1]: learning_problems(texts, limit.tokens)})
-    sample = _sample(good.dataset, names)
-    texts = tokenize_texts(sample, tokenizer, source=rows.source)
-    kind = "messages" if is_conversational(sample) else "text"
+    sample = _sample(good.dataset, with_row_options(names, good.dataset.column_names))
+    texts = tokenize_texts(sample, tokenizer, **settings)
     filled = sum(limit.tokens is not None and text.given >= limit.tokens for text in texts)
     report = _report(
         rows,
         good.dataset,
         read,
         role=role,
-        layout=kind if len(names) == 1 else f"{' and '.join(names)}, {kind}",
+        layout=layout.taken_for(layout.texts_name),
         columns=list(names),
         left_out={},
         noticed={
-            "that are there already": len(good.dataset) - len(fingerprints(good.dataset, names)),
+            "that are there already": len(good.dataset) - len(fingerprints(good.dataset, [*names, *ROW_OPTIONS])),
             f"of {len(texts)} whose prompt alone fills {limit.name}": filled,
+            _BEGUN: _begun(good.dataset, names[:1], tokenizer),
         },
         lengths=[Lengths.of("text", [len(text.ids) for text in texts], limit)],
     )
-    return CheckedSet(good.dataset, report, good.place)
+    return CheckedSet(_for_trl(good.dataset, names), report, good.place)
 
 
 def fingerprints(dataset: Dataset, columns: Sequence[str]) -> set[bytes]:
-    """One digest for each different row of these columns."""
-    values = read_columns(dataset, columns)
-    return {fingerprint(*row) for row in zip(*values.values(), strict=True)}
+    """One digest for each different row of these columns; one that the set lacks is None in all of its rows."""
+    values = read_columns(dataset, [name for name in columns if name in dataset.column_names])
+    nothing = [None] * len(dataset)
+    return {fingerprint(*row) for row in zip(*(values.get(name, nothing) for name in columns), strict=True)}
 
 
 def _rows_read(rows: LoadedRows) -> int:
@@ -258,12 +291,29 @@ def _rows_read(rows: LoadedRows) -> int:
     return len(rows.dataset) + len(rows.bad_rows.found)
 
 
-def _report(rows: LoadedRows, dataset: Dataset, rows_read: int, *, columns: Sequence[str], **found: Any) -> SetReport:
-    shown = [name for name in columns if name in dataset.column_names] or ["prompt"]  # the prompts of pairs
+def _for_trl(dataset: Dataset, names: Sequence[str]) -> Dataset:
+    """The columns that a stage reads: trl would take a `messages` or `input_ids` beside them for another layout."""
+    return dataset.select_columns([n for n in (*names, *ROW_OPTIONS) if n in dataset.column_names])
+
+
+def _report(
+    rows: LoadedRows,
+    dataset: Dataset,
+    rows_read: int,
+    *,
+    columns: Sequence[str],
+    shown: Sequence[str] | None = None,
+    **found: Any,
+) -> SetReport:
+    shown = shown or [name for name in columns if name in dataset.column_names]
+    conversational = isinstance(_sample(dataset.select([0]), shown[-1:])[shown[-1]][0], list)
+    options = [name for name in ROW_OPTIONS if name in rows.dataset.column_names and conversational]
+    others = [name for name in rows.dataset.column_names if name not in (*columns, *options)]
     return SetReport(
         source=printable(rows.source),
         columns=list(columns),
-        other_columns=[printable(name, 100) for name in rows.dataset.column_names if name not in columns],
+        row_options=options,
+        other_columns=[printable(name, 100) for name in others],
         rows_read=rows_read,
         rows=len(dataset),
         bad_rows=[BadRow(printable(row.place), row.problem) for row in rows.bad_rows.found],
@@ -283,13 +333,12 @@ def _left_out(pairs: PreferenceReport | None, kept: Sequence[int], repeats: str)
 
 def _with_options(rows: LoadedRows, names: Sequence[str]) -> dict[str, list[Any]]:
     """These columns, and those that trl's trainers hand to the chat template."""
-    more = [name for name in ("tools", "chat_template_kwargs") if name in rows.dataset.column_names]
-    return read_columns(rows.dataset, [*names, *more], source=rows.source)
+    return read_columns(rows.dataset, with_row_options(names, rows.dataset.column_names), source=rows.source)
 
 
 def _refused_pairs(rows: LoadedRows, tokenizer: PreTrainedTokenizerBase) -> dict[str, list[str | None]]:
     """What the chat template has against each row of checked pairs."""
-    layout = find_layout(read_preferences(rows.dataset, source=rows.source))
+    layout = layout_of(rows.dataset, source=rows.source).pairs
     if layout in (TEXT, IMPLICIT_TEXT):
         return {}
     require_chat_template(tokenizer, source=rows.source)
@@ -298,14 +347,28 @@ def _refused_pairs(rows: LoadedRows, tokenizer: PreTrainedTokenizerBase) -> dict
     return {"chosen": [template_problem(row, layout, tokenizer) for row in by_row]}
 
 
-def _tokenized(rows: LoadedRows, tokenizer: PreTrainedTokenizerBase) -> tuple[LoadedRows, list[list[int]]]:
-    """The prompts that the chat template takes and that have tokens, and these."""
-    values = read_columns(rows.dataset, ["prompt"])["prompt"]
-    if isinstance(values[0], list):
+def _tokenized(
+    rows: LoadedRows,
+    tokenizer: PreTrainedTokenizerBase,
+    chat_template_kwargs: Mapping[str, Any] | None,
+    reward_tokenizers: Mapping[str, PreTrainedTokenizerBase],
+) -> tuple[LoadedRows, list[list[int]]]:
+    """The prompts that all chat templates take and that have tokens, and these."""
+    columns = _with_options(rows, ["prompt"])
+    if isinstance(columns["prompt"][0], list):
         require_chat_template(tokenizer, source=rows.source)
-        rows = rows.without({"prompt": [prompt_refusal(value, tokenizer) for value in values]})
-        values = read_columns(rows.dataset, ["prompt"])["prompt"]
-    ids = prompt_ids(values, tokenizer, {}, source=rows.source)
+        for name, each in reward_tokenizers.items():
+            require_chat_template(each, source=f"{rows.source} for the reward model {name!r}")
+
+        def refusal(prompt: Any, options: Mapping[str, Any]) -> str | None:
+            own = prompt_refusal(prompt, tokenizer, options=options, chat_template_kwargs=chat_template_kwargs)
+            scoring = ((name, scoring_refusal(prompt, options, each)) for name, each in reward_tokenizers.items())
+            return own or next((f"reward model {name!r}: {why}" for name, why in scoring if why), None)
+
+        rows = rows.without({"prompt": list(map(refusal, columns["prompt"], options_by_row(columns)))})
+        columns = _with_options(rows, ["prompt"])
+    settings: dict[str, Any] = {"options": options_by_row(columns), "chat_template_kwargs": chat_template_kwargs}
+    ids = token_ids(columns["prompt"], tokenizer, continued=True, source=rows.source, **settings)
     return rows.without({"prompt": [None if each else "no tokens" for each in ids]}), list(filter(None, ids))
 
 
@@ -323,7 +386,8 @@ def _require_one_that_fits(
         return
     for start in range(0, len(dataset), MEASURED_ROWS):
         rows = dataset.select(range(start, min(start + MEASURED_ROWS, len(dataset))))
-        if _any_fits(_pair_lengths(read_columns(rows, _pair_columns(rows)), tokenizer, source=source), most):
+        pairs = read_columns(rows, with_row_options(_pair_columns(rows), rows.column_names))
+        if _any_fits(_pair_lengths(pairs, tokenizer, source=source), most):
             return
     raise InputError(
         f"{source}: all {len(dataset)} pairs are longer than {limit.name}={most} tokens; raise {limit.name}"
@@ -348,22 +412,15 @@ def _sample(dataset: Dataset, columns: Sequence[str]) -> dict[str, list[Any]]:
 def _pair_lengths(
     pairs: Mapping[str, Sequence[Any]], tokenizer: PreTrainedTokenizerBase, *, source: str
 ) -> dict[str, list[int]]:
-    """Tokens of the prompt with each answer, as trl's RewardTrainer makes them: plain text gets an end token."""
-    nothing = [] if isinstance(pairs["chosen"][0], list) else ""
-    prompts = pairs.get("prompt") or [nothing] * len(pairs["chosen"])
-    return {
-        name: _lengths(
-            [prompt + answer for prompt, answer in zip(prompts, pairs[name], strict=True)], tokenizer, source
-        )
-        for name in ("chosen", "rejected")
-    }
+    return {name: list(map(len, ids)) for name, ids in pair_ids(pairs, tokenizer, source=source).items()}
 
 
-def _lengths(whole: Sequence[Any], tokenizer: PreTrainedTokenizerBase, source: str) -> list[int]:
-    if isinstance(whole[0], list):
-        return list(map(len, chat_ids(whole, tokenizer, add_generation_prompt=False, source=source)))
-    end = str(tokenizer.eos_token or "")
-    return list(map(len, text_ids([text if text.endswith(end) else text + end for text in whole], tokenizer)))
+def _begun(dataset: Dataset, columns: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> int:
+    """How many rows have a text that begins with the tokenizer's BOS in one of these columns."""
+    values = read_columns(dataset, columns)
+    if not isinstance(values[columns[0]][0], str):
+        return 0
+    return sum(map(any, zip(*(begin_already(texts, tokenizer) for texts in values.values()), strict=True)))
 
 
 def _examples(dataset: Dataset, columns: Sequence[str]) -> list[dict[str, str]]:

@@ -6,7 +6,19 @@ import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from hf_rlhf.data.prompt_checks import OVERLONG_CHOICES, PROMPT_RULE, Overlong, prompt_problem, require_prompt_column
+from hf_rlhf.data.dialogues import MalformedDialogue
+from hf_rlhf.data.json_columns import keep_own_keys_of_stream
+from hf_rlhf.data.layouts import Layout, find_layout
+from hf_rlhf.data.prompt_checks import (
+    OVERLONG_CHOICES,
+    PROMPT_RULE,
+    Overlong,
+    prompt_columns,
+    prompt_of,
+    prompt_problem,
+    prompt_problems,
+    require_prompts,
+)
 from hf_rlhf.data.tokens import tokenize_prompts
 from hf_rlhf.errors import InputError
 
@@ -24,19 +36,23 @@ def prepare_streamed_prompts(
     max_prompt_length: int,
     source: str,
     overlong_prompts: Overlong,
-    chat_template_kwargs: Mapping[str, Any],
+    chat_template_kwargs: Mapping[str, Any] | None,
 ) -> IterableDataset:
     """See `prepare_prompts`, whose settings these are. Reads the first row."""
-    dataset = dataset.with_format(None)
+    dataset = keep_own_keys_of_stream(dataset.with_format(None))
     first = next(iter(dataset), None)
     if first is None:
         raise InputError(f"{source}: the stream is empty (0 rows). Check the files, the split and any filter")
-    if "prompt" not in first and {"chosen", "rejected"} <= set(first):
+    layout = find_layout({name: [value] for name, value in first.items()})
+    if layout.prompts == "pairs" and "prompt" not in first:
         raise InputError(
             f'{source}: no column "prompt", and the prompts of preference pairs are known only once all have been read, '
             "which a stream leaves for later. Give a column prompt, or load the set with streaming=False"
         )
-    require_prompt_column(list(first), source=source)
+    require_prompts(layout, list(first), source=source)
+    if layout.prompts != "prompt":
+        dataset = _with_prompts(dataset, layout, first, source=source)
+        first = next(iter(dataset))
     conversational = isinstance(first["prompt"], list)
     warned = False
 
@@ -48,7 +64,8 @@ def prepare_streamed_prompts(
                 f'{where}: column "prompt": {problem}. {PROMPT_RULE}, and all are of the kind of the first. '
                 "Mend this row, or leave it out with dataset.filter(...)"
             )
-        ids = tokenize_prompts([row["prompt"]], tokenizer, chat_template_kwargs, source=source, first_row=number)[0]
+        settings: dict[str, Any] = {"options": [row], "chat_template_kwargs": chat_template_kwargs}
+        ids = tokenize_prompts([row["prompt"]], tokenizer, source=source, first_row=number, **settings)[0]
         if len(ids) > max_prompt_length:
             message = f"{where}: the prompt has {len(ids)} tokens, above max_prompt_length={max_prompt_length}"
             if overlong_prompts == "error":
@@ -64,3 +81,26 @@ def prepare_streamed_prompts(
     if overlong_prompts == "filter":
         dataset = dataset.filter(lambda ids: len(ids) <= max_prompt_length, input_columns="prompt_ids")
     return dataset
+
+
+def _with_prompts(
+    dataset: IterableDataset, layout: Layout, first: Mapping[str, Any], *, source: str
+) -> IterableDataset:
+    """The stream with the messages before each row's answer as its prompt, and without the answers of pairs."""
+    names = prompt_columns(layout, list(first))
+
+    def with_prompt(row: Mapping[str, Any], number: int) -> dict[str, Any]:
+        found = prompt_problems({name: [row.get(name)] for name in names}, layout)
+        problems = [f'column "{name}": {problem}' for name, (problem,) in found.items() if problem]
+        try:
+            if not problems:
+                return {"prompt": prompt_of(row, prompts=layout.prompts, pairs=layout.pairs)}
+        except MalformedDialogue as error:
+            problems = [str(error)]
+        raise InputError(
+            f"{source}: row {number} of the stream (rows count from 0): {problems[0]}. The rows are taken for {layout}, as the"
+            " first is. Mend this row, or leave it out with dataset.filter(...)"
+        )
+
+    answers = [name for name in names if name not in ("prompt", "messages")]
+    return dataset.map(with_prompt, with_indices=True, remove_columns=answers)

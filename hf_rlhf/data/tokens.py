@@ -1,4 +1,4 @@
-"""Token ids of text, messages and prompts."""
+"""From a row to token ids: the one way for checks, lengths, prompts, training and scoring."""
 
 from __future__ import annotations
 
@@ -8,72 +8,212 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from hf_rlhf.data.files import list_rows
+from hf_rlhf.data.json_columns import ROW_OPTIONS
 from hf_rlhf.errors import InputError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+ANY_ANSWER = {"role": "assistant", "content": "."}
+"""What stands for a completion where its prompt is tried before anything is sampled."""
+
+NOTHING: Mapping[str, Any] = MappingProxyType({})
+
 
 class RefusedByTemplate(ValueError):
-    """A chat template does not take a dialogue; the message says what it says."""
+    """A chat template does not take a dialogue; the message is the template's."""
 
 
-def text_ids(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-    """The ids of each text, with the special tokens that the tokenizer adds by itself."""
-    return tokenizer(list(texts), verbose=False)["input_ids"]  # pyright: ignore[reportReturnType]
+def with_row_options(names: Sequence[str], found: Sequence[str]) -> list[str]:
+    """Return these columns and those of `ROW_OPTIONS` that are among the columns `found`."""
+    return [*names, *(name for name in ROW_OPTIONS if name in found and name not in names)]
 
 
-def chat_ids(
-    dialogues: Sequence[Sequence[Mapping[str, Any]]],
+def options_by_row(columns: Mapping[str, Sequence[Any]]) -> list[Mapping[str, Any]]:
+    """Return the `ROW_OPTIONS` of each row of some columns."""
+    names = [name for name in ROW_OPTIONS if name in columns]
+    rows = len(next(iter(columns.values()), ()))
+    return [{name: columns[name][row] for name in names} for row in range(rows)]
+
+
+def token_ids(
+    values: Sequence[Any],
     tokenizer: PreTrainedTokenizerBase,
     *,
-    add_generation_prompt: bool,
+    continued: bool,
     source: str,
-    first_row: int = 0,
+    options: Sequence[Mapping[str, Any]] | None = None,
     chat_template_kwargs: Mapping[str, Any] | None = None,
+    first_row: int = 0,
 ) -> list[list[int]]:
-    """The ids of each dialogue through the chat template. `first_row` is the row number of the first, for errors.
+    """Return the ids of rows that are all text or all messages; see `row_ids` for the settings.
 
-    Raises InputError for a tokenizer without a chat template, and with the row that a template refuses.
+    `first_row` is the row number of the first, for errors.
+
+    Raises InputError for messages without a chat template, and with the row that the template refuses.
     """
+    if isinstance(values[0], str):
+        return text_ids(values, tokenizer, continued=continued)
     require_chat_template(tokenizer, source=source)
+    settings: dict[str, Any] = {"continued": continued, "chat_template_kwargs": chat_template_kwargs}
     all_ids = []
-    for row, dialogue in enumerate(dialogues, start=first_row):
+    for row, (value, own) in enumerate(zip(values, options or [NOTHING] * len(values), strict=True), start=first_row):
         try:
-            encoded = _apply(tokenizer, dialogue, add_generation_prompt, chat_template_kwargs, tokenize=True)
-        except Exception as error:  # templates raise what they like: jinja2's errors, TypeError, ...
+            all_ids.append(row_ids(value, tokenizer, options=own, **settings))
+        except RefusedByTemplate as refusal:
             raise InputError(
-                f"{source}: the chat template refuses row {row} (rows count from 0): {error}. Mend the row's messages, "
-                "or set --chat_template_path"
-            ) from error
-        all_ids.append(encoded["input_ids"])
+                f"{source}: the chat template refuses row {row} (rows count from 0): {refusal.__cause__}. Mend the row,"
+                " or set --chat_template_path"
+            ) from refusal
     return all_ids
+
+
+def row_ids(
+    value: str | Sequence[Mapping[str, Any]],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    continued: bool,
+    options: Mapping[str, Any] = NOTHING,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+) -> list[int]:
+    """Return the ids of one row: a text, see `text_ids`, or messages through the chat template.
+
+    Args:
+        value: text, or messages.
+        tokenizer: whose ids, and whose chat template.
+        continued: the policy writes on; messages then end with the generation prompt.
+        options: the row's `ROW_OPTIONS`, those that it has.
+        chat_template_kwargs: what the template gets where the row does not say otherwise.
+
+    Raises RefusedByTemplate.
+    """
+    if isinstance(value, str):
+        return text_ids([value], tokenizer, continued=continued)[0]
+    how = {"tokenize": True, "return_dict": True}
+    return _render(value, tokenizer, continued, options, chat_template_kwargs, **how)["input_ids"]
 
 
 def chat_text(
     dialogue: Sequence[Mapping[str, Any]],
     tokenizer: PreTrainedTokenizerBase,
     *,
-    add_generation_prompt: bool,
-    columns: Mapping[str, Any] = MappingProxyType({}),
+    continued: bool,
+    options: Mapping[str, Any] = NOTHING,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
 ) -> str:
-    """The dialogue as the chat template writes it, with what trl's trainers give it of the row's other columns.
+    """Return messages as the chat template writes them; see `row_ids`. Raises RefusedByTemplate."""
+    return _render(dialogue, tokenizer, continued, options, chat_template_kwargs, tokenize=False)
 
-    Raises RefusedByTemplate.
-    """
+
+def assistant_mask(
+    dialogue: Sequence[Mapping[str, Any]],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    options: Mapping[str, Any],
+    chat_template: str | None,
+) -> list[int]:
+    """Return 1 for each id of `row_ids` that the assistant wrote, by the template's generation marks, 0 elsewhere."""
+    how = {"tokenize": True, "return_dict": True, "return_assistant_tokens_mask": True}
+    return _render(dialogue, tokenizer, False, options, {"chat_template": chat_template}, **how)["assistant_masks"]
+
+
+def _render(
+    dialogue: Sequence[Mapping[str, Any]],
+    tokenizer: PreTrainedTokenizerBase,
+    continued: bool,
+    options: Mapping[str, Any],
+    chat_template_kwargs: Mapping[str, Any] | None,
+    **how: Any,
+) -> Any:
+    messages = list(map(_without_none, dialogue))
     try:
-        kwargs = {**(columns.get("chat_template_kwargs", {}))}
-        tools = columns.get("tools")
-        kwargs |= {"tools": json.loads(tools) if isinstance(tools, str) else tools}
-        return _apply(tokenizer, dialogue, add_generation_prompt, kwargs, tokenize=False)
-    except Exception as error:
+        tools = _decoded(options.get("tools"))
+        own = {} if not tools else {"tools": tools}  # for an empty list, templates write what stands around tools
+        kwargs = {
+            **(chat_template_kwargs or {}),
+            **own,
+            **_without_none(_decoded(options.get("chat_template_kwargs")) or {}),
+        }
+        return tokenizer.apply_chat_template(messages, add_generation_prompt=continued, **how, **kwargs)
+    except Exception as error:  # templates raise what they like: jinja2's errors, TypeError, ...
         raise RefusedByTemplate(f"the chat template refuses it ({error})") from error
 
 
-def prompt_refusal(prompt: Sequence[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """What the chat template has against a prompt; None when nothing."""
+def _without_none(keys: Mapping[str, Any]) -> dict[str, Any]:
+    """A message, or template arguments. `datasets` fills keys that only other rows have with None."""
+    return {key: value for key, value in keys.items() if value is not None}
+
+
+def _decoded(value: Any) -> Any:
+    return json.loads(value) if isinstance(value, str) else value
+
+
+# --- text --------------------------------------------------------------------------------------------------------
+
+
+def text_ids(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, *, continued: bool) -> list[list[int]]:
+    """Return the ids of each text, with the special tokens that the tokenizer puts around it, none of them twice.
+
+    A whole text ends once: by what the tokenizer puts behind it, or else by the end token, as in trl's trainers. One
+    that is `continued` has no end.
+    """
+    encoded = tokenizer(list(texts), return_special_tokens_mask=True, verbose=False)
+    ids: Any = encoded["input_ids"]
+    masks: Any = encoded["special_tokens_mask"]
+    end: Any = tokenizer.eos_token_id
+    return [
+        _once(*_parts(each, mask), None if continued else end, continued) for each, mask in zip(ids, masks, strict=True)
+    ]
+
+
+def begin_already(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[bool]:
+    """Return which texts begin with what the tokenizer puts before every text, such as its BOS."""
+    if not texts or not tokenizer.num_special_tokens_to_add():
+        return [False] * len(texts)
+    beginnings = [text[:100] for text in texts]
+    encoded = tokenizer(beginnings, return_special_tokens_mask=True, verbose=False)
+    parts = map(_parts, encoded["input_ids"], encoded["special_tokens_mask"])  # pyright: ignore[reportArgumentType]
+    return [bool(before) and inside[: len(before)] == before for before, inside, _ in parts]
+
+
+def _parts(ids: list[int], special: Sequence[int]) -> tuple[list[int], list[int], list[int]]:
+    """(what the tokenizer put before, the text, what it put behind)."""
+    before = next((index for index, added in enumerate(special) if not added), min(len(ids), 1))
+    behind = next((index for index, added in enumerate(reversed(special)) if not added), max(len(ids) - 1, 0))
+    return ids[:before], ids[before : len(ids) - behind], ids[len(ids) - behind :]
+
+
+def _once(before: list[int], inside: list[int], behind: list[int], end: int | None, continued: bool) -> list[int]:
+    if before and inside[: len(before)] == before:
+        inside = inside[len(before) :]
+    if continued:
+        return before + inside
+    if behind and inside[-len(behind) :] == behind:
+        inside = inside[: -len(behind)]
+    ended = behind or end is None or inside[-1:] == [end]
+    return before + inside + (behind if ended else [end])  # pyright: ignore[reportReturnType]
+
+
+# --- prompts -----------------------------------------------------------------------------------------------------
+
+
+def prompt_refusal(
+    prompt: Sequence[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase, **settings: Any
+) -> str | None:
+    """Return what the chat template has against a prompt; None when nothing. `settings` as in `row_ids`."""
     try:
-        chat_text(prompt, tokenizer, add_generation_prompt=True)
+        chat_text(prompt, tokenizer, continued=True, **settings)
+    except RefusedByTemplate as refusal:
+        return str(refusal)
+    return None
+
+
+def scoring_refusal(
+    prompt: Sequence[Mapping[str, Any]], options: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase
+) -> str | None:
+    """Return what a reward model's chat template has against a prompt with an answer; None when nothing."""
+    try:
+        chat_text([*prompt, ANY_ANSWER], tokenizer, continued=False, options=options)
     except RefusedByTemplate as refusal:
         return str(refusal)
     return None
@@ -88,53 +228,19 @@ def require_chat_template(tokenizer: PreTrainedTokenizerBase, *, source: str) ->
         )
 
 
-def _apply(
-    tokenizer: PreTrainedTokenizerBase,
-    dialogue: Sequence[Mapping[str, Any]],
-    add_generation_prompt: bool,
-    kwargs: Mapping[str, Any] | None,
-    *,
-    tokenize: bool,
-) -> Any:
-    # datasets fills keys that only other messages have with None, and templates take those for given
-    # (transformers removes them itself since some version after 5.8)
-    messages = [{key: value for key, value in message.items() if value is not None} for message in dialogue]
-    return tokenizer.apply_chat_template(
-        messages, add_generation_prompt=add_generation_prompt, tokenize=tokenize, return_dict=tokenize, **(kwargs or {})
-    )
-
-
-def prompt_ids(
-    prompts: Sequence[Any],
-    tokenizer: PreTrainedTokenizerBase,
-    chat_template_kwargs: Mapping[str, Any],
-    *,
-    source: str,
-    first_row: int = 0,
-) -> list[list[int]]:
-    """As `tokenize_prompts`, and prompts may have no tokens."""
-    if isinstance(prompts[0], str):
-        return text_ids(prompts, tokenizer)
-    return chat_ids(
-        prompts,
-        tokenizer,
-        add_generation_prompt=True,
-        source=source,
-        first_row=first_row,
-        chat_template_kwargs=chat_template_kwargs,
-    )
-
-
 def tokenize_prompts(
     prompts: Sequence[Any],
     tokenizer: PreTrainedTokenizerBase,
-    chat_template_kwargs: Mapping[str, Any],
     *,
     source: str,
     first_row: int = 0,
+    **settings: Any,
 ) -> list[list[int]]:
-    """The ids of prompts that are all text or all messages. `first_row` is the row number of the first, for errors."""
-    all_ids = prompt_ids(prompts, tokenizer, chat_template_kwargs, source=source, first_row=first_row)
+    """Return the ids of prompts that are all text or all messages. `settings` as in `token_ids`.
+
+    Raises InputError for a prompt without tokens, and as `token_ids` does.
+    """
+    all_ids = token_ids(prompts, tokenizer, continued=True, source=source, first_row=first_row, **settings)
     if empty := [row for row, ids in enumerate(all_ids, start=first_row) if not ids]:
         raise InputError(
             f'{source}: column "prompt": no tokens in {list_rows(empty)} (rows count from 0). '

@@ -8,10 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hf_rlhf.data.tokens import ROW_OPTIONS
 from hf_rlhf.evaluation.metrics import BeforeAfter, WinRate, win_rate
 from hf_rlhf.feedback.simulate import fluency
 from hf_rlhf.models.adapters import base_of, use_adapter
 from hf_rlhf.models.policy import PolicyWithValue
+from hf_rlhf.rewards.calls import accepted
+from hf_rlhf.rewards.contract import as_completion
 from hf_rlhf.rollout.collect import collect
 from hf_rlhf.rollout.engines import TransformersEngine
 from hf_rlhf.rollout.sampling import Sampling
@@ -102,13 +105,15 @@ def _side(model: Model, trajectories: list[Trajectory], temperature: float, judg
         return (values * sequences.mask).sum(dim=1).tolist()
 
     lengths = sequences.mask.sum(dim=1).tolist()
+    arguments = {
+        "prompts": [trajectory.prompt for trajectory in trajectories],
+        "completions": [as_completion(trajectory) for trajectory in trajectories],
+        **{name: [trajectory.row.get(name) for trajectory in trajectories] for name in ROW_OPTIONS},
+    }
     return Side(
         trajectories,
         judgements=[judge(trajectory) for trajectory in trajectories],
-        rewards=reward(
-            prompts=[trajectory.prompt for trajectory in trajectories],
-            completions=[[{"role": "assistant", "content": trajectory.text}] for trajectory in trajectories],
-        ),
+        rewards=reward(**accepted(reward, arguments)),
         surprise=[total / length for total, length in zip(per_reply(-output.reference_logprobs), lengths, strict=True)],
         kl=per_reply(output.logprobs - output.reference_logprobs),
     )

@@ -1,9 +1,12 @@
 """How often a reward model agrees with people."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from hf_rlhf.data.files import read_columns
+from hf_rlhf.data.tokens import NOTHING, ROW_OPTIONS, with_row_options
 from hf_rlhf.evaluation.metrics import wilson_interval
+from hf_rlhf.rewards.calls import accepted
 
 
 class Pairs(NamedTuple):
@@ -12,18 +15,26 @@ class Pairs(NamedTuple):
     prompts: list[Any]
     chosen: list[Any]
     rejected: list[Any]
+    options: Mapping[str, list[Any]] = NOTHING  # columns `tools` and `chat_template_kwargs`, where the set has them
 
     @classmethod
     def from_dataset(cls, dataset) -> "Pairs":
-        """From TRL's preference format; a set without a prompt column has whole texts to compare."""
-        prompts = dataset["prompt"] if "prompt" in dataset.column_names else [""] * len(dataset)
-        return cls(list(prompts), list(dataset["chosen"]), list(dataset["rejected"]))
+        """From TRL's preference format; a set without a prompt column has whole texts or dialogues to compare."""
+        names = [name for name in ("prompt", "chosen", "rejected") if name in dataset.column_names]
+        columns = read_columns(dataset, with_row_options(names, dataset.column_names))
+        nothing = [] if isinstance(columns["chosen"][0], list) else ""
+        prompts = columns.get("prompt") or [nothing] * len(dataset)
+        options = {name: columns[name] for name in ROW_OPTIONS if name in columns}
+        return cls(prompts, columns["chosen"], columns["rejected"], options)
+
+    def scores(self, reward: Callable[..., list[float]], answers: list[Any]) -> list[float]:
+        """Return the rewards of `chosen` or `rejected` by a function of TRL's contract."""
+        return reward(**accepted(reward, {"prompts": self.prompts, "completions": answers, **self.options}))
 
 
 def reward_accuracy(reward: Callable[..., list[float]], pairs: Pairs) -> dict[str, float]:
     """Share of pairs whose chosen answer scores higher, ties counting half, with a 95% Wilson interval; mean margin."""
-    chosen = reward(prompts=pairs.prompts, completions=pairs.chosen)
-    rejected = reward(prompts=pairs.prompts, completions=pairs.rejected)
+    chosen, rejected = pairs.scores(reward, pairs.chosen), pairs.scores(reward, pairs.rejected)
     margins = [c - r for c, r in zip(chosen, rejected, strict=True)]
     accuracy = sum((margin > 0) + 0.5 * (margin == 0) for margin in margins) / len(margins)
     low, high = wilson_interval(accuracy, len(margins))

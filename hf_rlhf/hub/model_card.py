@@ -32,6 +32,7 @@ def policy_card(
     usage: str | None = None,
     datasets: Sequence[str] = (),
     adapter: bool = True,
+    end_ids: Sequence[int] | None = None,
     license: str | None = None,
     language: str = "en",
     demonstration: bool = False,
@@ -42,7 +43,8 @@ def policy_card(
 
     `model_id` is where it will be loaded from ("owner/name"), `base_model` what it was trained on; a local path is shown
     by its last part only and stays out of the metadata. `curve_image` is a path inside the repository, `usage` code that
-    shows how to load and prompt the model when the general one would not do.
+    shows how to load and prompt the model when the general one would not do. `end_ids` are the tokens that end an answer,
+    where the generation config of an adapter's base does not have them all.
     """
     return _card(
         "policy.md.j2",
@@ -60,6 +62,7 @@ def policy_card(
         usage=usage,
         datasets=datasets,
         adapter=adapter,
+        end_ids=list(end_ids) if adapter and end_ids else None,
         license=license,
         language=language,
         demonstration=demonstration,
@@ -118,10 +121,11 @@ def sft_card(
     settings: Mapping[str, Any] | None = None,
     datasets: Sequence[str] = (),
     adapter: bool = True,
+    end_ids: Sequence[int] | None = None,
     license: str | None = None,
     language: str = "en",
 ) -> str:
-    """The README of a model fine-tuned with TRL's `SFTTrainer`. The fields are those of `reward_model_card`."""
+    """The README of a model fine-tuned with TRL's `SFTTrainer`. The fields are those of `policy_card`."""
     return _card(
         "sft.md.j2",
         tags=["hf_rlhf", "sft", "trl"],
@@ -132,6 +136,7 @@ def sft_card(
         settings=settings or {},
         datasets=datasets,
         adapter=adapter,
+        end_ids=list(end_ids) if adapter and end_ids else None,
         license=license,
         language=language,
     )

@@ -9,7 +9,7 @@ import os
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -130,16 +130,30 @@ def compute_in_base_dtype(model: Model) -> Iterator[None]:
     if dtype not in (torch.bfloat16, torch.float16):
         yield
         return
-    # As peft.helpers.disable_input_dtype_casting does, which some kinds of adapter (IA3) are not made for.
+    with without_input_casting(model), torch.autocast(next(model.parameters()).device.type, dtype=dtype):
+        yield
+
+
+@contextlib.contextmanager
+def without_input_casting(model: Model) -> Iterator[None]:
+    """Keep PEFT from casting a layer's input to the dtype of its adapter.
+
+    As peft.helpers.disable_input_dtype_casting, which some kinds of adapter (IA3, trained tokens) are not made for.
+    """
     casting = [layer for layer in _adapter_layers(model) if getattr(layer, "cast_input_dtype_enabled", False)]
     for layer in casting:
         layer.cast_input_dtype_enabled = False
     try:
-        with torch.autocast(next(model.parameters()).device.type, dtype=dtype):
-            yield
+        yield
     finally:
         for layer in casting:
             layer.cast_input_dtype_enabled = True
+
+
+def _mend_trained_tokens(model: Model) -> None:
+    from hf_rlhf.models.trained_tokens import mend_trained_tokens  # imports PEFT
+
+    mend_trained_tokens(model)
 
 
 def save_adapter(model: Model, name: str, folder: str | os.PathLike) -> None:
@@ -149,12 +163,21 @@ def save_adapter(model: Model, name: str, folder: str | os.PathLike) -> None:
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    _mend_trained_tokens(model)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".adapter-") as scratch:
-        model.save_pretrained(scratch, selected_adapters=[name])
+        model.save_pretrained(scratch, selected_adapters=[name], save_embedding_layers=saves_embeddings(model))
         inner = Path(scratch) / name
         for file in (inner if inner.is_dir() else Path(scratch)).iterdir():
             if file.name.startswith("adapter_"):
                 os.replace(file, folder / file.name)
+
+
+def saves_embeddings(model: Model) -> Any:
+    """For PEFT's `save_embedding_layers`: an adapter on a base that was resized is of no use without the embeddings.
+
+    By itself, PEFT compares with the base's config, and saves none where the Hub is out of reach.
+    """
+    return True if getattr(base_of(model), "has_own_vocabulary", False) else "auto"
 
 
 def adapter_folder(name_or_path: str) -> str:
@@ -183,17 +206,35 @@ def hub_folder(name_or_path: str, sign: str, **patterns: Any) -> str | None:
 
 def adapter_base(folder: str | os.PathLike) -> str | None:
     """Name of the base model that the adapter in `folder` was trained on; None when `folder` holds no adapter."""
+    return _adapter_config(folder).get("base_model_name_or_path")
+
+
+def base_revision(folder: str | os.PathLike) -> str | None:
+    """The revision of the base that the adapter in `folder` names, if any."""
+    return _adapter_config(folder).get("revision")
+
+
+def adapter_task(folder: str | os.PathLike) -> str | None:
+    """PEFT's name for what the adapter in `folder` was trained as: CAUSAL_LM, SEQ_CLS, ... or nothing."""
+    return _adapter_config(folder).get("task_type")
+
+
+def _adapter_config(folder: str | os.PathLike) -> dict[str, Any]:
+    """The config of the adapter in `folder`; empty when it holds none."""
     file = Path(folder) / ADAPTER_CONFIG_FILE
     if not file.is_file():
-        return None
+        return {}
     try:
-        return json.loads(file.read_text(encoding="utf-8"))["base_model_name_or_path"]
+        config = json.loads(file.read_text(encoding="utf-8"))
+        config["base_model_name_or_path"]
+        return config
     except (json.JSONDecodeError, KeyError) as error:
         raise InputError(f"{file}: not a PEFT adapter config ({error})") from error
 
 
 def load_frozen_adapter(model: Model, folder: str | os.PathLike, name: str) -> None:
     """Add the adapter in `folder` as `name`, without gradients; the active adapter stays, and so does every mode."""
+    _mend_trained_tokens(model)
     with keep_modes(model):  # PEFT puts the whole model into eval mode here
         model.load_adapter(str(folder), name, is_trainable=False)
 
@@ -203,6 +244,7 @@ def add_trainable_adapter(model: Model, name: str, config, weights: dict[str, Te
     from peft import set_peft_model_state_dict
 
     gradients = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    _mend_trained_tokens(model)
     with keep_modes(model):
         model.add_adapter(name, config)
         if weights is not None:
@@ -211,6 +253,20 @@ def add_trainable_adapter(model: Model, name: str, config, weights: dict[str, Te
         parameter.requires_grad_(required)
     for parameter in adapter_parameters(model, name):
         parameter.requires_grad_(True)
+
+
+def train_in_fp32(model: Model) -> Model:
+    """Put all that takes gradients into fp32: in bf16, small updates would be lost to rounding.
+
+    PEFT does it for the matrices of an adapter, and leaves `modules_to_save`, a score head for instance, in the dtype of
+    the base. Nothing is changed under DeepSpeed ZeRO-3, whose optimizer keeps fp32 copies of its own.
+    """
+    from transformers.integrations import is_deepspeed_zero3_enabled
+
+    for parameter in () if is_deepspeed_zero3_enabled() else model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    return model
 
 
 def adapter_parameters(model: Model, name: str) -> list[Parameter]:
@@ -236,8 +292,8 @@ def load_adapter_weights(model: Model, folder: str | os.PathLike, name: str) -> 
     from peft import get_peft_model_state_dict, set_peft_model_state_dict
 
     weights = read_adapter_weights(folder)
-    if missing := sorted(set(get_peft_model_state_dict(model, adapter_name=name)) - set(weights)):
-        raise InputError(f"{folder} lacks weights of the adapter {name!r}, such as {missing[0]}")
+    _mend_trained_tokens(model)
+    require_adapter_weights(folder, name, get_peft_model_state_dict(model, adapter_name=name), weights)
     result = set_peft_model_state_dict(model, weights, adapter_name=name)
     if result.unexpected_keys:
         raise InputError(
@@ -245,10 +301,17 @@ def load_adapter_weights(model: Model, folder: str | os.PathLike, name: str) -> 
         )
 
 
+def require_adapter_weights(folder: str | os.PathLike, name: str, own: Iterable[str], found: Iterable[str]) -> None:
+    """Raise `InputError` unless all that adapter `name` has of its `own` was `found` in the file in `folder`."""
+    if missing := sorted(set(own) - set(found)):
+        raise InputError(f"{folder} lacks weights of the adapter {name!r}, such as {missing[0]}")
+
+
 def overwrite_adapter(model: Model, source: str, target: str) -> None:
     """Give adapter `target` the weights of `source`; both exist and have the same shapes."""
     from peft import get_peft_model_state_dict, set_peft_model_state_dict
 
+    _mend_trained_tokens(model)
     state = get_peft_model_state_dict(model, adapter_name=source)
     set_peft_model_state_dict(model, {key: tensor.clone() for key, tensor in state.items()}, adapter_name=target)
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 
 from hf_rlhf.errors import InputError
+from hf_rlhf.models.adapted import SCORE_HEADS, as_classifier, load_adapted_classifier, require_saved_head
 from hf_rlhf.models.adapters import (
     CRITIC,
     POLICY,
@@ -35,8 +36,10 @@ from hf_rlhf.models.adapters import (
 )
 from hf_rlhf.models.backbone import counted_states, state_width
 from hf_rlhf.models.heads import CONFIG_NAME, WEIGHTS_NAME, ValueHead, saved_facts
-from hf_rlhf.models.load import load_full_weights, load_sequence_classifier
-from hf_rlhf.models.reward_model import has_weights_of, load_classifier, require_reward_model, score_head
+from hf_rlhf.models.load import load_full_weights, load_sequence_classifier, require_full_training
+from hf_rlhf.models.reward_model import load_classifier, require_reward_model, score_head
+from hf_rlhf.models.same_base import base_weights, stands_on
+from hf_rlhf.models.vocabulary import resize_vocabulary
 from hf_rlhf.types import Model, Sequences
 
 CriticKind = Literal["value_head", "adapter", "model"]
@@ -214,13 +217,15 @@ def _adapter_critic(policy: Model, folder: Path | None, fresh: ValueHead) -> Ada
         return AdapterCritic(fresh)
     folder = _inner(folder)
     base = adapter_base(folder)
-    if base is None or not has_weights_of(base_of(policy), base):
+    if base is None or not stands_on(folder, policy):
         raise InputError(
             f"critic_path={str(folder)!r} is {'no adapter' if base is None else f'an adapter of {base!r}'}, and"
-            f' critic="adapter" shares the policy\'s base {base_of(policy).config._name_or_path!r}; take critic="model"'
+            f' critic="adapter" shares the policy\'s base {base_of(policy).config._name_or_path!r}'
+            f'{"" if base is None else ", which is another or has other weights by now"}; take critic="model"'
         )
-    config = _fresh_config(PeftConfig.from_pretrained(str(folder)))
-    add_trainable_adapter(policy, CRITIC, config, _adapter_weights(folder))
+    config: Any = PeftConfig.from_pretrained(str(folder))
+    own = [name for name in config.modules_to_save or () if name not in SCORE_HEADS]
+    add_trainable_adapter(policy, CRITIC, _fresh_config(config, modules_to_save=own or None), _adapter_weights(folder))
     return AdapterCritic(_saved_head(folder) or ValueHead.from_score(score_head(folder)))
 
 
@@ -234,8 +239,8 @@ def _model_critic(
         require_reward_model(value_model, "value_model")
     elif folder is not None:
         classifier, head = _saved_classifier(_inner(folder), dtype)
-    elif base := base_of(policy).config._name_or_path:
-        classifier, head = load_sequence_classifier(base, dtype=dtype), fresh
+    elif base_of(policy).config._name_or_path:
+        classifier, head = _classifier_on_base_of(policy), fresh
     else:
         raise InputError(
             'critic="model" starts from the base that the policy was loaded from, and this one was made in memory; give'
@@ -258,41 +263,52 @@ def _made_trainable(classifier: Model, peft_config: Any) -> Model:
             parameter.requires_grad_(True)
         return classifier
     if peft_config is not None:
-        return get_peft_model(classifier, _fresh_config(peft_config, "SEQ_CLS"), adapter_name=CRITIC)
-    if classifier.dtype != torch.float32:
-        raise InputError(
-            f"value_model is in {classifier.dtype}, and training all of it would lose almost every update to rounding;"
-            " load it with dtype float32, or train LoRA adapters (use_peft, peft_config)"
-        )
+        fresh = as_classifier(_fresh_config(peft_config), classifier)
+        return get_peft_model(classifier, fresh, adapter_name=CRITIC)
+    require_full_training(classifier, "the critic's model (value_model, critic_path)")
     return classifier.requires_grad_(True)
+
+
+def _classifier_on_base_of(policy: Model) -> Model:
+    """A classifier with a fresh head on a copy of the policy's base: that base itself, whatever its name has become."""
+    base = base_of(policy)
+    name = base.config._name_or_path
+    classifier = load_sequence_classifier(adapter_base(name) or name, dtype=base.dtype)
+    if getattr(base, "is_quantized", False):
+        return classifier
+    resize_vocabulary(classifier, base.get_input_embeddings().num_embeddings)
+    copies = base_weights(classifier)
+    with torch.no_grad():
+        for weight_name, weight in base_weights(policy).items():
+            copies[weight_name].copy_(weight)
+    return classifier
 
 
 def _saved_classifier(folder: Path, dtype: torch.dtype) -> tuple[Model, ValueHead | None]:
     """What a run or a reward model left in `folder`, as a classifier; and its head, unless that is its score layer."""
-    from peft import PeftConfig, get_peft_model, set_peft_model_state_dict
-
-    base, head = adapter_base(folder), _saved_head(folder)
-    if base is None:
+    head = _saved_head(folder)
+    if adapter_base(folder) is None:
         load = load_sequence_classifier if head else load_classifier  # which wants a trained score layer
         return load(str(folder), dtype=dtype), head
-    config = _fresh_config(PeftConfig.from_pretrained(str(folder)), "SEQ_CLS")
-    classifier = get_peft_model(load_sequence_classifier(base, dtype=dtype), config, adapter_name=CRITIC)
-    score = {"base_model.model.score.weight": _trained_score(classifier).weight}  # which PEFT does not do without
-    set_peft_model_state_dict(classifier, _adapter_weights(folder) | score, adapter_name=CRITIC)
-    return classifier, head or ValueHead.from_score(score_head(folder))
+    if head is None:
+        require_saved_head(folder)
+    return load_adapted_classifier(folder, adapter_name=CRITIC, dtype=dtype), head
 
 
 def _adapter_weights(folder: Path) -> dict[str, Tensor]:
     weights = read_adapter_weights(folder)
-    return {key: tensor for key, tensor in weights.items() if not key.endswith(("score.weight", "score.bias"))}
+    return {key: tensor for key, tensor in weights.items() if key.split(".")[2] not in SCORE_HEADS}
 
 
-def _fresh_config(config: Any, task_type: str | None = None) -> Any:
-    """A copy of a LoRA config to train with: of the backbone alone, or of a classifier, with its score layer."""
+def _fresh_config(config: Any, modules_to_save: list[str] | None = None) -> Any:
+    """A copy of an adapter's config to train a backbone with; what it trains besides is `modules_to_save`."""
     config = copy.deepcopy(config)
-    config.modules_to_save = None  # PEFT adds the score layer of a classifier
-    config.task_type = task_type
+    config.modules_to_save = modules_to_save
+    config.task_type = None
     config.inference_mode = False
+    if isinstance(getattr(config, "trainable_token_indices", None), dict):  # no head is trained with a critic
+        indices = config.trainable_token_indices
+        config.trainable_token_indices = {name: rows for name, rows in indices.items() if name != "lm_head"} or None
     return config
 
 

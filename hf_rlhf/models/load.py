@@ -13,7 +13,8 @@ import torch
 from safetensors import SafetensorError
 
 from hf_rlhf.errors import InputError
-from hf_rlhf.models.adapters import adapter_base, adapter_folder, base_of
+from hf_rlhf.models.adapters import adapter_base, base_of
+from hf_rlhf.models.precision import NATIVE, native_dtype
 from hf_rlhf.types import Model
 
 EMBEDDED_MODEL = "embedded:smollm2-135m-instruct"
@@ -43,8 +44,10 @@ def public_name(name_or_path: str) -> str:
     return _EMBEDDED_HUB_NAME if embedded else name_or_path
 
 
-def load_causal_lm(name_or_path: str, *, dtype: str | torch.dtype = "bfloat16", **kwargs: Any):
+def load_causal_lm(name_or_path: str, *, dtype: str | torch.dtype = NATIVE, **kwargs: Any):
     """Load a causal language model in `dtype`; `kwargs` go to `AutoModelForCausalLM.from_pretrained`.
+
+    `dtype="native"` is `native_dtype()`: bfloat16 where this machine multiplies it in hardware, else float32.
 
     Raises `InputError` when the model cannot be found, is not a causal language model on text (`require_causal_lm`), or
     has no trained head, as a reward model has none.
@@ -63,33 +66,6 @@ def load_causal_lm(name_or_path: str, *, dtype: str | torch.dtype = "bfloat16", 
             "Give a model that was trained to write text; a reward model belongs to the rewards."
         )
     return model
-
-
-def load_policy(
-    name_or_path: str,
-    *,
-    adds_adapter: bool,
-    dtype: str | torch.dtype = "bfloat16",
-    trainable: bool = False,
-    **kwargs: Any,
-):
-    """As `load_causal_lm`; the folder or Hub name of an adapter gives a `PeftModel` on its base.
-
-    Args:
-        name_or_path: where the policy starts.
-        adds_adapter: whether it will get a fresh adapter. A model that has none and gets none is trained as a whole, and
-            loaded in fp32: an update to a bf16 weight is mostly lost to rounding.
-        dtype: of a frozen base.
-        trainable: whether the adapter takes gradients; PPO makes a copy that does.
-    """
-    from peft import PeftModel
-
-    folder = adapter_folder(name_or_path)
-    base = adapter_base(folder)
-    if base is None:
-        return load_causal_lm(folder, dtype=dtype if adds_adapter else "float32", **kwargs)
-    _require_safetensors(folder)
-    return PeftModel.from_pretrained(load_causal_lm(base, dtype=dtype, **kwargs), folder, is_trainable=trainable)
 
 
 def require_causal_lm(model_or_config: Model, source: str) -> None:
@@ -157,7 +133,7 @@ def _config(name_or_path: str, **kwargs: Any):
         return None
 
 
-def load_sequence_classifier(name_or_path: str, *, dtype: str | torch.dtype = "bfloat16", **kwargs: Any):
+def load_sequence_classifier(name_or_path: str, *, dtype: str | torch.dtype = NATIVE, **kwargs: Any):
     """Load a model with one scalar head (`num_labels=1`), for training a reward model or as one."""
     from transformers import AutoModelForSequenceClassification
 
@@ -219,6 +195,19 @@ def load_tokenizer(name_or_path: str, *, distinct_padding: bool = True, **kwargs
     return with_distinct_padding(tokenizer)
 
 
+def require_full_training(model: Model, source: str) -> None:
+    """Raise `InputError` unless all weights of a model can be trained: it must be in fp32. `source` names it."""
+    if getattr(model, "is_quantized", False):
+        raise InputError(
+            f"{source} is quantized, and its weights cannot be trained; train LoRA adapters on it (use_peft, peft_config)"
+        )
+    if model.dtype != torch.float32:
+        raise InputError(
+            f"{source} is in {model.dtype}, and training all of its weights would lose almost every update to rounding;"
+            " load it with dtype float32, or train LoRA adapters (use_peft, peft_config)"
+        )
+
+
 def require_fitting_tokenizer(model: Model, tokenizer) -> None:
     """Raise `InputError` when the tokenizer has ids that the model has no embedding for: it is that of another model."""
     rows = base_of(model).get_input_embeddings().num_embeddings
@@ -229,6 +218,25 @@ def require_fitting_tokenizer(model: Model, tokenizer) -> None:
             f" vocabulary of {rows}; give the tokenizer of this model, or resize its embeddings (resize_token_embeddings)"
             " and save both"
         )
+
+
+def take_chat_template(tokenizer, source) -> None:
+    """Give `tokenizer` the chat template of `source`, the added tokens that it lacks, and its end token.
+
+    As `trl.clone_chat_template`, without tokens that only fill the vocabulary up. Raises `InputError` when `source` has no
+    template. `make_room` gives a model embeddings for the tokens.
+    """
+    if source.chat_template is None:
+        raise InputError(
+            f"chat_template_path={source.name_or_path!r} is invalid: that tokenizer has no chat template. Give one that has"
+            " (of an instruct model), or a Jinja file."
+        )
+    known = tokenizer.get_vocab()
+    tokenizer.add_tokens([token for token in source.added_tokens_decoder.values() if token.content not in known])
+    if source.eos_token is not None:
+        tokenizer.add_special_tokens({"eos_token": source.eos_token})
+    tokenizer.chat_template = source.chat_template
+    with_distinct_padding(tokenizer)
 
 
 def with_distinct_padding(tokenizer):
@@ -245,12 +253,19 @@ def with_distinct_padding(tokenizer):
 
 
 def _load(auto_class, name_or_path: str, *, dtype: str | torch.dtype, **kwargs: Any):
-    if isinstance(dtype, str) and dtype != "auto":
+    if dtype == NATIVE:
+        dtype = native_dtype()
+    elif isinstance(dtype, str) and dtype != "auto":
         if dtype not in _DTYPES:
-            raise InputError(f"dtype={dtype!r} must be one of {', '.join(_DTYPES)} or auto")
+            raise InputError(f"dtype={dtype!r} must be one of {NATIVE}, {', '.join(_DTYPES)} or auto")
         dtype = getattr(torch, dtype)
     folder = resolve_model(name_or_path)
-    _require_safetensors(folder)
+    if (base := adapter_base(folder)) is not None:
+        raise InputError(
+            f"{name_or_path!r} is an adapter of {base!r}, and this takes a whole model\n"
+            "Give its base, or merge it first: peft's merge_and_unload(), then save_pretrained() of model and tokenizer."
+        )
+    require_safetensors(folder)
     kwargs = {"trust_remote_code": False} | kwargs  # None would ask at the keyboard
     try:
         return auto_class.from_pretrained(folder, dtype=dtype, use_safetensors=True, **kwargs)
@@ -258,7 +273,7 @@ def _load(auto_class, name_or_path: str, *, dtype: str | torch.dtype, **kwargs: 
         raise InputError(f"no model could be loaded from {name_or_path!r}: {_reason(error)}\n{_way_out()}") from error
 
 
-def _require_safetensors(folder: str) -> None:
+def require_safetensors(folder: str) -> None:
     """Raise `InputError` for a folder whose only weights are pickles, which can run code when they are read."""
     if not Path(folder).is_dir() or any(Path(folder).glob("*.safetensors")):
         return

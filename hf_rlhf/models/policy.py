@@ -24,12 +24,13 @@ from hf_rlhf.models.adapters import (
     overwrite_adapter,
     same_adapter_in_recomputation,
     save_adapter,
+    train_in_fp32,
     use_adapter,
 )
 from hf_rlhf.models.backbone import counted_ids, counted_states, disable_dropout, logits_head, state_width
 from hf_rlhf.models.critics import Critic, ModelCritic, ValueHeadCritic
 from hf_rlhf.models.heads import ValueHead
-from hf_rlhf.models.load import load_full_weights, require_causal_lm
+from hf_rlhf.models.load import load_full_weights, require_causal_lm, require_full_training
 from hf_rlhf.models.lora_targets import require_known_layers
 from hf_rlhf.ops.logprobs import token_kl, token_logprobs
 from hf_rlhf.types import Model, Sequences
@@ -265,11 +266,13 @@ def _as_columns(flat: Tensor, sequences: Sequences) -> Tensor:
     return flat.new_zeros(sequences.mask.shape).index_put(sequences.counted, flat)
 
 
-def wrap_policy(model: Model, peft_config=None, *, keep_reference: bool = False) -> Model:
+def wrap_policy(model: Model, peft_config=None, *, keep_reference: bool = False, own_reference: bool = False) -> Model:
     """Make `model` trainable as a policy: full fine-tuning, a fresh LoRA adapter, or going on from a PEFT model.
 
-    A `PeftModel` keeps its active adapter as the policy's start, and a frozen copy of it becomes the reference. With
-    `keep_reference` a fresh adapter gets such a copy too, for a reference that follows the policy.
+    The active adapter of a `PeftModel` is the policy's start. It becomes the adapter `policy`, with a frozen copy
+    `reference` unless the reference is a model (`own_reference`); under its former name it is gone, so that no third copy
+    takes memory, and `save_pretrained` of the `PeftModel` cannot write the untrained start where the trained policy is
+    looked for. With `keep_reference` a fresh adapter gets such a copy too, for a reference that follows the policy.
     Raises `InputError` for a `PeftModel` together with `peft_config`, and for adapters that are not LoRA-like.
     """
     from peft import get_peft_model
@@ -284,36 +287,23 @@ def wrap_policy(model: Model, peft_config=None, *, keep_reference: bool = False)
         require_trainable_adapter(model.peft_config[start])
         if start != POLICY:
             copy_adapter(model, start, POLICY)
-        copy_adapter(model, start, REFERENCE)
+            model.set_adapter(POLICY)
+            model.delete_adapter(start)
+        if not own_reference:
+            copy_adapter(model, POLICY, REFERENCE)
         model.set_adapter(POLICY)
-        return _trained_in_fp32(model)
+        return train_in_fp32(model)
     if getattr(model, "peft_config", None):
         raise InputError(
             "the model carries an adapter that from_pretrained injected, so its base cannot be told apart; load the base"
             " and wrap it with peft.PeftModel.from_pretrained(base, adapter)"
         )
     if peft_config is None:
-        if getattr(model, "is_quantized", False):
-            raise InputError(
-                "the weights of a quantized model cannot be trained; train LoRA adapters on it (peft_config)"
-            )
-        if model.dtype != torch.float32:
-            raise InputError(
-                f"full fine-tuning in {model.dtype} loses almost every update to rounding; load the model with dtype"
-                " float32, or train LoRA adapters (use_peft, peft_config)"
-            )
+        require_full_training(model, "the model")
         return model.requires_grad_(True)
     require_trainable_adapter(peft_config)
     require_known_layers(model, peft_config)
     wrapped = get_peft_model(model, peft_config, adapter_name=POLICY)
     if keep_reference:
         copy_adapter(wrapped, POLICY, REFERENCE)
-    return _trained_in_fp32(wrapped)
-
-
-def _trained_in_fp32(model: Model) -> Model:
-    """PEFT leaves `modules_to_save` in the dtype of the base; in bf16, small updates would be lost."""
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.float()
-    return model
+    return train_in_fp32(wrapped)

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from hf_rlhf.errors import InputError
+from hf_rlhf.models.adapted import load_adapted, require_saved_head
 from hf_rlhf.models.adapters import (
-    ADAPTER_FILE,
     REWARD,
     adapter_base,
     adapter_folder,
@@ -21,11 +21,12 @@ from hf_rlhf.models.adapters import (
     compute_in_base_dtype,
     is_peft_model,
     load_frozen_adapter,
-    read_adapter_weights,
     use_adapter,
 )
 from hf_rlhf.models.backbone import states_at
-from hf_rlhf.models.load import load_sequence_classifier, load_tokenizer, resolve_model
+from hf_rlhf.models.load import load_sequence_classifier, load_tokenizer
+from hf_rlhf.models.precision import NATIVE
+from hf_rlhf.models.same_base import stands_on
 from hf_rlhf.types import Model
 
 
@@ -73,32 +74,34 @@ class SeparateRewardModel:
 
 
 def load_reward_model(
-    name_or_path: str, *, policy: Model | None = None, name: str = REWARD, dtype="bfloat16", **kwargs: Any
+    name_or_path: str, *, policy: Model | None = None, name: str = REWARD, dtype=NATIVE, **kwargs: Any
 ):
     """Load a trained reward model; returns `(model, tokenizer)`.
 
-    A LoRA reward model whose base is the policy's base becomes an adapter on the policy's backbone, when `policy` is a
-    PEFT model and its weights are those of that base; anything else is loaded as a model of its own, in `dtype` and with
-    `kwargs` for `from_pretrained`.
+    A LoRA reward model becomes an adapter on the policy's backbone when `policy` is a `PeftModel` on the base that the
+    reward model was trained on (`stands_on`); anything else is loaded as a model of its own, in `dtype` and with `kwargs`
+    for `from_pretrained`.
 
     Raises `InputError` when there is no such model, when it has more than one label, or when its score head was never
     trained (a causal LM given by mistake, or an adapter saved without `modules_to_save=["score"]`).
     """
-    _require_there(name_or_path)
+    tokenizer = load_reward_tokenizer(name_or_path, trust_remote_code=kwargs.get("trust_remote_code", False))
     name_or_path = adapter_folder(name_or_path)
     base = adapter_base(name_or_path)
-    trust = kwargs.get("trust_remote_code", False)
-    tokenizer = load_tokenizer(name_or_path, distinct_padding=False, trust_remote_code=trust)
     if base is None:
         return SeparateRewardModel(load_classifier(name_or_path, dtype, **kwargs)), tokenizer
-    score_head(name_or_path)
-    if policy is not None and is_peft_model(policy) and has_weights_of(base_of(policy), base):
+    require_saved_head(name_or_path)
+    if policy is not None and is_peft_model(policy) and stands_on(name_or_path, policy):
         return SharedRewardModel(policy, name_or_path, tokenizer.pad_token_id, name), tokenizer
-    from peft import PeftModel
+    classifier = load_adapted(load_sequence_classifier, name_or_path, dtype=dtype, **kwargs)
+    base_of(classifier).config.get_text_config().pad_token_id = tokenizer.pad_token_id
+    return SeparateRewardModel(classifier), tokenizer
 
-    classifier = load_sequence_classifier(base, dtype=dtype, **kwargs)
-    classifier.config.get_text_config().pad_token_id = tokenizer.pad_token_id
-    return SeparateRewardModel(PeftModel.from_pretrained(classifier, name_or_path)), tokenizer
+
+def load_reward_tokenizer(name_or_path: str, **kwargs: Any):
+    """Load the tokenizer of a trained reward model, its padding as it was trained. Raises `InputError`."""
+    _require_there(name_or_path)
+    return load_tokenizer(adapter_folder(name_or_path), distinct_padding=False, **kwargs)
 
 
 def _require_there(name_or_path: str) -> None:
@@ -157,43 +160,10 @@ def load_classifier(name_or_path: str, dtype, **kwargs: Any) -> Model:
 
 def score_head(folder: str | os.PathLike) -> Tensor:
     """The score weight `(1, H)` in fp32 from a reward adapter's file."""
-    weights = read_adapter_weights(folder)
-    heads = [tensor for key, tensor in weights.items() if key.endswith(("score.weight", "classifier.weight"))]
-    if len(heads) != 1:
+    head = require_saved_head(folder)
+    if len(head) != 1:
         raise InputError(
-            f"reward adapter {str(folder)!r} has no trained score head in {ADAPTER_FILE}\n"
-            'Train it with `hf-rlhf reward`, or with modules_to_save=["score"] in its LoraConfig.'
+            f"reward adapter {str(folder)!r} has a head of {len(head)} tensors, and only a linear one without a bias can"
+            " be read from a policy's hidden states"
         )
-    if len(heads[0]) != 1:
-        raise InputError(f"reward adapter {str(folder)!r} has {len(heads[0])} labels; a reward model has one")
-    return heads[0].float()
-
-
-def same_model(one: str, other: str) -> bool:
-    """Whether two names mean the same base model, be they Hub names, paths or `embedded:` names."""
-    one, other = resolve_model(one), resolve_model(other)
-    return one == other or (os.path.isdir(one) and os.path.isdir(other) and os.path.samefile(one, other))
-
-
-def has_weights_of(model: Model, base: str) -> bool:
-    """Whether `model` still is the base it was loaded from: the same name, and the same numbers in its last block.
-
-    A model whose adapter was merged keeps its name.
-    """
-    from safetensors import safe_open
-
-    if not same_model(base, model.config._name_or_path):
-        return False
-    folder = Path(resolve_model(base))
-    file = folder / "model.safetensors"
-    if not file.is_file():  # on the Hub, or in shards: the name has to do
-        return True
-    ours = {name.replace(".base_layer.", "."): parameter for name, parameter in model.named_parameters()}
-    with safe_open(file, framework="pt") as weights:
-        shared = [name for name in weights.keys() if name in ours and weights.get_slice(name).get_shape()]  # noqa: SIM118
-        return all(
-            torch.equal(
-                ours[name].detach().cpu().to(torch.float32), weights.get_tensor(name).to(ours[name].dtype).float()
-            )
-            for name in shared[-4:]
-        )
+    return next(iter(head.values())).float()

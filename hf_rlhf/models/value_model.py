@@ -1,12 +1,14 @@
 """A trained critic by itself: what it expects of a completion, before anything is sampled."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from hf_rlhf.data.prompts import prompt_rows
 from hf_rlhf.errors import InputError
+from hf_rlhf.models.adapted import load_adapted
 from hf_rlhf.models.adapters import CRITIC, POLICY, adapter_base, base_of, compute_in_base_dtype, keep_modes
 from hf_rlhf.models.backbone import counted_states
 from hf_rlhf.models.critics import CRITIC_FOLDER, AdapterCritic, Critic, ModelCritic, ValueHeadCritic, run_folder
@@ -30,9 +32,19 @@ class ValueModel:
         self.tokenizer = tokenizer
 
     @torch.no_grad()
-    def predict_value(self, prompts: Sequence[Prompt | Sequence[int]], *, batch_size: int = 32) -> list[float]:
-        """The value of each prompt (text, messages or token ids): the score, KL penalty included, that is expected."""
-        ids = [row["prompt_ids"] for row in prompt_rows(prompts, self.tokenizer)]
+    def predict_value(
+        self,
+        prompts: Sequence[Prompt | Sequence[int]],
+        *,
+        batch_size: int = 32,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+    ) -> list[float]:
+        """The value of each prompt (text, messages or token ids): the score, KL penalty included, that is expected.
+
+        `chat_template_kwargs` are those of the run that trained the critic.
+        """
+        rows = prompt_rows(prompts, self.tokenizer, chat_template_kwargs=chat_template_kwargs)
+        ids = [row["prompt_ids"] for row in rows]
         device = next(self.critic.head.parameters()).device
         values: list[float] = []
         with keep_modes(self.model, self.critic):
@@ -75,14 +87,10 @@ def load_value_model(name_or_path: str, *, dtype: str | None = None) -> ValueMod
 
 def _with_adapter(load: Callable[..., Model], folder: Path, name: str, dtype: str) -> Model:
     """The model in `folder`, or the adapter there under `name` on its base."""
-    from peft import PeftModel
-
     from hf_rlhf.models.fused_lora import fuse_lora
 
-    base = adapter_base(folder)
-    model = load(base or str(folder), dtype=dtype)
-    if base is None:
-        return model
-    with_adapter = PeftModel.from_pretrained(model, str(folder), adapter_name=name)
+    if adapter_base(folder) is None:
+        return load(str(folder), dtype=dtype)
+    with_adapter = load_adapted(load, folder, adapter_name=name, dtype=dtype)
     fuse_lora(with_adapter)  # as in training, so that bf16 rounds alike
     return with_adapter

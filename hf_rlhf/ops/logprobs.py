@@ -19,8 +19,8 @@ _CACHED_ELEMENTS = 2**23  # of a CPU, where a smaller chunk is also a faster one
 _FEWEST_ROWS = 64  # for which reading the head's weight is worth it there
 
 Result = TypeVar("Result")
-Support = Tensor | Sequence[Tensor]
-"""Allowed token ids: `(N, K)`, padded with -1, or `N` tensors `(K,)`, which are padded a chunk at a time."""
+Support = Tensor | Sequence[Tensor | None]
+"""Allowed token ids: `(N, K)`, padded with -1, or `N` tensors `(K,)`, which are padded a chunk at a time; None for all."""
 
 
 class TokenScores(NamedTuple):
@@ -183,7 +183,7 @@ def _allowed(logits: Tensor, support: Support | None) -> Tensor:
     """The logits of the supported tokens, -inf in its padding. `(n, V), (n, K) -> (n, K)`; without support, all."""
     if support is None:
         return logits
-    support = _padded(support).to(logits.device)
+    support = _padded(support, logits.shape[1]).to(logits.device)
     return logits.gather(1, support.clamp(min=0).long()).masked_fill(support < 0, float("-inf"))
 
 
@@ -195,11 +195,12 @@ def _entropy(logprobs: Tensor) -> Tensor:
     return -probabilities.mul_(logprobs.clamp_(min=least)).sum(dim=1)
 
 
-def _padded(support: Support) -> Tensor:
+def _padded(support: Support, vocab_size: int) -> Tensor:
     """Allowed ids `(n, K)`, with no column that is padding in every row, but one at least."""
     if len(support) == 0:
         return torch.empty(0, 1, dtype=torch.int)
     if not isinstance(support, Tensor):
-        return torch.nn.utils.rnn.pad_sequence(list(support), batch_first=True, padding_value=-1)
+        rows = [torch.arange(vocab_size, dtype=torch.int) if ids is None else ids for ids in support]
+        return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=-1)
     width = int((support >= 0).sum(dim=1).max())
     return support[:, : max(width, 1)]

@@ -18,7 +18,8 @@ class PolicyLoss(NamedTuple):
     clip_fraction: tokens whose objective is one of the bounds, so that they give no gradient; the dual clip's included.
     dual_clip_fraction: tokens at the bound of the dual clip.
     approx_kl: `(log ratio)^2 / 2`, the k2 estimate of how far the policy moved since it sampled.
-    ratio, ratio_squared: `policy / old policy` and its square, for the mean and the variance.
+    ratio: `policy / old policy`, for its mean.
+    ratio_deviation_squared: `(ratio - 1)^2`, for its variance: around 0, fp32 would lose the digits of a small one.
     """
 
     loss: Tensor
@@ -81,7 +82,7 @@ def clipped_policy_loss(
         "dual_clip_fraction": masked_sum(at_dual_clip.to(ratio.dtype), mask),
         "approx_kl": masked_sum(0.5 * log_ratio.square(), mask),
         "ratio": masked_sum(ratio, mask),
-        "ratio_squared": masked_sum(ratio.square(), mask),
+        "ratio_deviation_squared": masked_sum(log_ratio.expm1().square(), mask),
     }
     return PolicyLoss(loss, stats)
 

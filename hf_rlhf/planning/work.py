@@ -5,7 +5,10 @@ A lower bound: what no implementation can do without. Times of it on a machine o
 """
 
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 
@@ -83,24 +86,47 @@ class Machine:
     bandwidth: float  # bytes a second, read and written both counted
 
     @classmethod
-    def measured(cls, dtype: torch.dtype, device: torch.device | str = "cpu") -> "Machine":
-        """By a matrix product and a copy, the best of several."""
-        rows, width = (1024, 2048) if str(device) == "cpu" else (8192, 8192)
-        a, b = (torch.randn(shape, device=device).to(dtype) for shape in ((rows, width), (width, width)))
-        block = torch.empty(2**28 // 4, device=device)
+    def measured(cls, dtype: torch.dtype, device: torch.device | str = "cpu", limit: float = 1.0) -> "Machine":
+        """Measure a matrix product in `dtype` and a copy; each takes about `limit` seconds at most.
+
+        The product is the largest of a few whose time the next smaller one foretells to fit into the limit: a dtype that
+        the device only emulates may be a hundred times slower than others.
+        """
+        on_cpu = torch.device(device).type == "cpu"
+        flops = _flops(dtype, device, _CPU_PRODUCTS if on_cpu else _GPU_PRODUCTS, limit)
+        block = torch.ones((_CPU_COPY if on_cpu else _GPU_COPY) // 4, device=device)
         copy = torch.empty_like(block)
-        return cls(
-            flops=2 * rows * width * width / _best(lambda: a @ b, device),
-            bandwidth=2 * block.nbytes / _best(lambda: copy.copy_(block), device),
-        )
+        return cls(flops, 2 * block.nbytes / _best(lambda: copy.copy_(block), device, limit))
 
 
-def _best(function, device: torch.device | str, repeats: int = 7) -> float:
-    seconds = []
-    for _ in range(repeats):
+_CPU_PRODUCTS = ((64, 512), (256, 1024), (1024, 2048))  # (rows, width) of a (rows, width) x (width, width) product
+_GPU_PRODUCTS = ((512, 512), (2048, 2048), (8192, 8192))
+_CPU_COPY, _GPU_COPY = 2**26, 2**28
+"""Bytes, more than a cache holds."""
+
+
+def _flops(dtype: torch.dtype, device: torch.device | str, sizes: Sequence[tuple[int, int]], limit: float) -> float:
+    """Operations a second of the last of `sizes` that fits into `limit` seconds, of the first one in any case."""
+    flops = 0.0
+    for rows, width in sizes:
+        work = 2 * rows * width * width
+        if flops and 2 * work / flops > limit:
+            break
+        states, weight = (torch.randn(shape, device=device).to(dtype) for shape in ((rows, width), (width, width)))
+        product = partial(
+            torch.nn.functional.linear, states, weight
+        )  # emulated dtypes are slower still for `states @ weight`
+        flops = work / _best(product, device, limit / len(sizes))
+    return flops
+
+
+def _best(function: Callable[[], Any], device: torch.device | str, limit: float, repeats: int = 7) -> float:
+    """Seconds of the fastest of `repeats` calls, fewer when `limit` seconds have passed."""
+    seconds: list[float] = []
+    while len(seconds) < repeats and sum(seconds) < limit:
         start = time.perf_counter()
         function()
-        if str(device) != "cpu":
+        if torch.device(device).type != "cpu":
             torch.accelerator.synchronize()
         seconds.append(time.perf_counter() - start)
     return min(seconds)

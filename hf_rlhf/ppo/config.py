@@ -1,5 +1,6 @@
 """`PPOConfig`: every flag of the PPO trainer, on top of `transformers.TrainingArguments`."""
 
+import json
 from dataclasses import dataclass, field
 
 from transformers import TrainingArguments
@@ -120,6 +121,11 @@ class PPOConfig(TrainingArguments):
 
     # Sampling
     max_prompt_length: int = _flag(512, "Longest prompt, in tokens.")
+    chat_template_kwargs: dict | str | None = _flag(
+        None,
+        "Arguments of the policy's chat template, for prompts and texts of PPO-ptx, such as: "
+        '{"enable_thinking": false}. A row\'s own column chat_template_kwargs wins.',
+    )
     overlong_prompts: str = _flag("error", "What to do with longer prompts: error, filter or truncate_left.")
     max_completion_length: int = _flag(64, "Longest completion, in tokens.")
     temperature: float = _flag(1.0, "Sampling temperature; the policy that is trained is the one with it.")
@@ -160,6 +166,7 @@ class PPOConfig(TrainingArguments):
 
     def __post_init__(self):
         settle_best_metric(self, EVALUATED)
+        self.chat_template_kwargs = _mapping("chat_template_kwargs", self.chat_template_kwargs)
         super().__post_init__()
         self._check()
         if self.n_gpu > 1:
@@ -363,16 +370,18 @@ class PPOConfig(TrainingArguments):
         )
 
 
+def _mapping(name: str, value: object) -> dict | None:
+    """A setting that is a mapping, given as one or as JSON."""
+    try:
+        mapping = json.loads(value) if isinstance(value, str) else value
+    except ValueError:
+        mapping = value
+    if mapping is not None and not isinstance(mapping, dict):
+        raise InputError(
+            f'{name}={value!r} is invalid: it is no mapping. Write JSON, such as {{"enable_thinking": false}}'
+        )
+    return mapping
+
+
 def _count(number: int, noun: str, plural: str = "s") -> str:
     return f"{number} {noun}{'' if number == 1 else plural}"
-
-
-def check_context_length(config, args: PPOConfig) -> None:
-    """Raise `InputError` when prompt and completion together can be longer than the model's positions."""
-    limit = getattr(config.get_text_config(), "max_position_embeddings", None)
-    needed = args.max_prompt_length + args.max_completion_length
-    if limit is not None and needed > limit:
-        raise InputError(
-            f"max_prompt_length={args.max_prompt_length} + max_completion_length={args.max_completion_length} = {needed}"
-            f" tokens, but the model has {limit} positions; make one of them smaller"
-        )

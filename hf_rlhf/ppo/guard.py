@@ -22,7 +22,8 @@ class UpdateGuard(TrainerCallback):
     - `early_stop_kl`: the minibatch's mean `(log ratio)^2 / 2` is above it. This update and all others of the
       iteration are skipped.
 
-    An update that is `refused` already, because of NaN or infinity, is not counted as made.
+    An update that is `refused` already, because of NaN or infinity, is not counted as made. One without a micro-batch to
+    learn from is counted as empty, unless the iteration's updates have ended.
 
     Args:
         config: of the run.
@@ -63,7 +64,9 @@ class UpdateGuard(TrainerCallback):
         """Decide; every rank takes part and comes to the same end."""
         sums, self._sums = self._sums, None
         refused, self.refused = self.refused, False
-        if sums is None or refused:  # the iteration's updates have ended
+        if sums is None and not self.stopped:
+            self.log.count("policy/empty_updates")
+        if sums is None or refused:
             return control
         if self._limits:
             *totals, tokens = global_sum(sums).tolist()

@@ -77,6 +77,7 @@ class IterationLog:
             "num_tokens": float(self.tokens_sampled),
             "policy/updates": 0.0,
             "policy/skipped_updates": 0.0,
+            "policy/empty_updates": 0.0,
             **metrics,
         }
         self._updates_started = time.perf_counter()

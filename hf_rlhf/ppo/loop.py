@@ -40,7 +40,7 @@ _BEHIND = {
     "rollout_batch_size": ("per_device_train_batch_size", "gradient_accumulation_steps", "num_mini_batches"),
     "updates_per_iteration": ("num_ppo_epochs", "num_mini_batches"),
     "prompts": ("dataset_name", "dataset_config", "dataset_train_split", "max_train_samples", "skip_bad",
-                "overlong_prompts", "max_prompt_length"),
+                "overlong_prompts", "max_prompt_length", "chat_template_kwargs"),
 }  # fmt: skip
 """Flags from which others follow."""
 
@@ -151,12 +151,19 @@ class IterationTrainer(DurableTrainer):
         callbacks.sort(key=lambda each: isinstance(each, IterationCallback))
 
     def training_step(self, model, inputs, num_items_in_batch=None) -> Tensor:
-        """As in Trainer; a micro-batch that is not learned from gives no gradient, and the optimizer rests."""
-        if inputs["micro_batch"] is None:
+        """Like `Trainer.training_step`, but a micro-batch that is not learned from gives no gradient.
+
+        Parameters without a gradient rest. A gradient of zeros would not do: Adam's momentum moves weights all the same.
+        """
+        batch: MicroBatch | None = inputs["micro_batch"]
+        if batch is None:
             return torch.zeros((), device=self.args.device)
         loss = super().training_step(model, inputs, num_items_in_batch)
-        if self.warming_up and self.accelerator.sync_gradients:  # before they are clipped together with the critic's
-            drop_gradients(self.policy.policy_parameters())
+        if self.accelerator.sync_gradients:  # before the policy's and the critic's are clipped together
+            if self.warming_up:
+                drop_gradients(self.policy.policy_parameters())
+            if batch.minibatch_tokens == 0:  # there are texts alone, of which the critic learns nothing
+                drop_gradients(self.policy.critic_parameters())
         return loss
 
     def _prepare_inputs(self, inputs):

@@ -57,7 +57,7 @@ def ppo_loss(output: PolicyOutput, experience: Experience, config: PPOConfig, *,
         "policy/clipfrac_avg": policy.stats["clip_fraction"],
         "val/clipfrac_avg": value.stats["clip_fraction"],
         "val/ratio": policy.stats["ratio"],
-        "val/ratio_squared": policy.stats["ratio_squared"],
+        "val/ratio_deviation_squared": policy.stats["ratio_deviation_squared"],
     }
     if config.dual_clip is not None:
         stats["policy/dual_clipfrac_avg"] = policy.stats["dual_clip_fraction"]

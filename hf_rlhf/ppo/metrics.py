@@ -30,6 +30,7 @@ METRICS: dict[str, str] = {
     "rewards/unscored": "Share of completions that no reward scored; they do not count.",
     "policy/updates": "Optimizer updates made in the iteration.",
     "policy/skipped_updates": "Updates not made because their mean ratio was above ratio_threshold.",
+    "policy/empty_updates": "Updates not made because nothing in their minibatch counts: all of it is unscored or masked.",
     "nonfinite_updates": "Updates of the whole run that were not made because their loss or gradients were NaN or infinite.",
     "policy/approxkl_avg": "Mean over tokens and updates of (log ratio)^2 / 2: how far updates moved the policy.",
     "policy/clipfrac_avg": "Share of tokens, over updates, whose policy gradient was clipped away.",
@@ -54,7 +55,7 @@ METRICS: dict[str, str] = {
     "completions/max_length": "Longest completion, in tokens.",
     "completions/clipped_ratio": "Share of completions cut off by the length limit.",
     "loss": "Mean total loss of the updates since the last log, a withheld one counting as 0.",
-    "grad_norm": "Norm of the gradient of the last update, before clipping; 0 when early_stop_kl withheld it.",
+    "grad_norm": "Norm of the gradient of the last update, before clipping; 0 when early_stop_kl withheld it or its minibatch was empty.",
     "lr": "Learning rate of the last update.",
     "eval_reward": "As reward, on completions sampled for the evaluation prompts.",
     "eval_kl": "As objective/kl, on the evaluation prompts.",
@@ -120,8 +121,9 @@ def update_metrics(sums: dict[str, float]) -> dict[str, float]:
     sums = dict(sums)
     tokens, text_loss, text_tokens = sums.pop("tokens"), sums.pop("text_loss", None), sums.pop("text_tokens", 0.0)
     metrics = {name: total / tokens for name, total in sums.items()}
-    if "val/ratio" in metrics and "val/ratio_squared" in metrics:
-        metrics["val/ratio_var"] = max(metrics.pop("val/ratio_squared") - metrics["val/ratio"] ** 2, 0.0)
+    if "val/ratio" in metrics and "val/ratio_deviation_squared" in metrics:
+        around_one = metrics.pop("val/ratio_deviation_squared")
+        metrics["val/ratio_var"] = max(around_one - (metrics["val/ratio"] - 1) ** 2, 0.0)
     if text_loss is not None:
         metrics["loss/ptx_avg"] = text_loss / text_tokens
     return metrics

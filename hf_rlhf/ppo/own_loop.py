@@ -9,6 +9,9 @@ from torch import Tensor
 
 from hf_rlhf.errors import InputError
 from hf_rlhf.rewards.contract import Rewards
+from hf_rlhf.rollout.collect import trajectory_of
+from hf_rlhf.rollout.sampling import Sampling
+from hf_rlhf.rollout.support import require_supported
 from hf_rlhf.types import Completion, Trajectory
 
 
@@ -16,9 +19,9 @@ class TokenRules(NamedTuple):
     """What the model and the run allow a completion to be."""
 
     vocab_size: int
-    max_completion_length: int
     stop_ids: Sequence[int]  # the last id of a completion that stopped by itself
-    stop_strings: Sequence[str]  # or its last words
+    sampling: Sampling
+    chat_template_kwargs: Mapping[str, Any] | None = None  # that the prompts were rendered with
 
 
 def given_trajectories(
@@ -39,11 +42,10 @@ def given_trajectories(
         if not isinstance(completion, Completion):
             ids = [int(token) for token in completion]
             words = tokenizer.decode(ids, skip_special_tokens=True).rstrip()
-            ended = any(words.endswith(stop) for stop in rules.stop_strings)
+            ended = any(words.endswith(stop) for stop in rules.sampling.stop_strings)
             completion = Completion(ids, [], stopped=ended or (bool(ids) and ids[-1] in rules.stop_ids))
         _require_possible(completion, rules, b)
-        text = tokenizer.decode(completion.ids, skip_special_tokens=True)
-        trajectory = Trajectory(row=row, prompt_ids=row["prompt_ids"], completion=completion, text=text)
+        trajectory = trajectory_of(row, completion, tokenizer, rules.chat_template_kwargs)
         if masks is not None:
             if len(masks[b]) != len(completion.ids):
                 raise InputError(
@@ -51,6 +53,8 @@ def given_trajectories(
                     f" {len(completion.ids)} tokens"
                 )
             trajectory.mask = [bool(counts) for counts in masks[b]]
+        if completion.support is not None:
+            require_supported(trajectory, b, tokenizer, rules.sampling)
         trajectories.append(trajectory)
 
     def score(prompts, completions):
@@ -69,10 +73,10 @@ def _require_possible(completion: Completion, rules: TokenRules, b: int) -> None
     name = f"completion {b} (counted from 0)"
     if outside := [token for token in completion.ids if not 0 <= token < rules.vocab_size]:
         raise InputError(f"{name} has ids {outside[:5]} outside of the model's vocabulary of {rules.vocab_size}")
-    if len(completion.ids) > rules.max_completion_length:
+    if len(completion.ids) > (longest := rules.sampling.max_completion_length):
         raise InputError(
-            f"{name} has {len(completion.ids)} tokens, above max_completion_length={rules.max_completion_length};"
-            " raise that, or cut the completion"
+            f"{name} has {len(completion.ids)} tokens, above max_completion_length={longest}; raise that, or cut the"
+            " completion"
         )
     if completion.logprobs and len(completion.logprobs) != len(completion.ids):
         raise InputError(f"{name} has {len(completion.logprobs)} logprobs for {len(completion.ids)} tokens")

@@ -8,17 +8,21 @@ from datasets import IterableDataset
 from torch import nn
 
 from hf_rlhf.checkpoint.best import require_best_metric
+from hf_rlhf.data.files import read_columns
 from hf_rlhf.data.language_modeling import prepare_texts
 from hf_rlhf.data.prompts import prepare_prompts
+from hf_rlhf.data.tokens import with_row_options
 from hf_rlhf.errors import InputError
+from hf_rlhf.models.adapted import load_policy
 from hf_rlhf.models.adapters import POLICY, base_of, is_peft_model
 from hf_rlhf.models.backbone import state_width
 from hf_rlhf.models.critics import build_critic
-from hf_rlhf.models.load import load_policy
 from hf_rlhf.models.policy import PolicyWithValue, wrap_policy
-from hf_rlhf.ppo.config import EVALUATED, PPOConfig, check_context_length
+from hf_rlhf.models.positions import positions
+from hf_rlhf.ppo.config import EVALUATED, PPOConfig
 from hf_rlhf.rewards.calls import takes_by_name
 from hf_rlhf.rewards.contract import Rewards
+from hf_rlhf.rewards.learned import LearnedReward
 from hf_rlhf.rollout.continuous_batching import ContinuousBatchingEngine, require_batchable
 from hf_rlhf.rollout.engines import Engine, TransformersEngine
 from hf_rlhf.rollout.vllm_engine import VLLMEngine, logprobs_wanted, require_servable, vocabulary_of
@@ -36,6 +40,7 @@ def prepared_prompts(dataset, tokenizer, args: PPOConfig, source: str):
         max_prompt_length=args.max_prompt_length,
         source=source,
         overlong_prompts=args.overlong_prompts,  # pyright: ignore
+        chat_template_kwargs=args.chat_template_kwargs,  # pyright: ignore
     )
 
 
@@ -56,7 +61,36 @@ def prepared_texts(dataset, tokenizer, args: PPOConfig):
         raise InputError("ptx_dataset and ptx_coef belong together: give both, or neither")
     if dataset is None:
         return None
-    return prepare_texts(dataset, tokenizer, max_ptx_length=args.max_ptx_length, source="ptx_dataset")
+    kwargs: Any = args.chat_template_kwargs
+    return prepare_texts(
+        dataset, tokenizer, max_ptx_length=args.max_ptx_length, source="ptx_dataset", chat_template_kwargs=kwargs
+    )
+
+
+def require_scorable(rewards: Rewards, dataset, tokenizer, args: PPOConfig, source: str) -> None:
+    """Raise `InputError` for prompts that a reward model could not score once they are answered.
+
+    Tried are its chat template, and the longest prompt with a completion against its positions; of a stream, the first.
+    """
+    if isinstance(dataset, Mapping):
+        for key, part in dataset.items():
+            require_scorable(rewards, part, tokenizer, args, key)
+        return
+    learned = [function for function in rewards.functions if isinstance(function, LearnedReward)]
+    if dataset is None or not learned:
+        return
+    if isinstance(dataset, IterableDataset):
+        columns = {name: [value] for name, value in next(iter(dataset)).items()}
+    else:
+        columns = read_columns(dataset, with_row_options(["prompt"], dataset.column_names), source=source)
+    for reward in learned:
+        reward.require_prompts(
+            columns["prompt"],
+            columns,
+            source=source,
+            max_completion_length=args.max_completion_length,
+            same_tokens=reward.tokenizer.get_vocab() == tokenizer.get_vocab(),
+        )
 
 
 def require_measured_best(args: PPOConfig, rewards: Rewards, eval_sets) -> None:
@@ -105,7 +139,7 @@ def build_policy(
     follows = args.ref_model_sync_iterations is not None
     if follows and ref_model is not None:
         raise InputError("ref_model stays what it is, so it cannot go with ref_model_sync_iterations")
-    wrapped = wrap_policy(model, peft_config, keep_reference=follows)
+    wrapped = wrap_policy(model, peft_config, keep_reference=follows, own_reference=ref_model is not None)
     critic = build_critic(
         args.critic,  # pyright: ignore
         wrapped,
@@ -125,7 +159,13 @@ def build_policy(
     _require_same_vocabulary(wrapped, ref_model, "ref_model")
     _require_same_vocabulary(wrapped, getattr(critic, "model", None), "the critic's model")
     policy = PolicyWithValue(wrapped, critic, ref_model)
-    check_context_length(policy.config, args)
+    for name, each in (
+        ("the model", wrapped),
+        ("ref_model", ref_model),
+        ("the critic", getattr(critic, "model", None)),
+    ):
+        if each is not None:
+            check_context_length(each, args, name)
     if args.disable_dropout:
         policy.disable_dropout()
     return policy
@@ -170,9 +210,20 @@ def longest_sequence(args: PPOConfig, prompts, texts) -> int:
     return max(longest + args.max_completion_length, of_texts)
 
 
+def check_context_length(model: Model, args: PPOConfig, name: str = "the model") -> None:
+    """Raise `InputError` when prompt and completion together can be longer than the model's positions."""
+    limit = positions(model)
+    needed = args.max_prompt_length + args.max_completion_length
+    if limit is not None and needed > limit:
+        raise InputError(
+            f"max_prompt_length={args.max_prompt_length} + max_completion_length={args.max_completion_length} = {needed}"
+            f" tokens, but {name} has {limit} positions; make one of them smaller"
+        )
+
+
 def require_positions(policy: PolicyWithValue, texts) -> None:
     """Raise `InputError` for texts of PPO-ptx that are longer than the model's positions."""
-    limit = getattr(policy.config.get_text_config(), "max_position_embeddings", None)
+    limit = positions(policy.model)
     longest = max(len(row["prompt_ids"]) + len(row["completion_ids"]) for row in texts)
     if limit is not None and longest > limit:
         raise InputError(

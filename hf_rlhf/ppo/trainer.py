@@ -49,12 +49,14 @@ from hf_rlhf.ppo.setup import (
     require_measured_best,
     require_positions,
     require_roles_of_their_own,
+    require_scorable,
 )
 from hf_rlhf.progress import use_compact_progress
 from hf_rlhf.rewards.sources import RewardSource, require_functions, resolve_rewards
 from hf_rlhf.rollout.collect import collect
-from hf_rlhf.rollout.engines import stop_token_ids
 from hf_rlhf.rollout.sampling import row_seed
+from hf_rlhf.rollout.stops import stop_at_end_of_turn, stop_token_ids
+from hf_rlhf.rollout.support import fill_in_support
 from hf_rlhf.rollout.vllm_engine import VLLMEngine
 from hf_rlhf.types import Completion, Model, Prompt, Sequences, Trajectory
 
@@ -64,7 +66,8 @@ class PPOTrainer(IterationTrainer):
     """Train a causal language model with PPO against one or more rewards.
 
     Args:
-        model: path or name, model, or `PeftModel` (whose adapter then is both the start and the frozen reference).
+        model: path or name, model, or `PeftModel`, whose active adapter is both the start and the frozen reference: it
+            becomes the adapters `policy`, which is trained and active, and `reference`.
         reward_funcs: one or more of: a callable by TRL's reward-function contract, the path of a reward model, a
             sequence-classification model. May be left out by those who give scores to `step`.
         args: see `PPOConfig`.
@@ -141,6 +144,8 @@ class PPOTrainer(IterationTrainer):
             if args.score_while_sampling:
                 require_functions(self.rewards)
             require_measured_best(args, self.rewards, eval_sets)
+            for name, prompts in (("train_dataset", self.prompt_set), ("eval_dataset", eval_sets)):
+                require_scorable(self.rewards, prompts, processing_class, args, name)
         super().__init__(
             model=policy,
             args=args,
@@ -170,6 +175,7 @@ class PPOTrainer(IterationTrainer):
         self.prompts = None
         if self.prompt_set is not None:
             self.prompts = prompt_stream(self.prompt_set, args.rollout_batch_size, args.seed)
+            stop_at_end_of_turn(self.policy.model, processing_class, next(iter(self.prompt_set)), args.sampling)
         self.texts = None if texts is None else TextStream(texts, args.minibatch_size, args.seed)
         self.kl_control = args.kl_control()
         self.shaper = ScoreShaper(args.score_shaping())
@@ -218,10 +224,15 @@ class PPOTrainer(IterationTrainer):
         return experience
 
     def make_micro_batches(self, iteration: int, trajectories: list[Trajectory] | None = None):
-        """This rank's micro-batches of an iteration; None for those that the guard keeps from being learned from."""
+        """This rank's micro-batches of an iteration; None for those that are not learned from.
+
+        Those are what is left after the guard stopped the iteration, and minibatches in which nothing counts: no token of
+        a completion and, unless only the critic learns, no text. Every rank knows that of the whole minibatch.
+        """
         experience = self.make_experience(iteration, trajectories)
         for batch in micro_batches(experience, self.args, iteration, self.texts):
-            yield None if self.guard.stopped else batch
+            empty = batch.minibatch_tokens == 0 and (batch.minibatch_text_tokens == 0 or self.warming_up)
+            yield None if self.guard.stopped or empty else batch
 
     def sample_and_score(self, rows: Sequence[Mapping[str, Any]], seeds: Sequence[int]) -> list[Trajectory]:
         """`sample`, then `score`; with `score_while_sampling`, part by part, each scored while the next is sampled."""
@@ -254,7 +265,8 @@ class PPOTrainer(IterationTrainer):
         """One completion for each row (with `prompt`, `prompt_ids` and any other column), drawn by the row's seed."""
         as_written = uncompiled() if self.args.torch_compile else nullcontext()
         with self.iteration_log.timed("sample"), as_written:
-            return collect(self.engine, rows, self.processing_class, self.args.sampling, seeds)
+            kwargs: Any = self.args.chat_template_kwargs
+            return collect(self.engine, rows, self.processing_class, self.args.sampling, seeds, kwargs)
 
     def score(self, trajectories: list[Trajectory]) -> None:
         """Fill in the rewards of completions; None stays where nothing scored."""
@@ -265,15 +277,20 @@ class PPOTrainer(IterationTrainer):
 
     @torch.no_grad()
     def evaluate_policy(self, trajectories: list[Trajectory]) -> None:
-        """Fill in log-probabilities, reference log-probabilities, KL, values and entropy by forward passes."""
-        estimator = self.args.kl_estimator
+        """Fill in log-probabilities, reference log-probabilities, KL, values and entropy by forward passes.
+
+        All are of the distribution that the run's settings sample from, also for completions from elsewhere.
+        """
+        estimator, sampling, size = self.args.kl_estimator, self.args.sampling, self.args.rollout_forward_batch_size
         with self.iteration_log.timed("evaluate"), keep_modes(self.policy):
             self.policy.eval()
+            if sampling.truncated:
+                fill_in_support(self.policy.model, self.processing_class, trajectories, sampling, size)
             by_length = sorted(
                 trajectories, key=lambda trajectory: len(trajectory.prompt_ids) + len(trajectory.completion.ids)
             )
-            for start in range(0, len(by_length), self.args.rollout_forward_batch_size):
-                batch = by_length[start : start + self.args.rollout_forward_batch_size]
+            for start in range(0, len(by_length), size):
+                batch = by_length[start : start + size]
                 sequences = Sequences.from_trajectories(batch).to(self.args.device)
                 output = self.policy(
                     sequences,
@@ -359,7 +376,7 @@ class PPOTrainer(IterationTrainer):
         """
         if self._started != self.iteration:
             self._start_iteration(self.iteration)
-        rows = prompt_rows(prompts, self.processing_class, self.args.max_prompt_length)
+        rows = self._given_prompts(prompts)
         trajectories = self.sample(rows, self._seeds("train", self.iteration, len(rows), first=self._drawn))
         self._drawn += sum(gather_in_order([len(rows)]))
         return [trajectory.completion for trajectory in trajectories]
@@ -375,7 +392,8 @@ class PPOTrainer(IterationTrainer):
 
         Args:
             prompts: as in `generate`.
-            completions: of `generate`, or token ids from elsewhere; `rollout_batch_size` of them over all ranks.
+            completions: of `generate`, or token ids from elsewhere; `rollout_batch_size` of them over all ranks. Ids have
+                to be among those that `top_k`, `top_p` and `min_p` leave to the policy as it is now.
             scores: a number for each completion, a list with one for each of its tokens, or None for unscored.
             masks: for each completion, True where the policy sampled the token; by default everywhere.
 
@@ -384,15 +402,15 @@ class PPOTrainer(IterationTrainer):
         """
         if self._started != self.iteration:
             self._start_iteration(self.iteration)
-        rows = prompt_rows(prompts, self.processing_class, self.args.max_prompt_length)
+        rows = self._given_prompts(prompts)
         causal_lm = base_of(self.policy.model)
-        tokens = TokenRules(
+        rules = TokenRules(
             vocab_size=causal_lm.config.get_text_config().vocab_size,
-            max_completion_length=self.args.max_completion_length,
             stop_ids=stop_token_ids(causal_lm, self.processing_class, self.args.sampling),
-            stop_strings=self.args.sampling.stop_strings,
+            sampling=self.args.sampling,
+            chat_template_kwargs=self.args.chat_template_kwargs,  # pyright: ignore
         )
-        trajectories = given_trajectories(rows, completions, scores, masks, self.processing_class, tokens)
+        trajectories = given_trajectories(rows, completions, scores, masks, self.processing_class, rules)
         total = sum(gather_in_order([len(trajectories)]))
         if total != self.args.rollout_batch_size:
             raise InputError(f"step() got {total} completions over all ranks; {self.args.batch_algebra()}")
@@ -402,6 +420,12 @@ class PPOTrainer(IterationTrainer):
             self._reset_attention()
         return self.iteration_log.last or self.iteration_log.finished()  # unless logging_steps passed it over
 
+    def _given_prompts(self, prompts: Sequence[Prompt | Sequence[int]]) -> list[dict[str, Any]]:
+        kwargs: Any = self.args.chat_template_kwargs
+        rows = prompt_rows(prompts, self.processing_class, self.args.max_prompt_length, kwargs)
+        stop_at_end_of_turn(self.policy.model, self.processing_class, rows[0], self.args.sampling)
+        return rows
+
     def close(self) -> None:
         """End the vLLM server that the run started, if it did; it also ends with the process, however that ends."""
         if isinstance(self.engine, VLLMEngine):
@@ -409,7 +433,9 @@ class PPOTrainer(IterationTrainer):
 
     def predict_value(self, prompts: Sequence[Prompt | Sequence[int]]) -> list[float]:
         """What the critic expects of a completion to each prompt, in scores minus KL penalty."""
-        return ValueModel(self.policy.model, self.policy.critic, self.processing_class).predict_value(prompts)
+        kwargs: Any = self.args.chat_template_kwargs
+        value_model = ValueModel(self.policy.model, self.policy.critic, self.processing_class)
+        return value_model.predict_value(prompts, chat_template_kwargs=kwargs)
 
     # Evaluation
 
@@ -427,6 +453,9 @@ class PPOTrainer(IterationTrainer):
             raise InputError("evaluation needs an eval_dataset; give one to PPOTrainer or to evaluate()")
         if "prompt_ids" not in prepared.column_names:
             prepared = prepared_evaluation(prepared, self.processing_class, self.args)
+            if self.rewards is not None:
+                require_scorable(self.rewards, prepared, self.processing_class, self.args, "eval_dataset")
+        stop_at_end_of_turn(self.policy.model, self.processing_class, prepared[0], self.args.sampling)
 
         start = time.perf_counter()
         rows = take_share(list(range(len(prepared))))

@@ -1,5 +1,7 @@
 """The flags of the recipes, besides those of `PPOConfig`."""
 
+import copy
+import logging
 import re
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,6 +13,9 @@ from trl import ModelConfig, RewardConfig, SFTConfig
 from hf_rlhf.checkpoint.best import Directions, require_best_metric, settle_best_metric
 from hf_rlhf.errors import InputError, refusals_of_libraries
 from hf_rlhf.models.load import EMBEDDED_MODEL
+from hf_rlhf.models.precision import NATIVE, native_dtype
+
+logger = logging.getLogger(__name__)
 
 # The metrics of trl's evaluations, without `eval_`: whether more is better, None where that depends.
 SFT_EVALUATED: Directions = {"loss": False, "mean_token_accuracy": True, "entropy": None}
@@ -31,10 +36,14 @@ def flag(default, text: str):
 
 @dataclass
 class ModelArguments(ModelConfig):
-    """TRL's model flags, with the defaults that suit one small machine: a bf16 base and LoRA on every linear layer."""
+    """TRL's model flags, with the defaults that suit one small machine: a frozen base and LoRA on every linear layer."""
 
     model_name_or_path: str = flag(EMBEDDED_MODEL, "Hub name, folder, adapter folder, or an embedded model.")
-    dtype: str = flag("bfloat16", "Dtype of the frozen base: bfloat16, float16, float32 or auto.")
+    dtype: str = flag(
+        NATIVE,
+        "Dtype of the frozen base: native (bfloat16 where the device multiplies it in hardware, else float32), bfloat16,"
+        " float16, float32, or auto (that of the checkpoint).",
+    )
     use_peft: bool = flag(True, "Train LoRA adapters; false trains every weight.")
     lora_dropout: float = flag(0.0, "LoRA dropout; PPO switches it off in any case.")
     lora_target_modules: list[str] | None = flag(None, "Layers that get LoRA; by default every linear one.")
@@ -65,6 +74,24 @@ class ModelArguments(ModelConfig):
         for name, (holds, rule) in rules.items():
             if not holds:
                 raise InputError(f"{name}={getattr(self, name)} is invalid: it must be {rule}.")
+
+    def on(self, device: torch.device) -> "ModelArguments":
+        """Return these flags with the `dtype` that `native` stands for on `device`.
+
+        A bfloat16 base that was asked for on a device that only emulates it is answered with a warning.
+        """
+        native = native_dtype(device)
+        if self.dtype == NATIVE:
+            resolved = copy.copy(self)
+            resolved.dtype = str(native).removeprefix("torch.")
+            return resolved
+        if self.dtype == "bfloat16" and native != torch.bfloat16:
+            logger.warning(
+                "dtype=bfloat16: this %s does not multiply bfloat16 in hardware, so the run takes several times as long as"
+                " in float32. Set dtype to float32, or leave it out",
+                device.type.upper(),
+            )
+        return self
 
     def load_kwargs(self) -> dict[str, Any]:
         """Keyword arguments for `from_pretrained`."""
@@ -119,14 +146,21 @@ class RewardArguments(DataArguments):
 
 def _check_training(args: Any, evaluated: Directions) -> None:
     """Raise `InputError` for what trl's configs take and its trainers refuse late, or do not refuse."""
-    if str(args.hub_strategy) not in ("end", "HubStrategy.END"):
-        raise InputError(f"hub_strategy={args.hub_strategy} must be end: a push in the background may fail unseen")
     if (args.neftune_noise_alpha or 0) < 0:
         raise InputError(f"neftune_noise_alpha={args.neftune_noise_alpha} is invalid: it must be 0 or above")
     if args.use_liger_kernel and not is_liger_kernel_available():
         raise InputError("use_liger_kernel=True is invalid: its package is missing. Run `pip install liger-kernel`")
     settle_best_metric(args, evaluated)
     require_best_metric(args, evaluated)
+
+
+def _fit_to_machine(training: Any) -> None:
+    """Set what depends on the device, before TRL sets its own; refuse a push before the end."""
+    if str(training.hub_strategy) not in ("end", "HubStrategy.END"):
+        raise InputError(f"hub_strategy={training.hub_strategy} must be end: a push in the background may fail unseen")
+    training.use_cpu = training.use_cpu or not torch.accelerator.is_available()  # bf16 on a CPU has to be asked for
+    if training.bf16 is None and not training.fp16:  # TRL's own default is True
+        training.bf16 = native_dtype("cpu" if training.use_cpu else None) == torch.bfloat16
 
 
 @dataclass
@@ -138,8 +172,8 @@ class RewardTrainingArguments(RewardConfig):
     hub_strategy: str = flag("end", "Must be end: what Trainer pushes before, in the background, may fail unseen.")
 
     def __post_init__(self):
+        _fit_to_machine(self)
         _check_training(self, REWARD_EVALUATED)
-        self.use_cpu = self.use_cpu or not torch.accelerator.is_available()  # bf16 on a CPU has to be asked for
         super().__post_init__()
 
 
@@ -152,8 +186,8 @@ class SFTTrainingArguments(SFTConfig):
     hub_strategy: str = flag("end", "Must be end: what Trainer pushes before, in the background, may fail unseen.")
 
     def __post_init__(self):
+        _fit_to_machine(self)
         _check_training(self, SFT_EVALUATED)
-        self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
         super().__post_init__()
 
 

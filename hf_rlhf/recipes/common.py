@@ -1,7 +1,8 @@
 """What the recipes share: loading rows and models, and the result they return."""
 
+import copy
 import difflib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,9 +15,12 @@ from hf_rlhf.data.files import LoadedRows, local_path, read_rows
 from hf_rlhf.data.report import DataReport
 from hf_rlhf.distributed import failing_together, gather_in_order, rank
 from hf_rlhf.errors import InputError
+from hf_rlhf.hub.model_card import shown_name
 from hf_rlhf.hub.push import open_repository
-from hf_rlhf.models.adapters import adapter_folder
-from hf_rlhf.models.load import load_policy, load_tokenizer
+from hf_rlhf.models.adapted import load_policy
+from hf_rlhf.models.adapters import adapter_base, adapter_folder, is_peft_model
+from hf_rlhf.models.load import load_tokenizer, take_chat_template
+from hf_rlhf.models.vocabulary import make_room
 from hf_rlhf.progress import say
 from hf_rlhf.recipes.arguments import DataArguments, ModelArguments
 from hf_rlhf.records import in_the_way
@@ -121,11 +125,33 @@ def announce(report: DataReport, training) -> None:
         report.write(output_folder(training))
 
 
-def load_start(model_args: ModelArguments, *, trainable: bool = False, **kwargs: Any):
-    """The causal LM that the flags name, as a `PeftModel` when they name an adapter; `kwargs` go to `from_pretrained`."""
-    name = adapter_folder(model_args.model_name_or_path)
+def load_start(model_args: ModelArguments, load: Callable[..., Any] = load_policy, **kwargs: Any):
+    """The model that the flags name, by `load_policy` or `load_reward_start`; `kwargs` are for that.
+
+    Of an adapter, says what becomes of it.
+    """
+    base, adapter = base_and_adapter(model_args)
     kwargs |= model_args.load_kwargs()
-    return load_policy(name, adds_adapter=model_args.use_peft, trainable=trainable, **kwargs)
+    trains_adapter = {"adds_adapter": model_args.use_peft, "merges_adapter": not model_args.use_peft}
+    model = load(model_args.model_name_or_path, **trains_adapter, **kwargs)
+    if adapter is not None and rank() == 0:
+        further = "is trained further, with its own settings and not those of the lora_* flags"
+        becomes = further if model_args.use_peft else "is merged into its base"
+        say(f"start: the adapter {adapter} on {base}; it {becomes}")
+    return model
+
+
+def base_and_adapter(model_args: ModelArguments) -> tuple[str, str | None]:
+    """The base that the flags name, and the adapter on it where they name one."""
+    name = model_args.model_name_or_path
+    base = adapter_base(adapter_folder(name))
+    return (name, None) if base is None else (base, name)
+
+
+def start_settings(model_args: ModelArguments) -> dict[str, Any]:
+    """For a model card: the adapter from which training started, if it was one."""
+    adapter = base_and_adapter(model_args)[1]
+    return {} if adapter is None else {"started from the adapter": shown_name(adapter)}
 
 
 def set_special_tokens(tokenizer: Any, training: Any) -> None:
@@ -146,13 +172,13 @@ def set_special_tokens(tokenizer: Any, training: Any) -> None:
 def tokenizer_of(model_args: ModelArguments, chat_template_path: str | None = None, **kwargs: Any):
     """The tokenizer of the model that the flags name, with the chat template of a Jinja file or of another tokenizer.
 
-    `kwargs` go to `from_pretrained`.
+    Another tokenizer's comes with the tokens that it needs, see `take_chat_template`; `kwargs` go to `from_pretrained`.
     """
     tokenizer = load_tokenizer(adapter_folder(model_args.model_name_or_path), **kwargs)
     if chat_template_path is None:
         return tokenizer
     if not Path(chat_template_path).is_file() and not chat_template_path.endswith((".jinja", ".j2")):
-        tokenizer.chat_template = load_tokenizer(chat_template_path).chat_template
+        take_chat_template(tokenizer, load_tokenizer(chat_template_path))
         return tokenizer
     try:
         tokenizer.chat_template = Path(chat_template_path).read_text(encoding="utf-8")
@@ -160,3 +186,47 @@ def tokenizer_of(model_args: ModelArguments, chat_template_path: str | None = No
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"cannot read chat_template_path={chat_template_path}: {reason}") from error
     return tokenizer
+
+
+def without_template(training: Any) -> Any:
+    """The settings for TRL's trainer, whose own `chat_template_path` would add tokens to fill the vocabulary up."""
+    training = copy.copy(training)
+    training.chat_template_path = None
+    return training
+
+
+def added_tokens(tokenizer, model_args: ModelArguments, **kwargs: Any) -> list[int]:
+    """Ids of the tokens that a tokenizer by `tokenizer_of` has and that of the model has not."""
+    own = tokenizer_of(model_args, **kwargs).get_vocab()
+    return sorted(number for token, number in tokenizer.get_vocab().items() if token not in own)
+
+
+def make_room_for_template(model: Any, tokenizer, model_args: ModelArguments, config: Any, **kwargs: Any) -> None:
+    """Give `model` embeddings for the tokens of `chat_template_path`, trained by the adapter of `config` if there is one.
+
+    Raises `InputError` for an adapter that is there already: it trains no new tokens.
+    """
+    tokens = added_tokens(tokenizer, model_args, **kwargs)
+    if not tokens:
+        return
+    if is_peft_model(model):
+        raise InputError(
+            f"chat_template_path is invalid: it adds {_named(tokens, tokenizer)}, which the adapter"
+            f" {model_args.model_name_or_path!r} does not train. Start from its base, leave chat_template_path out, or merge"
+            " the adapter and train all weights (use_peft false)."
+        )
+    make_room(model, tokens, config)
+
+
+def require_no_added_tokens(tokenizer, model_args: ModelArguments) -> None:
+    """Raise `InputError` when `chat_template_path` adds tokens, for a run that would not teach them."""
+    if tokens := added_tokens(tokenizer, model_args):
+        raise InputError(
+            f"chat_template_path is invalid: it adds {_named(tokens, tokenizer)}, which the model has never seen. Train them"
+            " first, by `hf-rlhf sft` with this chat_template_path, and start from its output_dir."
+        )
+
+
+def _named(tokens: Sequence[int], tokenizer) -> str:
+    shown = ", ".join(repr(token) for token in tokenizer.convert_ids_to_tokens(tokens[:3]))
+    return f"{len(tokens)} tokens ({shown}{', ...' if len(tokens) > 3 else ''})"

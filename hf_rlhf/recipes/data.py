@@ -1,6 +1,6 @@
 """The sets of each recipe, checked and reported before anything is trained; `hf-rlhf data` does that alone."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,6 +21,7 @@ from hf_rlhf.data.report import (
     check_text_set,
     fingerprints,
 )
+from hf_rlhf.data.tokens import ROW_OPTIONS
 from hf_rlhf.errors import InputError
 from hf_rlhf.ppo.config import PPOConfig
 from hf_rlhf.progress import say
@@ -35,6 +36,7 @@ from hf_rlhf.recipes.arguments import (
 )
 from hf_rlhf.recipes.common import load_split, set_special_tokens, tokenizer_of, wants_evaluation
 from hf_rlhf.recipes.losses import require_fitting_loss
+from hf_rlhf.rewards.sources import reward_tokenizers
 
 TRAINING, EVALUATION, PTX = "training", "evaluation", "PPO-ptx texts"
 
@@ -75,12 +77,25 @@ def sft_sets(script: DataArguments, training: SFTTrainingArguments, tokenizer) -
     return _with_shared(train, evaluation, train.report.columns)
 
 
-def ppo_sets(script: PPOArguments, training: PPOConfig, tokenizer) -> Sets:
-    """Prompts and the texts of PPO-ptx. Raises `InputError` for anything wrong in them; shared prompts are a warning."""
+def ppo_sets(script: PPOArguments, training: PPOConfig, tokenizer, rewards: Sequence[Any] | None = None) -> Sets:
+    """Prompts and the texts of PPO-ptx. Raises `InputError` for anything wrong in them; shared prompts are a warning.
+
+    Prompts are tried with the chat template of each reward model among `rewards`, by default those of `script`.
+    """
     then = {"error": "end the run", "filter": "are left out"}.get(training.overlong_prompts, "are cut on the left")
     limit = Limit("max_prompt_length", training.max_prompt_length, then)
     overlong: Any = training.overlong_prompts
-    check = partial(check_prompt_set, tokenizer=tokenizer, limit=limit, overlong=overlong)
+    kwargs: Any = training.chat_template_kwargs
+    if rewards is None:
+        rewards = [name for name in (script.reward_model_path, *(script.reward_funcs or ())) if name]
+    check = partial(
+        check_prompt_set,
+        tokenizer=tokenizer,
+        limit=limit,
+        overlong=overlong,
+        chat_template_kwargs=kwargs,
+        reward_tokenizers=reward_tokenizers(rewards),
+    )
     train = check(load_split(script), role=TRAINING)
     _require_iteration(train, training)
     sets = Sets(train.dataset, None, DataReport([train.report]))
@@ -90,7 +105,8 @@ def ppo_sets(script: PPOArguments, training: PPOConfig, tokenizer) -> Sets:
     if script.ptx_dataset_name is None:
         return sets
     limit = Limit("max_ptx_length", training.max_ptx_length, "are cut on the right")
-    texts = check_text_set(_ptx_rows(script), tokenizer, role=PTX, limit=limit, all_learnable=True)
+    settings: dict[str, Any] = {"role": PTX, "limit": limit, "all_learnable": True, "chat_template_kwargs": kwargs}
+    texts = check_text_set(_ptx_rows(script), tokenizer, **settings)
     sets.report.sets.append(texts.report)
     return sets._replace(ptx=texts.dataset)
 
@@ -105,9 +121,8 @@ def _ptx_rows(script: PPOArguments) -> LoadedRows:
 
 
 def _with_shared(train: CheckedSet, evaluation: CheckedSet, columns: list[str]) -> Sets:
-    known = fingerprints(train.dataset, columns)
-    there = [name for name in columns if name in evaluation.dataset.column_names]
-    shared = known & fingerprints(evaluation.dataset, there) if there == columns else set()
+    compared = [*columns, *ROW_OPTIONS]
+    shared = fingerprints(train.dataset, compared) & fingerprints(evaluation.dataset, compared)
     what = f"different rows of evaluation are in training too ({', '.join(columns)})"
     return Sets(train.dataset, evaluation.dataset, DataReport([train.report, evaluation.report], {what: len(shared)}))
 

@@ -12,7 +12,8 @@ from hf_rlhf.data.files import SUFFIXES, read_rows
 from hf_rlhf.errors import InputError, refusals_of_libraries
 from hf_rlhf.models.adapters import ADAPTER_FILE, adapter_base, adapter_folder
 from hf_rlhf.models.load import read_config
-from hf_rlhf.models.reward_model import same_model
+from hf_rlhf.models.precision import native_dtype
+from hf_rlhf.models.same_base import same_model
 from hf_rlhf.planning.memory import MemoryModel, MemoryPlan, look_at, plan_memory, proposals
 from hf_rlhf.planning.work import IterationSize, Machine, roofline
 from hf_rlhf.ppo.config import PPOConfig
@@ -44,6 +45,7 @@ def plan_run(plan: PlanArguments, script: PPOArguments, training: PPOConfig, mod
 
     console = Console(highlight=False)
     _require_data(script)
+    model = model.on(training.device)
     try:
         known = memory_model(script, training, model)
     except (RuntimeError, AssertionError) as error:
@@ -84,22 +86,26 @@ def _require_data(script: PPOArguments) -> None:
 
 
 def memory_model(script: PPOArguments, training: PPOConfig, model: ModelArguments) -> MemoryModel:
-    """What the plan has to know of the models that the flags name."""
+    """Collect what the plan has to know of the models that the flags name; `native` is resolved (`ModelArguments.on`)."""
     from peft import PeftConfig
 
     folder = adapter_folder(model.model_name_or_path)
     base = adapter_base(folder)
+    config = read_config(base or folder)
     with refusals_of_libraries(training, model):
         known = look_at(
-            read_config(base or folder),
+            config,
             training,
-            dtype=model.dtype if model.dtype in ("bfloat16", "float16", "float32") else "bfloat16",
-            peft_config=peft_config(model) if base is None else PeftConfig.from_pretrained(folder),
+            dtype=str(config.dtype or torch.float32).removeprefix("torch.") if model.dtype == "auto" else model.dtype,
+            peft_config=peft_config(model)
+            if base is None or not model.use_peft
+            else PeftConfig.from_pretrained(folder),
             quantized=model.load_in_4bit,
         )
     named = [name for name in (script.reward_model_path, *(script.reward_funcs or ())) if name]
     names = [name for name in named if not is_function_name(name)]
-    return replace(known, reward=sum(_reward_bytes(name, base or folder, known) for name in names))
+    itemsize = native_dtype(training.device).itemsize  # in which reward models are loaded
+    return replace(known, reward=sum(_reward_bytes(name, base or folder, known, itemsize) for name in names))
 
 
 def planned_peak(script: PPOArguments, training: PPOConfig, model: ModelArguments) -> float | None:
@@ -123,12 +129,12 @@ def write_plan(folder: Path, planned: float | None, measured: float | None) -> N
     (folder / PLAN_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-def _reward_bytes(name: str, base: str, known: MemoryModel) -> float:
+def _reward_bytes(name: str, base: str, known: MemoryModel, itemsize: int) -> float:
     """Bytes of a reward model's weights: of an adapter on the policy's base, or of a model as large as the policy."""
     folder = Path(adapter_folder(name))
     adapter = (folder / ADAPTER_FILE).stat().st_size if (folder / ADAPTER_FILE).is_file() else 0
     shares = adapter and known.lora and same_model(str(adapter_base(folder)), base)
-    return adapter if shares else adapter + known.shape.parameters * 2.0
+    return adapter if shares else adapter + known.shape.parameters * float(itemsize)
 
 
 def available_bytes(training: PPOConfig) -> float:

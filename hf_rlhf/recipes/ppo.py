@@ -8,7 +8,7 @@ from pathlib import Path
 from hf_rlhf.distributed import failing_together
 from hf_rlhf.errors import InputError, refusals_of_libraries
 from hf_rlhf.hub.push import push_folder
-from hf_rlhf.models.adapters import adapter_base, is_peft_model
+from hf_rlhf.models.adapters import base_of, is_peft_model
 from hf_rlhf.models.critics import run_folder, saved_critics
 from hf_rlhf.models.load import public_name, require_fitting_tokenizer
 from hf_rlhf.planning.memory import peak_bytes
@@ -18,11 +18,14 @@ from hf_rlhf.recipes.arguments import ModelArguments, PPOArguments, peft_config
 from hf_rlhf.recipes.common import (
     RunResult,
     announce,
+    base_and_adapter,
     load_start,
     open_hub,
     output_folder,
     release,
+    require_no_added_tokens,
     run_begun,
+    start_settings,
     tokenizer_of,
 )
 from hf_rlhf.recipes.data import ppo_sets
@@ -30,6 +33,7 @@ from hf_rlhf.recipes.plan import planned_peak, write_plan
 from hf_rlhf.records import iteration_rows
 from hf_rlhf.rewards.contract import RewardFunction
 from hf_rlhf.rewards.functions import is_function_name, load_function
+from hf_rlhf.rollout.stops import configured_end_ids, stop_token_ids
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +50,7 @@ def train_ppo(script: PPOArguments, training: PPOConfig, model: ModelArguments, 
     Raises `InputError` for anything wrong in the flags, the data or the models, before training starts.
     """
     with run_begun(script, training) as checkpoint:
-        return _train(script, training, model, reward_funcs, checkpoint)
+        return _train(script, training, model.on(training.device), reward_funcs, checkpoint)
 
 
 def _train(
@@ -56,10 +60,13 @@ def _train(
     if not rewards:
         raise InputError("no reward: give reward_model_path, or reward_funcs")
     tokenizer = tokenizer_of(model, script.chat_template_path)
-    train_set, eval_set, report, texts = ppo_sets(script, training, tokenizer)
+    train_set, eval_set, report, texts = ppo_sets(script, training, tokenizer, rewards)
     planned = planned_peak(script, training, model)
+    if script.chat_template_path is not None:
+        require_no_added_tokens(tokenizer, model)
     policy = load_start(model)
     require_fitting_tokenizer(policy, tokenizer)
+    configured = configured_end_ids(base_of(policy))
     training = _with_critic(training, model.model_name_or_path)
     open_hub(training)
     with refusals_of_libraries(training, model):
@@ -82,7 +89,8 @@ def _train(
     trainer.save_model(_internal_call=True)  # which does not push: the card is not there yet
     if trainer.is_world_process_zero():
         peak = peak_bytes(training.device)
-        _write_card(folder, script, training, model, metrics)
+        ends = stop_token_ids(base_of(policy), tokenizer, training.sampling)
+        _write_card(folder, script, training, model, metrics, ends if set(ends) - set(configured) else None)
         if trainer.state.global_step > trainer.resumed_at:  # or nothing was measured, and plan.json stays
             write_plan(folder, planned, peak)
         if training.push_to_hub:
@@ -107,7 +115,14 @@ def _with_critic(training: PPOConfig, model_name_or_path: str) -> PPOConfig:
     return training
 
 
-def _write_card(folder: Path, script: PPOArguments, training: PPOConfig, model: ModelArguments, metrics) -> None:
+def _write_card(
+    folder: Path,
+    script: PPOArguments,
+    training: PPOConfig,
+    model: ModelArguments,
+    metrics,
+    end_ids: list[int] | None,
+) -> None:
     from hf_rlhf.evaluation.metrics import BeforeAfter
     from hf_rlhf.evaluation.plots import plot_training
     from hf_rlhf.hub.model_card import hub_names, policy_card, shown_name
@@ -125,16 +140,16 @@ def _write_card(folder: Path, script: PPOArguments, training: PPOConfig, model: 
         if first.get(key) is not None and last.get(key) is not None
     ] if rows else []  # fmt: skip
     rewards = ", ".join(shown_name(name) for name in (script.reward_model_path, *(script.reward_funcs or ())) if name)
-    start = adapter_base(model.model_name_or_path)
     card = policy_card(
         model_id=training.hub_model_id or folder.name,
-        base_model=public_name(start or model.model_name_or_path),
+        base_model=public_name(base_and_adapter(model)[0]),
         results=results,
-        settings=_card_settings(training),
+        settings=_card_settings(training) | start_settings(model),
         curve_image=curves.name if curves else None,
         reward_model=rewards or None,
         datasets=hub_names(script.dataset_name),
-        adapter=model.use_peft or start is not None,
+        adapter=model.use_peft,
+        end_ids=end_ids,
     )
     (folder / "README.md").write_text(card, encoding="utf-8")
 

@@ -23,10 +23,11 @@ from hf_rlhf.evaluation.reward_model import Pairs, reward_accuracy
 from hf_rlhf.feedback.simulate import Candidate, CheerfulAnnotator
 from hf_rlhf.hub.model_card import reward_model_card
 from hf_rlhf.models.load import EMBEDDED_MODEL, load_causal_lm, load_sequence_classifier, load_tokenizer, public_name
+from hf_rlhf.models.precision import current_device
 from hf_rlhf.models.reward_model import load_reward_model
 from hf_rlhf.ppo.config import PPOConfig
 from hf_rlhf.ppo.trainer import PPOTrainer
-from hf_rlhf.progress import duration
+from hf_rlhf.progress import duration, progress_of
 from hf_rlhf.recipes.arguments import ModelArguments, RewardTrainingArguments, flag, peft_config
 from hf_rlhf.recipes.quickstart_results import (
     REPORT_FILE,
@@ -43,6 +44,7 @@ from hf_rlhf.rewards.learned import LearnedReward
 from hf_rlhf.rollout.collect import collect
 from hf_rlhf.rollout.engines import TransformersEngine
 from hf_rlhf.rollout.sampling import Sampling, row_seed
+from hf_rlhf.rollout.stops import stop_at_end_of_turn
 from hf_rlhf.types import Message, Model
 
 SYSTEM_MESSAGE = "Reply in one short sentence."
@@ -152,10 +154,6 @@ def run_quickstart(args: QuickstartArguments) -> dict[str, float]:
     return json.loads((root / RESULTS_FILE).read_text(encoding="utf-8"))
 
 
-def _device() -> torch.device:
-    return torch.accelerator.current_accelerator() or torch.device("cpu")
-
-
 def as_messages(text: str) -> list[Message]:
     """A message of the quickstart as a conversation."""
     return [{"role": "system", "content": SYSTEM_MESSAGE}, {"role": "user", "content": text}]
@@ -163,28 +161,28 @@ def as_messages(text: str) -> list[Message]:
 
 def _candidates(args: QuickstartArguments, root: Path, folder: Path) -> None:
     """Stage 1: `candidates_per_prompt` replies of the untrained model to every message."""
-    from rich.progress import track
-
     model: Model = load_causal_lm(args.model_name_or_path, **args.model_kwargs)
-    model.to(_device())
+    model.to(current_device())
     tokenizer = load_tokenizer(args.model_name_or_path)
     if not tokenizer.chat_template:
         raise InputError(f"{args.model_name_or_path!r} has no chat template; the quickstart needs an instruct model")
-    engine = TransformersEngine(model, tokenizer)
     for split, texts in quickstart_prompts().items():
         rows = [_row(text, tokenizer) for text in texts for _ in range(args.candidates_per_prompt)]
         seeds = [row_seed(args.seed, "candidates", split, number) for number in range(len(rows))]
-        for start in track(range(0, len(rows), 64), description=f"     {split}"):
-            part = slice(start, start + 64)
-            for trajectory in collect(engine, rows[part], tokenizer, args.sampling, seeds[part]):
-                append_json_line(
-                    folder / f"{split}.jsonl",
-                    {
-                        "prompt": trajectory.row["text"],
-                        "completion": trajectory.text,
-                        "finished": trajectory.completion.stopped,
-                    },
-                )
+        stop_at_end_of_turn(model, tokenizer, rows[0], args.sampling)
+        with progress_of(len(rows) * args.max_completion_length, f"     {split}") as advance:
+            engine = TransformersEngine(model, tokenizer, on_tokens=advance)
+            for start in range(0, len(rows), 64):
+                part = slice(start, start + 64)
+                for trajectory in collect(engine, rows[part], tokenizer, args.sampling, seeds[part]):
+                    append_json_line(
+                        folder / f"{split}.jsonl",
+                        {
+                            "prompt": trajectory.row["text"],
+                            "completion": trajectory.text,
+                            "finished": trajectory.completion.stopped,
+                        },
+                    )
 
 
 def _row(text: str, tokenizer) -> dict[str, Any]:
@@ -245,8 +243,8 @@ def _reward_model(args: QuickstartArguments, root: Path, folder: Path) -> None:
         trainer.train()
     save_trained(trainer, folder)
     scorer, _ = load_reward_model(str(folder), **args.model_kwargs)
-    scorer.model.to(_device())
-    accuracy = reward_accuracy(LearnedReward(scorer, tokenizer, device=_device()), Pairs.from_dataset(test))
+    scorer.model.to(current_device())
+    accuracy = reward_accuracy(LearnedReward(scorer, tokenizer, device=current_device()), Pairs.from_dataset(test))
     (folder / "evaluation.json").write_text(json.dumps(accuracy, indent=2) + "\n", encoding="utf-8")
     card = reward_model_card(
         model_id=str(root / REWARD_MODEL),
@@ -322,16 +320,17 @@ def compare(args: QuickstartArguments, reward_model: Path, policy: Path) -> Comp
 
     tokenizer = load_tokenizer(args.model_name_or_path)
     model = PeftModel.from_pretrained(load_causal_lm(args.model_name_or_path, **args.model_kwargs), str(policy))
-    model.to(_device())
+    model.to(current_device())
     scorer, _ = load_reward_model(str(reward_model), policy=model)
     annotator = CheerfulAnnotator()
-    texts = quickstart_prompts()["test"]
+    rows = [_row(text, tokenizer) for text in quickstart_prompts()["test"]]
+    stop_at_end_of_turn(model, tokenizer, rows[0], args.sampling)
     return compare_with_start(
         model,
         tokenizer,
-        [_row(text, tokenizer) for text in texts],
+        rows,
         args.sampling,
-        [row_seed(args.seed, "evaluation", number) for number in range(len(texts))],
+        [row_seed(args.seed, "evaluation", number) for number in range(len(rows))],
         judge=lambda trajectory: annotator.score(trajectory.text, trajectory.completion.stopped),
-        reward=LearnedReward(scorer, tokenizer, device=_device()),
+        reward=LearnedReward(scorer, tokenizer, device=current_device()),
     )

@@ -3,6 +3,7 @@
 import json
 import logging
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import set_seed
@@ -10,8 +11,9 @@ from transformers import set_seed
 from hf_rlhf.errors import InputError
 from hf_rlhf.evaluation.reward_model import Pairs, reward_accuracy
 from hf_rlhf.hub.push import push_folder
-from hf_rlhf.models.adapters import compute_in_base_dtype
-from hf_rlhf.models.load import load_sequence_classifier, public_name, require_fitting_tokenizer
+from hf_rlhf.models.adapted import load_reward_start
+from hf_rlhf.models.adapters import base_of, compute_in_base_dtype, is_peft_model
+from hf_rlhf.models.load import public_name, require_fitting_tokenizer
 from hf_rlhf.models.reward_model import SeparateRewardModel, load_reward_model
 from hf_rlhf.recipes.arguments import (
     ModelArguments,
@@ -22,18 +24,24 @@ from hf_rlhf.recipes.arguments import (
 from hf_rlhf.recipes.common import (
     RunResult,
     announce,
+    base_and_adapter,
+    load_start,
+    make_room_for_template,
     open_hub,
     output_folder,
     release,
     run_begun,
     set_special_tokens,
+    start_settings,
     tokenizer_of,
+    without_template,
 )
 from hf_rlhf.recipes.data import reward_sets
 from hf_rlhf.records import write_settings
 from hf_rlhf.reward_modeling.training import (
     adapters_in_base_dtype,
     make_reward_trainer,
+    require_positions,
     save_merged,
     save_trained,
 )
@@ -65,7 +73,7 @@ def train_reward_model(script: RewardArguments, training: RewardTrainingArgument
     Raises `InputError` for anything wrong in the flags or the data, before training starts.
     """
     with run_begun(script, training) as checkpoint:
-        return _train(script, training, model, checkpoint)
+        return _train(script, training, model.on(training.device), checkpoint)
 
 
 def _train(
@@ -76,18 +84,24 @@ def _train(
     set_special_tokens(tokenizer, training)
     train_set, eval_set, report, _ = reward_sets(script, training, tokenizer)
     set_seed(training.seed)  # before the score head's random start
-    classifier = load_sequence_classifier(model.model_name_or_path, **model.load_kwargs(), trust_remote_code=trust)
+    classifier = load_start(model, load_reward_start, trust_remote_code=trust)
+    config = None if is_peft_model(classifier) else peft_config(model)
+    if training.chat_template_path is not None:
+        make_room_for_template(classifier, tokenizer, model, config, trust_remote_code=trust)
     require_fitting_tokenizer(classifier, tokenizer)
     open_hub(training)
-    trainer = make_reward_trainer(
+    trainer: Any = make_reward_trainer(
         classifier,
         tokenizer,
-        training,
+        without_template(training),
         train_set,
         eval_set,
-        peft_config(model),
+        config,
     )
     _require_fitting_pairs(trainer, len(train_set), training)
+    require_positions(trainer)
+    train_set = train_set.select(trainer.train_dataset["row"])  # those that are not too long
+    eval_set = None if eval_set is None else eval_set.select(trainer.eval_dataset["row"])
     announce(report, training)
     with adapters_in_base_dtype(trainer.model):
         trainer.train(resume_from_checkpoint=checkpoint)
@@ -117,13 +131,14 @@ def _require_fitting_pairs(trainer, rows: int, training: RewardTrainingArguments
 def _reload_and_evaluate(trained, folder: Path, train_set, eval_set, script, training, model) -> dict[str, float]:
     """Load what was saved, compare its scores with those in memory, and measure accuracy on the evaluation pairs."""
     trust = training.trust_remote_code
-    scorer, tokenizer = load_reward_model(str(folder), **model.load_kwargs(), trust_remote_code=trust)
+    as_trained = model.load_kwargs() | {"dtype": base_of(trained).dtype}
+    scorer, tokenizer = load_reward_model(str(folder), **as_trained, trust_remote_code=trust)
     assert isinstance(scorer, SeparateRewardModel)
     scorer.model.to(training.device)  # pyright: ignore[reportCallIssue]
     reward = LearnedReward(scorer, tokenizer, device=training.device)
     probe = Pairs.from_dataset(train_set.select(range(min(_PROBE_ROWS, len(train_set)))))
     in_memory = LearnedReward(_OwnForward(trained), tokenizer, device=training.device)
-    before, after = in_memory(probe.prompts, probe.chosen), reward(probe.prompts, probe.chosen)
+    before, after = probe.scores(in_memory, probe.chosen), probe.scores(reward, probe.chosen)
     gap = max(abs(a - b) for a, b in zip(before, after, strict=True))
     if gap > 1e-3 * max(1.0, *map(abs, before)):
         raise RuntimeError(
@@ -167,9 +182,9 @@ def _write_card(folder: Path, script: RewardArguments, training, model: ModelArg
     names = "learning_rate num_train_epochs per_device_train_batch_size gradient_accumulation_steps max_length seed"
     card = reward_model_card(
         model_id=training.hub_model_id or folder.name,
-        base_model=public_name(model.model_name_or_path),
+        base_model=public_name(base_and_adapter(model)[0]),
         results=results,
-        settings={name: getattr(training, name) for name in names.split()},
+        settings={name: getattr(training, name) for name in names.split()} | start_settings(model),
         datasets=hub_names(script.dataset_name),
         adapter=model.use_peft,
     )

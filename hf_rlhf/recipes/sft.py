@@ -1,11 +1,14 @@
 """Supervised fine-tuning with trl's `SFTTrainer`, ready to be the start and the reference of PPO."""
 
+import copy
+import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from hf_rlhf.errors import refusals_of_libraries
 from hf_rlhf.hub.push import push_folder
-from hf_rlhf.models.adapters import adapter_base, is_peft_model
+from hf_rlhf.models.adapters import base_of, is_peft_model
 from hf_rlhf.models.load import public_name, require_fitting_tokenizer
 from hf_rlhf.models.lora_targets import require_known_layers
 from hf_rlhf.recipes.arguments import (
@@ -17,17 +20,26 @@ from hf_rlhf.recipes.arguments import (
 from hf_rlhf.recipes.common import (
     RunResult,
     announce,
+    base_and_adapter,
     load_start,
+    make_room_for_template,
     open_hub,
     output_folder,
     release,
     run_begun,
     set_special_tokens,
+    start_settings,
     tokenizer_of,
+    without_template,
 )
 from hf_rlhf.recipes.data import sft_sets
 from hf_rlhf.records import write_settings
-from hf_rlhf.reward_modeling.training import adapters_in_base_dtype, save_trained
+from hf_rlhf.reward_modeling.training import adapters_in_base_dtype, require_positions, save_trained
+from hf_rlhf.rollout.sampling import Sampling
+from hf_rlhf.rollout.stops import configured_end_ids, stop_token_ids, unknown_end_of_turn
+from hf_rlhf.types import Model
+
+logger = logging.getLogger(__name__)
 
 
 def train_sft(script: DataArguments, training: SFTTrainingArguments, model: ModelArguments) -> RunResult:
@@ -38,7 +50,7 @@ def train_sft(script: DataArguments, training: SFTTrainingArguments, model: Mode
     Raises `InputError` for anything wrong in the flags or the data, before training starts.
     """
     with run_begun(script, training) as checkpoint:
-        return _train(script, training, model, checkpoint)
+        return _train(script, training, model.on(training.device), checkpoint)
 
 
 def _train(
@@ -51,19 +63,24 @@ def _train(
     set_special_tokens(tokenizer, training)
     train_set, eval_set, report, _ = sft_sets(script, training, tokenizer)
     policy = load_start(model, trainable=True, trust_remote_code=trust)
+    config = None if is_peft_model(policy) else peft_config(model)
+    if training.chat_template_path is not None:
+        make_room_for_template(policy, tokenizer, model, config, trust_remote_code=trust)
     require_fitting_tokenizer(policy, tokenizer)
+    configured = configured_end_ids(base_of(policy))
+    training = _with_end_of_turn(training, policy, tokenizer, train_set[0])
     open_hub(training)
-    lora = None if is_peft_model(policy) else peft_config(model)
-    require_known_layers(policy, lora)
+    require_known_layers(policy, config)
     with refusals_of_libraries(training, model):
         trainer: Any = SFTTrainer(
             model=policy,
-            args=training,
+            args=without_template(training),
             train_dataset=train_set,
             eval_dataset=eval_set,
             processing_class=tokenizer,
-            peft_config=lora,
+            peft_config=config,
         )
+    require_positions(trainer)
     announce(report, training)
     with adapters_in_base_dtype(trainer.model):
         trainer.train(resume_from_checkpoint=checkpoint)
@@ -72,24 +89,61 @@ def _train(
     save_trained(trainer, folder)
     if trainer.is_world_process_zero():
         write_settings(folder, training, model, script)
-        _write_card(folder, script, training, model, metrics)
+        ends = stop_token_ids(base_of(policy), tokenizer, Sampling())
+        _write_card(folder, script, training, model, metrics, ends if set(ends) - set(configured) else None)
         if training.push_to_hub:
             push_folder(folder, training.hub_model_id, private=training.hub_private_repo)
     release(trainer)
     return RunResult(folder, metrics)
 
 
-def _write_card(folder: Path, script: DataArguments, training, model: ModelArguments, metrics) -> None:
+def _with_end_of_turn(
+    training: SFTTrainingArguments, policy: Model, tokenizer, row: Mapping[str, Any]
+) -> SFTTrainingArguments:
+    """The settings, with the token that the chat template closes an answer with as `eos_token` if nothing else knows it.
+
+    So trl writes it into the configs, and the saved model stops where its answers end.
+    """
+    from trl import is_conversational
+
+    given = tokenizer.get_vocab().get(training.eos_token)
+    known = Sampling(stop_token_ids=() if given is None else (given,))
+    end = unknown_end_of_turn(base_of(policy), tokenizer, known) if is_conversational(dict(row)) else None
+    if end is None:
+        return training
+    found = f"The chat template closes an answer with {end.text!r}, at which the model does not stop"
+    if training.eos_token is not None or not end.tokens or not end.trained:
+        logger.warning(
+            "%s: its answers would run on. Set eos_token to a token that the template writes behind an answer, or"
+            " chat_template_path to a template with one",
+            found,
+        )
+        return training
+    token = tokenizer.convert_ids_to_tokens(end.tokens[0])
+    logger.warning(
+        "%s: it is saved as the end token, as if eos_token=%s were set. Plain `generate` on an adapter reads the end tokens"
+        " of the base: give it eos_token_id=tokenizer.eos_token_id",
+        found,
+        token,
+    )
+    training = copy.copy(training)
+    training.eos_token = token
+    return training
+
+
+def _write_card(
+    folder: Path, script: DataArguments, training, model: ModelArguments, metrics, end_ids: list[int] | None
+) -> None:
     from hf_rlhf.hub.model_card import hub_names, sft_card
 
-    start = adapter_base(model.model_name_or_path)
     names = "learning_rate num_train_epochs per_device_train_batch_size gradient_accumulation_steps max_length seed"
     card = sft_card(
         model_id=training.hub_model_id or folder.name,
-        base_model=public_name(start or model.model_name_or_path),
+        base_model=public_name(base_and_adapter(model)[0]),
         results={"held-out loss": f"{metrics['eval_loss']:.3f}"} if "eval_loss" in metrics else {},
-        settings={name: getattr(training, name) for name in names.split()},
+        settings={name: getattr(training, name) for name in names.split()} | start_settings(model),
         datasets=hub_names(script.dataset_name),
-        adapter=model.use_peft or start is not None,
+        adapter=model.use_peft,
+        end_ids=end_ids,
     )
     (folder / "README.md").write_text(card, encoding="utf-8")

@@ -5,11 +5,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from torch import nn
-
 from hf_rlhf.errors import InputError, refusals_of_libraries
-from hf_rlhf.models.adapters import is_peft_model
+from hf_rlhf.models.adapted import head_name
+from hf_rlhf.models.adapters import compute_in_base_dtype, is_peft_model, without_input_casting
 from hf_rlhf.models.lora_targets import require_known_layers
+from hf_rlhf.models.positions import table_positions
 from hf_rlhf.progress import use_compact_progress
 from hf_rlhf.types import Model
 
@@ -20,18 +20,18 @@ def make_reward_trainer(classifier: Model, tokenizer, args, train_dataset, eval_
     """A `RewardTrainer` of trl that can be killed and resumed. A LoRA config becomes one for sequence classification that trains and saves the head.
 
     Args:
-        classifier: a sequence classifier with `num_labels=1`.
+        classifier: a sequence classifier with `num_labels=1`, in fp32 if every weight is trained; or a `PeftModel` of one.
         tokenizer: its tokenizer; pad and end token should differ.
         args: `trl.RewardConfig`.
         train_dataset: preferences in TRL's format.
         eval_dataset: the same.
-        peft_config: a LoRA config of any task type, or None to train every weight.
+        peft_config: a LoRA config of any task type; None for a `PeftModel`, or to train every weight.
     """
     from hf_rlhf.reward_modeling.trainers import RewardTrainer
 
     if peft_config is not None:
         peft_config.task_type = "SEQ_CLS"
-        peft_config.modules_to_save = sorted({*(peft_config.modules_to_save or ()), _head_name(classifier)})
+        peft_config.modules_to_save = sorted({*(peft_config.modules_to_save or ()), head_name(classifier)})
         require_known_layers(classifier, peft_config)
     with refusals_of_libraries(args):
         trainer = RewardTrainer(
@@ -46,12 +46,27 @@ def make_reward_trainer(classifier: Model, tokenizer, args, train_dataset, eval_
     return trainer
 
 
+def require_positions(trainer) -> None:
+    """Raise `InputError` for rows of a trainer of trl that are longer than the model's table of positions."""
+    limit = table_positions(trainer.model)
+    if limit is None:
+        return
+    for role, dataset in (("training", trainer.train_dataset), ("evaluation", trainer.eval_dataset)):
+        if dataset is None:
+            continue
+        names = [name for name in ("input_ids", "chosen_ids", "rejected_ids") if name in dataset.column_names]
+        longest = max((len(ids) for name in names for ids in dataset[name]), default=0)
+        if longest > limit:
+            raise InputError(
+                f"max_length={trainer.args.max_length} is invalid: a row of the {role} set has {longest} tokens, and"
+                f" the model positions for {limit}. Set max_length to {limit} or less"
+            )
+
+
 @contextmanager
 def adapters_in_base_dtype(model: Model) -> Iterator[None]:
     """Keep PEFT from casting activations to fp32 at every adapter, as autocast casts the small matrices instead."""
-    from peft.helpers import disable_input_dtype_casting
-
-    with disable_input_dtype_casting(model):
+    with without_input_casting(model), compute_in_base_dtype(model):
         yield
 
 
@@ -72,10 +87,3 @@ def save_merged(model: Model, tokenizer, folder: str | os.PathLike) -> Path | No
     merged.save_pretrained(target)
     tokenizer.save_pretrained(target)
     return target
-
-
-def _head_name(classifier: Model) -> str:
-    for name in ("score", "classifier"):
-        if isinstance(getattr(classifier, name, None), nn.Module):
-            return name
-    raise InputError(f"{type(classifier).__name__} has no head named score or classifier; it cannot be a reward model")

@@ -3,9 +3,11 @@
 The contract: `fn(prompts, completions, ...) -> list`, sync or async, with one value for each completion: a number; a
 list of numbers, one for each of its tokens; or None, unscored. Anything else, NaN and infinity included, ends the run.
 
+A completion is the whole answer: where the chat template begins it in the generation prompt (`<think>`), it begins so.
+
 A function that names them in its signature, or takes `**kwargs`, also gets
 
-- `completion_ids`: the sampled tokens, B lists;
+- `completion_ids`: the sampled tokens alone, B lists;
 - every other column of the data set by its name, a list of B;
 - `trainer_state`: the `transformers.TrainerState` of the run, or None outside of one;
 - `log_extra(column, values)`: keep a value for each completion in `Trajectory.extra` and in samples.jsonl;

@@ -1,22 +1,35 @@
 """A reward model as a reward function."""
 
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from hf_rlhf.data.collate import pad_sequences
+from hf_rlhf.data.files import list_rows
+from hf_rlhf.data.tokens import (
+    ANY_ANSWER,
+    ROW_OPTIONS,
+    RefusedByTemplate,
+    options_by_row,
+    require_chat_template,
+    row_ids,
+)
 from hf_rlhf.errors import InputError
 from hf_rlhf.rewards.values import episode
 from hf_rlhf.types import Prompt
+
+logger = logging.getLogger(__name__)
 
 
 class LearnedReward:
     """Scores the text of prompt and completion with a reward model, tokenised by the model's own tokenizer.
 
     The policy's tokens are never passed on: the reward model may have another vocabulary or chat template. A text is
-    tokenised exactly as `trl.RewardTrainer` tokenises a training example.
+    tokenised exactly as `hf-rlhf reward` tokenises a training example, the row's `tools` and `chat_template_kwargs`
+    included.
 
     Args:
         model: `(input_ids (B, L), attention_mask (B, L)) -> scores (B,)`, right-padded.
@@ -44,9 +57,13 @@ class LearnedReward:
         self.max_length = max_length
         self.device = device
 
-    def __call__(self, prompts: Sequence[Prompt], completions: Sequence[Any], **_: Any) -> list[float]:
-        """One score for each completion; see `hf_rlhf.rewards.contract`. Raises `InputError` when one is too long."""
-        ids = [self.tokenize(prompt, completion) for prompt, completion in zip(prompts, completions, strict=True)]
+    def __call__(self, prompts: Sequence[Prompt], completions: Sequence[Any], **columns: Any) -> list[float]:
+        """One score for each completion; see `hf_rlhf.rewards.contract`.
+
+        Raises `InputError` when one is too long, and when the chat template refuses one.
+        """
+        options = _options(prompts, columns)
+        ids = [self._score_ids(*row) for row in zip(prompts, completions, options, strict=True)]
         self._require_short_enough(ids, prompts, completions)
         scores = torch.empty(len(ids))
         by_length = sorted(range(len(ids)), key=lambda b: len(ids[b]))
@@ -58,13 +75,66 @@ class LearnedReward:
             scores[rows] = self.model(input_ids, attention_mask).float().cpu()
         return scores.tolist()
 
-    def tokenize(self, prompt: Prompt, completion: Any) -> list[int]:
-        """Token ids of prompt + completion: by the chat template for messages, with an end token for plain text."""
-        if isinstance(prompt, str):
-            end = self.tokenizer.eos_token or ""
-            text = prompt + completion
-            return self.tokenizer(text if text.endswith(end) else text + end)["input_ids"]
-        return self.tokenizer.apply_chat_template(prompt + completion, tokenize=True, return_dict=True)["input_ids"]
+    def tokenize(self, prompt: Prompt, completion: Any, **options: Any) -> list[int]:
+        """Return the ids of prompt + completion: messages by the chat template, plain text with one end token.
+
+        `options` are the row's `tools` and `chat_template_kwargs`. Raises RefusedByTemplate.
+        """
+        return row_ids(prompt + completion, self.tokenizer, continued=False, options=options)
+
+    def require_prompts(
+        self,
+        prompts: Sequence[Prompt],
+        columns: Mapping[str, Sequence[Any]],
+        *,
+        source: str,
+        max_completion_length: int,
+        same_tokens: bool,
+    ) -> None:
+        """Raise `InputError` for prompts that could not be scored once they are answered.
+
+        Args:
+            prompts: one or more, all text or all messages.
+            columns: those of `ROW_OPTIONS` that their rows have.
+            source: names the set in errors.
+            max_completion_length: most tokens of a completion, by the policy's tokenizer.
+            same_tokens: whether this tokenizer has the same ones. If not, a completion has at least one token here, and
+                what would be an error otherwise is a warning.
+        """
+        named = f"{source}: reward model {self.name!r}"
+        if not isinstance(prompts[0], str):
+            require_chat_template(self.tokenizer, source=named)
+        answer: Any = "" if isinstance(prompts[0], str) else [ANY_ANSWER]
+        lengths, refused = [0] * len(prompts), {}
+        for row, (prompt, options) in enumerate(zip(prompts, _options(prompts, columns), strict=True)):
+            try:
+                lengths[row] = len(self.tokenize(prompt, answer, **options))
+            except RefusedByTemplate as refusal:
+                refused[row] = refusal
+        if refused:
+            row, refusal = next(iter(refused.items()))
+            raise InputError(
+                f"{named}: {refusal} in {list_rows(list(refused))} (prompts count from 0), such as {prompts[row]}. Mend"
+                " these rows, or give the reward model's tokenizer another chat template"
+            )
+        if self.max_length is None:
+            return
+        longest = max(lengths) - len(answer)  # without the answer, which is one token
+        message = (
+            f"{named} takes {self.max_length} tokens, and prompt {lengths.index(max(lengths))} (they count from 0) has"
+            f" {longest} by its tokenizer, to which a completion of up to max_completion_length={max_completion_length} is"
+            " added. Make max_prompt_length or max_completion_length smaller, or take a reward model with more positions"
+        )
+        if longest + (max_completion_length if same_tokens else 1) > self.max_length:
+            raise InputError(message)
+        if longest + max_completion_length > self.max_length:
+            logger.warning("%s; a text that is too long ends the run", message)
+
+    def _score_ids(self, prompt: Prompt, completion: Any, options: Mapping[str, Any]) -> list[int]:
+        try:
+            return self.tokenize(prompt, completion, **options)
+        except RefusedByTemplate as refusal:
+            raise InputError(f"reward model {self.name!r}: {refusal}{episode(prompt, completion)}") from refusal
 
     def _require_short_enough(
         self, ids: Sequence[Sequence[int]], prompts: Sequence[Prompt], completions: Sequence[Any]
@@ -78,3 +148,9 @@ class LearnedReward:
                 "max_completion_length smaller, or take a reward model with more positions"
                 f"{episode(prompts[longest], completions[longest])}"
             )
+
+
+def _options(prompts: Sequence[Prompt], columns: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Return the `ROW_OPTIONS` of each row."""
+    given = {name: columns[name] for name in ROW_OPTIONS if columns.get(name) is not None}
+    return options_by_row({"prompts": prompts, **given})

@@ -11,7 +11,13 @@ from transformers import Pipeline, PreTrainedModel, TextClassificationPipeline
 
 from hf_rlhf.errors import InputError
 from hf_rlhf.models.load import load_tokenizer
-from hf_rlhf.models.reward_model import SeparateRewardModel, load_reward_model, require_reward_model
+from hf_rlhf.models.positions import positions
+from hf_rlhf.models.reward_model import (
+    SeparateRewardModel,
+    load_reward_model,
+    load_reward_tokenizer,
+    require_reward_model,
+)
 from hf_rlhf.rewards.contract import RewardFunction, Rewards
 from hf_rlhf.rewards.learned import LearnedReward
 from hf_rlhf.types import Model
@@ -48,6 +54,17 @@ def resolve_rewards(
         for number, (source, tokenizer) in enumerate(zip(given, tokenizers, strict=True))
     ]
     return Rewards(functions, weights)
+
+
+def is_function_name(name: str) -> bool:
+    """Return whether a reward's name means a function, `module:name` or `file.py:name`, and not a model."""
+    return ":" in name and not Path(name).exists()
+
+
+def reward_tokenizers(sources: Sequence[RewardSource]) -> dict[str, Any]:
+    """Return the tokenizer of each reward that is a model by its name, for checks before any model is loaded."""
+    names = [os.fspath(source) for source in sources if isinstance(source, (str, os.PathLike))]
+    return {name: load_reward_tokenizer(name) for name in names if not is_function_name(name)}
 
 
 def require_functions(rewards: Rewards) -> None:
@@ -94,9 +111,4 @@ def _function(source: Any, tokenizer, number: int, policy: Model, device: torch.
         )
     if isinstance(scorer, SeparateRewardModel):
         scorer.model.to(device)
-    return LearnedReward(scorer, tokenizer, name=name, max_length=_positions(scorer.model), device=device)
-
-
-def _positions(model: Model) -> int | None:
-    """Most tokens that the model has positions for; None when its config names no limit."""
-    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return LearnedReward(scorer, tokenizer, name=name, max_length=positions(scorer.model), device=device)

@@ -9,8 +9,8 @@ import torch
 from hf_rlhf.errors import InputError
 from hf_rlhf.models.adapters import base_of, keep_modes
 from hf_rlhf.models.attention import FUSED, PACKED, attention
-from hf_rlhf.rollout.engines import stop_token_ids
 from hf_rlhf.rollout.sampling import Sampling, row_seed
+from hf_rlhf.rollout.stops import stop_token_ids
 from hf_rlhf.types import Completion, Model
 
 _PAGE = 32  # tokens of a page of the cache, where there is no GPU whose free memory says how much there may be

@@ -1,16 +1,16 @@
 """Engines turn prompt ids into completions. Here `transformers`, static batches sorted by length; `vllm_engine` has the other."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from hf_rlhf.errors import InputError
 from hf_rlhf.models.adapters import base_of, compute_in_base_dtype, keep_modes
 from hf_rlhf.rollout.cache import cache_of_rows
 from hf_rlhf.rollout.sampling import Sampling, uniform_draws
+from hf_rlhf.rollout.stops import stop_token_ids
 from hf_rlhf.types import Completion, Model
 
 
@@ -27,12 +27,25 @@ class TransformersEngine:
 
     Tokens are drawn inside a logits processor, by inverse transform from a row's own random numbers, so that the draw,
     its log-probability and the tokens it could have been are all of the distribution that was really sampled from.
+
+    Args:
+        model: the policy.
+        tokenizer: its tokenizer.
+        batch_size: most prompts of a batch; by default all that `generate` gets.
+        on_tokens: called after each decoding step with the number of tokens that it sampled, to show progress.
     """
 
-    def __init__(self, model: Model, tokenizer, batch_size: int | None = None):
+    def __init__(
+        self,
+        model: Model,
+        tokenizer,
+        batch_size: int | None = None,
+        on_tokens: Callable[[int], None] | None = None,
+    ):
         self.model = model
         self.tokenizer = tokenizer
         self.batch_size = batch_size
+        self.on_tokens = on_tokens
 
     @torch.no_grad()
     def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling, seeds: Sequence[int]) -> list[Completion]:
@@ -65,7 +78,7 @@ class TransformersEngine:
             compute_in_base_dtype(self.model),
         ):
             while running and done < longest:
-                draw = _RowSampler(sampling, draws[running, done:])
+                draw = _RowSampler(sampling, draws[running, done:], self.on_tokens)
                 stop = _StopRecorder(
                     stop_ids, stop_strings, width, len(running), device, half_is_enough=cache is not None
                 )
@@ -74,7 +87,7 @@ class TransformersEngine:
                     attention_mask=attention_mask,
                     past_key_values=cache,
                     max_new_tokens=longest - done,
-                    logits_processor=_processors(sampling, draw),
+                    logits_processor=[*_warpers(sampling), draw],
                     stopping_criteria=[stop],
                 )
                 lengths = stop.lengths.tolist()
@@ -100,17 +113,6 @@ class TransformersEngine:
         return StopStringCriteria(self.tokenizer, list(sampling.stop_strings))
 
 
-def stop_token_ids(causal_lm, tokenizer, sampling: Sampling) -> list[int]:
-    """Ids that end a completion: every end token of the generation config, the tokenizer's, and the caller's."""
-    configured = getattr(causal_lm.generation_config, "eos_token_id", None)
-    configured = configured if isinstance(configured, list) else [configured]
-    ids = {token for token in (*configured, tokenizer.eos_token_id, *sampling.stop_token_ids) if token is not None}
-    vocab_size = causal_lm.config.get_text_config().vocab_size
-    if outside := sorted(token for token in ids if not 0 <= token < vocab_size):
-        raise InputError(f"stop token ids {outside} are outside of the model's vocabulary of {vocab_size}")
-    return sorted(ids)
-
-
 def _left_padded(prompts: list[Sequence[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:
     width = max(map(len, prompts))
     input_ids = torch.tensor([[pad] * (width - len(ids)) + list(ids) for ids in prompts], device=device)
@@ -118,7 +120,14 @@ def _left_padded(prompts: list[Sequence[int]], pad: int, device: torch.device) -
     return input_ids, attention_mask
 
 
-def _processors(sampling: Sampling, draw: "_RowSampler"):
+def truncated_logits(logits: Tensor, sampling: Sampling) -> Tensor:
+    """The logits `(N, V)` by which a token is drawn: divided by the temperature, -inf where it is cut off."""
+    for warper in _warpers(sampling):
+        logits = warper(None, logits)  # pyright: ignore[reportArgumentType]
+    return logits
+
+
+def _warpers(sampling: Sampling):
     from transformers import (
         LogitsProcessorList,
         MinPLogitsWarper,
@@ -137,7 +146,6 @@ def _processors(sampling: Sampling, draw: "_RowSampler"):
             processors.append(TopPLogitsWarper(sampling.top_p))
         if sampling.min_p > 0:
             processors.append(MinPLogitsWarper(sampling.min_p))
-    processors.append(draw)
     return processors
 
 
@@ -169,9 +177,10 @@ class _RowSampler:
 
     supports_continuous_batching = False
 
-    def __init__(self, sampling: Sampling, draws: Tensor):
+    def __init__(self, sampling: Sampling, draws: Tensor, on_tokens: Callable[[int], None] | None = None):
         self.sampling = sampling
         self.draws = draws  # (B, T)
+        self.on_tokens = on_tokens
         self.logprobs: list[Tensor] = []  # T tensors (B,)
         self.support: list[list[Tensor]] = []  # T lists of B tensors (K,)
 
@@ -186,6 +195,8 @@ class _RowSampler:
             _require_numbers(probabilities[:, 0], step)
             tokens = _inverse_transform(probabilities, self.draws[:, step])
             self.logprobs.append(probabilities.gather(1, tokens[:, None]).squeeze(1).log())
+        if self.on_tokens is not None:
+            self.on_tokens(len(tokens))
         if self.sampling.truncated:
             self.support.append([row.isfinite().nonzero().squeeze(1).int().cpu() for row in scores])
         return torch.full_like(scores, float("-inf")).scatter_(1, tokens[:, None], 0.0)

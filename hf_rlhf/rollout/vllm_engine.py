@@ -27,8 +27,8 @@ from hf_rlhf.models.adapters import (
 )
 from hf_rlhf.models.backbone import counted_ids, counted_states, logits_head
 from hf_rlhf.ops.logprobs import token_logprobs
-from hf_rlhf.rollout.engines import stop_token_ids
 from hf_rlhf.rollout.sampling import Sampling
+from hf_rlhf.rollout.stops import stop_token_ids
 from hf_rlhf.rollout.vllm_client import Answer, ServerLost, VLLMClient
 from hf_rlhf.rollout.vllm_server import LAUNCH, RUNTIME_LORA, VLLMServer
 from hf_rlhf.types import Completion, Model, Sequences
@@ -398,6 +398,11 @@ def require_servable(model: Model) -> None:
     if found := [name for name in refused if getattr(config, name, None)]:
         raise InputError(f"a vLLM server cannot load an adapter with {', '.join(found)}; leave it out, or use_vllm")
     causal_lm = base_of(model)
+    if getattr(causal_lm, "has_own_vocabulary", False):
+        raise InputError(
+            "a vLLM server cannot load the embeddings of tokens that an adapter adds to its base; leave use_vllm out, or"
+            " save base and tokenizer after resize_token_embeddings and train on that"
+        )
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     ends = {"embeddings": causal_lm.get_input_embeddings(), "head": causal_lm.get_output_embeddings()}

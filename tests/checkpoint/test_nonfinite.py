@@ -86,12 +86,12 @@ def test_trls_trainers_keep_nan_out_too(tmp_path, monkeypatch, kind):
     assert [row["loss"] is None for row in rows] == [False, True, False]
 
 
-def make_sft_trainer(folder):
+def make_sft_trainer(folder, **given):
     from hf_rlhf.recipes.arguments import SFTTrainingArguments
     from hf_rlhf.reward_modeling.trainers import SFTTrainer
 
     tokenizer = make_tokenizer()
-    flags = {**SAVES, "per_device_train_batch_size": 4, "logging_steps": 2, "save_steps": 2, "max_steps": 6}
+    flags = {**SAVES, "per_device_train_batch_size": 4, "logging_steps": 2, "save_steps": 2, "max_steps": 6, **given}
     return SFTTrainer(
         model=make_model(tokenizer),
         args=SFTTrainingArguments(output_dir=str(folder), learning_rate=1e-2, **flags),
@@ -99,6 +99,26 @@ def make_sft_trainer(folder):
         processing_class=tokenizer,
         peft_config=make_lora(),
     )
+
+
+def test_an_sft_update_without_labels_is_not_made(tmp_path, monkeypatch, caplog):
+    """Sets that trl prepares have no such rows, others may; the loss is 0, with a gradient of zeros."""
+    weights = poison(monkeypatch, {})
+    trainer = make_sft_trainer(tmp_path, gradient_accumulation_steps=2)
+    collate, batches = trainer.data_collator, []
+
+    def without_labels(rows):
+        batches.append(collate(rows))
+        if len(batches) in (1, 5, 6):
+            batches[-1]["labels"][:] = -100
+        return batches[-1]
+
+    trainer.data_collator = without_labels
+    trainer.train()
+    same = [all(torch.equal(weights[step][name], weights[step + 1][name]) for name in weights[0]) for step in range(5)]
+    assert same == [False, False, True, False, False]
+    assert trainer.nonfinite_updates == 0
+    assert "no token of update 3 has a label; it is not made" in caplog.text
 
 
 def test_a_resumed_sft_run_ends_in_the_same_bits(tmp_path):

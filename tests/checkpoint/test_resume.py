@@ -6,11 +6,13 @@ import random
 import shutil
 
 import pytest
-from checkpoint.runs import SAVES
-from tiny import make_trainer, metrics_of
+import torch
+from checkpoint.runs import SAVES, moody_reward
+from tiny import make_prompts, make_trainer, metrics_of, snapshot
 
 from hf_rlhf.checkpoint.manifest import DamagedCheckpoint, verified_facts
 from hf_rlhf.checkpoint.resume import VerifiedCheckpoint, resume_point
+from hf_rlhf.checkpoint.state import random_state, save_state
 from hf_rlhf.errors import InputError
 from hf_rlhf.records import cut_logs
 
@@ -192,6 +194,58 @@ def test_a_run_resumed_at_its_end_only_ends(run, capsys):
     assert resumed.state.global_step == resumed.resumed_at == 12
     assert metrics_of(run) == before
     assert "nothing to train: checkpoint-12 is the last of max_steps=12\n" in capsys.readouterr().out
+
+
+def test_every_rank_takes_up_its_own_random_numbers(tmp_path, monkeypatch):
+    states = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        states.append({"random": random_state()})
+    save_state(tmp_path, "run_state", {"ranks": states})
+    monkeypatch.setattr("hf_rlhf.checkpoint.trainer.rank", lambda: 1)
+    make_trainer(tmp_path)._load_rng_state(str(tmp_path))
+    drawn = torch.rand(3)
+    torch.manual_seed(2)
+    assert torch.equal(drawn, torch.rand(3))
+
+
+ENDS = {
+    "after whole passes": {"max_steps": 8},
+    "inside a pass": {"max_steps": 4},
+    "with the best model": {"load_best_model_at_end": True, "metric_for_best_model": "reward", "eval_on_start": True},
+}
+
+
+@pytest.mark.parametrize("flags", ENDS.values(), ids=ENDS)
+def test_a_run_killed_before_its_final_evaluation_ends_with_the_same_one(tmp_path, flags):
+    """The reward draws from every global generator, and nothing is left to train that would have set them."""
+
+    def final(resume):
+        extra = {"eval_dataset": make_prompts(5)}
+        given = {
+            **SAVES,
+            "save_steps": 4,
+            "max_steps": 8,
+            "eval_strategy": "steps",
+            "eval_steps": 4,
+            "kl_target": 0.5,
+            **flags,
+        }
+        trainer = make_trainer(tmp_path / "run", reward=moody_reward, trainer_kwargs=extra, **given)
+        trainer.train(resume_from_checkpoint=resume)
+        if resume == "never":
+            shutil.copytree(tmp_path / "run", tmp_path / "killed")
+        trainer.evaluate()
+        return trainer, metrics_of(tmp_path / "run"), (tmp_path / "run" / "samples.jsonl").read_text()
+
+    trainer, rows, samples = final("never")
+    expected = snapshot(trainer.policy)
+    (tmp_path / "run").rename(tmp_path / "ended")
+    (tmp_path / "killed").rename(tmp_path / "run")
+    resumed, *logs = final("auto")
+    assert resumed.resumed_at == trainer.state.global_step
+    assert logs == [rows, samples]
+    assert all(torch.equal(weight, expected[name]) for name, weight in snapshot(resumed.policy).items())
 
 
 def test_a_resumed_run_says_where_it_goes_on_and_which_flags_changed(run, capsys):

@@ -62,7 +62,7 @@ def tokenize_all(kind, dataset, tokenizer):
     if kind == "prompts":
         prepare_prompts(dataset, tokenizer, max_prompt_length=16, source="rows", overlong_prompts="filter")
     elif kind == "texts":
-        columns = find_columns(dataset.column_names, source="rows")
+        columns = find_columns(dataset, source="rows")
         tokenize_texts(read_columns(dataset, columns), tokenizer, source="rows")
     else:
         _pair_lengths(read_columns(dataset, _pair_columns(dataset)), tokenizer, source="rows")

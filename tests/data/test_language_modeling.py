@@ -192,3 +192,36 @@ def test_what_is_not_one_loaded_set_is_refused(word_tokenizer, wrong, part):
         prepare_texts(
             wrong(datasets.Dataset.from_list([{"text": "why"}])), word_tokenizer, max_ptx_length=8, source="texts.jsonl"
         )
+
+
+# --- what a row says about its rendering -------------------------------------------------------------------------
+
+
+def test_a_rows_tools_and_template_arguments_are_in_its_text(word_tokenizer):
+    word_tokenizer.chat_template = (
+        "{% for tool in tools or [] %}{{ tool.name }} {% endfor %}{{ mood is defined and mood or '' }} "
+        "{% for message in messages %}{{ message.content }} {% endfor %}"
+    )
+    own = {"tools": [{"name": "sea"}], "chat_template_kwargs": {"mood": "red"}}
+    none = {"tools": None, "chat_template_kwargs": None}
+    texts = [
+        {"messages": [user("what"), assistant("sky")]},
+        {"prompt": [user("what")], "completion": [assistant("sky")]},
+    ]
+    for row, given in zip(texts, (("sea", "red what sky"), ("sea red what", "sky")), strict=True):
+        rows = datasets.Dataset.from_list([row | own, row | none])
+        kwargs = {"chat_template_kwargs": {"mood": "blue"}}
+        dataset = prepare_texts(rows, word_tokenizer, max_ptx_length=16, source="texts.jsonl", **kwargs)
+        first, second = words(word_tokenizer, dataset)
+        assert first == given
+        assert " ".join(second) == "blue what sky"
+
+
+def test_text_that_a_template_rendered_already_has_one_beginning(word_tokenizer):
+    from tokenizers.processors import TemplateProcessing
+
+    added = [("<user>", word_tokenizer.convert_tokens_to_ids("<user>"))]
+    word_tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<user> $A", special_tokens=added)
+    assert words(word_tokenizer, prepare(word_tokenizer, [{"text": "<user> the sky"}])) == [("<user>", "the sky <eos>")]
+    dataset = prepare(word_tokenizer, [{"prompt": "<user> the", "completion": " sky"}])
+    assert words(word_tokenizer, dataset) == [("<user> the", "sky <eos>")]

@@ -5,6 +5,7 @@ import datasets
 import pytest
 
 from hf_rlhf.data import load_rows, prepare_prompts, require_rows
+from hf_rlhf.data.prompts import prompt_rows
 from hf_rlhf.errors import InputError
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
@@ -63,7 +64,7 @@ def test_keys_filled_with_none_do_not_reach_the_template(word_tokenizer, monkeyp
         lambda messages, **options: given.append(messages) or apply(messages, **options),
     )
     prompt = [user("the sky") | {"name": "x"}, user("is")]
-    assert prepare(word_tokenizer, [{"prompt": prompt}], 20)[0]["prompt"][1] == user("is") | {"name": None}
+    assert prepare(word_tokenizer, [{"prompt": prompt}], 20)[0]["prompt"] == prompt
     assert given == [prompt]
 
 
@@ -208,3 +209,42 @@ def test_prompts_of_real_hh_dialogues(word_tokenizer):
     print(f"{len(dataset)} distinct prompts of {len(rows)} pairs, longest {max(map(len, dataset['prompt_ids']))} words")
     assert 0 < len(dataset) <= len(rows)
     assert all(prompt[-1]["role"] == "user" for prompt in dataset["prompt"])
+
+
+SHOWS = "{% for tool in tools or [] %}{{ tool.function.name }} {% endfor %}{{ messages[0].content }} {{ mood is defined and mood or '' }}"
+TOOLS = [{"type": "function", "function": {"name": "sea"}}]
+
+
+@pytest.mark.parametrize("tools", [TOOLS, '[{"type": "function", "function": {"name": "sea"}}]'])
+def test_a_rows_tools_and_template_arguments_are_in_its_prompt(word_tokenizer, tools):
+    word_tokenizer.chat_template = SHOWS
+    rows = [{"prompt": [user("sky")], "tools": tools, "chat_template_kwargs": {"mood": "blue"}}]
+    rows += [{"prompt": [user("sky")], "tools": None, "chat_template_kwargs": None}]
+    dataset = prepare(word_tokenizer, rows, chat_template_kwargs={"mood": "red"})
+    assert [words(word_tokenizer, ids) for ids in dataset["prompt_ids"]] == ["sea sky blue", "sky red"]
+    assert dataset["tools"][:] == [tools, None]  # for the rewards
+
+
+def test_one_prompt_with_other_tools_is_another_prompt(word_tokenizer):
+    word_tokenizer.chat_template = SHOWS
+    pair = {"chosen": [user("why"), assistant("red")], "rejected": [user("why"), assistant("blue")]}
+    rows = [pair, pair | {"tools": TOOLS}, pair | {"rejected": [user("why"), assistant("green")]}]
+    dataset = prepare(word_tokenizer, [row if "tools" in row else row | {"tools": None} for row in rows])
+    assert [words(word_tokenizer, ids) for ids in dataset["prompt_ids"]] == ["why", "sea why"]
+
+
+def test_prompts_without_a_set_get_the_runs_template_arguments(word_tokenizer):
+    word_tokenizer.chat_template = SHOWS
+    rows = prompt_rows([[user("sky")]], word_tokenizer, chat_template_kwargs={"mood": "red"})
+    assert words(word_tokenizer, rows[0]["prompt_ids"]) == "sky red"
+
+
+def test_text_that_a_template_rendered_already_has_one_beginning(word_tokenizer):
+    from tokenizers.processors import TemplateProcessing
+
+    added = [("<user>", word_tokenizer.convert_tokens_to_ids("<user>"))]
+    word_tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<user> $A", special_tokens=added)
+    dataset = prepare(word_tokenizer, [{"prompt": "<user> the sky"}, {"prompt": "the sky"}])
+    assert [words(word_tokenizer, ids) for ids in dataset["prompt_ids"]] == ["<user> the sky"] * 2
+    (row,) = prompt_rows(["<user> the sky"], word_tokenizer)
+    assert words(word_tokenizer, row["prompt_ids"]) == "<user> the sky"

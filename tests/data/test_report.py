@@ -50,7 +50,7 @@ def test_pairs(load):
         ("7", 'column "chosen": e'),
     ]
     assert sorted(report.left_out.values()) == [1, 1]
-    assert list(report.noticed.values()) == [1, 1]
+    assert list(report.noticed.values()) == [1, 1, 0]
     assert report.columns == ["prompt", "chosen", "rejected"]
     assert report.other_columns == ["id"]
     chosen, rejected = report.lengths
@@ -92,7 +92,7 @@ def test_prompts_and_prompts_of_pairs(load):
         load(prompts), make_tokenizer(), role="training", limit=LIMIT, overlong="truncate_left"
     )
     assert len(dataset) == report.rows == report.rows_read == 3
-    assert list(report.noticed.values()) == [1]
+    assert list(report.noticed.values()) == [1, 0]
     assert (report.layout, report.other_columns, report.lengths[0].above) == ("text", ["n"], 1)
     talk = [{"role": "user", "content": "hello"}]
     answers = [talk + [{"role": "assistant", "content": text}] for text in ("good", "bad", "sad")]
@@ -101,14 +101,16 @@ def test_prompts_and_prompts_of_pairs(load):
         load(pairs), make_tokenizer(), role="training", limit=LIMIT, overlong="truncate_left"
     )
     assert dataset["prompt"][:] == [talk]
-    assert (report.layout, report.rows_read, report.rows, sum(report.left_out.values())) == ("messages", 2, 1, 1)
+    assert (report.layout, report.rows_read, report.rows, sum(report.left_out.values())) == (
+        "messages before the answers; the set holds preference pairs (conversational, implicit prompt)", 2, 1, 1
+    )  # fmt: skip
 
 
 def test_texts(load):
     rows = [{"prompt": "the", "completion": " cat"}] * 2 + [{"prompt": "the", "completion": ""}]
     dataset, report, _ = check_text_set(load(rows, 1), make_tokenizer(), role="training", limit=LIMIT)
     assert (len(dataset), report.rows_read, report.layout) == (2, 3, "prompt and completion, text")
-    assert list(report.noticed.values()) == [1, 0]
+    assert list(report.noticed.values()) == [1, 0, 0]
     assert report.lengths[0].maximum == 3
 
 
@@ -168,11 +170,11 @@ def test_a_row_that_the_chat_template_refuses_is_named_and_may_be_left_out(load,
     assert "set skip_bad to 2" in str(caught.value)
 
 
-@pytest.mark.parametrize(("column", "value"), [("tools", "[{"), ("chat_template_kwargs", None)])
+@pytest.mark.parametrize(("column", "value"), [("tools", "[{"), ("chat_template_kwargs", "[1]")])
 @pytest.mark.parametrize("kind", ["pairs", "texts"])
 def test_columns_that_trl_hands_to_the_template_are_tried_too(load, kind, column, value):
     rows = list(talks(kind, 4, ()))
-    rows[0][column] = {"tools": "[]", "chat_template_kwargs": {"a": 1}}[column]
+    rows[0][column] = {"tools": "[]", "chat_template_kwargs": '{"a": 1}'}[column]
     rows[2][column] = value
     for row in rows[1], rows[3]:
         row[column] = rows[0][column]
@@ -268,3 +270,78 @@ def test_what_a_set_says_does_no_harm_to_a_terminal_and_hides_tokens():
     assert printable("see hf_abcdefghijABCDEFGHIJ1234 there", 50) == "see <token> there"
     assert printable("x" * 60, 10) == "x" * 9 + "…"
     assert "hf_" not in printable("the" + " " * 385 + "hf_abcdefghijABCDEFGHIJ1234", 100)
+
+
+WITH_TOOLS = "{% for tool in tools or [] %}{{ tool.function.name }} {% endfor %}{% for m in messages %}{{ m.content }} {% endfor %}"
+TOOLS = [{"type": "function", "function": {"name": "the cat sat"}}]  # three tokens
+LENGTHS = {"pairs": 6, "answers": 6, "prompts": 6, "prompts of pairs": 6, "messages": 7, "texts": 7}
+
+
+@pytest.mark.parametrize("tools", [TOOLS, json.dumps(TOOLS)])
+@pytest.mark.parametrize("kind", KINDS)
+def test_tools_count_in_the_lengths_and_are_not_called_unused(load, kind, tools):
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = WITH_TOOLS
+    plain = {"pairs": 4, "answers": 2, "prompts": 3, "prompts of pairs": 3, "messages": 4, "texts": 4}[kind]
+    for own, more in (({}, 0), ({"tools": tools}, 3)):
+        rows = [row | own | {"id": 7} for row in talks(kind, 4, ())]
+        limit = Limit("max_length", plain + 1, "")
+        settings = {"overlong": "filter"} if KINDS[kind] is check_prompt_set and not more else {}
+        if more and KINDS[kind] is not check_text_set:
+            with pytest.raises(InputError, match=f"longer than .*max(_prompt)?_length={plain + 1}"):
+                KINDS[kind](load(rows), tokenizer, role="training", limit=limit)
+            limit = Limit("max_length", None, "")
+        _, report, _ = KINDS[kind](load(rows), tokenizer, role="training", limit=limit, **settings)
+        assert report.lengths[0].maximum == plain + more
+        assert report.row_options == list(own)
+        assert report.other_columns == ["id"]
+        assert ("for the chat template: tools" in str(report)) == bool(own)
+        assert ("passed to the rewards: id" in str(report)) == (KINDS[kind] is check_prompt_set)
+
+
+def test_tools_beside_text_are_not_used(load):
+    rows = [{"prompt": "the", "completion": f" cat {n}", "tools": "[]"} for n in range(2)]
+    _, report, _ = check_text_set(load(rows), make_tokenizer(), role="training", limit=LIMIT)
+    assert (report.row_options, report.other_columns) == ([], ["tools"])
+
+
+def test_rows_that_differ_in_their_tools_are_not_there_already(load):
+    rows = [{"prompt": talk("the cat")[0], "tools": json.dumps(tools)} for tools in (TOOLS, [], TOOLS)]
+    _, report, _ = check_prompt_set(load(rows), make_tokenizer(), role="training", limit=Limit("max_length", 50, ""))
+    assert report.noticed["with a prompt that is there already"] == 1
+
+
+BEGIN = {
+    check_prompt_set: [{"prompt": "<|im_start|> the cat"}, {"prompt": "the cat sat"}],
+    check_text_set: [{"text": "<|im_start|> the cat"}, {"text": "the cat"}],
+    check_preferences: [pair("<|im_start|> the", " cat", " dog"), pair("the", " cat", " mat")],
+}
+
+
+@pytest.mark.parametrize("check", BEGIN)
+def test_rows_that_begin_with_the_bos_are_counted_and_measured_with_one(load, check):
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer = make_tokenizer()
+    added = [("<|im_start|>", tokenizer.convert_tokens_to_ids("<|im_start|>"))]
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<|im_start|> $A", special_tokens=added)
+    _, report, _ = check(load(BEGIN[check]), tokenizer, role="training", limit=LIMIT)
+    assert "kept: 1 that begin with the BOS already; it is not added again" in str(report)
+    longest = {check_prompt_set: 4, check_text_set: 4, check_preferences: 4}[check]
+    assert report.lengths[0].maximum == longest
+
+
+def test_a_prompt_that_a_reward_models_template_refuses_is_a_bad_row(load):
+    strict = make_tokenizer()
+    strict.chat_template = REFUSES
+    settings = {"role": "training", "limit": Limit("max_length", 50, ""), "reward_tokenizers": {"good": make_tokenizer(), "helpful": strict}}  # fmt: skip
+    rows = list(talks("prompts", 9, {5}))
+    with pytest.raises(
+        InputError, match=r"reward model 'helpful': .*refuses it \(no sadness\) in 1 row .*rows.jsonl:6"
+    ):
+        check_prompt_set(load(rows), make_tokenizer(), **settings)
+    dataset, report, _ = check_prompt_set(load(rows, 1), make_tokenizer(), **settings)
+    assert (len(dataset), len(report.bad_rows)) == (8, 1)
+    strict.chat_template = None
+    with pytest.raises(InputError, match=r"for the reward model 'helpful': .* has no chat template"):
+        check_prompt_set(load(rows), make_tokenizer(), **settings)

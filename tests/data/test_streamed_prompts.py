@@ -151,3 +151,22 @@ def test_streamed_splits_are_not_one_set(word_tokenizer):
     splits = datasets.IterableDatasetDict(train=stream_of(ROWS))
     with pytest.raises(InputError, match=r"Pass dataset\[split\]"):
         prepare_prompts(splits, word_tokenizer, max_prompt_length=8, source="stream")
+
+
+def test_a_rows_tools_and_template_arguments_are_in_its_prompt(word_tokenizer):
+    word_tokenizer.chat_template = "{% for tool in tools or [] %}{{ tool.name }} {% endfor %}{{ messages[0].content }} {{ mood is defined and mood or '' }}"
+    rows = [
+        {"prompt": [user("sky")], "tools": [{"name": "sea"}]},
+        {"prompt": [user("sky")], "chat_template_kwargs": {"mood": "red"}},
+    ]
+    prompts = [row["prompt_ids"] for row in prepare(word_tokenizer, rows, chat_template_kwargs={"mood": "blue"})]
+    assert [word_tokenizer.decode(ids).split() for ids in prompts] == [["sea", "sky", "blue"], ["sky", "red"]]
+
+
+def test_text_that_a_template_rendered_already_has_one_beginning(word_tokenizer):
+    from tokenizers.processors import TemplateProcessing
+
+    added = [("<user>", word_tokenizer.convert_tokens_to_ids("<user>"))]
+    word_tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<user> $A", special_tokens=added)
+    (row,) = prepare(word_tokenizer, [{"prompt": "<user> the sky"}])
+    assert word_tokenizer.decode(row["prompt_ids"]).split() == ["<user>", "the", "sky"]

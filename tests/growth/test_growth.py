@@ -36,7 +36,7 @@ def of_larger(benchmark, folder, sizes):
     The fastest of several rounds only falls, so that a busy machine costs rounds and not the verdict.
     """
     tokenizer = make_tokenizer()
-    tokenizer.eos_token = None
+    tokenizer.eos_token = tokenizer.chat_template = None  # nothing ends a completion but its length
     trainers = {size: benchmark.make_trainer(size, benchmark.random_llama(), tokenizer, folder) for size in sizes}
     multiples = {}
     for number, results in enumerate(benchmark.seconds_a_token(trainers, rounds=10)):

@@ -10,6 +10,9 @@ from tiny import WORDS, make_model, make_prompts, make_tokenizer, make_trainer, 
 
 TOLERANCE = 1e-6
 ROUNDING = ("val/first_ratio_error", "sampling/logp_gap")  # what these two measure is rounding itself
+EXPONENTIAL = {"val/ratio_var": 1e-4}
+"""Relative bounds where 1e-5 is too narrow. A ratio is off, relatively, by what its log-probability is off absolutely (an
+unlikely token's by 5e-6 after some updates), and its square by twice as much. One such token can be most of a variance."""
 
 
 # Rewards
@@ -32,12 +35,12 @@ def token_reward(prompts, completions, completion_ids, number, log_metric):
     ]
 
 
-def even_reward(prompts, completions, number, log_metric):
-    """Scores and logs even rows alone: of a stream, two ranks get the even ones and the odd ones."""
+def eighth_reward(prompts, completions, number, log_metric):
+    """Scores and logs every eighth row alone: of a stream, one of two ranks gets all of them."""
     for n in number:
-        if n % 2 == 0:
+        if n % 8 == 0:
             log_metric("number", n)
-    return [None if n % 2 else float(n % 3) for n in number]
+    return [None if n % 8 else float(n % 3) for n in number]
 
 
 # What a run is made of, besides PPOConfig's flags
@@ -131,8 +134,9 @@ RUNS = {
     },
     "sparse": {
         "data": lambda: make_prompts(16).to_iterable_dataset(),
-        "reward": even_reward,
+        "reward": eighth_reward,
         "critic": "adapter",
+        "weight_decay": 0.1,
         "stop_token_ids": list(range(0, 29, 2)),  # so that many completions have one token
         "num_mini_batches": 4,
         "per_device_train_batch_size": 4,
@@ -199,7 +203,8 @@ def assert_same(one, other):
         assert set(row) == set(twin)
         for key, value in row.items():
             floor = 1e-5 if key in ROUNDING else 1e-6
-            same = twin[key] is None if value is None else twin[key] == pytest.approx(value, rel=1e-5, abs=floor)
+            bound = EXPONENTIAL.get(key, 1e-5)
+            same = twin[key] is None if value is None else twin[key] == pytest.approx(value, rel=bound, abs=floor)
             assert same, f"step {row['step']}: {key} is {value} and {twin[key]}"
     assert (one / "samples.jsonl").read_text() == (other / "samples.jsonl").read_text()
     for file in one.glob("checkpoint-*/ppo_state.json"):

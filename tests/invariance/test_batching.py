@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from invariance.runs import ROUNDING, TOLERANCE, number_reward
+from invariance.runs import EXPONENTIAL, ROUNDING, TOLERANCE, number_reward
 from tiny import make_model, make_tokenizer, make_trainer, metrics_of, perturb, trained
 
 
@@ -33,7 +33,7 @@ def assert_same(one, other):
     assert set(metrics[0]) == set(other[1][0])
     for key, value in other[1][0].items():
         floor = 1e-5 if key in ROUNDING else 1e-6
-        assert value == pytest.approx(metrics[0][key], rel=1e-5, abs=floor), key
+        assert value == pytest.approx(metrics[0][key], rel=EXPONENTIAL.get(key, 1e-5), abs=floor), key
 
 
 @pytest.fixture(scope="module")

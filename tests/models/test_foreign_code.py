@@ -13,7 +13,8 @@ from tiny_data import conversational_pairs
 from hf_rlhf.cli import main
 from hf_rlhf.data import load_rows
 from hf_rlhf.errors import InputError
-from hf_rlhf.models.load import load_causal_lm, load_policy, load_sequence_classifier, load_tokenizer, read_config
+from hf_rlhf.models.adapted import load_policy
+from hf_rlhf.models.load import load_causal_lm, load_sequence_classifier, load_tokenizer, read_config
 from hf_rlhf.models.reward_model import load_reward_model
 
 LOADERS = [

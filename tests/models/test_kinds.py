@@ -281,6 +281,27 @@ def test_an_adapter_of_any_kind_is_a_start_and_its_own_reference(tmp_path, kind)
         assert torch.equal(logits_of(trainer.policy.model), wanted)
 
 
+def numbers_by_adapter(model, *names):
+    """How many numbers a PEFT model holds for each adapter, in parameters and buffers."""
+    held = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+    return {name: sum(tensor.numel() for key, tensor in held if name in key.split(".")) for name in names}
+
+
+@pytest.mark.parametrize("kind", [*KINDS_OF_LORA, *OTHERS])
+def test_a_start_is_held_once_for_each_role_and_no_more(kind):
+    config = OTHERS[kind] if kind in OTHERS else make_lora(**KINDS_OF_LORA[kind])
+    start = get_peft_model(make_model(make_tokenizer()), config)
+    for part in ("lora", "ia3", "hada", "lokr", "oft", "vera_lambda", "miss", "modules_to_save", "trainable_tokens"):
+        perturb(start, only=part)
+    wanted, size = logits_of(start), numbers_by_adapter(start, "default")["default"]
+    policy = wrap_policy(start)
+    assert set(policy.peft_config) == {"policy", "reference"}
+    assert policy.active_adapter == "policy"
+    roles = numbers_by_adapter(policy, "default", "policy", "reference")
+    assert roles == {"default": 0, "policy": size, "reference": size}
+    assert torch.equal(logits_of(policy), wanted)
+
+
 @pytest.mark.parametrize("peft_type", OTHERS)
 def test_the_other_supported_adapters_train_and_are_saved(tmp_path, peft_type):
     trainer = assert_it_trains(tmp_path / "run", make_model(make_tokenizer()), OTHERS[peft_type])

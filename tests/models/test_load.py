@@ -13,6 +13,7 @@ from hf_rlhf.models.load import (
     resolve_model,
     with_distinct_padding,
 )
+from hf_rlhf.models.precision import native_dtype
 
 
 def test_the_embedded_model_loads_speaks_and_pads_with_another_token_than_its_end():
@@ -20,7 +21,7 @@ def test_the_embedded_model_loads_speaks_and_pads_with_another_token_than_its_en
         if importlib.util.find_spec(package) is None:
             pytest.skip(f"needs the package {package}")
     model, tokenizer = load_causal_lm(EMBEDDED_MODEL), load_tokenizer(EMBEDDED_MODEL)
-    assert model.dtype == torch.bfloat16
+    assert model.dtype == native_dtype()
     assert tokenizer.pad_token != tokenizer.eos_token
     assert model.config.pad_token_id == tokenizer.pad_token_id
     ids = tokenizer("The capital of France is", return_tensors="pt").input_ids
@@ -48,7 +49,7 @@ def test_other_names_stay_as_they_are():
 
 def test_a_model_loads_in_the_dtype_asked_for(tmp_path):
     make_model(make_tokenizer()).save_pretrained(tmp_path)
-    assert load_causal_lm(str(tmp_path)).dtype == torch.bfloat16
+    assert load_causal_lm(str(tmp_path), dtype="bfloat16").dtype == torch.bfloat16
     assert load_causal_lm(str(tmp_path), dtype="float32").dtype == torch.float32
     assert load_causal_lm(str(tmp_path), dtype="auto").dtype == torch.float32
 

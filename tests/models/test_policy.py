@@ -57,6 +57,25 @@ def test_at_the_start_the_reference_says_exactly_what_the_policy_says(kind):
 
 
 @pytest.mark.parametrize("kind", ["lora", "adapter", "full"])
+def test_a_refreshed_reference_is_the_policy_and_the_policy_stays_what_it_is(kind):
+    model = make_model(make_tokenizer())
+    if kind == "adapter":
+        model = perturb(get_peft_model(model, make_lora()), only="lora")
+    config = make_lora() if kind == "lora" else None
+    policy = PolicyWithValue(wrap_policy(model, config, keep_reference=True)).eval()
+    perturb(policy.model, only="" if kind == "full" else f".{POLICY}.")
+    before = snapshot(policy)
+    policy.refresh_reference()
+    source, target = ("model.", "reference_model.") if kind == "full" else (f".{POLICY}.", ".reference.")
+    followed = 0
+    for name, weight in snapshot(policy).items():
+        expected = before[name.replace(target, source)]
+        assert torch.equal(weight, expected), name
+        followed += not torch.equal(before[name], expected)
+    assert followed > 10
+
+
+@pytest.mark.parametrize("kind", ["lora", "adapter", "full"])
 def test_the_reference_stays_when_the_policy_moves(kind):
     policy, sequences = make_policy(kind), make_sequences()
     with torch.no_grad():
@@ -82,6 +101,19 @@ def test_a_reference_of_its_own_is_used():
     with torch.no_grad():
         reference = policy(sequences, reference=True).reference_logprobs
     torch.testing.assert_close(reference, naive(other, sequences)[0], rtol=1e-5, atol=1e-5)
+
+
+def test_the_exact_kl_to_a_reference_of_its_own_is_that_of_both_models_logits():
+    tokenizer = make_tokenizer()
+    other = make_model(tokenizer, seed=5)
+    policy, sequences = make_policy(model=make_model(tokenizer), ref_model=other), make_sequences()
+    with torch.no_grad():
+        kl = policy(sequences, full_kl=True).kl
+        for b, prompt in enumerate(sequences.prompt_lengths.tolist()):
+            ids = sequences.input_ids[b : b + 1, : int(sequences.attention_mask[b].sum())]
+            p, q = (model(ids).logits[0, prompt - 1 : -1].log_softmax(-1) for model in (policy.model, other))
+            torch.testing.assert_close(kl[b, : len(p)], (p.exp() * (p - q)).sum(-1), rtol=1e-4, atol=1e-5)
+    assert kl[sequences.mask].min() > 0.1
 
 
 @pytest.mark.parametrize("kind", ["lora", "adapter", "full"])
@@ -320,6 +352,21 @@ def test_a_peft_model_read_from_disk_trains(trainable, tmp_path):
     with_gradient = {name for name, parameter in policy.named_parameters() if parameter.grad is not None}
     assert with_gradient
     assert all(f".{POLICY}." in name for name in with_gradient)
+
+
+@pytest.mark.parametrize("name", ["default", POLICY])
+def test_a_start_beside_a_reference_model_is_held_once(name):
+    model = get_peft_model(make_model(make_tokenizer()), make_lora(), adapter_name=name)
+    size = sum(parameter.numel() for parameter in model.parameters())
+    policy = wrap_policy(model, own_reference=True)
+    assert list(policy.peft_config) == [POLICY]
+    assert sum(parameter.numel() for parameter in policy.parameters()) == size
+
+
+def test_other_adapters_of_a_start_stay():
+    model = get_peft_model(make_model(make_tokenizer()), make_lora())
+    model.add_adapter("of the user", make_lora())
+    assert set(wrap_policy(model).peft_config) == {POLICY, "reference", "of the user"}
 
 
 def test_gradient_checkpointing_changes_no_gradient():

@@ -97,6 +97,25 @@ def test_supports_of_different_width_give_the_same_in_any_chunk():
         torch.testing.assert_close(part, whole)
 
 
+@pytest.mark.parametrize("chunk_size", [1, N])
+def test_beside_tokens_with_a_support_those_without_one_have_the_whole_vocabulary(chunk_size):
+    hidden, weight, targets = inputs()
+    whole, entropy = plain(hidden, weight, targets)
+    support = [None if n % 2 else targets[n : n + 1].int() for n in range(N)]
+    scores = token_logprobs(
+        hidden, targets, lambda x: x @ weight.T, support=support, entropy=True, chunk_size=chunk_size
+    )
+    torch.testing.assert_close(scores.logprobs[1::2], whole[1::2])
+    torch.testing.assert_close(scores.entropy[1::2], entropy[1::2])
+    assert not scores.logprobs[::2].any()
+    kl = token_kl(
+        hidden, lambda x: x @ weight.T, -hidden, lambda x: x @ weight.T, support=support, chunk_size=chunk_size
+    )
+    exact = token_kl(hidden, lambda x: x @ weight.T, -hidden, lambda x: x @ weight.T)
+    torch.testing.assert_close(kl[1::2], exact[1::2])
+    assert not kl[::2].any()
+
+
 def test_logprobs_are_fp32_whatever_the_head_gives():
     hidden, weight, targets = inputs()
     scored = token_logprobs(hidden, targets, lambda x: (x @ weight.T).bfloat16())

@@ -42,7 +42,7 @@ def test_policy_loss_by_hand():
         "dual_clip_fraction": 0.0,
         "approx_kl": 4 * 0.5 * LOG_2**2,
         "ratio": 5.0,
-        "ratio_squared": 8.5,
+        "ratio_deviation_squared": 2.5,  # 1 + 1 + 0.25 + 0.25
     }
 
 
@@ -59,7 +59,7 @@ def test_the_first_update_is_plain_policy_gradient():
         "dual_clip_fraction": 0,
         "approx_kl": 0,
         "ratio": 2,
-        "ratio_squared": 2,
+        "ratio_deviation_squared": 0,
     }
 
 
@@ -80,7 +80,7 @@ def test_policy_loss_never_sees_what_does_not_count(rubbish):
     assert loss.item() == pytest.approx(-2.2)
     assert gradient(loss, logprobs) == [0, 0, -1]
     counts = {"clip_fraction": 1, "dual_clip_fraction": 0}
-    assert numbers(stats) == {**counts, "approx_kl": 0.5 * LOG_2**2, "ratio": 3, "ratio_squared": 5}
+    assert numbers(stats) == {**counts, "approx_kl": 0.5 * LOG_2**2, "ratio": 3, "ratio_deviation_squared": 1}
 
 
 @pytest.mark.parametrize("rubbish", [NAN, INF, -INF])

@@ -47,6 +47,7 @@ def tokenizer():
     tokenizer = make_tokenizer()
     tokenizer.add_tokens([f"word{number}" for number in range(VOCABULARY - len(tokenizer))])
     tokenizer.eos_token = None  # all completions are of full length
+    tokenizer.chat_template = "{% for message in messages %}{{ message['role'] }} {{ message['content'] }} {% endfor %}"
     return tokenizer
 
 

@@ -26,7 +26,7 @@ from transformers import TrainerCallback
 from hf_rlhf.errors import InputError
 from hf_rlhf.ops import kl_estimate, masked_sum, whiten
 from hf_rlhf.ppo.config import KL_CHOICES
-from hf_rlhf.ppo.experience import MicroBatch
+from hf_rlhf.ppo.experience import MicroBatch, micro_batches
 from hf_rlhf.ppo.guard import UpdateGuard
 from hf_rlhf.ppo.iteration_log import IterationLog
 
@@ -45,6 +45,10 @@ def by_number(prompts, completions, completion_ids, **columns):
 
 def zero(prompts, **columns):
     return [0.0] * len(prompts)
+
+
+def one_scored(prompts, number, **columns):
+    return [float(n) if n == max(number) else None for n in number]
 
 
 # The loss, against its formula on full logits
@@ -234,6 +238,27 @@ def test_the_kl_in_the_loss_has_its_own_gradient_and_is_not_in_the_rewards(tmp_p
     assert trainer.iteration_log.metrics["objective/non_score_reward"] < 0
 
 
+def test_the_kl_in_the_loss_weighs_what_the_controller_says(tmp_path):
+    trainer = make_trainer(
+        tmp_path,
+        reward=by_number,
+        vf_coef=0.0,
+        kl_in_loss=True,
+        kl_estimator="k2",
+        kl_coef=0.1,
+        kl_target=0.5,
+        kl_horizon=8,
+    )
+    perturb(trainer.policy, only="lora")
+    trainer.kl_control.coef = 0.7  # of an iteration in the middle of a run
+    experience = trainer.make_experience(0)
+    assert trainer.kl_control.coef != 0.7  # that of the next one
+    perturb(trainer.policy, only="lora", scale=0.05, seed=8)
+    kl = kl_by_hand("k2", trainer, experience)
+    expected = gradient_of(trainer, -mean(surrogate(trainer, experience) - 0.7 * kl, experience))
+    torch.testing.assert_close(trainers_gradient(trainer, experience), expected, rtol=1e-3, atol=1e-5)
+
+
 def test_the_gradient_of_k1_is_refused_in_the_loss(tmp_path):
     with pytest.raises(InputError, match="kl_in_loss=True must be false with kl_estimator k1"):
         make_config(tmp_path, kl_in_loss=True)
@@ -276,6 +301,23 @@ def test_the_gradient_of_the_kl_is_that_of_k1_in_the_rewards_and_of_k2_and_full_
     assert [n for n in KL_CHOICES if torch.allclose(in_loss[n], exact, atol=1e-6)] == ["k2", "full"]
     assert in_rewards["full"].abs().max() < 1e-6  # it is the same whichever token was drawn
     assert in_loss["k1"].abs().max() < 1e-6
+
+
+def test_values_are_clipped_around_those_of_the_rollout(tmp_path):
+    """Also in a later update, when the critic has moved away from them by more than the range."""
+    trainer = make_trainer(tmp_path, reward=by_number, cliprange_value=0.3)
+    perturb(trainer.policy.value_head, scale=0.3)
+    experience = trainer.make_experience(0)
+    trainer.policy.value_head.summary.bias.data += 1.0
+    trainers_gradient(trainer, experience)
+    now, returns = experience.values + 1.0, experience.returns
+    clipped = experience.values + 0.3
+    loss = torch.max((now - returns) ** 2, (clipped - returns) ** 2) / 2
+    metrics = trainer.iteration_log.finished()
+    assert metrics["loss/value_avg"] == pytest.approx(mean(loss, experience).item(), rel=1e-4)
+    is_clipped = (clipped - returns) ** 2 > (now - returns) ** 2
+    assert metrics["val/clipfrac_avg"] == pytest.approx(mean(is_clipped.float(), experience).item())
+    assert 0 < metrics["val/clipfrac_avg"] < 1
 
 
 # Updates that are not made
@@ -466,6 +508,17 @@ def test_the_texts_loss_is_their_mean_negative_log_probability(tmp_path):
     assert iterations_of(tmp_path)[0]["loss/ptx_avg"] == pytest.approx(expected, rel=1e-5)
 
 
+def test_the_texts_of_a_run_go_on_from_iteration_to_iteration(tmp_path):
+    """Two iterations of four updates of four texts: 32 places, so that each of 16 texts is met twice."""
+    texts = Dataset.from_dict({"text": [" ".join([word] * 2) for word in WORDS[:16]]})
+    trainer = ptx(tmp_path, texts=texts)
+    experience = trainer.make_experience(0)
+    batches = [batch for i in range(2) for batch in micro_batches(experience, trainer.args, i, trainer.texts)]
+    met = [int(ids[0]) for batch in batches for ids in batch.texts.input_ids]
+    assert sorted(met) == sorted(2 * TOKENIZER.convert_tokens_to_ids(WORDS[:16]))
+    assert met[:16] != met[16:]
+
+
 def test_accumulation_changes_nothing_about_the_texts(tmp_path):
     results = []
     for name, flags in ACCUMULATION.items():
@@ -561,9 +614,10 @@ RESUMED = {
     "reference of LoRA": {"ref_model_sync_iterations": 2},
     "reference of full": {"ref_model_sync_iterations": 2, "lora": None, "learning_rate": 1e-3},
     "texts": {"ptx_coef": 0.5, "trainer_kwargs": {"ptx_dataset": TEXTS}},
-    "stream": {"data": stream()},
+    "stream": {"data": stream(), "eval_on_start": True},
     "shuffled stream": {"data": stream().shuffle(seed=3, buffer_size=8)},
     "early stop": {"early_stop_kl": 0.005, "lr_scheduler_type": "linear"},
+    "empty minibatches": {"reward": one_scored, "weight_decay": 0.1, "lr_scheduler_type": "linear"},
 }
 
 

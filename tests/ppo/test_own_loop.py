@@ -114,6 +114,18 @@ def test_prompts_sampled_in_two_calls_are_those_of_one(tmp_path):
     assert [part.ids for part in parts] == [completion.ids for completion in whole]
 
 
+def test_the_draws_of_a_second_call_follow_those_of_all_ranks(tmp_path, monkeypatch):
+    whole = own(tmp_path)._seeds("train", 0, 16)
+    trainer = own(tmp_path)  # the second of two ranks, both with two prompts a call
+    monkeypatch.setattr("hf_rlhf.ppo.trainer.gather_in_order", lambda share: share * 2)
+    monkeypatch.setattr("hf_rlhf.ppo.trainer.take_share", lambda whole: whole[1::2])
+    seeds, sample = [], trainer.sample
+    trainer.sample = lambda rows, given: seeds.append(given) or sample(rows, given)
+    trainer.generate(PROMPTS[:2])
+    trainer.generate(PROMPTS[2:4])
+    assert seeds == [[whole[1], whole[3]], [whole[5], whole[7]]]
+
+
 def test_the_same_prompts_get_new_completions_at_each_call_and_in_each_iteration(tmp_path):
     trainer = own(tmp_path, learning_rate=0.0)
     first, second = trainer.generate(PROMPTS), trainer.generate(PROMPTS)
@@ -267,6 +279,22 @@ def test_a_completion_without_a_score_does_not_count(tmp_path):
     assert metrics["objective/scores"] == 3.5
 
 
+NOTHING = [False] * 3
+
+
+@pytest.mark.parametrize(
+    ("scores", "masks"),
+    [([1.0, *[None] * 7], None), ([1.0] * 8, [[True] * 3, *[NOTHING] * 7])],
+    ids=["unscored", "masked"],
+)
+def test_minibatches_in_which_nothing_counts_make_no_update(tmp_path, scores, masks):
+    trainer = own(tmp_path)
+    metrics = trainer.step(PROMPTS, ids(*[3] * 8), scores, masks)
+    assert (metrics["policy/updates"], metrics["policy/empty_updates"]) == (2, 2)
+    states = trainer.optimizer.state_dict()["state"].values()
+    assert {int(state["step"]) for state in states} == {2}
+
+
 MASKS = [[True, False, True, True], [True, True, True, False], *[[True] * 4] * 5, [False] * 4]
 
 
@@ -310,6 +338,56 @@ def test_prompts_may_be_token_ids(tmp_path):
     assert all(torch.equal(weight, results[1][1][name]) for name, weight in results[0][1].items())
 
 
+# Under top-k, top-p and min-p
+
+TRUNCATED = {"top_k": 8, "top_p": 0.9, "min_p": 0.02, "temperature": 0.8}
+
+
+@pytest.mark.parametrize("given", ["ids", "mixed"])
+def test_ids_are_read_as_if_generate_had_said_what_they_were_chosen_from(tmp_path, given):
+    results = []
+    for name in ("generated", given):
+        trainer = own(tmp_path / name, max_steps=8, **TRUNCATED)
+        for _ in range(2):
+            completions = trainer.generate(PROMPTS)
+            scores = scores_of(completions)
+            if name != "generated":
+                completions = [each if name == "mixed" and b % 2 else each.ids for b, each in enumerate(completions)]
+            metrics = trainer.step(PROMPTS, completions, scores)
+        assert metrics["val/first_ratio_error"] < 1e-5
+        results.append((metrics["objective/kl"], metrics["policy/entropy_avg"], snapshot(trainer.policy)))
+    assert results[0][:2] == results[1][:2]
+    assert all(torch.equal(weight, results[1][2][name]) for name, weight in results[0][2].items())
+
+
+def test_the_likeliest_token_of_one_is_certain(tmp_path):
+    """With top_k=1 nothing is chosen, so that every log-probability is 0, and no other token is possible."""
+    trainer = own(tmp_path, top_k=1)
+    likeliest = [completion.ids for completion in trainer.generate(PROMPTS)]
+    metrics = trainer.step(PROMPTS, likeliest, [1.0] * 8)
+    assert metrics["objective/entropy"] == metrics["objective/kl"] == metrics["policy/entropy_avg"] == 0
+    again = own(tmp_path / "again", top_k=1)
+    likeliest[3][-1] = DOG if likeliest[3][-1] != DOG else HAPPY
+    word = TOKENIZER.decode(likeliest[3][-1])
+    message = (
+        rf"completion 3 .* token {len(likeliest[3]) - 1}, '{word}' \(id \d+\), is not among the 1 that top_k=1 left"
+    )
+    with pytest.raises(InputError, match=message):
+        again.step(PROMPTS, likeliest, [1.0] * 8)
+    masks = [[True] * (len(ids) - (b == 3)) + [False] * (b == 3) for b, ids in enumerate(likeliest)]
+    assert again.step(PROMPTS, likeliest, [1.0] * 8, masks)["objective/entropy"] == 0
+
+
+def test_in_a_run_that_cuts_nothing_off_a_completion_may_still_say_what_it_was_chosen_from(tmp_path):
+    pair = Completion([DOG], [], stopped=False, support=[torch.tensor([DOG, HAPPY])])
+    both, _ = rewards_of(tmp_path / "both", [pair, *[[DOG]] * 7], [1.0] * 8)
+    plain, _ = rewards_of(tmp_path / "plain", [[DOG]] * 8, [1.0] * 8)
+    torch.testing.assert_close(both.logprobs[1:], plain.logprobs[1:])
+    other, _ = rewards_of(tmp_path / "other", [[HAPPY]] * 8, [1.0] * 8)
+    dog, happy = plain.logprobs[0, 0].exp(), other.logprobs[0, 0].exp()
+    torch.testing.assert_close(both.logprobs[0, 0], (dog / (dog + happy)).log())
+
+
 # Mistakes
 
 
@@ -339,6 +417,19 @@ WRONG = {
     "logprobs of another": (
         full(completions=[Completion([DOG, DOG], [-1.0], stopped=False), *ids(*[3] * 7)]),
         "completion 0 .* 1 logprobs for 2 tokens",
+    ),
+    "a support of another": (
+        full(completions=[Completion([DOG, DOG], [], False, [torch.tensor([DOG])]), *ids(*[3] * 7)]),
+        "completion 0 .* support of 1 tokens for 2 tokens",
+    ),
+    "a token that was cut off": (
+        full(
+            completions=[
+                *ids(*[3] * 7),
+                Completion([DOG, DOG], [], False, [torch.tensor([DOG]), torch.tensor([HAPPY])]),
+            ]
+        ),
+        r"completion 7 .* its token 1, 'dog' \(id 9\), is not among the 1 that its support left",
     ),
     "no score at all": (full(scores=[None] * 8), "no completion of iteration 1"),
     "everything masked": (full(masks=[[False] * 3] * 8), "no completion of iteration 1"),

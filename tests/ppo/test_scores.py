@@ -167,6 +167,13 @@ def test_every_token_pays_the_length_penalty():
     assert empty.score == 1.0
 
 
+def test_only_counted_tokens_have_a_length():
+    with_tool = trajectory(1.0, tokens=9)
+    with_tool.mask = [True] * 3 + [False] * 4 + [True] * 2
+    shaper(length_penalty=0.5, overlong_penalty=2.0, overlong_buffer=6).shape([with_tool])
+    assert with_tool.score == 1.0 - 5 * 0.5 - 2.0 / 6  # five of ten, one of them in the buffer
+
+
 @pytest.mark.parametrize(
     ("tokens", "paid"), [(0, 0.0), (5, 0.0), (6, 0.0), (7, 0.5), (8, 1.0), (9, 1.5), (10, 2.0), (12, 2.0)]
 )

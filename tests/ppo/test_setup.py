@@ -197,3 +197,119 @@ def test_a_reward_that_needs_a_column_says_so_before_anything_is_sampled(tmp_pat
 def test_batches_of_nothing_are_refused(tmp_path, flag):
     with pytest.raises(InputError, match=f"{flag}=0 must be at least 1"):
         make_config(tmp_path, **{flag: 0})
+
+
+SHOWS = (
+    "{% for tool in tools or [] %}{{ tool.name }} {% endfor %}{% for m in messages %}{{ m.content }} {% endfor %}"
+    "{{ mood is defined and mood or '' }}"
+)
+
+
+def moody_rows(count=8):
+    """Rows of one word, of which the first asks for a mood and a tool of its own."""
+    first = {"tools": [{"name": "mat"}], "chat_template_kwargs": {"mood": "happy"}}
+    rows = [{"tools": None, "chat_template_kwargs": None} | (first if n == 0 else {}) for n in range(count)]
+    return [{"prompt": [{"role": "user", "content": "cat"}], **row} for row in rows]
+
+
+def moody_trainer(folder, data, **more):
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = SHOWS
+    return make_trainer(folder, tokenizer=tokenizer, data=data, chat_template_kwargs={"mood": "sad"}, **more)
+
+
+def test_the_runs_template_arguments_reach_all_prompts(tmp_path):
+    rows = Dataset.from_list(moody_rows())
+    texts = Dataset.from_list(
+        [{"messages": [{"role": "user", "content": "dog"}, {"role": "assistant", "content": "sat"}]}]
+    )
+    sets = {"eval_dataset": {"one": rows, "other": rows.select([1])}, "ptx_dataset": texts}
+    trainer = moody_trainer(tmp_path, rows, ptx_coef=0.1, trainer_kwargs=sets)
+
+    def shown(ids):
+        return trainer.processing_class.decode(ids).strip()
+
+    assert [shown(ids) for ids in trainer.prompt_set["prompt_ids"][:2]] == ["mat cat happy", "cat sad"]
+    assert shown(trainer.eval_dataset["one"][0]["prompt_ids"]) == "mat cat happy"
+    assert shown(trainer.eval_dataset["other"][0]["prompt_ids"]) == "cat sad"
+    text = trainer.texts.dataset[0]
+    assert shown(text["prompt_ids"] + text["completion_ids"]) == "dog sat sad"
+    given = [row["prompt"] for row in moody_rows(2)]
+    assert [shown(row["prompt_ids"]) for row in trainer._rows(given)] == ["cat sad", "cat sad"]  # these have no columns
+    ids = [trainer.processing_class("cat sad")["input_ids"]]
+    assert trainer.predict_value(given[:1]) == trainer.predict_value(ids)
+
+
+def test_the_runs_template_arguments_reach_a_stream(tmp_path):
+    trainer = moody_trainer(tmp_path, Dataset.from_list(moody_rows()).to_iterable_dataset())
+    rows = trainer.prompts.rows(0)
+    assert [trainer.processing_class.decode(row["prompt_ids"]).strip() for row in rows[:2]] == [
+        "mat cat happy",
+        "cat sad",
+    ]
+
+
+@pytest.mark.parametrize("given", [{"a": "1"}, '{"a": "1"}', None, "null", {}])
+def test_template_arguments_are_a_mapping_or_json(tmp_path, given):
+    wanted = None if given in (None, "null") else {"a": "1"} if given else {}
+    assert make_config(tmp_path, chat_template_kwargs=given).chat_template_kwargs == wanted
+
+
+@pytest.mark.parametrize("given", ["thinking", "[1]", [1], "{'a': 1}"])
+def test_template_arguments_that_are_no_mapping_are_refused(tmp_path, given):
+    with pytest.raises(InputError, match=r"chat_template_kwargs=.* is invalid: it is no mapping. Write JSON"):
+        make_config(tmp_path, chat_template_kwargs=given)
+
+
+@pytest.fixture
+def learned():
+    """A reward model as an object, with the tokenizer to give beside it."""
+    from transformers import LlamaConfig, LlamaForSequenceClassification
+
+    shape = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = LlamaConfig(
+        vocab_size=len(make_tokenizer()), max_position_embeddings=48, num_labels=1, pad_token_id=0, **shape
+    )
+    return LlamaForSequenceClassification(config), make_tokenizer()
+
+
+def test_prompts_are_tried_with_the_reward_model_before_training(tmp_path, learned):
+    """The prompt with "sad" is the fourth; sets of evaluation, streams and what is given to evaluate() alike."""
+    model, tokenizer = learned
+    plain, rest = make_prompts(8), {"trainer_kwargs": {"reward_processing_classes": [tokenizer]}}
+    sad = Dataset.from_list([*plain.to_list()[:3], {"prompt": [{"role": "user", "content": "sad"}], "number": 9}])
+    refuses = "{% for m in messages %}{% if m.content == 'sad' %}{{ raise_exception('no sadness') }}{% endif %}{{ m.content }} {% endfor %}"
+    tokenizer.chat_template = refuses
+    refused = r"reward model 'reward_model': the chat template refuses it \(no sadness\) in 1 row \("
+    trainer = make_trainer(tmp_path, reward=model, data=plain, **rest)
+    with pytest.raises(InputError, match=f"eval_dataset: {refused}3"):
+        trainer.evaluate(sad)
+    both = {"trainer_kwargs": rest["trainer_kwargs"] | {"eval_dataset": {"held": sad}}}
+    with pytest.raises(InputError, match=f"held: {refused}3"):
+        make_trainer(tmp_path, reward=model, data=plain, **both)
+    with pytest.raises(InputError, match=f"train_dataset: {refused}0"):
+        make_trainer(tmp_path, reward=model, data=sad.select([3]).to_iterable_dataset(), **rest)
+    tokenizer.chat_template = None
+    with pytest.raises(InputError, match=r"train_dataset: reward model 'reward_model': .* has no chat template"):
+        make_trainer(tmp_path, reward=model, data=plain, **rest)
+
+
+def test_a_prompt_and_completion_beyond_the_reward_models_positions_are_told_before_training(tmp_path, learned):
+    model, tokenizer = learned
+    rest = {"trainer_kwargs": {"reward_processing_classes": [tokenizer]}, "reward": model}
+    data = make_prompts(8)  # the longest has 6 words, 12 tokens with the template's
+    make_trainer(tmp_path, data=data, max_completion_length=36, **rest)
+    with pytest.raises(InputError, match=r"takes 48 tokens, and prompt 4 .* has 12 by its tokenizer"):
+        make_trainer(tmp_path, data=data, max_completion_length=37, **rest)
+
+
+@pytest.mark.parametrize("role", ["ref_model", "value_model"])
+def test_every_model_needs_positions_for_prompt_and_completion(tmp_path, role):
+    from transformers import LlamaForSequenceClassification
+
+    short = make_model(make_tokenizer(), max_position_embeddings=39, num_labels=1)
+    if role == "value_model":
+        short = LlamaForSequenceClassification(short.config)
+    critic = {"critic": "model"} if role == "value_model" else {}
+    with pytest.raises(InputError, match=r"= 40 tokens, but (ref_model|the critic) has 39 positions"):
+        make_trainer(tmp_path, trainer_kwargs={role: short}, **critic)

@@ -14,6 +14,7 @@ from hf_rlhf.errors import InputError
 from hf_rlhf.ops import masked_sum
 from hf_rlhf.ppo.experience import MicroBatch
 from hf_rlhf.ppo.trainer import PPOTrainer
+from hf_rlhf.types import Completion
 
 PAGE = Path(__file__).parents[2] / "docs" / "stages.md"
 STAGES = ("sample", "score", "advantages", "loss")
@@ -129,3 +130,20 @@ def test_a_loss_without_the_statistic_that_a_flag_reads_is_told_so(tmp_path, exa
     trainer = make(example("loss"), tmp_path, early_stop_kl=0.1)
     with pytest.raises(InputError, match=r"early_stop_kl.*policy/approxkl_avg"):
         trainer.train()
+
+
+class Silent(PPOTrainer):
+    """Its sampler gives tokens, and nothing about what they were chosen from."""
+
+    def sample(self, rows, seeds):
+        trajectories = super().sample(rows, seeds)
+        for trajectory in trajectories:
+            trajectory.completion = Completion(trajectory.completion.ids, [], trajectory.completion.stopped)
+        return trajectories
+
+
+def test_a_sampler_of_ones_own_need_not_say_what_top_k_left(tmp_path):
+    said, worked_out = (make(kind, tmp_path, top_k=6, top_p=0.9).make_experience(0) for kind in (PPOTrainer, Silent))
+    for name in ("logprobs", "reference_logprobs", "kl", "entropy", "advantages"):
+        assert torch.equal(getattr(said, name), getattr(worked_out, name)), name
+    torch.testing.assert_close(said.logprobs, said.sampler_logprobs, rtol=0, atol=1e-5)

@@ -124,6 +124,20 @@ def test_every_completion_is_used_once_in_each_epoch(tmp_path):
         assert first.minibatch_tokens == second.minibatch_tokens == tokens
 
 
+def test_minibatches_are_others_in_every_epoch_and_iteration(tmp_path):
+    trainer = make_trainer(tmp_path)
+    experience = trainer.make_experience(0)
+    experience.scores = torch.arange(8.0)
+    deals = [
+        [set(batch.experience.scores.tolist()) for batch in micro_batches(experience, trainer.args, i)]
+        for i in range(3)
+    ]
+    firsts = [frozenset(deal[minibatch]) for deal in deals for minibatch in (0, 2)]  # of two epochs
+    assert len(set(firsts)) == 6
+    again = micro_batches(experience, trainer.args, 0)
+    assert [set(batch.experience.scores.tolist()) for batch in again] == deals[0]
+
+
 # What is trained
 
 
@@ -403,7 +417,40 @@ def test_the_coefficient_of_a_run_follows_its_kl(tmp_path, target, falls):
     assert coefficients[2] == pytest.approx(coefficients[1] * (0.98 if falls else 1.02))
 
 
+def test_the_controller_hears_of_the_kl_of_a_scored_completion(tmp_path):
+    """A tenth above the target, and so e = 0.1; of a token, or of all completions, it would be far below."""
+
+    def unscored(prompts, number, **_):
+        return [None if n % 2 else 1.0 for n in number]
+
+    flags = {"reward": unscored, "data": make_prompts(8), "kl_estimator": "k3"}
+    first = make_trainer(tmp_path, **flags)
+    experience = perturb_and_make(first)
+    kl = experience.kl.sum(dim=1)[experience.mask.any(dim=1)]
+    assert len(kl) == 4
+    second = make_trainer(tmp_path, **flags, kl_target=kl.mean().item() / 1.1, kl_horizon=80)
+    perturb_and_make(second)
+    assert second.kl_control.coef == pytest.approx(0.05 * (1 + 0.1 * 8 / 80))
+
+
+def perturb_and_make(trainer):
+    perturb(trainer.policy, only="lora")
+    return trainer.make_experience(0)
+
+
 # Evaluation
+
+
+def test_evaluation_makes_draws_of_its_own_and_the_same_each_time(tmp_path):
+    extra = {"eval_dataset": make_prompts(8)}
+    trainer = make_trainer(tmp_path, eval_strategy="steps", eval_steps=4, max_steps=12, trainer_kwargs=extra)
+    sample, seeds = trainer.sample, []
+    trainer.sample = lambda rows, given: seeds.append(given) or sample(rows, given)
+    trainer.train()
+    of_training, of_evaluation = seeds[::2], seeds[1::2]
+    assert of_evaluation == [of_evaluation[0]] * 3
+    assert len({seed for given in seeds for seed in given}) == (3 + 1) * 8
+    assert of_evaluation[0] not in of_training
 
 
 def test_evaluation_by_steps_logs_reward_and_kl(tmp_path):

@@ -153,3 +153,20 @@ def test_a_folder_with_a_run_in_it_is_left_alone(capsys, flags, write_rows, tmp_
     assert status == 2
     assert "holds a run already" in capsys.readouterr().err
     assert json.loads((tmp_path / "out" / "metrics.jsonl").read_text()) == {"step": 1}
+
+
+@pytest.mark.parametrize("command", ["sft", "reward"])
+def test_rows_beyond_a_table_of_positions(failing, flags, write_rows, tmp_path, command):
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    tokenizer = make_tokenizer()
+    shape = {"n_positions": 12, "n_embd": 16, "n_layer": 1, "n_head": 2, "bos_token_id": None}
+    shape |= {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), **shape)).save_pretrained(tmp_path / "short")
+    tokenizer.save_pretrained(tmp_path / "short")
+    rows = [{"prompt": "the cat " * 6, "chosen": " sat", "rejected": " ran", "completion": " sat"}] * 8
+    rows = [row | {"chosen": f" sat {n}"} for n, row in enumerate(rows)]
+    argv = [command, "--dataset_name", write_rows(rows), *flags, "--model_name_or_path", str(tmp_path / "short")]
+    message = failing(*argv)
+    assert "max_length=1024 is invalid: a row of the training set has 1" in message
+    assert "Set max_length to 12 or less" in message

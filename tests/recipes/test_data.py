@@ -82,6 +82,30 @@ def test_texts_of_ppo_ptx_are_reported_too(capsys, flags, write_rows):
     assert "PPO-ptx texts: " in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("stage", "words"),
+    [
+        ("sft", "[messages; the set holds preference pairs ("),
+        ("reward", "[conversational, implicit prompt; the set holds preference pairs ("),
+        ("ppo", "[messages before the answers; the set holds preference pairs ("),
+    ],
+)
+def test_the_report_says_what_each_stage_takes_one_file_for(capsys, flags, write_rows, stage, words):
+    """A file as UltraFeedback's: the question as text beside whole dialogues."""
+    rows = [
+        {
+            "prompt": prompt[0]["content"],
+            **{name: prompt + [{"role": "assistant", "content": name}] for name in ("chosen", "rejected", "messages")},
+        }
+        for prompt in (row["prompt"] for row in prompt_rows(4))
+    ]
+    assert main(["data", stage, "--dataset_name", write_rows(rows), *flags]) == 0
+    said = capsys.readouterr().out
+    assert words + "conversational, implicit prompt) and messages]" in said
+    if stage == "ppo":
+        assert f"e.g. prompt: user: {rows[0]['prompt']}" in said
+
+
 @pytest.mark.parametrize("rows", [0, 1, 3, 4, 5])
 @each_stage
 def test_sets_around_the_size_of_a_batch(capsys, flags, write_rows, rows, stage):
@@ -264,3 +288,40 @@ def test_damaged_files_end_in_a_report_or_in_one_message(capsys, flags, tmp_path
 @pytest.mark.timeout(1200)
 def test_a_thousand_damaged_files_end_in_a_report_or_in_one_message(capsys, flags, tmp_path):
     assert set(run(range(1000, 2000), capsys, flags, tmp_path)) == {0, 2}
+
+
+def test_prompts_are_tried_with_the_reward_models_template_before_any_model_is_loaded(
+    capsys, flags, write_rows, tmp_path
+):
+    """The folder of the reward model has a tokenizer and nothing else: whoever loads the model ends in another message."""
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system') }}{% endif %}{{ m.content }} {% endfor %}"
+    tokenizer.save_pretrained(tmp_path / "helpful")
+    rows = prompt_rows()
+    rows[4]["prompt"].insert(0, {"role": "system", "content": "you are good"})
+    argv = ["--dataset_name", write_rows(rows), "--reward_model_path", str(tmp_path / "helpful"), *flags, *PPO_FLAGS]
+    for command in (["ppo"], ["data", "ppo"]):
+        assert main([*command, *argv]) == 2
+        said = capsys.readouterr().err
+        assert "helpful': the chat template refuses it (no system) in 1 row" in said
+        assert "rows.jsonl:5" in said
+        assert not (tmp_path / "out").exists()
+    assert main(["data", "ppo", *argv, "--skip_bad", "1"]) == 0
+    assert "15 of 16 rows" in capsys.readouterr().out
+
+
+def test_template_arguments_of_the_run_count_in_the_report(capsys, flags, write_rows, tmp_path):
+    template = "{% if calm %}the cat sat {% endif %}{% for m in messages %}{{ m.content }} {% endfor %}"
+    (tmp_path / "own.jinja").write_text(template)
+    rows = write_rows([{"prompt": [{"role": "user", "content": "no yes"}]}] * 8)
+    texts = write_rows([{"messages": [{"role": "user", "content": "no"}]}] * 8, "texts.jsonl")
+    argv = ["data", "ppo", "--dataset_name", rows, "--ptx_dataset_name", texts, "--ptx_coef", "0.1", *flags, *PPO_FLAGS]
+    argv += ["--chat_template_path", str(tmp_path / "own.jinja"), "--per_device_train_batch_size", "2"]
+    (tmp_path / "run.yaml").write_text("chat_template_kwargs: {calm: true}\n")
+    given = {"--chat_template_kwargs": '{"calm": true}', "--config": str(tmp_path / "run.yaml")}
+    for more, lengths in (((), (2, 1)), *(((name, value), (5, 4)) for name, value in given.items())):
+        assert main([*argv, *more]) == (0 if more else 2)  # a text of one token has nothing to learn
+        if more:
+            said = capsys.readouterr().out
+            assert f"tokens of prompt: {lengths[0]} to {lengths[0]}," in said
+            assert f"tokens of text: {lengths[1]} to {lengths[1]}," in said

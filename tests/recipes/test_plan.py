@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from hf_rlhf.models.policy import wrap_policy
 from hf_rlhf.planning.memory import look_at, model_without_data, plan_memory, proposals, saved_bytes
 from hf_rlhf.planning.work import IterationSize, Machine, ModelShape, roofline
 from hf_rlhf.recipes.arguments import ModelArguments, PPOArguments
-from hf_rlhf.recipes.plan import PlanArguments, plan_run
+from hf_rlhf.recipes.plan import PlanArguments, memory_model, plan_run
 
 
 @pytest.mark.parametrize("lora", [True, False])
@@ -153,6 +154,34 @@ def test_the_roofline_by_hand():
     assert seconds["update"] == 16 * (forward + 2 * 100 + 2 * attention) + 10 * 2 * head
     slow = roofline(shape, size, Machine(flops=1e12, bandwidth=1.0), itemsize=2)
     assert slow["generate"] == pytest.approx(5 * (2 * 140 + 2 * 2 * 4 * 2 * (3 + 2.5)), rel=1e-6)
+
+
+def test_a_measurement_of_a_slow_dtype_takes_no_longer_than_its_limit(monkeypatch):
+    done = []
+
+    def emulated(states, weight):  # 1 GFLOP/s, where a product of the largest size would take 9 s
+        work = 2 * states.shape[0] * weight.numel()
+        done.append(work)
+        time.sleep(work / 1e9)
+
+    monkeypatch.setattr(torch.nn.functional, "linear", emulated)
+    begun = time.perf_counter()
+    machine = Machine.measured(torch.float32, limit=0.2)
+    assert time.perf_counter() - begun < 2
+    assert machine.flops == pytest.approx(1e9, rel=0.3)
+    assert sum(done) < 0.3e9
+    assert machine.bandwidth > 1e8
+
+
+def test_a_reward_model_is_planned_in_the_dtype_in_which_it_is_loaded(tmp_path, monkeypatch):
+    make_model(make_tokenizer()).save_pretrained(tmp_path / "tiny")
+    training, script = make_config(tmp_path), PPOArguments(reward_model_path="a/hub-name")
+    model = ModelArguments(model_name_or_path=str(tmp_path / "tiny"), dtype="float32")
+    for native in (torch.float32, torch.bfloat16):
+        monkeypatch.setattr("hf_rlhf.recipes.plan.native_dtype", lambda device, native=native: native)
+        known = memory_model(script, training, model)
+        assert known.reward == native.itemsize * known.shape.parameters
+        assert known.itemsize == 4
 
 
 @pytest.mark.slow

@@ -3,10 +3,15 @@
 import json
 
 import pytest
+from peft import get_peft_model
+from tiny import make_base_tokenizer, make_lora, make_model
 
 from hf_rlhf.cli import main
 from hf_rlhf.errors import InputError
+from hf_rlhf.models.adapters import base_of
+from hf_rlhf.recipes import quickstart
 from hf_rlhf.recipes.stages import run_stage
+from hf_rlhf.rollout.stops import stop_token_ids
 
 
 def test_a_stage_is_done_once_and_again_when_its_settings_change(tmp_path):
@@ -44,6 +49,29 @@ def test_a_folder_of_somebody_else_is_left_alone(tmp_path):
     with pytest.raises(InputError, match="not made by this command"):
         run_stage(tmp_path / "stage", {}, lambda scratch: None)
     assert (tmp_path / "stage" / "mine.txt").read_text() == "mine"
+
+
+def test_replies_before_and_after_end_with_the_turn_whatever_the_models_end_token_is(tmp_path, monkeypatch):
+    tokenizer, base, ends = make_base_tokenizer(), tmp_path / "base", []
+    make_model(tokenizer).save_pretrained(base)
+    tokenizer.save_pretrained(base)
+    get_peft_model(make_model(tokenizer), make_lora()).save_pretrained(tmp_path / "policy")
+
+    def candidates(engine, rows, tokenizer, sampling, seeds):
+        ends.append(stop_token_ids(engine.model, tokenizer, sampling))
+        return []
+
+    def comparison(model, tokenizer, rows, sampling, seeds, **judges):
+        ends.append(stop_token_ids(base_of(model), tokenizer, sampling))
+
+    monkeypatch.setattr(quickstart, "quickstart_prompts", lambda: {"test": ["hello"]})
+    monkeypatch.setattr(quickstart, "collect", candidates)
+    monkeypatch.setattr(quickstart, "compare_with_start", comparison)
+    monkeypatch.setattr(quickstart, "load_reward_model", lambda *args, **kwargs: (None, None))
+    args = quickstart.QuickstartArguments(model_name_or_path=str(base))
+    quickstart._candidates(args, tmp_path, tmp_path)
+    quickstart.compare(args, tmp_path / "reward", tmp_path / "policy")
+    assert ends == [tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"])] * 2
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ from huggingface_hub import ModelCard
 from tiny_data import PPO_FLAGS, conversational_pairs, plain_pairs, prompt_rows
 
 from hf_rlhf.cli import main
+from hf_rlhf.errors import InputError
 from hf_rlhf.recipes.reward import RESULTS
 
 REPOSITORY = Path(__file__).parents[2]
@@ -60,6 +61,26 @@ def test_reward_recipe_learns_a_rule(make_pairs, flags, write_rows, tmp_path):
     assert result["eval_accuracy"] >= 0.9
     assert result["reload_gap"] < 1e-5
     assert set(result) <= set(RESULTS)  # of which docs/metrics.md says what they mean
+
+
+@pytest.mark.parametrize("stage", ["sft", "reward", "ppo"])
+@pytest.mark.parametrize("native", [torch.float32, torch.bfloat16])
+def test_every_recipe_takes_the_dtype_that_the_device_multiplies(
+    stage, native, monkeypatch, write_rows, tmp_path, flags
+):
+    loaded = []
+
+    def load(model, *args, **kwargs):
+        loaded.append(model.dtype)
+        raise InputError("enough")
+
+    monkeypatch.setattr("hf_rlhf.recipes.arguments.native_dtype", lambda device=None: native)
+    monkeypatch.setattr(f"hf_rlhf.recipes.{stage}.load_start", load)
+    rows = {"sft": [{"text": "the cat"}] * 8, "reward": plain_pairs(8), "ppo": prompt_rows(8)}[stage]
+    argv = [stage, "--dataset_name", write_rows(rows), *[flag for flag in flags if flag not in ("--dtype", "float32")]]
+    argv += [*PPO_FLAGS, "--reward_funcs", "math:fsum"] if stage == "ppo" else []
+    assert main(argv) == 2
+    assert loaded == [str(native).removeprefix("torch.")]
 
 
 def train_happy(flags, write_rows, folder):

@@ -123,3 +123,76 @@ def test_a_text_longer_than_the_model_takes_is_an_error_with_its_lengths():
         assert part in message
     reward.max_length = 15
     assert reward(PROMPTS, COMPLETIONS) == lengths
+
+
+TOOLS = [{"type": "function", "function": {"name": "mat"}}]
+WITH_OPTIONS = (
+    "{% for tool in tools or [] %}{{ tool.function.name }} {% endfor %}{{ mood is defined and mood or '' }} "
+    "{% for m in messages %}{% if 'sad' in m.content %}{{ raise_exception('no sadness') }}{% endif %}{{ m.content }} {% endfor %}"
+)
+
+
+def options_reward(**settings):
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = WITH_OPTIONS
+    return LearnedReward(lambda ids, mask: mask.sum(dim=1), tokenizer, name="helpful", **settings)
+
+
+def test_a_rows_tools_and_template_arguments_are_scored():
+    reward = options_reward()
+    talk, answer = PROMPTS[3], COMPLETIONS[1]  # one word each
+    assert reward([talk] * 2, [answer] * 2) == [2, 2]
+    assert reward([talk] * 2, [answer] * 2, tools=[TOOLS, None], chat_template_kwargs=[None, {"mood": "yes no"}]) == [
+        3,
+        4,
+    ]
+    ids = reward.tokenize(talk, answer, tools=TOOLS, chat_template_kwargs={"mood": "yes"})
+    assert reward.tokenizer.decode(ids).split() == ["mat", "yes", "hello", "happy"]
+
+
+def test_rewards_pass_the_columns_of_the_set_on():
+    from hf_rlhf.rewards.contract import Rewards
+    from hf_rlhf.types import Completion, Trajectory
+
+    rows = [{"prompt": PROMPTS[3], "tools": tools, "id": 1} for tools in (TOOLS, None)]
+    trajectories = [Trajectory(row, [1], Completion([1], [], True), "happy") for row in rows]
+    Rewards([options_reward()]).score(trajectories)
+    assert [trajectory.reward for trajectory in trajectories] == [3, 2]
+
+
+def test_a_completion_that_the_template_refuses_is_one_message():
+    with pytest.raises(
+        InputError, match=r"(?s)reward model 'helpful': the chat template refuses it \(no sadness\).*sad yes"
+    ):
+        options_reward()([PROMPTS[3]], [[{"role": "assistant", "content": "sad yes"}]])
+
+
+BEFORE = {"source": "train_dataset", "max_completion_length": 5, "same_tokens": True}
+
+
+def test_prompts_are_tried_before_anything_is_sampled():
+    reward = options_reward()
+    reward.require_prompts([PROMPTS[0], PROMPTS[2]], {}, **BEFORE)
+    with pytest.raises(InputError, match=r"train_dataset: reward model 'helpful': .*no sadness.* in 1 row \(1\)"):
+        reward.require_prompts(PROMPTS, {}, **BEFORE)
+    with pytest.raises(InputError, match="refuses it"):
+        reward.require_prompts(PROMPTS[2:], {"tools": ["[", None]}, **BEFORE)
+    reward.tokenizer.chat_template = None
+    with pytest.raises(InputError, match=r"train_dataset: reward model 'helpful': .* has no chat template"):
+        reward.require_prompts(PROMPTS[:1], {}, **BEFORE)
+    reward.require_prompts(["no template is needed"], {}, **BEFORE)
+
+
+@pytest.mark.parametrize(("prompts", "tokens"), [(PROMPTS[2:3], 6), (["the cat sat on the mat"], 7)])
+def test_prompt_and_completion_are_compared_with_the_positions(prompts, tokens, caplog):
+    """Six words; text has its end token besides."""
+    options_reward(max_length=tokens + 5).require_prompts(prompts, {}, **BEFORE)
+    short = options_reward(max_length=tokens + 4)
+    with pytest.raises(InputError, match=f"takes {tokens + 4} tokens, and prompt 0 .* has {tokens} by its tokenizer"):
+        short.require_prompts(prompts, {}, **BEFORE)
+    assert not caplog.text
+    short.require_prompts(prompts, {}, **BEFORE | {"same_tokens": False})  # whose completions may be shorter
+    assert "a text that is too long ends the run" in caplog.text
+    with pytest.raises(InputError, match="Make max_prompt_length or"):
+        options_reward(max_length=tokens).require_prompts(prompts, {}, **BEFORE | {"same_tokens": False})
+    options_reward().require_prompts(prompts, {}, **BEFORE)

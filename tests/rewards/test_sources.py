@@ -14,7 +14,7 @@ from transformers import (
 
 from hf_rlhf.errors import InputError
 from hf_rlhf.models.load import load_sequence_classifier
-from hf_rlhf.rewards.sources import resolve_rewards
+from hf_rlhf.rewards.sources import resolve_rewards, reward_tokenizers
 
 PROMPTS = ["you are ", "the cat ", "no "]
 COMPLETIONS = ["happy", "sat on the mat .", ""]
@@ -68,7 +68,7 @@ def test_an_encoder_with_a_classifier_head_is_a_reward_as_object_by_path_and_in_
     rewards = resolve([str(folder), folder])
     assert rewards.names == ["happy", "happy_2"]
     for function in rewards.functions:
-        assert function(PROMPTS, COMPLETIONS) == pytest.approx(expected, abs=0.1)  # loaded in bfloat16
+        assert function(PROMPTS, COMPLETIONS) == pytest.approx(expected, abs=0.1)  # loaded in the device's dtype
     loaded = BertForSequenceClassification if make is bert else DistilBertForSequenceClassification
     assert scores(loaded.from_pretrained(folder)) == pytest.approx(expected, abs=1e-5)
 
@@ -134,3 +134,56 @@ def test_a_reward_model_gets_no_gradients(tmp_path):
     trainer.train()
     assert trainer.rewards.functions[0].model.model is classifier
     assert all(parameter.grad is None and not parameter.requires_grad for parameter in classifier.parameters())
+
+
+def encoder(kind):
+    """A classifier whose tokenizer puts <s> and </s> around every text, as RoBERTa's and DeBERTa's do."""
+    from tokenizers.processors import TemplateProcessing
+    from transformers import DebertaV2Config, DebertaV2ForSequenceClassification, RobertaConfig
+    from transformers import RobertaForSequenceClassification as Roberta
+
+    tokenizer = make_tokenizer()
+    added = [(word, tokenizer.convert_tokens_to_ids(word)) for word in ("<|im_start|>", "<|im_end|>")]
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<|im_start|> $A <|im_end|>", special_tokens=added
+    )
+    shape = {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 64,
+        "num_labels": 1,
+    }
+    shape |= {"vocab_size": 40, "max_position_embeddings": 16, "initializer_range": 0.5, "pad_token_id": 0}
+    torch.manual_seed(0)
+    if kind == "roberta":
+        return Roberta(RobertaConfig(**shape)).eval(), tokenizer
+    relative = {"relative_attention": True, "position_biased_input": False, "pos_att_type": ["p2c", "c2p"]}
+    return DebertaV2ForSequenceClassification(DebertaV2Config(**shape, **relative)).eval(), tokenizer
+
+
+@pytest.mark.parametrize(("kind", "words"), [("roberta", 13), ("deberta", 40)])
+def test_an_encoder_scores_as_its_own_pipeline_up_to_its_last_position(kind, words):
+    """RoBERTa has 16 rows of positions, of which the first (its padding row) is none: 15 tokens, two of them special."""
+    classifier, tokenizer = encoder(kind)
+    pipeline = TextClassificationPipeline(model=classifier, tokenizer=tokenizer, function_to_apply="none")
+    reward = resolve(pipeline).functions[0]
+    texts = ["the cat sat", "no", "the " * (words - 1) + "cat"]
+    expected = [pipeline(text)[0]["score"] for text in texts]
+    assert reward(["the", "no", "the"], [" cat sat", "", texts[2][3:]]) == pytest.approx(expected, abs=1e-5)
+    assert max(expected) - min(expected) > 0.1
+    if kind == "roberta":
+        with pytest.raises(InputError, match="takes 15 tokens"):
+            reward(["the " * words], ["cat"])
+    else:
+        assert reward.max_length is None
+
+
+def test_the_tokenizers_of_models_are_known_before_the_models(tmp_path):
+    tokenizer = make_tokenizer()
+    make_model(tokenizer).save_pretrained(tmp_path / "good")
+    tokenizer.save_pretrained(tmp_path / "good")
+    found = reward_tokenizers([str(tmp_path / "good"), tmp_path / "good", "math:fsum", len, bert()])
+    assert [each.get_vocab() for each in found.values()] == [tokenizer.get_vocab()]
+    with pytest.raises(InputError, match="there is no such folder; did you mean"):
+        reward_tokenizers([str(tmp_path / "goood")])

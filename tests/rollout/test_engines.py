@@ -334,3 +334,13 @@ def test_collect_pairs_rows_with_their_completions(engine, tokenizer):
         assert trajectory.completion.ids == completion.ids
         assert trajectory.text == tokenizer.decode(completion.ids, skip_special_tokens=True)
         assert trajectory.score is None
+
+
+def test_every_sampled_token_is_counted_for_a_progress_bar(tokenizer):
+    tokenizer.eos_token = None
+    model = make_model(tokenizer, eos_token_id=None)
+    model.generation_config.eos_token_id = None
+    counts = []
+    engine = TransformersEngine(model.eval(), tokenizer, batch_size=4, on_tokens=counts.append)
+    engine.generate(PROMPTS, Sampling(max_completion_length=3), SEEDS)
+    assert counts == [4, 4, 4, 3, 3, 3]

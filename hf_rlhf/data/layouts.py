@@ -1,0 +1,104 @@
+"""What a set holds. Every stage asks this one detector, so that all of them take a file for the same."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from hf_rlhf.data.files import read_columns
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+HH = "HH dialogues"
+TEXT = "text, explicit prompt"
+CONVERSATIONAL = "conversational, explicit prompt"
+IMPLICIT_CONVERSATIONAL = "conversational, implicit prompt"
+IMPLICIT_TEXT = "text, implicit prompt"
+
+LAYOUT_COLUMNS = ("prompt", "chosen", "rejected", "completion", "messages", "text")
+_TEXTS = (("messages",), ("prompt", "completion"), ("text",))  # as trl's SFTTrainer takes them
+_SAMPLED_ROWS = 1000
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What the rows are for reward models (`pairs`), for sft and PPO-ptx (`texts`), and for PPO (`prompts`).
+
+    `pairs` says how they are written, `texts` names the columns, and both are empty where the set has none. `prompts` are
+    the column of that name, or the messages before the answers of `pairs` or of `messages`: there a prompt that is text
+    only says which message is the question, so that every stage has the same messages before the answer.
+    """
+
+    pairs: str
+    texts: tuple[str, ...]
+    prompts: Literal["prompt", "pairs", "messages", ""]
+    prompt: Literal["messages", "text", ""]  # what the column of that name holds
+
+    def __str__(self) -> str:
+        held = [f"preference pairs ({self.pairs})"] if self.pairs else []
+        held += [self.texts_name] if self.texts else []
+        return " and ".join(held) or (f"prompts ({self.prompt})" if self.prompt else "no layout that is known")
+
+    @property
+    def sentence(self) -> str:
+        """What an error says of a set that a stage cannot use; nothing of one that no stage can."""
+        return f" The set holds {self}." if self.pairs or self.texts or self.prompt else ""
+
+    @property
+    def texts_name(self) -> str:
+        """What sft takes the rows for."""
+        if len(self.texts) == 1:
+            return self.texts[0]
+        return f"prompt and completion, {self.prompt}"
+
+    @property
+    def prompts_name(self) -> str:
+        """What PPO takes the rows for."""
+        return {"pairs": "messages before the answers", "messages": "messages before the last answer"}.get(
+            self.prompts, self.prompt
+        )
+
+    def taken_for(self, use: str) -> str:
+        """Return what a stage takes the set for, and what else the set holds."""
+        held = str(self)
+        return use if held in (use, f"preference pairs ({use})", f"prompts ({use})") else f"{use}; the set holds {held}"
+
+
+def layout_of(dataset: Dataset, *, source: str = "the set") -> Layout:
+    """Return the layout that most rows have; of a large set, a sample spread evenly over it is read."""
+    names = [name for name in LAYOUT_COLUMNS if name in dataset.column_names]
+    step = max(len(dataset) / _SAMPLED_ROWS, 1)
+    rows = [int(number * step) for number in range(min(len(dataset), _SAMPLED_ROWS))]
+    return find_layout(read_columns(dataset.select(rows), names, source=source) if names else {})
+
+
+def find_layout(columns: Mapping[str, Sequence[Any]]) -> Layout:
+    """Return the layout of some rows, by the first values that are not None and by how dialogues begin."""
+    found = {name for name in LAYOUT_COLUMNS if name in columns}
+    if found != {"messages"} and _kind(columns.get("messages", ())) != "messages":
+        found -= {"messages"}
+    prompt = _kind(columns.get("prompt", ()))
+    pairs = _pairs(columns, prompt) if {"chosen", "rejected"} <= found else ""
+    texts = next((names for names in _TEXTS if found.issuperset(names)), ())
+    if prompt == "messages" or (prompt and pairs != IMPLICIT_CONVERSATIONAL and "messages" not in found):
+        return Layout(pairs, texts, "prompt", prompt)
+    if pairs == IMPLICIT_CONVERSATIONAL or (pairs and "prompt" not in found):
+        return Layout(pairs, texts, "pairs", prompt)
+    return Layout(pairs, texts, "messages" if "messages" in found else "prompt" if "prompt" in found else "", prompt)
+
+
+def _pairs(columns: Mapping[str, Sequence[Any]], prompt: str) -> str:
+    chosen = [value for value in columns["chosen"] if value is not None]
+    if _kind(chosen) == "messages":
+        return CONVERSATIONAL if prompt == "messages" else IMPLICIT_CONVERSATIONAL
+    if "prompt" in columns:
+        return TEXT
+    dialogues = sum(isinstance(value, str) and value.lstrip().startswith("Human:") for value in chosen)
+    return HH if dialogues > len(chosen) / 2 else IMPLICIT_TEXT
+
+
+def _kind(values: Sequence[Any]) -> Literal["messages", "text", ""]:
+    first = next((value for value in values if value is not None), None)
+    return "messages" if isinstance(first, list) else "" if first is None else "text"

@@ -1,0 +1,121 @@
+"""Rows as the ids that trl's trainers train on, so that training, the data report and scoring read a row alike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from hf_rlhf.data.files import read_columns
+from hf_rlhf.data.language_modeling import find_columns, tokenize_texts
+from hf_rlhf.data.tokens import (
+    RefusedByTemplate,
+    assistant_mask,
+    options_by_row,
+    token_ids,
+    with_row_options,
+)
+from hf_rlhf.errors import InputError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
+
+_ROWS_AT_ONCE = 1000
+
+Columns = Mapping[str, Sequence[Any]]
+
+
+def pair_ids(columns: Columns, tokenizer: PreTrainedTokenizerBase, *, source: str) -> dict[str, list[list[int]]]:
+    """Return the ids of the prompt with each answer, `chosen` and `rejected`, of preferences in TRL's format."""
+    nothing = [] if isinstance(columns["chosen"][0], list) else ""
+    prompts = columns.get("prompt") or [nothing] * len(columns["chosen"])
+    settings: dict[str, Any] = {"continued": False, "source": source, "options": options_by_row(columns)}
+    return {
+        name: token_ids([p + answer for p, answer in zip(prompts, columns[name], strict=True)], tokenizer, **settings)
+        for name in ("chosen", "rejected")
+    }
+
+
+def tokenized_pairs(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, *, source: str) -> Dataset:
+    """Return preferences in TRL's format as trl's RewardTrainer trains on them: `chosen_ids`, `rejected_ids`, `margin`.
+
+    `row` is the number of each row in `dataset`: the trainer leaves out those that are too long.
+    """
+    from datasets import concatenate_datasets
+
+    names = [name for name in ("prompt", "chosen", "rejected") if name in dataset.column_names]
+
+    def tokenize(columns: Columns) -> dict[str, Any]:
+        return {f"{name}_ids": ids for name, ids in pair_ids(columns, tokenizer, source=source).items()}
+
+    tokenized = _tokenized(dataset, names, tokenize).add_column("row", list(range(len(dataset))))  # pyright: ignore
+    if "margin" not in dataset.column_names:
+        return tokenized
+    return concatenate_datasets([tokenized, dataset.select_columns(["margin"])], axis=1)
+
+
+def tokenized_texts(
+    dataset: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    source: str,
+    assistant_only: bool = False,
+    chat_template: str | None = None,
+) -> Dataset:
+    """Return demonstrations as trl's SFTTrainer trains on them: `input_ids`, and masks of the tokens that count.
+
+    Args:
+        dataset: rows with `messages`, `prompt` and `completion`, or `text`.
+        tokenizer: the policy's.
+        source: names the set in errors.
+        assistant_only: also `assistant_masks`, by the template's generation marks.
+        chat_template: a twin of the tokenizer's template that has such marks, where that one has none.
+
+    Raises InputError for a row in which the template marks nothing as the assistant's.
+    """
+    names = find_columns(dataset, source=source)
+
+    def tokenize(columns: Columns) -> dict[str, Any]:
+        texts = tokenize_texts(columns, tokenizer, source=source)
+        made: dict[str, Any] = {"input_ids": [text.ids for text in texts]}
+        if "completion" in columns:
+            made["completion_mask"] = [[0] * text.given + [1] * (len(text.ids) - text.given) for text in texts]
+        if assistant_only:
+            made["assistant_masks"] = _assistant_masks(columns, tokenizer, chat_template, source)
+        return made
+
+    return _tokenized(dataset, list(names), tokenize)
+
+
+def _assistant_masks(
+    columns: Columns, tokenizer: PreTrainedTokenizerBase, chat_template: str | None, source: str
+) -> list[list[int]]:
+    dialogues = columns.get("messages") or [
+        prompt + completion for prompt, completion in zip(columns["prompt"], columns["completion"], strict=True)
+    ]
+    masks = []
+    for dialogue, options in zip(dialogues, options_by_row(columns), strict=True):
+        try:
+            mask = assistant_mask(dialogue, tokenizer, options=options, chat_template=chat_template)
+        except RefusedByTemplate as refusal:
+            raise InputError(f"{source}: {refusal}") from refusal
+        if 1 not in mask:
+            raise InputError(
+                "assistant_only_loss=True is invalid: the chat template marks nothing as the assistant's ({% generation"
+                f" %}} ... {{% endgeneration %}}) in this row of the {source} set: {dialogue}. Set it to false, or give a"
+                " template with these marks (chat_template_path)"
+            )
+        masks.append(mask)
+    return masks
+
+
+def _tokenized(dataset: Dataset, names: Sequence[str], tokenize: Callable[[Columns], dict[str, Any]]) -> Dataset:
+    """Return what `tokenize` makes of these columns and the row options, part by part, as lists take much memory."""
+    from datasets import Dataset, concatenate_datasets
+
+    wanted = with_row_options(names, dataset.column_names)
+    parts = []
+    for start in range(0, len(dataset), _ROWS_AT_ONCE):
+        rows = dataset.select(range(start, min(start + _ROWS_AT_ONCE, len(dataset))))
+        parts.append(Dataset.from_dict(tokenize(read_columns(rows, wanted))))
+    return concatenate_datasets(parts)

@@ -1,0 +1,113 @@
+"""What is read off a chat template: the end of an answer, and what the generation prompt puts at its beginning."""
+
+import pytest
+from tiny import CHAT_TEMPLATE, make_tokenizer
+
+from hf_rlhf.data.turns import TurnEnd, end_of_turn, prefill
+
+HELLO = [{"role": "user", "content": "hello"}]
+THINKING = (
+    "{% if enable_thinking is defined and not enable_thinking %}<think> \n </think> {% else %}<think> \n{% endif %}"
+)
+TURNS = (
+    "{% for m in messages %}{% if m.role == 'user' %}<|im_start|> user {{ m.content }} END {% else %}"
+    "<|im_start|> assistant ANSWER END {% endif %}{% endfor %}{% if add_generation_prompt %}<|im_start|> assistant OPEN{% endif %}"
+)
+
+
+def turns(*, answer="{{ m.content }}", end="<|im_end|>", opened="", before=""):
+    """A template of turns: how it writes an answer, an end and a generation prompt, and what it does before all."""
+    return before + TURNS.replace("ANSWER", answer).replace("END", end).replace("OPEN", opened)
+
+
+@pytest.fixture
+def tokenizer():
+    tokenizer = make_tokenizer()
+    tokenizer.add_tokens(["<|end|>", "<|user|>"], special_tokens=True)
+    tokenizer.add_tokens(["<turn>", "<think>", "</think>"])
+    return tokenizer
+
+
+REFUSES_LONE_TURNS = "{% if messages[0].role != 'system' %}{{ raise_exception('system first') }}{% endif %}"
+ENDS = {
+    "ChatML": (CHAT_TEMPLATE, "<|im_end|>", ["<|im_end|>"]),
+    "a new line behind": (turns(end="<|im_end|>\n"), "<|im_end|>", ["<|im_end|>"]),
+    "an added token that is not special": (turns(end="<turn>"), "<turn>", ["<turn>"]),
+    "two tokens": (turns(end="<|end|> <|im_end|>"), "<|end|> <|im_end|>", ["<|end|>", "<|im_end|>"]),
+    "in pieces": (turns(end="### end"), "### end", []),
+    "content in parts": (turns(answer="{{ m.content[0].text }}"), "<|im_end|>", ["<|im_end|>"]),
+    "content trimmed": (turns(answer="{{ m.content | trim }}"), "<|im_end|>", ["<|im_end|>"]),
+    "a system message needed": (turns(before=REFUSES_LONE_TURNS), "<|im_end|>", ["<|im_end|>"]),
+    "another at the last turn": (
+        turns(answer="{{ m.content }} {{ '<turn>' if loop.last else '<|end|>' }}", end=""),
+        "<turn>",
+        ["<turn>"],
+    ),
+}
+
+
+@pytest.mark.parametrize(("template", "text", "tokens"), ENDS.values(), ids=ENDS)
+def test_the_end_of_an_answer_is_what_the_template_writes_behind_it(tokenizer, template, text, tokens):
+    tokenizer.chat_template = template
+    assert end_of_turn(tokenizer) == TurnEnd(text, tuple(tokenizer.convert_tokens_to_ids(tokens)))
+
+
+def test_where_nothing_is_written_behind_the_last_answer_the_next_turn_ends_it(tokenizer):
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ '<|user|>' if m.role == 'user' else 'bot' }} {{ m.content }} {% endfor %}"
+    )
+    assert end_of_turn(tokenizer) == TurnEnd("<|user|>", (tokenizer.convert_tokens_to_ids("<|user|>"),), trained=False)
+
+
+@pytest.mark.parametrize(
+    "template",
+    [None, "{{ raise_exception('no') }}", "{% for m in messages %}{{ m.role }} {{ m.content }}\n{% endfor %}"],
+    ids=["no template", "takes nothing", "writes no end"],
+)
+def test_no_end_is_none(tokenizer, template):
+    tokenizer.chat_template = template
+    assert end_of_turn(tokenizer) is None
+
+
+def test_an_end_that_is_not_in_the_vocabulary_is_not_the_unknown_token(tokenizer):
+    tokenizer.chat_template = turns(end="</s>")
+    assert end_of_turn(tokenizer) == TurnEnd("</s>", ())
+
+
+BLOCK = "{{ '<think></think>' if '</think>' not in m.content }}{{ m.content }}"
+PREFILLS = {
+    "none": (turns(), ""),
+    "white space": (turns(opened=" \n"), ""),
+    "a tag": (turns(opened="<think> \n"), "<think> \n"),
+    "words": (turns(opened="Let me think. <think>"), "Let me think. <think>"),
+    "a tag, and an empty block before every answer": (turns(answer=BLOCK, opened="<think>\n"), "<think>\n"),
+    "an empty block": (turns(opened="<think>\n\n</think>\n\n"), ""),
+    "an empty block before every answer": (turns(answer=BLOCK, opened="<think></think>"), ""),
+    "a special token": (turns(opened="<|end|><think>"), "<think>"),
+    "a block that only the last answer has": (
+        turns(answer="{{ '<think> \n </think>' if loop.last }}{{ m.content }}", opened="<think>\n"),
+        "<think>\n",
+    ),
+}
+
+
+@pytest.mark.parametrize(("template", "begun"), PREFILLS.values(), ids=PREFILLS)
+def test_a_prefill_is_what_the_generation_prompt_has_beyond_the_header(tokenizer, template, begun):
+    tokenizer.chat_template = template
+    assert prefill(HELLO, tokenizer) == begun
+
+
+def test_a_prefill_follows_the_rows_own_options(tokenizer):
+    tokenizer.chat_template = turns(opened=THINKING)
+    columns = {"chat_template_kwargs": {"enable_thinking": False}}
+    assert prefill(HELLO, tokenizer) == "<think> \n"
+    assert prefill(HELLO, tokenizer, options=columns) == ""
+    assert prefill(HELLO, tokenizer, chat_template_kwargs={"enable_thinking": False}) == ""
+    own = {"chat_template_kwargs": {"enable_thinking": True}, "tools": None}
+    assert prefill(HELLO, tokenizer, options=own, chat_template_kwargs={"enable_thinking": False}) == "<think> \n"
+    assert prefill(HELLO, tokenizer, options={"chat_template_kwargs": None}) == "<think> \n"
+
+
+def test_plain_text_is_never_prefilled(tokenizer):
+    tokenizer.chat_template = turns(opened="<think>")
+    assert prefill("hello", tokenizer) == ""
