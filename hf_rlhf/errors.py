@@ -2,9 +2,12 @@
 
 import linecache
 import re
+import sys
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
+from types import FrameType
 from typing import Any
 
 _LIBRARIES = ("transformers", "trl", "peft", "accelerate", "datasets", "bitsandbytes", "deepspeed", "torch.optim", "torch.utils.data")  # fmt: skip
@@ -55,10 +58,10 @@ def refusals_of_libraries(
 ) -> Iterator[None]:
     """Raise `InputError` where a library refuses what the settings ask for, in its words and with the flags it names.
 
-    A refusal is told from a bug by the place that raised it. It is a refusal when the last frame is a `raise` statement of
-    such a library, or an import, a conversion or a call with arguments of the user's that failed there. What is
-    raised in this package or in code of the user's stays as it is, and so does everything once `until` is true: training
-    has begun, and what fails then is no flag.
+    A refusal is told from a bug by the place that raised it. It is a refusal when the last frame (outside of the standard
+    library) is a `raise` statement of such a library, or an import, a conversion or a call with arguments of the user's
+    that failed there. What is raised in this package or in code of the user's stays as it is, and so does everything once
+    `until` is true: training has begun, and what fails then is no flag.
 
     Args:
         settings: dataclasses of flags.
@@ -78,27 +81,38 @@ def refusals_of_libraries(
 
 
 def _refusing_library(error: BaseException) -> str | None:
-    place = error.__traceback__
-    while place is not None and place.tb_next is not None:
-        place = place.tb_next
-    if place is None:
+    frames = [(frame, line) for frame, line in traceback.walk_tb(error.__traceback__) if not _is_standard(frame)]
+    if not frames:
         return None
-    module = str(place.tb_frame.f_globals.get("__name__"))
-    library = next((name for name in _LIBRARIES if f"{module}.".startswith(f"{name}.")), None)
-    on_purpose = linecache.getline(place.tb_frame.f_code.co_filename, place.tb_lineno).lstrip().startswith("raise")
+    frame, line = frames[-1]
+    library = next((name for name in _LIBRARIES if f"{_module(frame)}.".startswith(f"{name}.")), None)
+    on_purpose = linecache.getline(frame.f_code.co_filename, line).lstrip().startswith("raise")
     by_itself = isinstance(error, (ImportError, ValueError)) or "argument" in str(error)  # of a call with the user's
     return library if on_purpose or by_itself else None
 
 
+def _module(frame: FrameType) -> str:
+    return str(frame.f_globals.get("__name__"))
+
+
+def _is_standard(frame: FrameType) -> bool:
+    name = _module(frame).partition(".")[0]
+    return name in sys.stdlib_module_names and name != "__main__"
+
+
 def _named_flags(reason: str, settings: tuple[Any, ...], blamed: Sequence[str]) -> str:
-    """The flags that a message names and that differ from their defaults, or else those of `blamed`, with their values."""
+    """The flags that a message is about, with their values: of those that differ from their defaults, the ones it names,
+    or else the ones whose value it repeats, or else those of `blamed`.
+    """
     changed = {
         field.name: getattr(value, "value", value)
         for each in settings
         for field in fields(each)
         if (value := getattr(each, field.name)) != field.default
     }
-    words = re.findall(r"\w+", reason)
-    names = [name for name in changed if name in words] or [name for name in blamed if name in changed]
+    words = {word.lower() for word in re.findall(r"\w+", reason)}
+    names = [name for name in changed if name in words]
+    names = names or [name for name, value in changed.items() if isinstance(value, str) and value.lower() in words]
+    names = names or [name for name in blamed if name in changed]
     named = [f"{name}={changed[name]}" for name in names]
     return f"{', '.join(named)} {'is' if len(named) == 1 else 'are'}" if named else "the settings are"

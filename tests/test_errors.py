@@ -24,15 +24,24 @@ def test_a_refusal_keeps_its_words_and_names_the_flag(tmp_path):
 
 
 def test_a_flag_that_the_message_names_goes_before_those_that_are_blamed(tmp_path, model):
-    args = make_config(tmp_path, neftune_noise_alpha=0.5)
+    args = make_config(tmp_path, torch_empty_cache_steps=7)
     lora = LoraConfig(target_modules=["no_such_layer"])
     assert message_of(lambda: get_peft_model(model, lora)).startswith("the settings are invalid: ")
     assert "(says peft)" in message_of(lambda: get_peft_model(model, lora))
 
     def refuse():
-        AutoConfig.for_model("neftune_noise_alpha")  # which transformers does, and repeats the word
+        AutoConfig.for_model("torch_empty_cache_steps")  # which transformers does, and repeats the word
 
-    assert message_of(refuse, args, blamed=["max_steps"]).startswith("neftune_noise_alpha=0.5 is invalid: ")
+    assert message_of(refuse, args, blamed=["max_steps"]).startswith("torch_empty_cache_steps=7 is invalid: ")
+
+
+def test_a_flag_whose_value_the_message_repeats(tmp_path):
+    """And a refusal that the standard library words for a library, here that of an Enum."""
+    from accelerate.utils import TorchDynamoPlugin
+
+    args = make_config(tmp_path, run_name="foo")
+    message = message_of(lambda: TorchDynamoPlugin(backend="foo"), args, blamed=["max_steps"])
+    assert message == "run_name=foo is invalid: 'FOO' is not a valid DynamoBackend (says accelerate)"
 
 
 def test_keyword_arguments_of_the_user_are_a_refusal():

@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from torch import nn
@@ -19,28 +19,34 @@ def require_known_layers(model: Model, config: Any) -> None:
     """
     if config is None:
         return
-    modules = dict(model.named_modules())
-    layers = [name for name, module in modules.items() if isinstance(module, nn.Linear) or hasattr(module, "nf")]
+    modules = [name for name, _ in model.named_modules()]
+    layers = [name for name, module in model.named_modules() if _has_matrix(module)]
     targets = getattr(config, "target_modules", None)
     if isinstance(targets, str) and targets.lower() != "all-linear":
-        _require_match(targets, modules, layers)
+        _require_match(targets, layers)
     elif targets is not None and not isinstance(targets, str):
-        _require_names("lora_target_modules", targets, modules, layers)
-    _require_names("lora_modules_to_save", getattr(config, "modules_to_save", None) or (), modules, modules)
+        _require_names("lora_target_modules", targets, layers, "layer with a matrix of weights")
+    _require_names("lora_modules_to_save", getattr(config, "modules_to_save", None) or (), modules, "module")
     parameters = [name for name, _ in model.named_parameters()]
-    _require_names("lora_target_parameters", getattr(config, "target_parameters", None) or (), parameters, parameters)
+    _require_names("lora_target_parameters", getattr(config, "target_parameters", None) or (), parameters, "parameter")
     _require_blocks(getattr(config, "layers_to_transform", None), model)
 
 
-def _require_names(flag: str, wanted: Iterable[str], there: Iterable[str], offered: Iterable[str]) -> None:
+def _has_matrix(module: nn.Module) -> bool:
+    """Whether a layer is one that an adapter can change, quantized or not: no norm, and no block of other layers."""
+    own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+    return any(tensor.dim() >= 2 for tensor in own)
+
+
+def _require_names(flag: str, wanted: Iterable[str], there: Sequence[str], kind: str) -> None:
     for name in wanted:
         if not any(f".{each}".endswith(f".{name}") for each in there):
-            raise InputError(f"{flag}={name} is invalid: the model has nothing of this name. {_choices(name, offered)}")
+            raise InputError(f"{flag}={name} is invalid: the model has no {kind} of this name. {_choices(name, there)}")
 
 
-def _require_match(pattern: str, there: Iterable[str], layers: Iterable[str]) -> None:
+def _require_match(pattern: str, layers: Sequence[str]) -> None:
     try:
-        found = any(re.fullmatch(pattern, name) for name in there)
+        found = any(re.fullmatch(pattern, name) for name in layers)
     except re.error as error:
         raise InputError(f"lora_target_modules={pattern} is invalid: it is no regular expression ({error})") from error
     if not found:

@@ -17,6 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from hf_rlhf.models.adapters import POLICY, base_of, compute_in_base_dtype
 from hf_rlhf.models.attention import set_attention, training_attention
 from hf_rlhf.models.fused_lora import fuse_lora
+from hf_rlhf.models.lora_targets import require_known_layers
 from hf_rlhf.ops.logprobs import chunk_rows
 from hf_rlhf.planning.work import ModelShape
 from hf_rlhf.ppo.config import PPOConfig
@@ -72,6 +73,7 @@ def model_without_data(config: Any, dtype: torch.dtype, peft_config: Any) -> Mod
         if peft_config is None:
             model.requires_grad_(True)
         else:
+            require_known_layers(model, peft_config)
             model = get_peft_model(model, peft_config, adapter_name=POLICY)
             fuse_lora(model)
     device = torch.accelerator.current_accelerator() or "cpu"

@@ -213,6 +213,7 @@ class PPOConfig(TrainingArguments):
                 "false: only critic=value_head shares weights with the policy",
             ),
             "vf_coef": (self.vf_coef >= 0, "0 or above"),
+            "entropy_coef": (self.entropy_coef >= 0, "0 or above"),
             "ptx_coef": (self.ptx_coef >= 0, "0 or above"),
             "max_ptx_length": (self.max_ptx_length >= 2, "at least 2"),
             "rollout_forward_batch_size": (self.rollout_forward_batch_size >= 1, "at least 1"),
@@ -265,6 +266,10 @@ class PPOConfig(TrainingArguments):
             "overlong_prompts": (
                 self.overlong_prompts in ("error", "filter", "truncate_left"),
                 "error, filter or truncate_left",
+            ),
+            "neftune_noise_alpha": (
+                self.neftune_noise_alpha is None,
+                "left out: with noise in the embeddings, the policy that is trained is not the one that samples",
             ),
             "label_smoothing_factor": (self.label_smoothing_factor == 0, "0: PPO has no labels"),
             "auto_find_batch_size": (not self.auto_find_batch_size, "false: it would change the batch algebra"),

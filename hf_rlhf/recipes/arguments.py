@@ -7,18 +7,19 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from transformers.utils import is_liger_kernel_available
 from trl import ModelConfig, RewardConfig, SFTConfig
 
-from hf_rlhf.checkpoint.best import require_best_metric, settle_best_metric
-from hf_rlhf.errors import InputError
+from hf_rlhf.checkpoint.best import Directions, require_best_metric, settle_best_metric
+from hf_rlhf.errors import InputError, refusals_of_libraries
 from hf_rlhf.models.load import EMBEDDED_MODEL
 from hf_rlhf.models.precision import NATIVE, native_dtype
 
 logger = logging.getLogger(__name__)
 
 # The metrics of trl's evaluations, without `eval_`: whether more is better, None where that depends.
-SFT_EVALUATED = {"loss": False, "mean_token_accuracy": True, "entropy": None}
-REWARD_EVALUATED = {
+SFT_EVALUATED: Directions = {"loss": False, "mean_token_accuracy": True, "entropy": None}
+REWARD_EVALUATED: Directions = {
     "loss": False,
     "accuracy": True,
     "margin": True,
@@ -99,8 +100,9 @@ class ModelArguments(ModelConfig):
         kwargs: dict[str, Any] = {"dtype": self.dtype, "revision": self.model_revision}
         if self.attn_implementation:
             kwargs["attn_implementation"] = self.attn_implementation
-        if quantization := get_quantization_config(self):
-            kwargs["quantization_config"] = quantization
+        with refusals_of_libraries(self):
+            if quantization := get_quantization_config(self):
+                kwargs["quantization_config"] = quantization
         return kwargs
 
 
@@ -142,6 +144,16 @@ class RewardArguments(DataArguments):
     save_merged: bool = flag(True, "Also write merged/, a plain classifier that pipeline() loads.")
 
 
+def _check_training(args: Any, evaluated: Directions) -> None:
+    """Raise `InputError` for what trl's configs take and its trainers refuse late, or do not refuse."""
+    if (args.neftune_noise_alpha or 0) < 0:
+        raise InputError(f"neftune_noise_alpha={args.neftune_noise_alpha} is invalid: it must be 0 or above")
+    if args.use_liger_kernel and not is_liger_kernel_available():
+        raise InputError("use_liger_kernel=True is invalid: its package is missing. Run `pip install liger-kernel`")
+    settle_best_metric(args, evaluated)
+    require_best_metric(args, evaluated)
+
+
 def _fit_to_machine(training: Any) -> None:
     """Set what depends on the device, before TRL sets its own; refuse a push before the end."""
     if str(training.hub_strategy) not in ("end", "HubStrategy.END"):
@@ -161,8 +173,7 @@ class RewardTrainingArguments(RewardConfig):
 
     def __post_init__(self):
         _fit_to_machine(self)
-        settle_best_metric(self, REWARD_EVALUATED)
-        require_best_metric(self, REWARD_EVALUATED)
+        _check_training(self, REWARD_EVALUATED)
         super().__post_init__()
 
 
@@ -176,8 +187,7 @@ class SFTTrainingArguments(SFTConfig):
 
     def __post_init__(self):
         _fit_to_machine(self)
-        settle_best_metric(self, SFT_EVALUATED)
-        require_best_metric(self, SFT_EVALUATED)
+        _check_training(self, SFT_EVALUATED)
         super().__post_init__()
 
 

@@ -1,6 +1,7 @@
 """Flat keys, as in TRL's scripts: from a YAML file, from the command line, or both (the command line wins)."""
 
 import itertools
+import math
 import os
 import re
 from argparse import Action
@@ -47,6 +48,9 @@ def parse_arguments(dataclasses: Sequence[Any], argv: Sequence[str], prog: str) 
         raise InputError(str(error) or type(error).__name__) from error
     if unknown:
         raise InputError(unknown_name(unknown[0].split("=")[0].lstrip("-"), known, "the command line"))
+    for name, value in ((name, value) for each in parsed for name, value in vars(each).items()):
+        if isinstance(value, float) and math.isnan(value):
+            raise InputError(f"{name}=nan is invalid: it is not a number")
     return tuple(parsed)
 
 

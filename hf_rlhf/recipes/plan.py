@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from hf_rlhf.data.files import SUFFIXES, read_rows
-from hf_rlhf.errors import InputError
+from hf_rlhf.errors import InputError, refusals_of_libraries
 from hf_rlhf.models.adapters import ADAPTER_FILE, adapter_base, adapter_folder
 from hf_rlhf.models.load import read_config
 from hf_rlhf.models.precision import native_dtype
@@ -92,13 +92,16 @@ def memory_model(script: PPOArguments, training: PPOConfig, model: ModelArgument
     folder = adapter_folder(model.model_name_or_path)
     base = adapter_base(folder)
     config = read_config(base or folder)
-    known = look_at(
-        config,
-        training,
-        dtype=str(config.dtype or torch.float32).removeprefix("torch.") if model.dtype == "auto" else model.dtype,
-        peft_config=peft_config(model) if base is None or not model.use_peft else PeftConfig.from_pretrained(folder),
-        quantized=model.load_in_4bit,
-    )
+    with refusals_of_libraries(training, model):
+        known = look_at(
+            config,
+            training,
+            dtype=str(config.dtype or torch.float32).removeprefix("torch.") if model.dtype == "auto" else model.dtype,
+            peft_config=peft_config(model)
+            if base is None or not model.use_peft
+            else PeftConfig.from_pretrained(folder),
+            quantized=model.load_in_4bit,
+        )
     named = [name for name in (script.reward_model_path, *(script.reward_funcs or ())) if name]
     names = [name for name in named if not is_function_name(name)]
     itemsize = native_dtype(training.device).itemsize  # in which reward models are loaded
@@ -106,9 +109,14 @@ def memory_model(script: PPOArguments, training: PPOConfig, model: ModelArgument
 
 
 def planned_peak(script: PPOArguments, training: PPOConfig, model: ModelArguments) -> float | None:
-    """Bytes at the peak of a run that is about to begin; None, and a warning, where the plan cannot be made."""
+    """Bytes at the peak of a run that is about to begin; None, and a warning, where the plan cannot be made.
+
+    Raises `InputError` for what the run itself would refuse.
+    """
     try:
         return plan_memory(memory_model(script, training, model), training).peak
+    except InputError:
+        raise
     except Exception as error:  # a module that does not run without data; the run itself may well be fine
         logger.warning("no plan of the memory that this run takes (%s: %.200s)", type(error).__name__, error)
         return None

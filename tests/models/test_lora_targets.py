@@ -44,6 +44,8 @@ def test_one_unknown_name_among_others_is_an_error(model):
 def test_every_other_name(model):
     assert "c_attn" in refusal(model, target_modules=["c_attn"])
     assert "roj is invalid" in refusal(model, target_modules=["roj"])  # the end of a name is none
+    for name in ("self_attn", "input_layernorm", "layers.0"):  # a block of layers, a norm
+        assert f"{name} is invalid" in refusal(model, target_modules=["q_proj", name])
     assert "Did you mean lm_head?" in refusal(model, target_modules=["q_proj"], modules_to_save=["lm_haed"])
     assert "k_proj.wight" in refusal(model, target_modules=["q_proj"], target_parameters=["k_proj.wight"])
     assert "regular expression" in refusal(model, target_modules=r".*\.c_(attn|proj)")

@@ -7,6 +7,7 @@ from datasets import Dataset
 from safetensors.torch import load_file
 from tiny import CHAT_TEMPLATE
 from tiny_data import PPO_FLAGS, conversational_pairs, prompt_rows
+from transformers.utils import is_liger_kernel_available
 
 from hf_rlhf.cli import main
 from hf_rlhf.errors import InputError
@@ -58,6 +59,12 @@ WRONG = [
     (ALL, "--per_device_train_batch_size 0", "per_device_train_batch_size=0"),
     (ALL, "--load_best_model_at_end true", "nothing is evaluated"),
     (ALL, "--dataloader_prefetch_factor 2", "refetch"),
+    (ALL, "--load_in_4bit true --bnb_4bit_quant_storage foo", "bnb_4bit_quant_storage=foo is invalid"),
+    (ALL, "--torch_compile_backend foo", "torch_compile_backend=foo is invalid"),
+    (("sft", "reward"), "--neftune_noise_alpha -1", "neftune_noise_alpha=-1.0 is invalid"),
+    (("ppo",), "--entropy_coef -1", "entropy_coef=-1.0 must be 0 or above"),
+    (("ppo",), "--length_penalty nan", "length_penalty=nan is invalid"),
+    (("ppo",), "--neftune_noise_alpha 5", "neftune_noise_alpha=5.0 must be left out"),
     (("sft", "reward"), "--eos_token <EOS_TOKEN>", "eos_token=<EOS_TOKEN> is invalid"),
     (("sft", "reward"), "--pad_token <P>", "Its special tokens are"),
     (("sft",), "--assistant_only_loss true", "{% generation %}"),
@@ -69,6 +76,18 @@ WRONG = [
 @pytest.mark.parametrize(("name", "wrong", "words"), [(s, wrong, words) for ss, wrong, words in WRONG for s in ss])
 def test_one_message_before_anything_is_written(failing, stage, name, wrong, words):
     assert words in failing(*stage(name), *wrong.split())
+
+
+@pytest.mark.skipif(is_liger_kernel_available(), reason="Liger is here")
+@pytest.mark.parametrize("name", ["sft", "reward"])
+def test_a_package_of_kernels_that_is_missing(failing, stage, name):
+    assert "pip install liger-kernel" in failing(*stage(name), "--use_liger_kernel", "true")
+
+
+def test_a_plan_refuses_what_a_run_would(failing, stage):
+    argv = ["plan", *stage("ppo")[1:]]
+    assert "lora_target_modules=c_attn is invalid" in failing(*argv, "--lora_target_modules", "c_attn")
+    assert "(says peft)" in failing(*argv, "--lora_target_parameters", "q_proj.weight")
 
 
 @pytest.mark.parametrize(
@@ -102,8 +121,13 @@ def test_a_marked_template_trains_the_assistant_alone(stage, tmp_path, monkeypat
     assert [[label for label in labels if label != -100] for labels in trained] == [[17, 3]] * 16
 
 
-def test_named_tokens_are_those_of_the_tokenizer(stage, tmp_path):
-    """The end token is the one that is saved, and the report was made with it."""
+def test_named_tokens_are_those_of_the_tokenizer(stage, flags, write_rows, tmp_path):
+    """The end token is the one that is saved, and that the report counts: a text that ends with it gets no other."""
+    file = write_rows([{"text": "a cat <|im_start|>"}] * 8)
+    report = ["--report_folder", str(tmp_path), "--eos_token", "<|im_start|>"]
+    assert main(["data", "sft", "--dataset_name", file, *flags, *report]) == 0
+    (lengths,) = json.loads((tmp_path / "data_report.json").read_text(encoding="utf-8"))["sets"][0]["lengths"]
+    assert lengths["maximum"] == 3
     assert main([*stage("sft"), "--eos_token", "<|im_start|>", "--pad_token", "<unk>"]) == 0
     saved = json.loads((tmp_path / "out" / "tokenizer_config.json").read_text(encoding="utf-8"))
     assert (saved["eos_token"], saved["pad_token"]) == ("<|im_start|>", "<unk>")
