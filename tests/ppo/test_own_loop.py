@@ -429,7 +429,7 @@ WRONG = {
                 Completion([DOG, DOG], [], False, [torch.tensor([DOG]), torch.tensor([HAPPY])]),
             ]
         ),
-        r"completion 7 .* its token 1, 'dog' \(id 9\), is not among the 1 that its support left",
+        r"completion 7 .* its token 1, 'dog' \(id 10\), is not among the 1 that its support left",
     ),
     "no score at all": (full(scores=[None] * 8), "no completion of iteration 1"),
     "everything masked": (full(masks=[[False] * 3] * 8), "no completion of iteration 1"),
