@@ -13,7 +13,7 @@ export TOKENIZERS_PARALLELISM ?= false
 
 help:
 	@echo "make quickstart   a language model learns from feedback, on this machine, in minutes"
-	@echo "make test         the test suite (about eight minutes on two cores)"
+	@echo "make test         the test suite, a process for each core (about eight minutes on two)"
 	@echo "make test-slow    the long tests as well"
 	@echo "make test-kills   50 PPO runs and 50 reward runs are killed, and end in the same bits (two minutes)"
 	@echo "make test-vllm    the tests with a real vLLM server, on CPU, in an environment of its own"
@@ -35,7 +35,7 @@ quickstart: $(SETUP)
 	$(BIN)/hf-rlhf quickstart $(ARGS)
 
 test: $(SETUP)
-	$(BIN)/python -m pytest -m "not slow and not gpu and not hub" $(ARGS)
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile -m "not slow and not gpu and not hub" $(ARGS)
 
 test-slow: $(SETUP)
 	$(BIN)/python -m pytest -m "not gpu and not hub" $(ARGS)
