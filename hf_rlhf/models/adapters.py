@@ -253,6 +253,7 @@ def add_trainable_adapter(model: Model, name: str, config, weights: dict[str, Te
         parameter.requires_grad_(required)
     for parameter in adapter_parameters(model, name):
         parameter.requires_grad_(True)
+    train_in_fp32(model)
 
 
 def train_in_fp32(model: Model) -> Model:

@@ -32,6 +32,7 @@ from hf_rlhf.models.adapters import (
     load_adapter_weights,
     read_adapter_weights,
     save_adapter,
+    train_in_fp32,
     use_adapter,
 )
 from hf_rlhf.models.backbone import counted_states, state_width
@@ -261,10 +262,10 @@ def _made_trainable(classifier: Model, peft_config: Any) -> Model:
     if is_peft_model(classifier):
         for parameter in adapter_parameters(classifier, classifier.active_adapter):
             parameter.requires_grad_(True)
-        return classifier
+        return train_in_fp32(classifier)
     if peft_config is not None:
         fresh = as_classifier(_fresh_config(peft_config), classifier)
-        return get_peft_model(classifier, fresh, adapter_name=CRITIC)
+        return train_in_fp32(get_peft_model(classifier, fresh, adapter_name=CRITIC))
     require_full_training(classifier, "the critic's model (value_model, critic_path)")
     return classifier.requires_grad_(True)
 

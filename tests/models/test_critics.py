@@ -363,6 +363,17 @@ def test_a_given_model_is_not_trained_whole_in_bf16(places):
         make_policy(places, "model", lora=False, value_model=model)
 
 
+@pytest.mark.parametrize("kind", ["adapter", "model"])
+def test_what_a_critic_trains_is_fp32_on_a_bf16_base(places, tmp_path, kind):
+    """Also embeddings that a reward adapter brings (`modules_to_save`), which PEFT leaves in the dtype of the base."""
+    config = make_lora(task_type="SEQ_CLS", modules_to_save=["embed_tokens", "score"])
+    get_peft_model(load_sequence_classifier(places["base"]), config).save_pretrained(tmp_path / "own")
+    policy = make_policy(places, kind, dtype="bfloat16", start=str(tmp_path / "own"))
+    trained = policy.critic_parameters()
+    assert any(parameter.shape == (29, 32) for parameter in trained)
+    assert {parameter.dtype for parameter in trained} == {torch.float32}
+
+
 def test_a_head_of_another_size_is_an_error(places, tmp_path):
     moved_run(places, tmp_path, "value_head")
     with pytest.raises(InputError, match="value_head_mlp_size=4"):
