@@ -1,5 +1,6 @@
 """The errors that users meet."""
 
+import json
 import linecache
 import re
 import sys
@@ -86,9 +87,21 @@ def _refusing_library(error: BaseException) -> str | None:
         return None
     frame, line = frames[-1]
     library = next((name for name in _LIBRARIES if f"{_module(frame)}.".startswith(f"{name}.")), None)
+    if library is None or isinstance(error, (json.JSONDecodeError, UnicodeError)):  # a damaged file
+        return None
     on_purpose = linecache.getline(frame.f_code.co_filename, line).lstrip().startswith("raise")
-    by_itself = isinstance(error, (ImportError, ValueError)) or "argument" in str(error)  # of a call with the user's
+    by_itself = isinstance(error, (ImportError, ValueError)) or _calls_library(error, frame)
     return library if on_purpose or by_itself else None
+
+
+def _calls_library(error: BaseException, frame: FrameType) -> bool:
+    """Return whether what did not take its arguments is of a library, such as an optimizer, and not a user's callback."""
+    if not isinstance(error, TypeError) or "argument" not in str(error):
+        return False
+    names = str(error).partition("(")[0].split(".")  # AdamW.__init__, transformers.optimization.get_cosine_schedule
+    called = (*frame.f_locals.values(), *map(frame.f_globals.get, names))
+    modules = [str(getattr(each, "__module__", "")) for each in called if getattr(each, "__name__", "") in names]
+    return any(module.partition(".")[0] in ("torch", *_LIBRARIES) for module in modules)
 
 
 def _module(frame: FrameType) -> str:

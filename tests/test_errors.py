@@ -4,7 +4,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from tiny import make_config
-from transformers import AutoConfig, Trainer, get_scheduler
+from transformers import AutoConfig, PreTrainedConfig, Trainer, TrainerCallback, get_scheduler
 
 from hf_rlhf.errors import InputError, refusals_of_libraries
 
@@ -50,6 +50,22 @@ def test_keyword_arguments_of_the_user_are_a_refusal():
     assert "unexpected keyword argument 'a'" in message_of(lambda: get_scheduler("cosine", optimizer, **refused))
     refused["scheduler_specific_kwargs"] = "a"
     assert "must be a mapping, not str" in message_of(lambda: get_scheduler("cosine", optimizer, **refused))
+
+
+def test_a_callback_of_the_users_that_takes_no_more_arguments_is_no_refusal(tmp_path, model):
+    class Narrow(TrainerCallback):
+        def on_train_begin(self, args, state, control):
+            """Without `**kwargs`, which Trainer gives."""
+
+    trainer = Trainer(model, make_config(tmp_path), callbacks=[Narrow()])
+    with pytest.raises(TypeError, match="on_train_begin"), refusals_of_libraries(trainer.args):
+        trainer.callback_handler.on_train_begin(trainer.args, trainer.state, trainer.control)
+
+
+def test_a_damaged_file_is_no_refusal(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": ')
+    with pytest.raises(ValueError, match="Expecting value"), refusals_of_libraries():
+        PreTrainedConfig._dict_from_json_file(tmp_path / "config.json")
 
 
 def _bug_in_here():

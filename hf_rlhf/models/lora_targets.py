@@ -33,9 +33,9 @@ def require_known_layers(model: Model, config: Any) -> None:
 
 
 def _has_matrix(module: nn.Module) -> bool:
-    """Whether a layer is one that an adapter can change, quantized or not: no norm, and no block of other layers."""
+    """Return whether a layer is one that an adapter can change, quantized or not: no norm, and no block of other layers."""
     own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
-    return any(tensor.dim() >= 2 for tensor in own)
+    return any(len(getattr(tensor, "ds_shape", tensor.shape)) >= 2 for tensor in own)  # ZeRO-3 holds them elsewhere
 
 
 def _require_names(flag: str, wanted: Iterable[str], there: Sequence[str], kind: str) -> None:

@@ -19,8 +19,11 @@ def native_dtype(device: torch.device | str | None = None) -> torch.dtype:
 
 
 def current_device() -> torch.device:
-    """Return the accelerator of this machine, or else its CPU."""
-    return torch.accelerator.current_accelerator() or torch.device("cpu")
+    """Return the accelerator of this machine, or else its CPU.
+
+    A CUDA build of torch names CUDA on a machine without a GPU too, unless it is asked to look.
+    """
+    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
 
 
 def _multiplies_bfloat16(device: torch.device) -> bool:

@@ -46,6 +46,8 @@ def stands_on(folder: str | os.PathLike, model: Model) -> bool:
     if getattr(policy_base, "is_quantized", False) or not files or not _same_settings(base, policy_base):
         return False
     ours, place = base_weights(model), _place_of_backbone(policy_base)
+    if any(weight.numel() == 0 for weight in ours.values()):  # ZeRO-3 holds them elsewhere
+        return False
     own, saved = _saved_weights(folder, place)
     for name, weight in own.items():  # which the adapter has instead of the base's
         if name in ours and ours.pop(name).shape != weight.shape:

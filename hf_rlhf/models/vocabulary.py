@@ -25,11 +25,16 @@ def resize_vocabulary(model: Model, rows: int) -> None:
     """Give a transformers model embeddings, and head rows, for `rows` tokens.
 
     New rows are the mean of the others. transformers draws them at random, so that a model that is loaded twice would be
-    two models.
+    two models. Raises `InputError` where ZeRO-3 has split the embeddings over the ranks.
     """
     before = model.get_input_embeddings().num_embeddings
     if rows == before:
         return
+    if model.get_input_embeddings().weight.numel() == 0:
+        raise InputError(
+            f"the tokenizer needs {rows} embeddings and the model has {before}, which ZeRO-3 has split over the ranks. Resize"
+            " the model once in one process, save it, and start from that; or take ZeRO-2"
+        )
     model.resize_token_embeddings(rows, mean_resizing=False)
     model.has_own_vocabulary = True  # for `save_adapter`
     for module in (model.get_input_embeddings(), model.get_output_embeddings()):

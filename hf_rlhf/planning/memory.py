@@ -18,6 +18,7 @@ from hf_rlhf.models.adapters import POLICY, base_of, compute_in_base_dtype
 from hf_rlhf.models.attention import set_attention, training_attention
 from hf_rlhf.models.fused_lora import fuse_lora
 from hf_rlhf.models.lora_targets import require_known_layers
+from hf_rlhf.models.precision import current_device
 from hf_rlhf.ops.logprobs import chunk_rows
 from hf_rlhf.planning.work import ModelShape
 from hf_rlhf.ppo.config import PPOConfig
@@ -76,7 +77,7 @@ def model_without_data(config: Any, dtype: torch.dtype, peft_config: Any) -> Mod
             require_known_layers(model, peft_config)
             model = get_peft_model(model, peft_config, adapter_name=POLICY)
             fuse_lora(model)
-    device = torch.accelerator.current_accelerator() or "cpu"
+    device = current_device()
     moved: dict[int, Any] = {}  # tied weights stay tied
     for module in model.modules():
         for tensors in (module._parameters, module._buffers):

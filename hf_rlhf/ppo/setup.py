@@ -19,6 +19,7 @@ from hf_rlhf.models.backbone import state_width
 from hf_rlhf.models.critics import build_critic
 from hf_rlhf.models.policy import PolicyWithValue, wrap_policy
 from hf_rlhf.models.positions import positions
+from hf_rlhf.models.precision import native_dtype
 from hf_rlhf.ppo.config import EVALUATED, PPOConfig
 from hf_rlhf.rewards.calls import takes_by_name
 from hf_rlhf.rewards.contract import Rewards
@@ -135,7 +136,7 @@ def build_policy(
 ) -> PolicyWithValue:
     """Policy, critic and reference as `PPOTrainer` was asked for them."""
     if isinstance(model, str):
-        model = load_policy(model, adds_adapter=peft_config is not None)
+        model = load_policy(model, adds_adapter=peft_config is not None, dtype=native_dtype(args.device))
     follows = args.ref_model_sync_iterations is not None
     if follows and ref_model is not None:
         raise InputError("ref_model stays what it is, so it cannot go with ref_model_sync_iterations")

@@ -376,7 +376,8 @@ class PPOTrainer(IterationTrainer):
         """
         if self._started != self.iteration:
             self._start_iteration(self.iteration)
-        rows = self._given_prompts(prompts)
+        with failing_together():
+            rows = self._given_prompts(prompts)
         trajectories = self.sample(rows, self._seeds("train", self.iteration, len(rows), first=self._drawn))
         self._drawn += sum(gather_in_order([len(rows)]))
         return [trajectory.completion for trajectory in trajectories]
@@ -402,15 +403,16 @@ class PPOTrainer(IterationTrainer):
         """
         if self._started != self.iteration:
             self._start_iteration(self.iteration)
-        rows = self._given_prompts(prompts)
-        causal_lm = base_of(self.policy.model)
-        rules = TokenRules(
-            vocab_size=causal_lm.config.get_text_config().vocab_size,
-            stop_ids=stop_token_ids(causal_lm, self.processing_class, self.args.sampling),
-            sampling=self.args.sampling,
-            chat_template_kwargs=self.args.chat_template_kwargs,  # pyright: ignore
-        )
-        trajectories = given_trajectories(rows, completions, scores, masks, self.processing_class, rules)
+        with failing_together():
+            rows = self._given_prompts(prompts)
+            causal_lm = base_of(self.policy.model)
+            rules = TokenRules(
+                vocab_size=causal_lm.config.get_text_config().vocab_size,
+                stop_ids=stop_token_ids(causal_lm, self.processing_class, self.args.sampling),
+                sampling=self.args.sampling,
+                chat_template_kwargs=self.args.chat_template_kwargs,  # pyright: ignore
+            )
+            trajectories = given_trajectories(rows, completions, scores, masks, self.processing_class, rules)
         total = sum(gather_in_order([len(trajectories)]))
         if total != self.args.rollout_batch_size:
             raise InputError(f"step() got {total} completions over all ranks; {self.args.batch_algebra()}")

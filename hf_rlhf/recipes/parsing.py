@@ -95,7 +95,12 @@ def _can_be_list(kind: Any) -> bool:
 
 
 def _items(name: str, text: str) -> list[str]:
-    """The items of a list that is written with commas; text that is more than names (a regular expression) stays whole."""
+    """Return the items of a list that is written with commas.
+
+    Text that is more than names (a regular expression) stays whole, and so does a path with commas that exists.
+    """
+    if Path(text.rpartition(":")[0] or text).exists():
+        return [text]
     items = [item.strip() for item in text.split(",") if item.strip()]
     plain = all(re.fullmatch(r"[\w.:/\\~+-]+", item) for item in items)
     return items if items and plain and name not in _TEXTS else [text]
@@ -123,7 +128,7 @@ def _checked_values(config: ConfigFile, parser: _Parser) -> dict[str, Any]:
         if key not in parser.kinds:
             raise InputError(unknown_name(str(key), list(parser.kinds), config.place(key)))
         if key in parser.lists and value is not None:
-            value = [value] if not isinstance(value, list) else value
+            value = value if isinstance(value, list) else _items(key, value) if isinstance(value, str) else [value]
         if not fits(value, parser.kinds[key]):
             kind = describe(parser.kinds[key])
             raise InputError(f"{key}: {value!r} in {config.place(key)} does not fit: it takes {kind}")
@@ -134,9 +139,8 @@ def _checked_values(config: ConfigFile, parser: _Parser) -> dict[str, Any]:
 def _converted(action: Action, values: list[Any], config: ConfigFile) -> list[Any]:
     """The items of a list in a file, read as on the command line."""
     convert: Any = action.type
-    texts = [item for value in values for item in (_items(action.dest, value) if isinstance(value, str) else [value])]
     try:
-        return [convert(text) if isinstance(text, str) else text for text in texts]
+        return [convert(value) if isinstance(value, str) else value for value in values]
     except ValueError as error:
         raise InputError(f"{action.dest} in {config.place(action.dest)}: {error}") from error
 

@@ -12,6 +12,7 @@ from transformers import Pipeline, PreTrainedModel, TextClassificationPipeline
 from hf_rlhf.errors import InputError
 from hf_rlhf.models.load import load_tokenizer
 from hf_rlhf.models.positions import positions
+from hf_rlhf.models.precision import native_dtype
 from hf_rlhf.models.reward_model import (
     SeparateRewardModel,
     load_reward_model,
@@ -19,6 +20,7 @@ from hf_rlhf.models.reward_model import (
     require_reward_model,
 )
 from hf_rlhf.rewards.contract import RewardFunction, Rewards
+from hf_rlhf.rewards.functions import is_function_name
 from hf_rlhf.rewards.learned import LearnedReward
 from hf_rlhf.types import Model
 
@@ -56,11 +58,6 @@ def resolve_rewards(
     return Rewards(functions, weights)
 
 
-def is_function_name(name: str) -> bool:
-    """Return whether a reward's name means a function, `module:name` or `file.py:name`, and not a model."""
-    return ":" in name and not Path(name).exists()
-
-
 def reward_tokenizers(sources: Sequence[RewardSource]) -> dict[str, Any]:
     """Return the tokenizer of each reward that is a model by its name, for checks before any model is loaded."""
     names = [os.fspath(source) for source in sources if isinstance(source, (str, os.PathLike))]
@@ -88,7 +85,8 @@ def _function(source: Any, tokenizer, number: int, policy: Model, device: torch.
         path = os.fspath(source)
         name = Path(path).name if os.path.isdir(path) else path.split("/")[-1]
         adapter = "reward" if number == 0 else f"reward_{number}"
-        scorer, loaded_tokenizer = load_reward_model(path, policy=policy, name=adapter)
+        dtype = native_dtype(device)
+        scorer, loaded_tokenizer = load_reward_model(path, policy=policy, name=adapter, dtype=dtype)
         tokenizer = tokenizer or loaded_tokenizer
     elif isinstance(source, nn.Module) and hasattr(source, "config"):
         path = str(source.config._name_or_path)  # pyright: ignore[reportAttributeAccessIssue]

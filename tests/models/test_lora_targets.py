@@ -7,6 +7,7 @@ from tiny import make_lora, make_model, make_tokenizer
 from hf_rlhf.errors import InputError
 from hf_rlhf.models.lora_targets import require_known_layers
 from hf_rlhf.models.policy import wrap_policy
+from hf_rlhf.models.vocabulary import resize_vocabulary
 from hf_rlhf.reward_modeling.training import make_reward_trainer
 
 
@@ -63,3 +64,12 @@ def test_ppo_and_reward_models_look(model, tmp_path):
     classifier = AutoModelForSequenceClassification.from_pretrained(tmp_path, num_labels=1)
     with pytest.raises(InputError, match="modules_to_save=lm_head"):
         make_reward_trainer(classifier, tokenizer, None, None, None, make_lora(modules_to_save=["lm_head"]))
+
+
+def test_weights_that_zero_3_holds_elsewhere_are_still_matrices(model):
+    for parameter in model.parameters():
+        parameter.ds_shape = parameter.shape
+        parameter.data = parameter.data.new_empty(0)
+    require_known_layers(model, LoraConfig(target_modules=["q_proj"]))
+    with pytest.raises(InputError, match="ZeRO-3 has split"):
+        resize_vocabulary(model, 100)

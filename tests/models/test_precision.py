@@ -11,7 +11,7 @@ from tiny import make_model, make_tokenizer
 
 from hf_rlhf.errors import InputError
 from hf_rlhf.models.load import load_causal_lm, load_sequence_classifier
-from hf_rlhf.models.precision import native_dtype
+from hf_rlhf.models.precision import current_device, native_dtype
 from hf_rlhf.models.reward_model import load_reward_model
 from hf_rlhf.recipes.arguments import ModelArguments, RewardTrainingArguments, SFTTrainingArguments
 
@@ -49,6 +49,15 @@ def test_a_gpu_takes_bfloat16_from_compute_capability_8(monkeypatch, capability,
 def test_mps_takes_bfloat16_from_macos_14(monkeypatch, new, expected):
     monkeypatch.setattr(torch.backends.mps, "is_macos_or_newer", lambda *version: new)
     assert native_dtype("mps") == expected
+
+
+def test_a_cuda_build_without_a_gpu_is_a_cpu(monkeypatch):
+    cuda = torch.device("cuda")
+    monkeypatch.setattr(
+        torch.accelerator, "current_accelerator", lambda check_available=False: None if check_available else cuda
+    )
+    assert current_device() == torch.device("cpu")
+    assert native_dtype() == native_dtype("cpu")
 
 
 def test_a_process_held_to_avx2_takes_float32():

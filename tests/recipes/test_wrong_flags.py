@@ -163,6 +163,14 @@ def test_a_list_is_written_in_any_way(tmp_path, name, place, items):
         assert getattr(lists_of([], tmp_path, f"{name}: {written}\n")[place], name) == items
 
 
+def test_a_path_with_a_comma_stays_whole(tmp_path):
+    file = tmp_path / "run,v2.py"
+    file.write_text("def good(completions, **_): return [0.0] * len(completions)\n")
+    for argv, config in ((["--reward_funcs", f"{file}:good"], ""), ([], "reward_funcs: ['/not/there,v2.py:good']\n")):
+        expected = [f"{file}:good"] if argv else ["/not/there,v2.py:good"]
+        assert lists_of(argv, tmp_path, config)[0].reward_funcs == expected
+
+
 def test_words_that_are_no_lists(tmp_path):
     """A word that stands for several, a regular expression, a text with a comma."""
     model = lists_of(["--lora_target_modules", "all-linear"], tmp_path)[2]

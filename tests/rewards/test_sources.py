@@ -187,3 +187,13 @@ def test_the_tokenizers_of_models_are_known_before_the_models(tmp_path):
     assert [each.get_vocab() for each in found.values()] == [tokenizer.get_vocab()]
     with pytest.raises(InputError, match="there is no such folder; did you mean"):
         reward_tokenizers([str(tmp_path / "goood")])
+
+
+@pytest.mark.parametrize("native", [torch.float32, torch.bfloat16])
+def test_a_reward_model_is_loaded_in_the_dtype_of_the_runs_device(monkeypatch, tmp_path, native):
+    asked = []
+    monkeypatch.setattr("hf_rlhf.rewards.sources.native_dtype", lambda device: asked.append(device) or native)
+    bert().save_pretrained(tmp_path)
+    make_tokenizer().save_pretrained(tmp_path)
+    assert next(resolve(str(tmp_path)).functions[0].model.model.parameters()).dtype == native
+    assert asked == [torch.device("cpu")]
