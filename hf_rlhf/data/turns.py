@@ -89,18 +89,39 @@ def prefill(
         return ""
     settings: dict[str, Any] = {"options": options, "chat_template_kwargs": chat_template_kwargs}
     opened = chat_text(prompt, tokenizer, continued=True, **settings)
+    closed = _rendered(prompt, tokenizer, **settings)
     answer, further = {"role": "assistant", "content": _ANSWER}, {"role": "user", "content": _NEXT}
-    headers = []
-    for dialogue in ([*prompt, answer], [*prompt, answer, further]):
-        try:
-            text = chat_text(dialogue, tokenizer, continued=False, **settings)
-        except RefusedByTemplate:
-            continue
-        headers += [text.partition(_ANSWER)[0]] if _ANSWER in text else []
+    dialogues = [*prompt, answer], [*prompt, answer, further]
+    texts = [text for dialogue in dialogues if _ANSWER in (text := _rendered(dialogue, tokenizer, **settings))]
+    headers = [text.partition(_ANSWER)[0] for text in texts]
     begun = next((opened[len(header) :] for header in headers if opened.startswith(header)), None)
     if begun is None:  # a template that writes a block of its own before every answer (`<think></think>`)
-        tag = _OPEN_TAG.search(opened)
-        begun = tag.group() if tag else ""
+        begun = _opened_tag(_beyond(closed, opened), [_beyond(closed, header) or header for header in headers])
+    if not begun.strip():
+        return ""
     for token in tokenizer.added_tokens_decoder.values():
         begun = begun.replace(token.content, "") if token.special else begun
     return "" if not begun.strip() or _EMPTY_BLOCK.fullmatch(begun) else begun
+
+
+def _rendered(dialogue: Sequence[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase, **settings: Any) -> str:
+    """The dialogue through the template, without a generation prompt; empty for one that the template refuses."""
+    try:
+        return chat_text(dialogue, tokenizer, continued=False, **settings)
+    except RefusedByTemplate:
+        return ""
+
+
+def _beyond(closed: str, text: str) -> str:
+    """The text behind the rendered prompt; empty where it does not begin with the prompt."""
+    return text[len(closed) :] if closed and text.startswith(closed) else ""
+
+
+def _opened_tag(added: str, headers: Sequence[str]) -> str:
+    """The tag at the end of a generation prompt, unless it marks the role: it is all of it, or answers stand in it."""
+    tag = _OPEN_TAG.search(added)
+    if not tag or not headers or not added[: tag.start()].strip():
+        return ""
+    mark = tag.group().strip()
+    closing = f"{mark[0]}/{mark[1:]}"
+    return "" if any(header.count(mark) > header.count(closing) for header in headers) else tag.group()

@@ -108,6 +108,43 @@ def test_a_prefill_follows_the_rows_own_options(tokenizer):
     assert prefill(HELLO, tokenizer, options={"chat_template_kwargs": None}) == "<think> \n"
 
 
+ROLES = "{% for m in messages %}USER {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}OPEN{% endif %}"
+
+
+def roles(user, assistant, opened):
+    """A template of turns that begin with a marker of the role."""
+    marker = f"{{{{ '{user}' if m.role == 'user' else '{assistant}' }}}}"
+    return ROLES.replace("USER", marker).replace("OPEN", opened)
+
+
+V3 = turns(answer="</think>{{ m.content }}", opened="<think>")  # of DeepSeek-V3.1
+MARKERS = {
+    "no generation prompt": ("{% for m in messages %}{{ m.role }} {{ m.content }}\n{% endfor %}", ""),
+    "a marker before a space": (roles("<User>", "<Bot>", "<Bot>"), ""),
+    "a marker in brackets before a new line": (roles("[USER]", "[ASSISTANT]", "[ASSISTANT]\n"), ""),
+    "a marker on a line of its own": (roles("<user>\\n", "<assistant>\\n", "<assistant>"), ""),
+    "a marker that no answer has": (roles("<user>", "<model>", "<assistant>"), ""),
+    "more before the marker": (roles("<user>", "<sep><assistant>", "<sep><assistant>"), ""),
+    "a marker, and an empty block": (
+        roles("<user>", "<sep><assistant><think></think>", "<sep><assistant>\n"),
+        "",
+    ),
+    "a marker, an empty block and a tag": (
+        roles("<user>", "<assistant><think></think>", "<assistant><think>\n"),
+        "<think>\n",
+    ),
+    "a closed block before every answer": (V3, "<think>"),
+    "no answer to compare with": ("{{ messages[0].content }}{% if add_generation_prompt %} to <bot>{% endif %}", ""),
+}
+
+
+@pytest.mark.parametrize(("template", "begun"), MARKERS.values(), ids=MARKERS)
+def test_neither_a_marker_of_the_role_nor_the_users_own_tag_is_a_prefill(tokenizer, template, begun):
+    tokenizer.chat_template = template
+    for text in ("hello", "is <b>", "is <think>"):
+        assert prefill([{"role": "user", "content": text}], tokenizer) == begun
+
+
 def test_plain_text_is_never_prefilled(tokenizer):
     tokenizer.chat_template = turns(opened="<think>")
     assert prefill("hello", tokenizer) == ""
