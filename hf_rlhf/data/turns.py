@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections import deque
 from collections.abc import Mapping, Sequence
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
+from weakref import WeakKeyDictionary
 
+from hf_rlhf.data.json_columns import ROW_OPTIONS
 from hf_rlhf.data.tokens import RefusedByTemplate, chat_text
 
 if TYPE_CHECKING:
@@ -15,6 +17,17 @@ if TYPE_CHECKING:
 _ANSWER, _NEXT = "hfrlhfanswer", "hfrlhfnext"  # found again in what a template writes, whatever it trims
 _EMPTY_BLOCK = re.compile(r"\s*<([\w-]+)>\s*</\1>\s*")  # <think></think>: there is nothing to think about
 _OPEN_TAG = re.compile(r"<[A-Za-z][\w-]*>\s*$|\[[A-Z][A-Z_]*\]\s*$")
+_MOST_KEYS, _MOST_ENDINGS = 256, 8
+_found: WeakKeyDictionary[Any, dict[str, deque[Any]]] = WeakKeyDictionary()  # by tokenizer, then see `_found_for`
+
+
+def _found_for(tokenizer: PreTrainedTokenizerBase, *settings: Any) -> deque[Any]:
+    """What was read off the chat template under these settings: a few values, which the caller adds to."""
+    known = _found.setdefault(tokenizer, {})
+    key = repr((tokenizer.chat_template, len(tokenizer), *settings))
+    if key not in known and len(known) >= _MOST_KEYS:
+        known.clear()
+    return known.setdefault(key, deque(maxlen=_MOST_ENDINGS))
 
 
 class TurnEnd(NamedTuple):
@@ -31,6 +44,13 @@ def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> TurnEnd | None:
     It is read off a rendered dialogue, at its last turn; of a template that writes nothing there, it is the token that
     opens the turn behind (`<|user|>` of GLM). None without a chat template, and where no end can be told.
     """
+    found = _found_for(tokenizer, "end")
+    if not found:
+        found.append(_read_end(tokenizer))
+    return found[0]
+
+
+def _read_end(tokenizer: PreTrainedTokenizerBase) -> TurnEnd | None:
     question, answer, further = (
         {"role": role, "content": text} for role, text in (("user", "?"), ("assistant", _ANSWER), ("user", _NEXT))
     )
@@ -67,10 +87,8 @@ def _own_tokens(text: str, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...
 
 
 def prefill(
-    prompt: Sequence[Mapping[str, Any]] | str,
+    row: Mapping[str, Any],
     tokenizer: PreTrainedTokenizerBase,
-    *,
-    options: Mapping[str, Any] = MappingProxyType({}),
     chat_template_kwargs: Mapping[str, Any] | None = None,
 ) -> str:
     """Return the text that the generation prompt puts at the beginning of the answer, such as `<think>` and a newline.
@@ -79,28 +97,70 @@ def prefill(
     plain text, and for what is no part of the answer: an empty block (`<think></think>`, which switches thinking off),
     or what the template also writes before an answer that is given to it.
 
+    It is read off the template once for all rows of the same options and roles whose ids end with the same generation
+    prompt.
+
     Args:
-        prompt: the row's prompt, which the template takes.
+        row: `prompt`, which the template takes, and its `prompt_ids`; `tools` and `chat_template_kwargs`, where it has
+            them, reach the template.
         tokenizer: with the chat template that the prompt was rendered by.
-        options: the row's columns, of which `tools` and `chat_template_kwargs` reach the template.
         chat_template_kwargs: what the template gets where the row does not say otherwise.
     """
+    prompt = row["prompt"]
     if isinstance(prompt, str):
         return ""
-    settings: dict[str, Any] = {"options": options, "chat_template_kwargs": chat_template_kwargs}
+    ids = list(row["prompt_ids"])
+    roles = [message.get("role") for message in prompt]
+    found = _found_for(tokenizer, [row.get(name) for name in ROW_OPTIONS], chat_template_kwargs, roles)
+    for ending, begun in tuple(found):
+        if ids[-len(ending) :] == ending:
+            return begun
+    text, begun = _read_prefill(prompt, tokenizer, options=row, chat_template_kwargs=chat_template_kwargs)
+    length: int = len(tokenizer(text, add_special_tokens=False)["input_ids"])  # pyright: ignore[reportArgumentType]
+    found.append((ids[-max(length, 1) :], begun))
+    return begun
+
+
+def _read_prefill(
+    prompt: Sequence[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase, **settings: Any
+) -> tuple[str, str]:
+    """(the generation prompt, or the whole where it cannot be told apart; what of it belongs to the answer)."""
     opened = chat_text(prompt, tokenizer, continued=True, **settings)
+    closed = _rendered(prompt, tokenizer, **settings)
+    added = _beyond(closed, opened)
     answer, further = {"role": "assistant", "content": _ANSWER}, {"role": "user", "content": _NEXT}
-    headers = []
-    for dialogue in ([*prompt, answer], [*prompt, answer, further]):
-        try:
-            text = chat_text(dialogue, tokenizer, continued=False, **settings)
-        except RefusedByTemplate:
-            continue
-        headers += [text.partition(_ANSWER)[0]] if _ANSWER in text else []
+    dialogues = [*prompt, answer], [*prompt, answer, further]
+    texts = [text for dialogue in dialogues if _ANSWER in (text := _rendered(dialogue, tokenizer, **settings))]
+    headers = [text.partition(_ANSWER)[0] for text in texts]
     begun = next((opened[len(header) :] for header in headers if opened.startswith(header)), None)
     if begun is None:  # a template that writes a block of its own before every answer (`<think></think>`)
-        tag = _OPEN_TAG.search(opened)
-        begun = tag.group() if tag else ""
+        begun = _opened_tag(added, [_beyond(closed, header) or header for header in headers])
+    ending = added if closed and opened.startswith(closed) else opened
+    if not begun.strip():
+        return ending, ""
     for token in tokenizer.added_tokens_decoder.values():
         begun = begun.replace(token.content, "") if token.special else begun
-    return "" if not begun.strip() or _EMPTY_BLOCK.fullmatch(begun) else begun
+    return ending, "" if not begun.strip() or _EMPTY_BLOCK.fullmatch(begun) else begun
+
+
+def _rendered(dialogue: Sequence[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase, **settings: Any) -> str:
+    """The dialogue through the template, without a generation prompt; empty for one that the template refuses."""
+    try:
+        return chat_text(dialogue, tokenizer, continued=False, **settings)
+    except RefusedByTemplate:
+        return ""
+
+
+def _beyond(closed: str, text: str) -> str:
+    """The text behind the rendered prompt; empty where it does not begin with the prompt."""
+    return text[len(closed) :] if closed and text.startswith(closed) else ""
+
+
+def _opened_tag(added: str, headers: Sequence[str]) -> str:
+    """The tag at the end of a generation prompt, unless it marks the role: it is all of it, or answers stand in it."""
+    tag = _OPEN_TAG.search(added)
+    if not tag or not headers or not added[: tag.start()].strip():
+        return ""
+    mark = tag.group().strip()
+    closing = f"{mark[0]}/{mark[1:]}"
+    return "" if any(header.count(mark) > header.count(closing) for header in headers) else tag.group()

@@ -75,6 +75,7 @@ def compare_with_start(
     *,
     judge: Judge,
     reward: Reward,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
 ) -> Comparison:
     """Sample from a PEFT model with its adapter off and on, and judge both.
 
@@ -86,11 +87,12 @@ def compare_with_start(
         seeds: one a row, the same for both.
         judge: scores one completion.
         reward: by TRL's reward-function contract.
+        chat_template_kwargs: those that the prompts were rendered with.
     """
     engine = TransformersEngine(model, tokenizer)
     with use_adapter(model, None):
-        before = collect(engine, rows, tokenizer, sampling, seeds)
-    after = collect(engine, rows, tokenizer, sampling, seeds)
+        before = collect(engine, rows, tokenizer, sampling, seeds, chat_template_kwargs)
+    after = collect(engine, rows, tokenizer, sampling, seeds, chat_template_kwargs)
     with use_adapter(model, None):
         before_side = _side(model, before, sampling.temperature, judge, reward)
     return Comparison(before_side, _side(model, after, sampling.temperature, judge, reward))

@@ -33,6 +33,6 @@ def trajectory_of(
     row: Mapping[str, Any], completion: Completion, tokenizer, chat_template_kwargs: Mapping[str, Any] | None = None
 ) -> Trajectory:
     """Return a row with its completion. The text is the whole answer: what the generation prompt began, and what was sampled."""
-    begun = prefill(row["prompt"], tokenizer, options=row, chat_template_kwargs=chat_template_kwargs)
+    begun = prefill(row, tokenizer, chat_template_kwargs)
     text = begun + tokenizer.decode(completion.ids, skip_special_tokens=True)
     return Trajectory(row=row, prompt_ids=row["prompt_ids"], completion=completion, text=text)

@@ -3,9 +3,11 @@
 import pytest
 from tiny import CHAT_TEMPLATE, make_tokenizer
 
+from hf_rlhf.data.tokens import row_ids
 from hf_rlhf.data.turns import TurnEnd, end_of_turn, prefill
+from hf_rlhf.rollout.collect import trajectory_of
+from hf_rlhf.types import Completion
 
-HELLO = [{"role": "user", "content": "hello"}]
 THINKING = (
     "{% if enable_thinking is defined and not enable_thinking %}<think> \n </think> {% else %}<think> \n{% endif %}"
 )
@@ -18,6 +20,13 @@ TURNS = (
 def turns(*, answer="{{ m.content }}", end="<|im_end|>", opened="", before=""):
     """A template of turns: how it writes an answer, an end and a generation prompt, and what it does before all."""
     return before + TURNS.replace("ANSWER", answer).replace("END", end).replace("OPEN", opened)
+
+
+def begun(tokenizer, *messages, run=None, **columns):
+    """The prefill of a row of messages by the user, prepared as in a run."""
+    prompt = [{"role": "user", "content": text} for text in messages or ["hello"]]
+    ids = row_ids(prompt, tokenizer, continued=True, options=columns, chat_template_kwargs=run)
+    return prefill({"prompt": prompt, "prompt_ids": ids, **columns}, tokenizer, run)
 
 
 @pytest.fixture
@@ -91,23 +100,133 @@ PREFILLS = {
 }
 
 
-@pytest.mark.parametrize(("template", "begun"), PREFILLS.values(), ids=PREFILLS)
-def test_a_prefill_is_what_the_generation_prompt_has_beyond_the_header(tokenizer, template, begun):
+@pytest.mark.parametrize(("template", "text"), PREFILLS.values(), ids=PREFILLS)
+def test_a_prefill_is_what_the_generation_prompt_has_beyond_the_header(tokenizer, template, text):
     tokenizer.chat_template = template
-    assert prefill(HELLO, tokenizer) == begun
+    assert begun(tokenizer) == text
 
 
 def test_a_prefill_follows_the_rows_own_options(tokenizer):
     tokenizer.chat_template = turns(opened=THINKING)
     columns = {"chat_template_kwargs": {"enable_thinking": False}}
-    assert prefill(HELLO, tokenizer) == "<think> \n"
-    assert prefill(HELLO, tokenizer, options=columns) == ""
-    assert prefill(HELLO, tokenizer, chat_template_kwargs={"enable_thinking": False}) == ""
+    assert begun(tokenizer) == "<think> \n"
+    assert begun(tokenizer, **columns) == ""
+    assert begun(tokenizer, run={"enable_thinking": False}) == ""
     own = {"chat_template_kwargs": {"enable_thinking": True}, "tools": None}
-    assert prefill(HELLO, tokenizer, options=own, chat_template_kwargs={"enable_thinking": False}) == "<think> \n"
-    assert prefill(HELLO, tokenizer, options={"chat_template_kwargs": None}) == "<think> \n"
+    assert begun(tokenizer, run={"enable_thinking": False}, **own) == "<think> \n"
+    assert begun(tokenizer, chat_template_kwargs=None) == "<think> \n"
+
+
+ROLES = "{% for m in messages %}USER {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}OPEN{% endif %}"
+
+
+def roles(user, assistant, opened):
+    """A template of turns that begin with a marker of the role."""
+    marker = f"{{{{ '{user}' if m.role == 'user' else '{assistant}' }}}}"
+    return ROLES.replace("USER", marker).replace("OPEN", opened)
+
+
+V3 = turns(answer="</think>{{ m.content }}", opened="<think>")  # of DeepSeek-V3.1
+MARKERS = {
+    "no generation prompt": ("{% for m in messages %}{{ m.role }} {{ m.content }}\n{% endfor %}", ""),
+    "a marker before a space": (roles("<User>", "<Bot>", "<Bot>"), ""),
+    "a marker in brackets before a new line": (roles("[USER]", "[ASSISTANT]", "[ASSISTANT]\n"), ""),
+    "a marker on a line of its own": (roles("<user>\\n", "<assistant>\\n", "<assistant>"), ""),
+    "a marker that no answer has": (roles("<user>", "<model>", "<assistant>"), ""),
+    "more before the marker": (roles("<user>", "<sep><assistant>", "<sep><assistant>"), ""),
+    "a marker, and an empty block": (
+        roles("<user>", "<sep><assistant><think></think>", "<sep><assistant>\n"),
+        "",
+    ),
+    "a marker, an empty block and a tag": (
+        roles("<user>", "<assistant><think></think>", "<assistant><think>\n"),
+        "<think>\n",
+    ),
+    "a closed block before every answer": (V3, "<think>"),
+    "no answer to compare with": ("{{ messages[0].content }}{% if add_generation_prompt %} to <bot>{% endif %}", ""),
+}
+
+
+@pytest.mark.parametrize(("template", "text"), MARKERS.values(), ids=MARKERS)
+def test_neither_a_marker_of_the_role_nor_the_users_own_tag_is_a_prefill(tokenizer, template, text):
+    tokenizer.chat_template = template
+    for said in ("hello", "is <b>", "is <think>"):
+        assert begun(tokenizer, said) == text
+
+
+def test_options_that_change_only_how_an_answer_is_written_are_told_apart(tokenizer):
+    tokenizer.chat_template = turns(answer="{{ '<think>' if opened }}{{ m.content }}", opened="<think>")
+    assert begun(tokenizer) == "<think>"
+    assert begun(tokenizer, run={"opened": True}) == ""
+    assert begun(tokenizer, chat_template_kwargs={"opened": True}) == ""
 
 
 def test_plain_text_is_never_prefilled(tokenizer):
     tokenizer.chat_template = turns(opened="<think>")
-    assert prefill("hello", tokenizer) == ""
+    assert prefill({"prompt": "hello", "prompt_ids": [7]}, tokenizer) == ""
+
+
+def count_renders(tokenizer, monkeypatch):
+    """What the template is given from here on, one entry for each rendering."""
+    renders, render = [], tokenizer.apply_chat_template
+
+    def counted(messages, **kwargs):
+        renders.append(messages)
+        return render(messages, **kwargs)
+
+    monkeypatch.setattr(tokenizer, "apply_chat_template", counted)
+    return renders
+
+
+def test_a_template_is_read_once_for_all_rows_and_iterations(tokenizer, monkeypatch):
+    tokenizer.chat_template = turns(opened="<think> \n")
+    prompts = [[{"role": "user", "content": text}] for text in ("hello", "the cat sat", "a dog", "")]
+    rows = [{"prompt": prompt, "prompt_ids": row_ids(prompt, tokenizer, continued=True)} for prompt in prompts * 2]
+    completion, renders = Completion(ids=[7], logprobs=[0.0], stopped=True), count_renders(tokenizer, monkeypatch)
+    for _ in range(2):
+        assert {trajectory_of(row, completion, tokenizer).text[:9] for row in rows} == {"<think> \n"}
+        end_of_turn(tokenizer)
+    assert len(renders) == 4 + 1  # two prompts with an answer, one opened, one closed; one end of turn
+
+
+def test_a_prompt_with_another_ending_does_not_get_the_first_ones_prefill(tokenizer):
+    switch = (
+        "{{ '<think>' if '/think' in messages[0].content else '<think> </think>' if '/no' in messages[0].content }}"
+    )
+    tokenizer.chat_template = turns(opened=switch)
+    for _ in range(2):
+        assert [begun(tokenizer, text) for text in ("hello", "/think", "/no")] == ["", "<think>", ""]
+
+
+def test_a_prompt_that_is_written_otherwise_without_a_generation_prompt_is_told_by_all_of_it(tokenizer):
+    opened = "{{ '<think> <turn>' if '/think' in messages[0].content else ' <turn>' }}"
+    tokenizer.chat_template = turns(opened=opened, before="{{ 'cat' if not add_generation_prompt }}")
+    tokenizer.chat_template = tokenizer.chat_template.replace("'cat' if", "'cat' if messages | length == 1 and")
+    for _ in range(2):
+        assert [begun(tokenizer, text) for text in ("hello", "/think")] == [" <turn>", "<think> <turn>"]
+
+
+def test_a_generation_prompt_that_follows_only_a_user_is_told_by_the_roles(tokenizer):
+    template = turns(end="<turn>", opened=" <think> <turn>")
+    condition = "add_generation_prompt and messages[-1].role == 'user'"
+    tokenizer.chat_template = template.replace("add_generation_prompt", condition)
+    user, assistant = ({"role": role, "content": "hello"} for role in ("user", "assistant"))
+    for prompt, text in ([user, assistant], ""), ([user], " <think> <turn>"):
+        ids = row_ids(prompt, tokenizer, continued=True)
+        assert prefill({"prompt": prompt, "prompt_ids": ids}, tokenizer) == text
+
+
+def test_another_template_or_another_token_is_read_anew(tokenizer):
+    for opened, end in ("<think>", "<|end|>"), ("<turn>", "<|im_end|>"), ("", "<new>"):
+        tokenizer.chat_template = turns(opened=opened, end=end)
+        assert begun(tokenizer) == opened
+        assert end_of_turn(tokenizer).text == end
+    assert end_of_turn(tokenizer).tokens == ()
+    tokenizer.add_tokens("<new>")
+    assert end_of_turn(tokenizer).tokens == (tokenizer.convert_tokens_to_ids("<new>"),)
+
+
+def test_added_tokens_are_not_searched_where_nothing_is_begun(tokenizer, monkeypatch):
+    tokenizer.chat_template = turns()
+    monkeypatch.setattr(type(tokenizer), "added_tokens_decoder", property(lambda self: pytest.fail("searched")))
+    assert begun(tokenizer) == ""
