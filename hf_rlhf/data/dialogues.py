@@ -33,10 +33,16 @@ def with_question(dialogue: Sequence[Message], prompt: str) -> list[Message]:
     return [*dialogue[:start], *asked, *dialogue[start:]]
 
 
+def asks(messages: Any, prompt: str) -> bool:
+    """Return whether a message of the user says what the prompt says, whitespace aside. Values of any kind are taken."""
+    found = [each for each in messages if isinstance(each, Mapping)] if isinstance(messages, list) else []
+    asked = [message.get("content") for message in found if message.get("role") == "user"]
+    return any(isinstance(content, str) and content.split() == prompt.split() for content in asked)
+
+
 def require_question(messages: Any, prompt: str) -> None:
     """Raise MalformedDialogue unless one of the messages is the user's and says what the prompt says."""
-    asked = (message.get("content") or "" for message in messages if message["role"] == "user")
-    if not any(content.split() == prompt.split() for content in asked):
+    if not asks(messages, prompt):
         raise MalformedDialogue('the text of "prompt" is no message of the user before the answers')
 
 

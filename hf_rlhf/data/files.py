@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import difflib
+import os
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar, overload
 
 from hf_rlhf.data.bad_rows import BadRow, BadRows
-from hf_rlhf.data.folders import Shards, find_shards, read_split
+from hf_rlhf.data.folders import Shards, find_shards, names_files, read_split
 from hf_rlhf.data.json_columns import keep_own_keys, read_values
 from hf_rlhf.data.json_files import read_records, to_dataset
 from hf_rlhf.data.tables import join_tables, read_table, table_to_dataset
@@ -78,7 +79,8 @@ def load_rows(
 
     `name` is a file (.jsonl, .json, either also .gz, .csv, .parquet; a file is one split, so `split` is not used), a
     folder (made by `save_to_disk`, holding `<split>.jsonl` and the like, or anything that `datasets.load_dataset` reads,
-    such as the shards of a cloned dataset repository), or the name of a Hub dataset. A folder never asks the network.
+    such as the shards of a cloned dataset repository), or the name of a Hub dataset. A folder never asks the network. Its
+    file `<split>.jsonl` is the whole split, unless its README.md names other files.
     Keys that a JSON row lacks are None. `streaming=True` gives an `IterableDataset`.
 
     Raises InputError when nothing is found, a file is broken (with `file:line`) or there are no rows.
@@ -104,9 +106,10 @@ def read_rows(name: str, *, split: str = "train", config_name: str | None = None
         return LoadedRows(dataset, f"{name} ({split})", bad_rows)
     if "[" in split:
         raise InputError(f"{name}: split={split!r}: slices work for Hub datasets only; name a whole split")
-    dataset, places = _load_folder(path, split, config_name, bad_rows) if path.is_dir() else _load_file(path, bad_rows)
-    dataset = keep_own_keys(require_dataset(dataset, source=name))
-    return LoadedRows(dataset, f"{name} ({split})", bad_rows, places)
+    found = _load_folder(path, split, config_name, bad_rows) if path.is_dir() else _load_file(path, bad_rows)
+    dataset = keep_own_keys(require_dataset(found.rows, source=name))
+    shards = f"; {_list_files(path, found.shards)}" if found.shards else ""
+    return LoadedRows(dataset, f"{name} ({split}{shards})", bad_rows, found.places)
 
 
 # --- where the rows are ------------------------------------------------------------------------------------------
@@ -153,22 +156,29 @@ def _load_from_hub(name: str, split: str, config_name: str | None, *, streaming:
     return require_dataset(dataset, source=what)
 
 
-Found = tuple[Any, "list[str] | None"]  # the rows, and where each stands
+class Found(NamedTuple):
+    """What was read: the rows, where each stands, and the files of a folder that were put together."""
+
+    rows: Any
+    places: list[str] | None = None
+    shards: Sequence[Path] = ()
 
 
 def _load_folder(folder: Path, split: str, config_name: str | None, bad_rows: BadRows) -> Found:
     if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
-        return _load_saved(folder, split), None
+        return Found(_load_saved(folder, split))
     named = [path for suffix in SUFFIXES if (path := folder / f"{split}{suffix}").is_file()]
-    shards = find_shards(folder, config_name)
-    if len(named) > 1 and not shards.configured:
+    if named and not names_files(folder):
+        if len(named) == 1:
+            return _load_file(named[0], bad_rows)
         names = ", ".join(path.name for path in named)
         raise InputError(
             f'{folder}: several files for split "{split}": {names}. Name one of them instead of the folder'
         )
+    shards = find_shards(folder, config_name)
     if split in shards.splits:
         return _load_shards(folder, split, shards, bad_rows)
-    if named:
+    if len(named) == 1:
         return _load_file(named[0], bad_rows)
     names = ", ".join(sorted(path.name for path in folder.iterdir())[:10]) or "nothing"
     splits = f"splits: {', '.join(shards.splits)}" if shards.splits else f"nothing ({shards.reason})"
@@ -182,13 +192,19 @@ def _load_shards(folder: Path, split: str, shards: Shards, bad_rows: BadRows) ->
     """The files of a split as one set: read here, so that what is wrong has its file, where this is known how to do."""
     files = shards.splits[split]
     if not shards.plain or not all(path.name.endswith(SUFFIXES) for path in files):
-        return read_split(shards, folder, split), None
+        return Found(read_split(shards, folder, split), None, files)
     if len(files) == 1:
-        return _load_file(files[0], bad_rows)
+        return _load_file(files[0], bad_rows)._replace(shards=files)
     if files[0].suffix in (".parquet", ".csv"):
-        return join_tables(folder, [_read(read_table, path, bad_rows) for path in files]), None
+        return Found(join_tables(folder, [_read(read_table, path, bad_rows) for path in files]), None, files)
     records = [record for path in files for record in _read(read_records, path, bad_rows)]
-    return to_dataset(folder, records, bad_rows)
+    return Found(*to_dataset(folder, records, bad_rows), files)
+
+
+def _list_files(folder: Path, files: Sequence[Path]) -> str:
+    """Say how many files, and the first few as they are named in the folder: `2 files: data/a.jsonl, data/b.jsonl`."""
+    names = ", ".join(os.path.relpath(path, folder.absolute()) for path in files[:3])
+    return f"{len(files)} file{'s' if len(files) != 1 else ''}: {names}{', ...' if len(files) > 3 else ''}"
 
 
 def _load_saved(folder: Path, split: str) -> Any:
@@ -215,8 +231,8 @@ def _load_file(path: Path, bad_rows: BadRows) -> Found:
     if not path.name.endswith(SUFFIXES):
         raise InputError(f"{path}: unknown kind of file; expected one of {', '.join(SUFFIXES)}")
     if path.suffix in (".parquet", ".csv"):
-        return table_to_dataset(path, _read(read_table, path, bad_rows)), None
-    return to_dataset(path, _read(read_records, path, bad_rows), bad_rows)
+        return Found(table_to_dataset(path, _read(read_table, path, bad_rows)))
+    return Found(*to_dataset(path, _read(read_records, path, bad_rows), bad_rows))
 
 
 def _read(reader: Callable[[Path, BadRows], T], path: Path, bad_rows: BadRows) -> T:

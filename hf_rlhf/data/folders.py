@@ -21,15 +21,18 @@ _SAYS_WHERE = {"name", "version", "data_dir", "data_files", "description", "feat
 class Shards(NamedTuple):
     """The splits that `datasets` finds in a folder; `builder` is None and `reason` says why where it finds none.
 
-    `configured` is whether the folder's README.md names the files. `plain` is whether they are read without options, such
-    as the separator of a .csv.
+    `plain` is whether they are read without options, such as the separator of a .csv.
     """
 
     builder: DatasetBuilder | None
     splits: Mapping[str, list[Path]]
-    configured: bool = False
     plain: bool = True
     reason: str = ""
+
+
+def names_files(folder: Path) -> bool:
+    """Return whether the folder's README.md says which files make up the splits. Raises InputError for broken metadata."""
+    return any(_named_files(folder))
 
 
 def find_shards(folder: Path, config_name: str | None) -> Shards:
@@ -39,8 +42,7 @@ def find_shards(folder: Path, config_name: str | None) -> Shards:
     """
     import datasets
 
-    named = list(_named_files(folder))
-    if remote := [name for name in named if _REMOTE.search(name)]:
+    if remote := [name for name in _named_files(folder) if _REMOTE.search(name)]:
         raise InputError(
             f"{folder / 'README.md'}: the configs name {remote[0]}, which is not in this folder. Download the files, or give"
             " the Hub name of the set"
@@ -48,10 +50,10 @@ def find_shards(folder: Path, config_name: str | None) -> Shards:
     try:
         builder = datasets.load_dataset_builder(str(folder.absolute()), config_name)
     except Exception as error:  # the resolver and the builders each raise their own types
-        return Shards(None, {}, bool(named), reason=_short(error))
+        return Shards(None, {}, reason=_short(error))
     files: Mapping[Any, list[str]] = builder.config.data_files or {}  # pyright: ignore[reportAssignmentType]
     splits = {str(split): [Path(file) for file in found] for split, found in files.items()}
-    return Shards(builder, splits, bool(named), plain=_is_plain(builder.config))
+    return Shards(builder, splits, plain=_is_plain(builder.config))
 
 
 def read_split(shards: Shards, folder: Path, split: str) -> Dataset:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from hf_rlhf.data.dialogues import asks
 from hf_rlhf.data.files import read_columns
 
 if TYPE_CHECKING:
@@ -28,7 +29,8 @@ class Layout:
 
     `pairs` says how they are written, `texts` names the columns, and both are empty where the set has none. `prompts` are
     the column of that name, or the messages before the answers of `pairs` or of `messages`: there a prompt that is text
-    only says which message is the question, so that every stage has the same messages before the answer.
+    only says which message is the question, so that every stage has the same messages before the answer. Where most
+    `messages` do not ask it, the column `prompt` is the prompt, whatever stands beside it.
     """
 
     pairs: str
@@ -82,7 +84,10 @@ def find_layout(columns: Mapping[str, Sequence[Any]]) -> Layout:
     prompt = _kind(columns.get("prompt", ()))
     pairs = _pairs(columns, prompt) if {"chosen", "rejected"} <= found else ""
     texts = next((names for names in _TEXTS if found.issuperset(names)), ())
-    if prompt == "messages" or (prompt and pairs != IMPLICIT_CONVERSATIONAL and "messages" not in found):
+    in_messages = "messages" in found and not (
+        prompt == "text" and not _is_asked(columns["prompt"], columns["messages"])
+    )
+    if prompt == "messages" or (prompt and pairs != IMPLICIT_CONVERSATIONAL and not in_messages):
         return Layout(pairs, texts, "prompt", prompt)
     if pairs == IMPLICIT_CONVERSATIONAL or (pairs and "prompt" not in found):
         return Layout(pairs, texts, "pairs", prompt)
@@ -97,6 +102,12 @@ def _pairs(columns: Mapping[str, Sequence[Any]], prompt: str) -> str:
         return TEXT
     dialogues = sum(isinstance(value, str) and value.lstrip().startswith("Human:") for value in chosen)
     return HH if dialogues > len(chosen) / 2 else IMPLICIT_TEXT
+
+
+def _is_asked(prompts: Sequence[Any], dialogues: Sequence[Any]) -> bool:
+    """Return whether in most rows with both the text of the prompt is a message of the user."""
+    rows = [row for row in zip(prompts, dialogues, strict=True) if isinstance(row[0], str) and row[1] is not None]
+    return sum(asks(messages, prompt) for prompt, messages in rows) > len(rows) / 2
 
 
 def _kind(values: Sequence[Any]) -> Literal["messages", "text", ""]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from hf_rlhf.data.files import read_columns
+from hf_rlhf.data.json_columns import decode_exactly
 from hf_rlhf.data.language_modeling import find_columns, tokenize_texts
 from hf_rlhf.data.tokens import (
     RefusedByTemplate,
@@ -19,8 +19,6 @@ from hf_rlhf.errors import InputError
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
-
-_ROWS_AT_ONCE = 1000
 
 Columns = Mapping[str, Sequence[Any]]
 
@@ -36,10 +34,13 @@ def pair_ids(columns: Columns, tokenizer: PreTrainedTokenizerBase, *, source: st
     }
 
 
-def tokenized_pairs(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, *, source: str) -> Dataset:
+def tokenized_pairs(
+    dataset: Dataset, tokenizer: PreTrainedTokenizerBase, *, source: str, num_proc: int | None = None
+) -> Dataset:
     """Return preferences in TRL's format as trl's RewardTrainer trains on them: `chosen_ids`, `rejected_ids`, `margin`.
 
-    `row` is the number of each row in `dataset`: the trainer leaves out those that are too long.
+    `row` is the number of each row in `dataset`: the trainer leaves out those that are too long. `num_proc` processes
+    share the work.
     """
     from datasets import concatenate_datasets
 
@@ -48,7 +49,8 @@ def tokenized_pairs(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, *, sou
     def tokenize(columns: Columns) -> dict[str, Any]:
         return {f"{name}_ids": ids for name, ids in pair_ids(columns, tokenizer, source=source).items()}
 
-    tokenized = _tokenized(dataset, names, tokenize).add_column("row", list(range(len(dataset))))  # pyright: ignore
+    tokenized = _tokenized(dataset, names, tokenize, source, num_proc)
+    tokenized = tokenized.add_column("row", list(range(len(dataset))))  # pyright: ignore
     if "margin" not in dataset.column_names:
         return tokenized
     return concatenate_datasets([tokenized, dataset.select_columns(["margin"])], axis=1)
@@ -61,6 +63,7 @@ def tokenized_texts(
     source: str,
     assistant_only: bool = False,
     chat_template: str | None = None,
+    num_proc: int | None = None,
 ) -> Dataset:
     """Return demonstrations as trl's SFTTrainer trains on them: `input_ids`, and masks of the tokens that count.
 
@@ -70,6 +73,7 @@ def tokenized_texts(
         source: names the set in errors.
         assistant_only: also `assistant_masks`, by the template's generation marks.
         chat_template: a twin of the tokenizer's template that has such marks, where that one has none.
+        num_proc: how many processes share the work.
 
     Raises InputError for a row in which the template marks nothing as the assistant's.
     """
@@ -84,7 +88,7 @@ def tokenized_texts(
             made["assistant_masks"] = _assistant_masks(columns, tokenizer, chat_template, source)
         return made
 
-    return _tokenized(dataset, list(names), tokenize)
+    return _tokenized(dataset, names, tokenize, source, num_proc)
 
 
 def _assistant_masks(
@@ -109,13 +113,21 @@ def _assistant_masks(
     return masks
 
 
-def _tokenized(dataset: Dataset, names: Sequence[str], tokenize: Callable[[Columns], dict[str, Any]]) -> Dataset:
+def _tokenized(
+    dataset: Dataset,
+    names: Sequence[str],
+    tokenize: Callable[[Columns], dict[str, Any]],
+    source: str,
+    num_proc: int | None,
+) -> Dataset:
     """Return what `tokenize` makes of these columns and the row options, part by part, as lists take much memory."""
-    from datasets import Dataset, concatenate_datasets
-
     wanted = with_row_options(names, dataset.column_names)
-    parts = []
-    for start in range(0, len(dataset), _ROWS_AT_ONCE):
-        rows = dataset.select(range(start, min(start + _ROWS_AT_ONCE, len(dataset))))
-        parts.append(Dataset.from_dict(tokenize(read_columns(rows, wanted))))
-    return concatenate_datasets(parts)
+    return decode_exactly(dataset.with_format(None).select_columns(wanted)).map(
+        tokenize,
+        batched=True,
+        num_proc=num_proc,
+        remove_columns=wanted,
+        keep_in_memory=True,
+        load_from_cache_file=False,  # the name of a cached file does not tell versions of this package apart
+        desc=f"Tokenizing {source} dataset",
+    )

@@ -44,7 +44,7 @@ class RewardTrainer(_CountsAsTrl, trl.RewardTrainer):
     def _prepare_dataset(self, dataset, processing_class, args, dataset_name):
         """Like `trl.RewardTrainer._prepare_dataset`, but with the ids of `hf_rlhf.data.training_rows`."""
         if isinstance(dataset, Dataset) and "chosen_ids" not in dataset.column_names:
-            dataset = tokenized_pairs(dataset, processing_class, source=dataset_name)
+            dataset = tokenized_pairs(dataset, processing_class, source=dataset_name, num_proc=args.dataset_num_proc)
         return super()._prepare_dataset(dataset, processing_class, args, dataset_name)
 
 
@@ -60,5 +60,6 @@ class SFTTrainer(_CountsAsTrl, trl.SFTTrainer):
                 source=dataset_name,
                 assistant_only=args.assistant_only_loss,
                 chat_template=self.chat_template,
+                num_proc=args.dataset_num_proc,
             )
         return super()._prepare_dataset(dataset, processing_class, args, packing, formatting_func, dataset_name)

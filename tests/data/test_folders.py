@@ -92,6 +92,37 @@ def test_splits_have_the_names_that_datasets_gives_them_and_those_of_their_files
     assert "which finds splits: train, validation, test" in message
 
 
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv"])
+def test_the_file_of_a_split_is_the_whole_split(tmp_path, suffix):
+    for name in ("train", "train_backup", "train-hard", "sub/train", "test", "test_ood", "eval/test"):
+        write(tmp_path / f"{name}{suffix}", [{"file": name}])
+    (tmp_path / "README.md").write_text("# Rows")
+    for split in ("train", "test", "test_ood"):
+        rows = read_rows(str(tmp_path), split=split)
+        assert list(rows.dataset["file"]) == [split]
+        assert rows.source == f"{tmp_path} ({split})"
+    (tmp_path / "README.md").write_text(
+        f"---\nconfigs:\n- config_name: default\n  data_files:\n  - split: train\n    path: train-*{suffix}\n---\n"
+    )
+    assert list(load_rows(str(tmp_path))["file"]) == ["train-hard"]
+
+
+def test_the_source_names_the_files_that_were_put_together(tmp_path):
+    for number in range(4):
+        write(tmp_path / "data" / f"train-{number}.jsonl", ROWS[:1])
+        write(tmp_path / "two" / "train" / f"{number % 2}.parquet", ROWS[:1])
+        write(tmp_path / "texts" / f"train-{number}.txt", ROWS[:1])
+    write(tmp_path / "one" / "test_backup.jsonl", ROWS[:1])
+    for name, split, files in (
+        ("data", "train", "4 files: train-0.jsonl, train-1.jsonl, train-2.jsonl, ..."),
+        ("two", "train", "2 files: train/0.parquet, train/1.parquet"),
+        ("texts", "train", "4 files: train-0.txt, train-1.txt, train-2.txt, ..."),
+        ("one", "test", "1 file: test_backup.jsonl"),
+    ):
+        folder = tmp_path / name
+        assert read_rows(str(folder), split=split).source == f"{folder} ({split}; {files})"
+
+
 def test_configs_of_a_cloned_repository_name_the_files(tmp_path):
     write(tmp_path / "data" / "train-0.jsonl", ROWS[:2])
     write(tmp_path / "data" / "train-1.jsonl", ROWS[2:4])

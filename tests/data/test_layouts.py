@@ -41,6 +41,9 @@ FILES = {  # row, what it holds, its prompts for PPO, the columns that sft reads
     "messages": ({"messages": DIALOGUE + GOOD}, "messages", DIALOGUE, ("messages",)),
     "unanswered": ({"messages": DIALOGUE}, "messages", DIALOGUE, ("messages",)),
     "completion": ({"prompt": DIALOGUE, "completion": GOOD}, "prompt and completion, messages", DIALOGUE, ("prompt", "completion")),
+    "system text": ({"prompt": "you are good", "messages": [SYSTEM, user("the cat"), *GOOD]}, "messages", "you are good", ("messages",)),
+    "topic": ({"prompt": "the dog", "messages": DIALOGUE + GOOD}, "messages", "the dog", ("messages",)),
+    "whitespace": ({"prompt": "the  cat\n", "messages": DIALOGUE + GOOD}, "messages", DIALOGUE, ("messages",)),
     "both": ({"prompt": DIALOGUE, "messages": DIALOGUE + GOOD}, "messages", DIALOGUE, ("messages",)),
     "completion text": ({"prompt": "the cat", "completion": " sat"}, "prompt and completion, text", "the cat", ("prompt", "completion")),
     "prompts": ({"prompt": DIALOGUE}, "prompts (messages)", DIALOGUE, ()),
@@ -143,6 +146,14 @@ def test_a_dialogue_without_a_prompt_of_its_own_is_a_bad_row(row, problem):
         with pytest.raises(InputError, match=r"in 1 row \(1\)|row 1 of the stream") as caught:
             list(prepare_prompts(made, make_tokenizer(), max_prompt_length=50, source="rows"))
         assert problem in str(caught.value)
+
+
+@pytest.mark.parametrize(("asked", "layout"), [(2, "messages before the last answer; the set holds messages"), (1, "text; the set holds messages")])  # fmt: skip
+def test_most_rows_say_whether_the_dialogues_ask_the_prompt(asked, layout):
+    rows = [FILES["no robots"][0]] * asked + [OTHER] * (3 - asked)
+    rows += [{"prompt": "the cat", "messages": None}, {"prompt": None, "messages": DIALOGUE}]  # say nothing of it
+    loaded = LoadedRows(datasets.Dataset.from_list(rows), "rows.jsonl", BadRows(3))
+    assert check_prompt_set(loaded, make_tokenizer(), role="training", limit=LIMIT).report.layout == layout
 
 
 def test_a_stream_of_pairs_names_the_row_that_has_no_prompt():

@@ -2,10 +2,11 @@
 
 import pytest
 import trl
-from datasets import Dataset
+from datasets import Dataset, Features, Json
 from tiny import make_model, make_tokenizer
 from transformers import PreTrainedTokenizerFast
 
+from hf_rlhf.data.json_columns import make_dataset
 from hf_rlhf.data.training_rows import tokenized_pairs, tokenized_texts
 from hf_rlhf.errors import InputError
 from hf_rlhf.models.load import load_sequence_classifier
@@ -136,12 +137,36 @@ def test_text_begins_and_ends_once_in_training_and_scoring(single, prompt, whole
     assert (text["input_ids"], text["completion_mask"]) == (wanted, [0, 0, 0, 1, 1])
 
 
-def test_parts_of_a_large_set_stay_in_order(monkeypatch):
-    monkeypatch.setattr("hf_rlhf.data.training_rows._ROWS_AT_ONCE", 2)
-    rows = Dataset.from_list([{"prompt": "the", "chosen": " cat" * n, "rejected": " dog"} for n in range(1, 6)])
-    pairs = tokenized_pairs(rows, make_tokenizer(), source="rows")
-    assert [len(ids) for ids in pairs["chosen_ids"]] == [3, 4, 5, 6, 7]
-    assert pairs["row"][:] == [0, 1, 2, 3, 4]
+@pytest.mark.parametrize("num_proc", [None, 2])
+def test_parts_of_a_large_set_stay_in_order(num_proc):
+    rows = Dataset.from_list(
+        [{"prompt": "the", "chosen": " cat" * (n % 7 + 1), "rejected": " dog"} for n in range(2100)]
+    )
+    pairs = tokenized_pairs(rows, make_tokenizer(), source="rows", num_proc=num_proc)
+    assert [len(ids) for ids in pairs["chosen_ids"]] == [n % 7 + 3 for n in range(2100)]
+    assert pairs["row"][:] == list(range(2100))
+
+
+@pytest.mark.parametrize("num_proc", [None, 2])
+def test_each_row_keeps_its_own_keys_in_every_process(num_proc):
+    calls = [{"x": 0.7}, {"y": "1", "z": None}, {"x": 2**70}, {}]
+    rows = [{"messages": [*user("cat"), {"role": "assistant", "content": "sat", "calls": call}]} for call in calls]
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = (
+        "{% for message in messages %}{% for key, value in (message.calls or {}).items() %}"
+        "{{ ('cat' if key == 'x' else 'dog') + (' mat ' if value in [0.7, '1', 1180591620717411303424] else ' on ') }}"
+        "{% endfor %}{% endfor %}"
+    )
+    dataset = make_dataset({"messages": [row["messages"] for row in rows]})
+    dataset.info.features = Features({"messages": Json()})  # as in a set that others made
+    texts = tokenized_texts(dataset, tokenizer, source="rows", num_proc=num_proc)
+    assert tokenizer.batch_decode(texts["input_ids"][:]) == ["cat mat", "dog mat dog on", "cat mat", ""]
+
+
+def test_what_a_process_refuses_is_one_clear_message():
+    rows = Dataset.from_list([{"messages": user("the cat")}] * 2)
+    with pytest.raises(InputError, match="assistant_only_loss=True is invalid: "):
+        tokenized_texts(rows, marked(), source="train", assistant_only=True, num_proc=2)
 
 
 def test_a_dialogue_in_which_the_assistant_says_nothing_cannot_be_learned_from():

@@ -1,5 +1,7 @@
 """trl's trainers get the ids of this package: what they train on is what the report counted and rewards score."""
 
+import os
+
 import pytest
 from datasets import Dataset
 from tiny import make_model, make_tokenizer
@@ -58,6 +60,27 @@ def test_an_sft_trainer_reads_text_with_one_begin_and_one_end(tokenizer, tmp_pat
     assert tokenizer.decode(batch["input_ids"][0]) == WHOLE
     given = 0 if "text" in row else 2
     assert batch["labels"][0].tolist() == [-100] * given + batch["input_ids"][0].tolist()[given:]
+
+
+@pytest.mark.parametrize("kind", ["pair_ids", "tokenize_texts"])
+def test_dataset_num_proc_tokenizes_in_so_many_processes(tokenizer, tmp_path, monkeypatch, kind):
+    import hf_rlhf.data.training_rows as module
+
+    tokenize = getattr(module, kind)
+
+    def tokenize_and_sign(*args, **kwargs):
+        (tmp_path / f"by-{os.getpid()}").touch()
+        return tokenize(*args, **kwargs)
+
+    monkeypatch.setattr(module, kind, tokenize_and_sign)
+    if kind == "pair_ids":
+        reward_trainer(tokenizer, tmp_path, [{"chosen": "the cat", "rejected": "the dog"}] * 4, dataset_num_proc=2)
+    else:
+        rows = Dataset.from_list([{"text": "the cat"}] * 4)
+        args = settings(SFTConfig, tmp_path, dataset_num_proc=2)
+        SFTTrainer(make_model(tokenizer), args, train_dataset=rows, processing_class=tokenizer)
+    signed = {path.name for path in tmp_path.glob("by-*")} - {f"by-{os.getpid()}"}
+    assert len(signed) >= 2
 
 
 def test_rows_beyond_a_table_of_positions_are_told_before_training(tokenizer, tmp_path):
