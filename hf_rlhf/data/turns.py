@@ -34,7 +34,9 @@ class TurnEnd(NamedTuple):
     """What a chat template writes behind an answer."""
 
     text: str  # without the white space around it
-    tokens: tuple[int, ...]  # the tokens of their own in it, in order; none where it is spelled in pieces
+    tokens: tuple[
+        int, ...
+    ]  # the first token of its own in it, at which an answer ends; none where it is spelled in pieces
     trained: bool = True  # whether it belongs to the answer; otherwise it opens the turn behind
 
 
@@ -55,9 +57,11 @@ def _read_end(tokenizer: PreTrainedTokenizerBase) -> TurnEnd | None:
         {"role": role, "content": text} for role, text in (("user", "?"), ("assistant", _ANSWER), ("user", _NEXT))
     )
     last = _written([question, answer], tokenizer).partition(_ANSWER)[2].strip()
-    if last:
-        return TurnEnd(last, _own_tokens(last, tokenizer))
     behind = _written([question, answer, further], tokenizer).partition(_ANSWER)[2].partition(_NEXT)[0].strip()
+    if last:
+        tokens = _own_tokens(last, tokenizer)
+        of_each_turn = set(_own_tokens(behind, tokenizer))  # the last may have the end of the whole dialogue besides
+        return TurnEnd(last, tuple(token for token in tokens if token in of_each_turn) or tokens)
     tokens = _own_tokens(behind, tokenizer)[:1]
     return TurnEnd(str(tokenizer.convert_ids_to_tokens(tokens[0])), tokens, trained=False) if tokens else None
 

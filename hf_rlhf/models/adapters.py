@@ -180,6 +180,12 @@ def saves_embeddings(model: Model) -> Any:
     return True if getattr(base_of(model), "has_own_vocabulary", False) else "auto"
 
 
+def embedding_rows(model: Model) -> int:
+    """Return the number of tokens that a model has embeddings for, adapted or not."""
+    weight = base_of(model).get_input_embeddings().weight  # a layer of PEFT has no num_embeddings
+    return getattr(weight, "ds_shape", weight.shape)[0]  # ZeRO-3 holds the rows elsewhere
+
+
 def adapter_folder(name_or_path: str) -> str:
     """The local folder of an adapter named by path or Hub name; any other name comes back as it is."""
     wanted = ["adapter_*", "*.json", "*.jinja", "tokenizer*"]

@@ -27,6 +27,7 @@ from hf_rlhf.models.adapters import (
     add_trainable_adapter,
     base_of,
     compute_in_base_dtype,
+    embedding_rows,
     hub_folder,
     is_peft_model,
     load_adapter_weights,
@@ -277,7 +278,7 @@ def _classifier_on_base_of(policy: Model) -> Model:
     classifier = load_sequence_classifier(adapter_base(name) or name, dtype=base.dtype)
     if getattr(base, "is_quantized", False):
         return classifier
-    resize_vocabulary(classifier, base.get_input_embeddings().num_embeddings)
+    resize_vocabulary(classifier, embedding_rows(base))
     copies = base_weights(classifier)
     with torch.no_grad():
         for weight_name, weight in base_weights(policy).items():

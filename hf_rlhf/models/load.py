@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError
 
 from hf_rlhf.errors import InputError
-from hf_rlhf.models.adapters import adapter_base, base_of
+from hf_rlhf.models.adapters import adapter_base, base_of, embedding_rows
 from hf_rlhf.models.precision import NATIVE, native_dtype
 from hf_rlhf.types import Model
 
@@ -210,7 +210,7 @@ def require_full_training(model: Model, source: str) -> None:
 
 def require_fitting_tokenizer(model: Model, tokenizer) -> None:
     """Raise `InputError` when the tokenizer has ids that the model has no embedding for: it is that of another model."""
-    rows = base_of(model).get_input_embeddings().num_embeddings
+    rows = embedding_rows(model)
     last = max(tokenizer.get_vocab().values(), default=-1)
     if last >= rows:
         raise InputError(

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from hf_rlhf.errors import InputError
-from hf_rlhf.models.adapters import ADAPTER_CONFIG_FILE, ADAPTER_FILE, adapter_base
+from hf_rlhf.models.adapters import ADAPTER_CONFIG_FILE, ADAPTER_FILE, adapter_base, embedding_rows
 from hf_rlhf.models.load import load_tokenizer
 from hf_rlhf.types import Model
 
@@ -27,7 +27,7 @@ def resize_vocabulary(model: Model, rows: int) -> None:
     New rows are the mean of the others. transformers draws them at random, so that a model that is loaded twice would be
     two models. Raises `InputError` where ZeRO-3 has split the embeddings over the ranks.
     """
-    before = model.get_input_embeddings().num_embeddings
+    before = embedding_rows(model)
     if rows == before:
         return
     if model.get_input_embeddings().weight.numel() == 0:
@@ -47,7 +47,7 @@ def make_room(model: Model, tokens: Sequence[int], peft_config: Any = None) -> N
 
     Their rows of the head are trained too, where it has its own weight; modules that are trained whole anyway stay so.
     """
-    resize_vocabulary(model, max(model.get_input_embeddings().num_embeddings, max(tokens) + 1))
+    resize_vocabulary(model, max(embedding_rows(model), max(tokens) + 1))
     if peft_config is None:
         return
     names = [name.split(".")[-1] for name in _names_of_ends(model)]
@@ -77,7 +77,7 @@ def fit_vocabulary(base: Model, folder: str | os.PathLike, **kwargs: Any) -> Non
     """
     has_tokenizer = (Path(folder) / "tokenizer_config.json").is_file()
     tokenizer = load_tokenizer(str(folder), distinct_padding=False, **kwargs) if has_tokenizer else None
-    before = base.get_input_embeddings().num_embeddings
+    before = embedding_rows(base)
     held = {name: _held(name, folder) for name in _names_of_ends(base)}
     tokens: dict[int, str] = {} if tokenizer is None else {n: token for token, n in tokenizer.get_vocab().items()}
     sizes = [each.rows for each in held.values() if each.rows is not None]

@@ -92,14 +92,31 @@ def _imported(module: str, folder: Path, name: str) -> ModuleType:
 
 @contextmanager
 def _first_on_path(folder: str) -> Iterator[None]:
+    hidden = _siblings_elsewhere(Path(folder))
+    for name in hidden:
+        del sys.modules[name]
     sys.path.insert(0, folder)
     try:
         yield
     finally:
+        sys.modules.update(hidden)
         sys.path.remove(folder)
         if folder not in sys.path:
             sys.path.append(folder)
         importlib.invalidate_caches()
+
+
+def _siblings_elsewhere(folder: Path) -> dict[str, ModuleType]:
+    """The modules that the reward files of other folders imported from beside them, and of which `folder` has its own."""
+    files = {name: Path(file) for name, each in sys.modules.items() if (file := getattr(each, "__file__", None))}
+    others = {file.parent for name, file in files.items() if name.startswith(f"{__name__}.")} - {folder}
+    tops = {
+        name
+        for name, file in files.items()
+        if (file.parent in others or (file.name == "__init__.py" and file.parent.parent in others))
+        and ((folder / f"{name}.py").is_file() or (folder / name / "__init__.py").is_file())
+    }
+    return {name: module for name, module in sys.modules.items() if name.partition(".")[0] in tops}
 
 
 def _function(module: ModuleType, attribute: str, name: str) -> Callable[..., Any]:

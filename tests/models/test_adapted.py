@@ -10,9 +10,14 @@ from tiny import make_config, make_lora, make_model, make_prompts, make_tokenize
 
 from hf_rlhf.errors import InputError
 from hf_rlhf.models.adapted import load_adapted, load_policy, load_reward_start
-from hf_rlhf.models.adapters import base_of
+from hf_rlhf.models.adapters import base_of, embedding_rows
 from hf_rlhf.models.critics import build_critic
-from hf_rlhf.models.load import load_causal_lm, load_sequence_classifier, load_tokenizer
+from hf_rlhf.models.load import (
+    load_causal_lm,
+    load_sequence_classifier,
+    load_tokenizer,
+    require_fitting_tokenizer,
+)
 from hf_rlhf.models.policy import PolicyWithValue, wrap_policy
 from hf_rlhf.models.reward_model import SeparateRewardModel, SharedRewardModel, load_reward_model
 from hf_rlhf.models.value_model import ValueModel, load_value_model
@@ -302,3 +307,17 @@ def test_an_encoder_whose_head_has_layers_is_loaded_and_goes_on(tmp_path):
     torch.testing.assert_close(loaded(ids, torch.ones_like(ids)), expected[:, 0])
     start = load_reward_start(str(tmp_path / "reward"), adds_adapter=True, dtype="float32")
     torch.testing.assert_close(logits_of(start, ids.tolist()), expected)
+
+
+def test_an_adapter_of_the_embeddings_is_a_start(base, tmp_path):
+    """PEFT's layer around an embedding does not say how many rows it has."""
+    adapter = get_peft_model(
+        load_causal_lm(base, dtype="float32"), make_lora(target_modules=["q_proj", "embed_tokens"])
+    )
+    adapter.save_pretrained(tmp_path / "adapter")
+    tokenizer = make_tokenizer()
+    tokenizer.save_pretrained(tmp_path / "adapter")
+    for load in (load_policy, load_reward_start):
+        model = load(str(tmp_path / "adapter"), adds_adapter=True, dtype="float32")
+        require_fitting_tokenizer(model, tokenizer)
+        assert embedding_rows(model) == len(tokenizer)

@@ -235,7 +235,10 @@ def test_the_runs_template_arguments_reach_all_prompts(tmp_path):
     text = trainer.texts.dataset[0]
     assert shown(text["prompt_ids"] + text["completion_ids"]) == "dog sat sad"
     given = [row["prompt"] for row in moody_rows(2)]
-    assert [shown(row["prompt_ids"]) for row in trainer._rows(given)] == ["cat sad", "cat sad"]  # these have no columns
+    assert [shown(row["prompt_ids"]) for row in trainer._given_prompts(given)] == [
+        "cat sad",
+        "cat sad",
+    ]  # these have no columns
     ids = [trainer.processing_class("cat sad")["input_ids"]]
     assert trainer.predict_value(given[:1]) == trainer.predict_value(ids)
 

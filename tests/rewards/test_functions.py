@@ -214,3 +214,19 @@ def test_which_names_are_functions(tmp_path, monkeypatch):
     (tmp_path / "run:1").mkdir()
     names = ["a.py:b", "a.b:c", "a.py", "run:1", "runs/reward", "org/model"]
     assert [is_function_name(name) for name in names] == [True, True, True, False, False, False]
+
+
+def test_siblings_of_one_name_in_two_folders_stay_apart(tmp_path):
+    functions = []
+    for value in (1, 2):
+        folder = tmp_path / str(value)
+        (folder / "helpers").mkdir(parents=True)
+        (folder / "helper_of_both.py").write_text(f"VALUE = {value}\n")
+        (folder / "helpers" / "__init__.py").write_text("")
+        (folder / "helpers" / "inner.py").write_text(f"VALUE = {10 * value}\n")
+        (folder / "r.py").write_text(
+            "from helper_of_both import VALUE\nfrom helpers import inner\n"
+            "def f(completions, **_):\n    return [VALUE + inner.VALUE for _ in completions]\n"
+        )
+        functions.append(load_function(f"{folder / 'r.py'}:f"))
+    assert [function(completions=["x"]) for function in functions] == [[11], [22]]

@@ -103,3 +103,17 @@ def test_a_vllm_server_is_asked_to_end_with_the_turn(model, tokenizer, tmp_path)
     stop_at_end_of_turn(policy, tokenizer, CHAT, Sampling())
     request = VLLMEngine(policy, tokenizer, "http://127.0.0.1:1", tmp_path)._request(Sampling())
     assert request["stop_token_ids"] == [IM_END, tokenizer.eos_token_id]
+
+
+def test_an_answer_ends_at_the_first_token_behind_it(tokenizer, model):
+    """Phi-3's template closes each turn with one token, and writes the end token once more behind the last."""
+    tokenizer.add_tokens(["<|end|>"], special_tokens=True)
+    model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    end = tokenizer.convert_tokens_to_ids("<|end|>")
+    tokenizer.chat_template = (
+        "{% for m in messages %}<|im_start|> {{ m.role }} {{ m.content }} <|end|> {% endfor %}"
+        "{% if not add_generation_prompt %}{{ eos_token }}{% endif %}"
+    )
+    assert unknown_end_of_turn(model, tokenizer, Sampling()).tokens == (end,)
+    stop_at_end_of_turn(model, tokenizer, {"prompt": [{"role": "user", "content": "the"}]}, Sampling())
+    assert end in stop_token_ids(model, tokenizer, Sampling())

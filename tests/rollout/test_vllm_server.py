@@ -71,7 +71,8 @@ def test_a_server_ends_with_all_that_it_started(lasting, tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
 def test_a_server_does_not_outlive_a_run_that_is_killed(lasting, tmp_path, number):
     code = (
-        "import sys, time; from pathlib import Path; from hf_rlhf.rollout.vllm_server import VLLMServer\n"
+        "import signal, sys, time; from pathlib import Path; from hf_rlhf.rollout.vllm_server import VLLMServer\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # which a job in the background inherits ignored
         "server = VLLMServer(sys.argv[1], [], Path(sys.argv[2])); server.start(); time.sleep(300)"
     )
     run = subprocess.Popen(
