@@ -186,7 +186,9 @@ def test_a_template_is_read_once_for_all_rows_and_iterations(tokenizer, monkeypa
     for _ in range(2):
         assert {trajectory_of(row, completion, tokenizer).text[:9] for row in rows} == {"<think> \n"}
         end_of_turn(tokenizer)
-    assert len(renders) == 4 + 1  # two prompts with an answer, one opened, one closed; one end of turn
+    assert (
+        len(renders) == 4 + 2
+    )  # two prompts with an answer, one opened, one closed; an end of turn last and in the middle
 
 
 def test_a_prompt_with_another_ending_does_not_get_the_first_ones_prefill(tokenizer):
