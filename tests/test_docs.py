@@ -396,8 +396,8 @@ def test_metrics_of_the_last_trl_keep_their_names():
 
 
 def lessons():
-    (table,) = tables(text_of("docs/lessons.md"))
-    return table
+    """The rows of both tables: what was reported, and what was found without a report."""
+    return [row for table in tables(text_of("docs/lessons.md")) for row in table]
 
 
 @cache
@@ -405,11 +405,11 @@ def functions_of(file):
     return {node.name for node in ast.walk(ast.parse(text_of(file))) if isinstance(node, ast.FunctionDef)}
 
 
-def test_all_44_lessons_are_there_and_none_is_empty():
-    assert [row["no."] for row in lessons()] == [str(number) for number in range(1, 45)]
+def test_all_lessons_are_there_and_none_is_empty():
+    assert [row["no."] for row in lessons()] == [str(number) for number in range(1, 69)]
     for row in lessons():
         assert all(len(cell) > (0 if name == "no." else 10) for name, cell in row.items()), row
-        assert re.search(r"\(.*\d+.*\)", row["reported"]), f"row {row['no.']} names no issue"
+        assert "found" in row or re.search(r"\(.*\d+.*\)", row["reported"]), f"row {row['no.']} names no issue"
 
 
 def faults():
