@@ -1,4 +1,4 @@
-"""Which checkpoint is the best: the metric of an evaluation that says so, and its better direction."""
+"""The choice of the best checkpoint: the metric of an evaluation that says so, and its better direction."""
 
 import difflib
 import re

@@ -157,7 +157,7 @@ def _load_from_hub(name: str, split: str, config_name: str | None, *, streaming:
 
 
 class Found(NamedTuple):
-    """What was read: the rows, where each stands, and the files of a folder that were put together."""
+    """One split as it was read: the rows, where each stands, and the files of a folder that were put together."""
 
     rows: Any
     places: list[str] | None = None
@@ -236,7 +236,7 @@ def _load_file(path: Path, bad_rows: BadRows) -> Found:
 
 
 def _read(reader: Callable[[Path, BadRows], T], path: Path, bad_rows: BadRows) -> T:
-    """What a reader makes of a file. Raises InputError for one that cannot be opened, or is not there yet."""
+    """Return what a reader makes of a file. Raises InputError for one that cannot be opened, or is not there yet."""
     try:
         with path.open("rb") as file:
             if file.read(len(_LFS_POINTER)) == _LFS_POINTER:

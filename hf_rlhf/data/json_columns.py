@@ -203,7 +203,7 @@ def _holds_dict(value: Any) -> bool:
 
 
 def _are_alike(values: Sequence[Any]) -> bool:
-    """Whether arrow gives these back as they are: dicts at one place have the same keys, none of them None."""
+    """Return whether arrow gives these back as they are: dicts at one place have the same keys, none of them None."""
     kinds = set(map(type, values)) - {type(None)}
     if not kinds:
         return True
@@ -219,7 +219,7 @@ def _are_alike(values: Sequence[Any]) -> bool:
 
 
 def _has_empty_keys(array: Any) -> bool:
-    """Whether an arrow array has structs in which a key is None."""
+    """Return whether an arrow array has structs in which a key is None."""
     import pyarrow as pa
 
     if isinstance(array, pa.StructArray):

@@ -221,7 +221,7 @@ def _from_records(names: Sequence[str], records: Sequence[Record]) -> tuple[Data
 
 
 def _misfits(names: Sequence[str], records: Sequence[Record]) -> dict[int, str]:
-    """What does not go into one column with the values of the kind that most rows have there, by row."""
+    """Return what does not go into one column with the values of the kind that most rows have there, by row."""
     problems: dict[int, str] = {}
     for name in names:
         values = [row.get(name) for _, row in records]

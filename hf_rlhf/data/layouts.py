@@ -1,4 +1,4 @@
-"""What a set holds. Every stage asks this one detector, so that all of them take a file for the same."""
+"""The layout of a set. Every stage asks this one detector, so that all of them take a file for the same."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _SAMPLED_ROWS = 1000
 
 @dataclass(frozen=True)
 class Layout:
-    """What the rows are for reward models (`pairs`), for sft and PPO-ptx (`texts`), and for PPO (`prompts`).
+    """The use of the rows for reward models (`pairs`), for sft and PPO-ptx (`texts`), and for PPO (`prompts`).
 
     `pairs` says how they are written, `texts` names the columns, and both are empty where the set has none. `prompts` are
     the column of that name, or the messages before the answers of `pairs` or of `messages`: there a prompt that is text
@@ -45,19 +45,19 @@ class Layout:
 
     @property
     def sentence(self) -> str:
-        """What an error says of a set that a stage cannot use; nothing of one that no stage can."""
+        """The sentence that an error says of a set that a stage cannot use; nothing of one that no stage can."""
         return f" The set holds {self}." if self.pairs or self.texts or self.prompt else ""
 
     @property
     def texts_name(self) -> str:
-        """What sft takes the rows for."""
+        """The rows as sft takes them."""
         if len(self.texts) == 1:
             return self.texts[0]
         return f"prompt and completion, {self.prompt}"
 
     @property
     def prompts_name(self) -> str:
-        """What PPO takes the rows for."""
+        """The rows as PPO takes them."""
         return {"pairs": "messages before the answers", "messages": "messages before the last answer"}.get(
             self.prompts, self.prompt
         )

@@ -48,7 +48,7 @@ def prompt_columns(layout: Layout, found: Sequence[str]) -> list[str]:
 
 
 def prompt_problems(columns: Mapping[str, Sequence[Any]], layout: Layout) -> dict[str, list[str | None]]:
-    """What is wrong with each value of the columns that prompts are made of; None where nothing is.
+    """Return what is wrong with each value of the columns that prompts are made of; None where nothing is.
 
     Pairs that cannot be split are not among them: they are counted.
     """

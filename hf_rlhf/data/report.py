@@ -416,7 +416,7 @@ def _pair_lengths(
 
 
 def _begun(dataset: Dataset, columns: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> int:
-    """How many rows have a text that begins with the tokenizer's BOS in one of these columns."""
+    """Count the rows that have a text that begins with the tokenizer's BOS in one of these columns."""
     values = read_columns(dataset, columns)
     if not isinstance(values[columns[0]][0], str):
         return 0

@@ -22,7 +22,7 @@ _found: WeakKeyDictionary[Any, dict[str, deque[Any]]] = WeakKeyDictionary()  # b
 
 
 def _found_for(tokenizer: PreTrainedTokenizerBase, *settings: Any) -> deque[Any]:
-    """What was read off the chat template under these settings: a few values, which the caller adds to."""
+    """Return what was read off the chat template under these settings: a few values, which the caller adds to."""
     known = _found.setdefault(tokenizer, {})
     key = repr((tokenizer.chat_template, len(tokenizer), *settings))
     if key not in known and len(known) >= _MOST_KEYS:
@@ -31,7 +31,7 @@ def _found_for(tokenizer: PreTrainedTokenizerBase, *settings: Any) -> deque[Any]
 
 
 class TurnEnd(NamedTuple):
-    """What a chat template writes behind an answer."""
+    """The text and tokens that a chat template writes behind an answer."""
 
     text: str  # without the white space around it
     tokens: tuple[

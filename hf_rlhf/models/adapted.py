@@ -45,7 +45,7 @@ def load_policy(
     trainable: bool = False,
     **kwargs: Any,
 ):
-    """As `load_causal_lm`; the folder or Hub name of an adapter gives a `PeftModel` on its base.
+    """Load a policy like `load_causal_lm`; the folder or Hub name of an adapter gives a `PeftModel` on its base.
 
     Args:
         name_or_path: where the policy starts.
@@ -76,7 +76,7 @@ def load_reward_start(
     dtype: str | torch.dtype = NATIVE,
     **kwargs: Any,
 ) -> Model:
-    """What the training of a reward model starts from: a sequence classifier with one label.
+    """Load what the training of a reward model starts from: a sequence classifier with one label.
 
     The folder or Hub name of an adapter gives that adapter on its base, to be trained further: a reward model's with its
     score head, a language model's with a fresh one. The other arguments are those of `load_policy`.
@@ -121,7 +121,7 @@ def load_adapted(
 
 
 def load_adapted_classifier(folder: str | os.PathLike, *, adapter_name: str = "default", **kwargs: Any) -> Model:
-    """As `load_adapted`, trainable and as a sequence classifier, also where the adapter is that of a language model.
+    """Like `load_adapted`, but trainable and as a sequence classifier, also where the adapter is that of a language model.
 
     Such an adapter gets a fresh score head; what it has for the language-model head is left out. Raises `InputError` for a
     reward adapter without its score head, or with more than one label.
@@ -172,7 +172,7 @@ def head_name(classifier: Model) -> str:
 
 
 def require_saved_head(folder: str | os.PathLike) -> dict[str, Tensor]:
-    """What a reward adapter's file holds of its head. Raises `InputError` when it was not saved, or has several labels."""
+    """Return what a reward adapter's file holds of its head. Raises `InputError` when it was not saved, or has several labels."""
     head = {key: tensor for key, tensor in read_adapter_weights(folder).items() if _is_of_head(key)}
     lasts = [
         tensor for key, tensor in head.items() if key.endswith(("score.weight", "classifier.weight", "out_proj.weight"))

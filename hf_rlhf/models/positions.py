@@ -1,4 +1,4 @@
-"""How many tokens of one sequence a model has positions for."""
+"""The number of tokens of one sequence that a model has positions for."""
 
 import re
 
@@ -41,7 +41,7 @@ def table_positions(model: Model) -> int | None:
 
 
 def _stated(model: Model) -> int | None:
-    """What the config says; XLNet and others say with -1 that there is no limit."""
+    """Return what the config says; XLNet and others say with -1 that there is no limit."""
     stated = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     return stated if stated is not None and stated > 0 else None
 

@@ -1,4 +1,4 @@
-"""Whether the base of a policy is the one that another adapter was trained on, compared number by number."""
+"""The question whether the base of a policy is the one that another adapter was trained on, compared number by number."""
 
 import json
 import os
@@ -27,13 +27,13 @@ _WRAPPERS = ("base_layer", "original_module", "token_adapter")
 
 
 def same_model(one: str, other: str) -> bool:
-    """Whether two names mean the same base model, be they Hub names, paths or `embedded:` names."""
+    """Return whether two names mean the same base model, be they Hub names, paths or `embedded:` names."""
     one, other = resolve_model(one), resolve_model(other)
     return one == other or (os.path.isdir(one) and os.path.isdir(other) and os.path.samefile(one, other))
 
 
 def stands_on(folder: str | os.PathLike, model: Model) -> bool:
-    """Whether the adapter in `folder` was trained on what `model`, a `PeftModel`, has below its adapters.
+    """Return whether the adapter in `folder` was trained on what `model`, a `PeftModel`, has below its adapters.
 
     The name does not say it: a model whose adapter was merged keeps its name, and so does another revision. Every tensor
     that hidden states depend on is compared, after rounding to the dtype in memory, and what the config says of their
@@ -78,7 +78,7 @@ def _plain(name: str) -> str:
 
 
 def _place_of_backbone(model: Model) -> str:
-    """What the names of the backbone's parameters begin with."""
+    """Return what the names of the backbone's parameters begin with."""
     backbone = backbone_of(model)
     return "".join(f"{name}." for name, module in model.named_modules() if module is backbone and name)
 
@@ -127,7 +127,7 @@ def _same_settings(base: str, model: Model) -> bool:
 
 
 def _settings(config: Any) -> dict[str, Any]:
-    """What a config says of how hidden states come out of the weights; dropout is off where nothing is trained."""
+    """Return what a config says of how hidden states come out of the weights; dropout is off where nothing is trained."""
     config = config.get_text_config()
     return {name: value for name, value in config.to_dict().items() if name not in _OF_A_RUN and "drop" not in name}
 

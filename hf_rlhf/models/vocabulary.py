@@ -120,7 +120,7 @@ class _Held(NamedTuple):
 
 
 def _held(name: str, folder: str | os.PathLike) -> _Held:
-    """What the adapter in `folder` holds of the embeddings or head `name`."""
+    """Return what the adapter in `folder` holds of the embeddings or head `name`."""
     config = json.loads((Path(folder) / ADAPTER_CONFIG_FILE).read_text(encoding="utf-8"))
     indices = config.get("trainable_token_indices") or config.get("token_indices") or []
     if isinstance(indices, dict):

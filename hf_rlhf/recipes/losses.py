@@ -1,4 +1,4 @@
-"""Which tokens a fine-tuning learns from, and whether rows and chat template can say so."""
+"""The tokens that a fine-tuning learns from, and whether rows and chat template can say so."""
 
 import re
 from typing import Any

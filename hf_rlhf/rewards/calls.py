@@ -66,7 +66,7 @@ def required_arguments(function: Callable[..., Any]) -> set[str]:
 
 
 def takes_by_name(function: Callable[..., Any], argument: str) -> bool:
-    """Whether the function's signature names the argument."""
+    """Return whether the function's signature names the argument."""
     try:
         return argument in inspect.signature(function).parameters
     except (TypeError, ValueError):

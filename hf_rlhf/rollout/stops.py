@@ -1,4 +1,4 @@
-"""Which tokens end a completion: those of the model, of the tokenizer, of the run, and the one that closes a chat turn."""
+"""The tokens that end a completion: those of the model, of the tokenizer, of the run, and the one that closes a chat turn."""
 
 import logging
 from collections.abc import Mapping

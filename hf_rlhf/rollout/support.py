@@ -1,4 +1,4 @@
-"""Which tokens top-k, top-p and min-p leave, for completions whose sampler does not say it."""
+"""The tokens that top-k, top-p and min-p leave, for completions whose sampler does not say it."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
