@@ -73,8 +73,8 @@ def duration(seconds: float) -> str:
     return f"{seconds:.0f} s"
 
 
-PLAIN_LINE_SECONDS = 8.0
-"""Between two lines of progress where there is no terminal."""
+FIRST_LINE_SECONDS, PLAIN_LINE_SECONDS = 4.0, 8.0
+"""Until the first line of progress where there is no terminal, and between two."""
 
 
 @contextmanager
@@ -91,16 +91,17 @@ def progress_of(total: int, description: str) -> Iterator[Callable[[int], None]]
             yield lambda amount: bar.update(task, advance=amount)
             bar.update(task, completed=total)
         return
-    begun = last = time.monotonic()
-    done = 0
+    begun = time.monotonic()
+    done, last = 0, begun + FIRST_LINE_SECONDS - PLAIN_LINE_SECONDS
 
     def advance(amount: int) -> None:
         nonlocal done, last
         done, now = done + amount, time.monotonic()
         if now - last >= PLAIN_LINE_SECONDS:
             last, passed = now, now - begun
-            left = duration(passed / done * max(total - done, 0))
-            say(f"{description}: {min(done / total, 1):.0%} ({duration(passed)}, about {left} left)")
+            share = min(done / total, 1)
+            left = f", about {duration(passed / share - passed)} left" if share > 0.02 else ""  # the prompts come first
+            say(f"{description}: {share:.0%} ({duration(passed)}{left})")
 
     yield advance
 
