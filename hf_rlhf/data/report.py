@@ -55,6 +55,7 @@ MEASURED_ROWS = 2000
 
 _EXAMPLES, _EXAMPLE_CHARACTERS = 2, 100
 _BEGUN = "that begin with the BOS already; it is not added again"
+_NO_TURN = "of plain text, which the policy continues without its chat template (messages would be answered)"
 
 
 class Limit(NamedTuple):
@@ -229,6 +230,9 @@ def check_prompt_set(
         noticed={
             "with a prompt that is there already": len(dataset) - len(fingerprints(dataset, ["prompt", *ROW_OPTIONS])),
             _BEGUN: _begun(dataset, ["prompt"], tokenizer),
+            _NO_TURN: len(dataset)
+            if tokenizer.chat_template and isinstance(_sample(dataset.select([0]), ["prompt"])["prompt"][0], str)
+            else 0,
         },
         lengths=[Lengths.of("prompt", list(map(len, ids)), limit)],
         others_are="passed to the rewards",

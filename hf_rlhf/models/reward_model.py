@@ -74,7 +74,12 @@ class SeparateRewardModel:
 
 
 def load_reward_model(
-    name_or_path: str, *, policy: Model | None = None, name: str = REWARD, dtype=NATIVE, **kwargs: Any
+    name_or_path: str,
+    *,
+    policy: Model | None = None,
+    name: str = REWARD,
+    dtype: str | torch.dtype = NATIVE,
+    **kwargs: Any,
 ):
     """Load a trained reward model; returns `(model, tokenizer)`.
 

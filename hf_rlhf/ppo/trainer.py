@@ -175,7 +175,8 @@ class PPOTrainer(IterationTrainer):
         self.prompts = None
         if self.prompt_set is not None:
             self.prompts = prompt_stream(self.prompt_set, args.rollout_batch_size, args.seed)
-            stop_at_end_of_turn(self.policy.model, processing_class, next(iter(self.prompt_set)), args.sampling)
+            first = next(iter(self.prompt_set.select_columns(["prompt", "prompt_ids"])))  # images stay encoded
+            stop_at_end_of_turn(self.policy.model, processing_class, first, args.sampling)
         self.texts = None if texts is None else TextStream(texts, args.minibatch_size, args.seed)
         self.kl_control = args.kl_control()
         self.shaper = ScoreShaper(args.score_shaping())
@@ -457,7 +458,8 @@ class PPOTrainer(IterationTrainer):
             prepared = prepared_evaluation(prepared, self.processing_class, self.args)
             if self.rewards is not None:
                 require_scorable(self.rewards, prepared, self.processing_class, self.args, "eval_dataset")
-        stop_at_end_of_turn(self.policy.model, self.processing_class, prepared[0], self.args.sampling)
+        first = prepared.select_columns(["prompt", "prompt_ids"])[0]
+        stop_at_end_of_turn(self.policy.model, self.processing_class, first, self.args.sampling)
 
         start = time.perf_counter()
         rows = take_share(list(range(len(prepared))))

@@ -92,7 +92,7 @@ def test_prompts_and_prompts_of_pairs(load):
         load(prompts), make_tokenizer(), role="training", limit=LIMIT, overlong="truncate_left"
     )
     assert len(dataset) == report.rows == report.rows_read == 3
-    assert list(report.noticed.values()) == [1, 0]
+    assert list(report.noticed.values()) == [1, 0, 3]
     assert (report.layout, report.other_columns, report.lengths[0].above) == ("text", ["n"], 1)
     talk = [{"role": "user", "content": "hello"}]
     answers = [talk + [{"role": "assistant", "content": text}] for text in ("good", "bad", "sad")]
@@ -345,3 +345,13 @@ def test_a_prompt_that_a_reward_models_template_refuses_is_a_bad_row(load):
     strict.chat_template = None
     with pytest.raises(InputError, match=r"for the reward model 'helpful': .* has no chat template"):
         check_prompt_set(load(rows), make_tokenizer(), **settings)
+
+
+@pytest.mark.parametrize("template", [True, False])
+def test_plain_prompts_of_a_chat_model_are_pointed_out(load, template):
+    rows = load([{"prompt": "hello you"}, {"prompt": "the cat"}])
+    tokenizer = make_tokenizer(chat_template=template)
+    report = check_prompt_set(
+        rows, tokenizer, role="training", limit=Limit("max_prompt_length", 9, "end the run")
+    ).report
+    assert ("kept: 2 of plain text, which the policy continues" in str(report)) == template

@@ -345,7 +345,7 @@ def test_a_run_goes_on_when_its_server_is_restarted_in_the_middle(tmp_path, serv
     def restart():
         if len(server.sent("/v1/load_lora_adapter")) == 2:
             server.adapters.clear()
-            server.planned.extend([DROP] * 4)
+            server.planned.append(DROP)  # one, and the lost adapter: a completion is asked for three times
 
     server.after_load = restart
     trainer = make_trainer(tmp_path / "vllm", use_vllm=True, vllm_server_base_url=server.url, vllm_server_timeout=5.0)
