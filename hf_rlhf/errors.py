@@ -2,6 +2,7 @@
 
 import json
 import linecache
+import os
 import re
 import sys
 import traceback
@@ -51,6 +52,20 @@ class RunStopped(SystemExit):
 
     def __str__(self) -> str:
         return self.message
+
+
+def require_path_name(name: str, flag: str) -> None:
+    """Raise `InputError` when this system's encoding cannot write `name`, the path that `flag` gives.
+
+    A YAML file is UTF-8 everywhere, so under `LC_ALL=C` it can name files that Python cannot reach.
+    """
+    try:
+        os.fsencode(name)
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"{flag}={name!a} is invalid: this locale ({error.encoding}) has no path of that name. Set PYTHONUTF8=1 in"
+            " the environment, or give a name in ASCII."
+        ) from error
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from hf_rlhf.distributed import failing_together, rank
-from hf_rlhf.errors import InputError
+from hf_rlhf.errors import InputError, require_path_name
 
 LOCK_FILE = "run.lock"
 
@@ -94,6 +94,7 @@ def require_folder_name(folder: str | os.PathLike, flag: str = "output_dir") -> 
     name = os.fspath(folder)
     if not name.strip() or any(ord(letter) < 32 for letter in name):
         raise InputError(f"{flag}={name!r} is no name for a folder; give one without control characters")
+    require_path_name(name, flag)
     path = Path(name)
     try:
         in_the_way = [part for part in (path, *path.parents) if part.exists() and not part.is_dir()]

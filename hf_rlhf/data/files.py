@@ -15,7 +15,7 @@ from hf_rlhf.data.folders import Shards, find_shards, names_files, read_split
 from hf_rlhf.data.json_columns import keep_own_keys, read_values
 from hf_rlhf.data.json_files import read_records, to_dataset
 from hf_rlhf.data.tables import join_tables, read_table, table_to_dataset
-from hf_rlhf.errors import InputError
+from hf_rlhf.errors import InputError, require_path_name
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
@@ -117,6 +117,7 @@ def read_rows(name: str, *, split: str = "train", config_name: str | None = None
 
 def local_path(name: str) -> Path:
     """Where rows of this name would be on disk, `~` followed. Raises InputError for what no file can be named."""
+    require_path_name(name, "dataset_name")
     try:
         path = Path(name).expanduser()
         path.exists()

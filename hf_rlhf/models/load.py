@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from hf_rlhf.errors import InputError
+from hf_rlhf.errors import InputError, require_path_name
 from hf_rlhf.models.adapters import adapter_base, base_of, embedding_rows
 from hf_rlhf.models.precision import NATIVE, native_dtype
 from hf_rlhf.types import Model
@@ -30,8 +30,12 @@ logger = logging.getLogger(__name__)
 
 
 def resolve_model(name_or_path: str) -> str:
-    """Turn `embedded:smollm2-135m-instruct` into a local folder; return any other name as it is."""
+    """Turn `embedded:smollm2-135m-instruct` into a local folder; return any other name as it is.
+
+    Raises `InputError` for another embedded model, and for a path that this locale cannot name.
+    """
     if not name_or_path.startswith("embedded:"):
+        require_path_name(name_or_path, "model")
         return name_or_path
     if name_or_path != EMBEDDED_MODEL:
         raise InputError(f"unknown embedded model {name_or_path!r}; the only one is {EMBEDDED_MODEL!r}")

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_rlhf.errors import InputError
+from hf_rlhf.errors import InputError, require_path_name
 from hf_rlhf.models.adapted import load_adapted, require_saved_head
 from hf_rlhf.models.adapters import (
     REWARD,
@@ -111,6 +111,7 @@ def load_reward_tokenizer(name_or_path: str, **kwargs: Any):
 
 def _require_there(name_or_path: str) -> None:
     """Raise `InputError` for what looks like a path and is none; a Hub name is `owner/name`."""
+    require_path_name(name_or_path, "reward model")
     path = Path(name_or_path)
     if path.is_dir() or name_or_path.startswith("embedded:"):
         return

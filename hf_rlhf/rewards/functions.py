@@ -19,7 +19,7 @@ from types import ModuleType
 from typing import Any
 from urllib.parse import quote, unquote
 
-from hf_rlhf.errors import InputError
+from hf_rlhf.errors import InputError, require_path_name
 
 __path__: list[str] = []  # so that the import system takes this module for the parent of those that `_Finder` finds
 _ADVICE = "Name a function as file.py:name or module:name"
@@ -43,6 +43,7 @@ def load_function(name: str) -> Callable[..., Any]:
     if name.endswith(".py"):
         where, attribute = name, ""
     if where.endswith(".py"):
+        require_path_name(name, "reward_funcs")
         file = Path(where).expanduser().resolve()
         _require_file(file, name)
         module = _imported(_module_name(file), file.parent, name)

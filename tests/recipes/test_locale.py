@@ -47,6 +47,34 @@ def test_a_config_and_rows_under_a_locale_of_ascii(tmp_path, write_rows, model_f
     assert "cat é cat" in (tmp_path / "data_report.json").read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize(
+    "flag", ["output_dir", "dataset_name", "model_name_or_path", "reward_funcs", "reward_model_path"]
+)
+def test_a_path_that_the_locale_cannot_name_is_refused(flag, tmp_path, write_rows, model_folder):
+    """It is there, under a name that YAML can write and this process cannot."""
+    (tmp_path / "reward.py").write_text("def f(completions, **columns):\n    return [0.0] * len(completions)\n")
+    values = {
+        "output_dir": "out",
+        "dataset_name": write_rows(prompt_rows()),
+        "model_name_or_path": model_folder,
+        "reward_funcs": "reward.py:f",
+        "use_cpu": "true",
+    }
+    named = {"output_dir": "é", "dataset_name": "é.jsonl", "reward_funcs": "é.py:f"}.get(flag, "./é")
+    if flag == "reward_model_path":
+        del values["reward_funcs"]
+    Path(tmp_path, named.removesuffix(":f")).mkdir()
+    config = tmp_path / "ppo.yaml"
+    config.write_text("".join(f"{key}: {value}\n" for key, value in (values | {flag: named}).items()), encoding="utf-8")
+    environment = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    command = [sys.executable, "-m", "hf_rlhf.cli", "ppo", "--config", str(config)]
+    environment["PYTHONPATH"] = str(Path(__file__).parents[2])
+    done = subprocess.run(command, capture_output=True, encoding="ascii", env=environment, cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("error: ") and r"\xe9" in done.stderr and "PYTHONUTF8=1" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_stop_string_that_the_locale_took_apart_is_refused():
     """As `fin é` arrives where the locale is ASCII and the terminal UTF-8."""
     with pytest.raises(InputError, match=r"stop_strings.*PYTHONUTF8=1"):
