@@ -2,9 +2,11 @@
 
 A file becomes the module `hf_rlhf.rewards.functions.<its folder, quoted>.<its stem>`. That name is the file's alone, so it
 hides no installed module and no other file of the same stem. It can be imported in any process, so functions and classes
-of the file can be pickled, for processes that are spawned too.
+of the file can be pickled, for processes that are spawned too. What the file imports from beside it becomes a module of
+the same folder, so `import helper` in two folders gives two modules, at the top of a file and inside a function.
 """
 
+import builtins
 import difflib
 import importlib
 import os
@@ -12,8 +14,9 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib.machinery import ModuleSpec
-from importlib.util import spec_from_file_location
+from functools import partial
+from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
+from importlib.util import find_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -22,6 +25,8 @@ from urllib.parse import quote, unquote
 from hf_rlhf.errors import InputError, require_path_name
 
 __path__: list[str] = []  # so that the import system takes this module for the parent of those that `_Finder` finds
+_folders: set[Path] = set()  # that hold reward files
+_loading: list[str] = []  # the folder of the reward file that is being loaded
 _ADVICE = "Name a function as file.py:name or module:name"
 
 
@@ -55,28 +60,94 @@ def load_function(name: str) -> Callable[..., Any]:
 
 
 class _Finder:
-    """Finds, below this module, a package for every folder, and in it a module for every `.py` file of the folder."""
+    """Finds, below this module, a package for every folder, and in it the modules and packages of the folder."""
 
     @staticmethod
     def find_spec(fullname: str, path=None, target=None) -> ModuleSpec | None:
         parent, _, name = fullname.rpartition(".")
-        if parent == __name__ and os.path.isabs(unquote(name)):
+        if not parent:
+            _refuse_several(name)
+        if not f"{parent}.".startswith(f"{__name__}."):
+            return None
+        if parent == __name__:
+            if not os.path.isabs(unquote(name)):
+                return None
+            _folders.add(Path(unquote(name)))
             package = ModuleSpec(fullname, None, is_package=True)
             package.submodule_search_locations = [unquote(name)]
             return package
-        package_parent, _, folder = parent.rpartition(".")
-        file = Path(unquote(folder), unquote(name) + ".py")
-        if package_parent == __name__ and file.is_file():
-            return spec_from_file_location(fullname, file)
-        return None
+        folder = _folder(fullname)
+        file = folder / f"{unquote(name)}.py"
+        if parent == _package(folder) and file.is_file():
+            spec = spec_from_file_location(fullname, file)
+        else:
+            spec = PathFinder.find_spec(fullname, path)
+        if spec is not None and type(spec.loader) is SourceFileLoader:
+            spec.loader = _Loader(spec.loader.name, spec.loader.path)
+        return spec
+
+
+class _Loader(SourceFileLoader):
+    """Runs a file whose `import` looks into the folder of the reward file first, as that of `python file.py` does."""
+
+    def exec_module(self, module: ModuleType) -> None:
+        imports = partial(_import, _folder(module.__name__))
+        vars(module)["__builtins__"] = {**vars(builtins), "__import__": imports}  # where the import statement looks
+        super().exec_module(module)
+
+
+def _import(folder: Path, name: str, globals=None, locals=None, fromlist=(), level: int = 0) -> ModuleType:
+    """Like `builtins.__import__`, but a module from beside the reward file is a module of its folder."""
+    top = name.partition(".")[0]
+    if level or not _is_sibling(top, folder):
+        return builtins.__import__(name, globals, locals, fromlist, level)
+    module = builtins.__import__(f"{_package(folder)}.{name}", globals, locals, fromlist)
+    return module if fromlist else sys.modules[f"{_package(folder)}.{top}"]
+
+
+def _is_sibling(name: str, folder: Path) -> bool:
+    """Return whether `import name` means a file or folder in `folder`, for a script that stands there."""
+    if f"{_package(folder)}.{name}" in sys.modules:
+        return True
+    spec = None if name in sys.builtin_module_names else PathFinder.find_spec(name, [str(folder)])
+    if spec is None:
+        return False
+    if spec.origin is not None:  # unless the program itself has imported it
+        return getattr(sys.modules.get(name), "__file__", None) != spec.origin
+    # A folder without __init__.py, which may hold data: an installed package of that name comes first
+    elsewhere = getattr(sys.modules[name], "__spec__", None) if name in sys.modules else find_spec(name)
+    return elsewhere is None or (elsewhere.origin is None and _places(elsewhere) <= {folder, *_folders})
+
+
+def _refuse_several(name: str) -> None:
+    """Refuse a module that several reward folders have, when `importlib` asks for it: nobody can tell which one it means."""
+    if len(_folders) < 2 or _loading:
+        return
+    spec = PathFinder.find_spec(name)
+    if spec and _places(spec) and _places(spec) <= _folders and len(owners := _owners(name)) > 1:
+        raise ImportError(
+            f"{name!r} is in the folders of several reward files: {', '.join(owners)}. Import it by an import statement,"
+            " which takes the one beside its file, or give the files different names"
+        )
 
 
 sys.meta_path.insert(0, _Finder)  # pyright: ignore[reportArgumentType]
 
 
 def _module_name(file: Path) -> str:
-    parts = (quote(part, safe="").replace(".", "%2E") for part in (str(file.parent), file.stem))
-    return ".".join([__name__, *parts])
+    return f"{_package(file.parent)}.{_quoted(file.stem)}"
+
+
+def _package(folder: Path) -> str:
+    return f"{__name__}.{_quoted(str(folder))}"
+
+
+def _folder(module: str) -> Path:
+    return Path(unquote(module.removeprefix(f"{__name__}.").partition(".")[0]))
+
+
+def _quoted(name: str) -> str:
+    return quote(name, safe="").replace(".", "%2E")
 
 
 def _imported(module: str, folder: Path, name: str) -> ModuleType:
@@ -97,27 +168,51 @@ def _first_on_path(folder: str) -> Iterator[None]:
     for name in hidden:
         del sys.modules[name]
     sys.path.insert(0, folder)
+    _loading.append(folder)
     try:
         yield
     finally:
+        _loading.pop()
         sys.modules.update(hidden)
+        for name in _in_several_folders():
+            del sys.modules[name]
         sys.path.remove(folder)
         if folder not in sys.path:
-            sys.path.append(folder)
+            of_files = (index for index, each in enumerate(sys.path) if Path(each) in _folders)
+            is_of_file = Path(folder) in _folders
+            sys.path.insert(len(sys.path) if is_of_file else next(of_files, len(sys.path)), folder)
         importlib.invalidate_caches()
 
 
 def _siblings_elsewhere(folder: Path) -> dict[str, ModuleType]:
-    """The modules that the reward files of other folders imported from beside them, and of which `folder` has its own."""
-    files = {name: Path(file) for name, each in sys.modules.items() if (file := getattr(each, "__file__", None))}
-    others = {file.parent for name, file in files.items() if name.startswith(f"{__name__}.")} - {folder}
-    tops = {
-        name
-        for name, file in files.items()
-        if (file.parent in others or (file.name == "__init__.py" and file.parent.parent in others))
-        and ((folder / f"{name}.py").is_file() or (folder / name / "__init__.py").is_file())
-    }
+    """The modules that `importlib` gave to the reward files of other folders, and of which `folder` has its own."""
+    tops = {name for name in _from_folders(_folders - {folder}) if PathFinder.find_spec(name, [str(folder)])}
     return {name: module for name, module in sys.modules.items() if name.partition(".")[0] in tops}
+
+
+def _in_several_folders() -> list[str]:
+    """The modules that `importlib` gave to a reward file, and of which the folder of another one has its own."""
+    tops = {name for name in _from_folders(_folders) if len(_owners(name)) > 1}
+    return [name for name in sys.modules if name.partition(".")[0] in tops]
+
+
+def _from_folders(folders: set[Path]) -> list[str]:
+    """The top modules and packages that were imported from these folders under their own names."""
+    specs = {name: getattr(module, "__spec__", None) for name, module in sys.modules.items() if "." not in name}
+    return [name for name, spec in specs.items() if spec and _places(spec) and _places(spec) <= folders]
+
+
+def _owners(name: str) -> list[str]:
+    """The folders of reward files that have a module or package of this name."""
+    return [str(folder) for folder in sorted(_folders) if PathFinder.find_spec(name, [str(folder)])]
+
+
+def _places(spec: ModuleSpec) -> set[Path]:
+    """The folder in which the file or folder of a top module stands; several for a package without `__init__.py`."""
+    if spec.origin is None:
+        return {Path(each).parent for each in spec.submodule_search_locations or ()}
+    file = Path(spec.origin)
+    return {file.parent.parent if spec.submodule_search_locations is not None else file.parent}
 
 
 def _function(module: ModuleType, attribute: str, name: str) -> Callable[..., Any]:

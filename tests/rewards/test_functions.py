@@ -230,3 +230,83 @@ def test_siblings_of_one_name_in_two_folders_stay_apart(tmp_path):
         )
         functions.append(load_function(f"{folder / 'r.py'}:f"))
     assert [function(completions=["x"]) for function in functions] == [[11], [22]]
+
+
+LATE = "def f(completions, **_):\n    {line}\n    return [{value} for _ in completions]\n"
+SIBLINGS = {
+    "in the function": ("both.py", LATE.format(line="from both import VALUE", value="VALUE")),
+    "at the top and in the function": ("both.py", "import both\n" + LATE.format(line="import both", value="both.VALUE")),
+    "in a sibling's function": ("both.py", "from late import value\n" + LATE.format(line="pass", value="value()")),
+    "a package's module in the function": (
+        "pack/inner.py",
+        "import pack\n" + LATE.format(line="import pack.inner", value="pack.inner.VALUE"),
+    ),
+    "a folder without __init__.py": ("parts/inner.py", "import parts.inner as inner\n" + LATE.format(line="pass", value="inner.VALUE")),
+    "in a thread": (
+        "both.py",
+        "from concurrent.futures import ThreadPoolExecutor\ndef one(_):\n    import both\n    return both.VALUE\n"
+        "def f(completions, **_):\n    return list(ThreadPoolExecutor(1).map(one, completions))\n",
+    ),
+    "with a name of the standard library": ("random.py", "import random\n" + LATE.format(line="pass", value="random.VALUE")),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("sibling", "code"), SIBLINGS.values(), ids=SIBLINGS)
+def test_each_reward_file_imports_what_is_beside_it(write, sibling, code):
+    functions = []
+    for value in (1, 2):
+        write(f"{value}/pack/__init__.py", "")
+        write(f"{value}/late.py", "def value():\n    from both import VALUE\n    return VALUE\n")
+        write(f"{value}/{sibling}", f"VALUE = {value}\n")
+        functions.append(load_function(write(f"{value}/r.py", code) + ":f"))
+    assert [function(completions=["x"]) for function in functions] == [[1], [2]]
+
+
+def test_a_module_that_importlib_cannot_tell_is_refused(write):
+    """Python gives `importlib` the first that was imported, or that is on the path: the other file's reward, in silence."""
+    functions = []
+    for value in (1, 2):
+        write(f"{value}/told_by_name.py", f"VALUE = {value}\n")
+        line = "import importlib; here = importlib.import_module('told_by_name')"
+        functions.append(
+            load_function(write(f"{value}/r.py", f"{line}\n{LATE.format(line=line, value='here.VALUE')}") + ":f")
+        )
+        if value == 1:
+            assert functions[0](completions=["x"]) == [1]
+    assert [sys.modules[function.__module__].here.VALUE for function in functions] == [1, 2]
+    for function in functions:
+        with pytest.raises(ImportError, match=r"'told_by_name' is in the folders of several reward files: .*/1, .*/2"):
+            function(completions=["x"])
+
+
+def test_a_folder_of_data_hides_no_installed_package(write):
+    write("rew/datasets/rows.txt", "")
+    write("rew/transformers/notes.txt", "")
+    code = "import datasets\ndef f(completions, **_):\n    import transformers\n    return [float('site-packages' in datasets.__file__ + transformers.__file__)]\n"
+    assert load_function(write("rew/r.py", code) + ":f")(completions=["x"]) == [1.0]
+
+
+def test_functions_of_siblings_of_one_name_can_be_pickled(write):
+    for value in (1, 2):
+        write(f"{value}/worker.py", f"def one():\n    return {value}\n")
+        load_function(write(f"{value}/r.py", "from worker import one\ndef f(): return one\n") + ":f")
+    ones = [load_function(f"{write(f'{value}/other.py', 'from worker import one')}:one") for value in (1, 2)]
+    assert [pickle.loads(pickle.dumps(one))() for one in ones] == [1, 2]
+
+
+def test_what_the_program_has_imported_is_not_imported_again(write, monkeypatch):
+    folder = Path(write("rew/of_both_sides.py", "VALUE = [1]\n")).parent
+    monkeypatch.syspath_prepend(str(folder))
+    program = importlib.import_module("of_both_sides")
+    name = write("rew/r.py", "from of_both_sides import VALUE\ndef f(): return VALUE\n") + ":f"
+    assert load_function(name)() is program.VALUE
+
+
+def test_a_module_of_the_working_directory_comes_before_the_folders_of_reward_files(write, monkeypatch, tmp_path):
+    write("rew/of_two.py", "VALUE = 1\n")
+    load_function(write("rew/r.py", LENGTH) + ":score")
+    write("of_two.py", "VALUE = 2\n")
+    write("here.py", LATE.format(line="from of_two import VALUE", value="VALUE"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [each for each in sys.path if each not in ("", str(tmp_path))])
+    assert load_function("here:f")(completions=["x"]) == [2]
