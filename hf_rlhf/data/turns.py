@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 from hf_rlhf.data.json_columns import ROW_OPTIONS
-from hf_rlhf.data.tokens import RefusedByTemplate, chat_text
+from hf_rlhf.data.tokens import NOTHING, RefusedByTemplate, chat_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -40,24 +40,33 @@ class TurnEnd(NamedTuple):
     trained: bool = True  # whether it belongs to the answer; otherwise it opens the turn behind
 
 
-def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> TurnEnd | None:
+def end_of_turn(
+    tokenizer: PreTrainedTokenizerBase,
+    row: Mapping[str, Any] = NOTHING,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+) -> TurnEnd | None:
     """Return what the chat template closes an answer with, such as `<|im_end|>` of ChatML.
 
     It is read off a rendered dialogue, at its last turn; of a template that writes nothing there, it is the token that
     opens the turn behind (`<|user|>` of GLM). None without a chat template, and where no end can be told.
+
+    The template gets the `tools` and `chat_template_kwargs` of `row` and those of the run, as in `prefill`.
     """
-    found = _found_for(tokenizer, "end")
+    settings = {"options": {name: row.get(name) for name in ROW_OPTIONS}, "chat_template_kwargs": chat_template_kwargs}
+    found = _found_for(tokenizer, "end", settings)
     if not found:
-        found.append(_read_end(tokenizer))
+        found.append(_read_end(tokenizer, **settings))
     return found[0]
 
 
-def _read_end(tokenizer: PreTrainedTokenizerBase) -> TurnEnd | None:
+def _read_end(tokenizer: PreTrainedTokenizerBase, **settings: Any) -> TurnEnd | None:
     question, answer, further = (
         {"role": role, "content": text} for role, text in (("user", "?"), ("assistant", _ANSWER), ("user", _NEXT))
     )
-    last = _written([question, answer], tokenizer).partition(_ANSWER)[2].strip()
-    behind = _written([question, answer, further], tokenizer).partition(_ANSWER)[2].partition(_NEXT)[0].strip()
+    last = _written([question, answer], tokenizer, **settings).partition(_ANSWER)[2].strip()
+    behind = (
+        _written([question, answer, further], tokenizer, **settings).partition(_ANSWER)[2].partition(_NEXT)[0].strip()
+    )
     if last:
         tokens = _own_tokens(last, tokenizer)
         of_each_turn = set(_own_tokens(behind, tokenizer))  # the last may have the end of the whole dialogue besides
@@ -66,7 +75,7 @@ def _read_end(tokenizer: PreTrainedTokenizerBase) -> TurnEnd | None:
     return TurnEnd(str(tokenizer.convert_ids_to_tokens(tokens[0])), tokens, trained=False) if tokens else None
 
 
-def _written(dialogue: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase) -> str:
+def _written(dialogue: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, **settings: Any) -> str:
     """The dialogue through the template; empty for one that takes it in no form, or does not write the answer."""
     if not tokenizer.chat_template:
         return ""
@@ -74,7 +83,7 @@ def _written(dialogue: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase)
     system = {"role": "system", "content": "?"}
     for form in (dialogue, [system, *dialogue], in_parts):
         try:
-            text = chat_text(form, tokenizer, continued=False)
+            text = chat_text(form, tokenizer, continued=False, **settings)
         except RefusedByTemplate:
             continue
         if _ANSWER in text:

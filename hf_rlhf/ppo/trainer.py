@@ -19,6 +19,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 
 from hf_rlhf.compat.names import TRAINER_ARGUMENTS, explain_names
 from hf_rlhf.data.prompts import prompt_rows, require_rows
+from hf_rlhf.data.tokens import with_row_options
 from hf_rlhf.distributed import failing_together, gather_in_order, take_share
 from hf_rlhf.errors import InputError
 from hf_rlhf.models.adapters import adapter_folder, base_of, keep_modes
@@ -175,8 +176,7 @@ class PPOTrainer(IterationTrainer):
         self.prompts = None
         if self.prompt_set is not None:
             self.prompts = prompt_stream(self.prompt_set, args.rollout_batch_size, args.seed)
-            first = next(iter(self.prompt_set.select_columns(["prompt", "prompt_ids"])))  # images stay encoded
-            stop_at_end_of_turn(self.policy.model, processing_class, first, args.sampling)
+            self._stop_at_end_of_turn(next(iter(self._turns(self.prompt_set))))
         self.texts = None if texts is None else TextStream(texts, args.minibatch_size, args.seed)
         self.kl_control = args.kl_control()
         self.shaper = ScoreShaper(args.score_shaping())
@@ -426,8 +426,18 @@ class PPOTrainer(IterationTrainer):
     def _given_prompts(self, prompts: Sequence[Prompt | Sequence[int]]) -> list[dict[str, Any]]:
         kwargs: Any = self.args.chat_template_kwargs
         rows = prompt_rows(prompts, self.processing_class, self.args.max_prompt_length, kwargs)
-        stop_at_end_of_turn(self.policy.model, self.processing_class, rows[0], self.args.sampling)
+        self._stop_at_end_of_turn(rows[0])
         return rows
+
+    def _stop_at_end_of_turn(self, row: Mapping[str, Any]) -> None:
+        kwargs: Any = self.args.chat_template_kwargs
+        stop_at_end_of_turn(self.policy.model, self.processing_class, row, self.args.sampling, kwargs)
+
+    @staticmethod
+    def _turns(prompts: Any) -> Any:
+        """The columns of prompts that `stop_at_end_of_turn` reads; images stay encoded. All of a stream that names none."""
+        names = prompts.column_names
+        return prompts if names is None else prompts.select_columns(with_row_options(["prompt", "prompt_ids"], names))
 
     def close(self) -> None:
         """End the vLLM server that the run started, if it did; it also ends with the process, however that ends."""
@@ -458,8 +468,7 @@ class PPOTrainer(IterationTrainer):
             prepared = prepared_evaluation(prepared, self.processing_class, self.args)
             if self.rewards is not None:
                 require_scorable(self.rewards, prepared, self.processing_class, self.args, "eval_dataset")
-        first = prepared.select_columns(["prompt", "prompt_ids"])[0]
-        stop_at_end_of_turn(self.policy.model, self.processing_class, first, self.args.sampling)
+        self._stop_at_end_of_turn(self._turns(prepared)[0])
 
         start = time.perf_counter()
         rows = take_share(list(range(len(prepared))))

@@ -2,7 +2,7 @@
 
 import copy
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +82,8 @@ def _train(
             peft_config=config,
         )
     require_positions(trainer)
+    if unknown_end_of_turn(base_of(policy), tokenizer, Sampling(), train_set[0]) is None:
+        _warn_of_endless_answers(trainer, stop_token_ids(base_of(policy), tokenizer, Sampling()), tokenizer)
     announce(report, training)
     with adapters_in_base_dtype(trainer.model):
         trainer.train(resume_from_checkpoint=checkpoint)
@@ -110,7 +112,7 @@ def _with_end_of_turn(
 
     given = tokenizer.get_vocab().get(training.eos_token)
     known = Sampling(stop_token_ids=() if given is None else (given,))
-    end = unknown_end_of_turn(base_of(policy), tokenizer, known) if is_conversational(dict(row)) else None
+    end = unknown_end_of_turn(base_of(policy), tokenizer, known, row) if is_conversational(dict(row)) else None
     if end is None:
         return training
     found = f"The chat template closes an answer with {end.text!r}, at which the model does not stop"
@@ -131,6 +133,19 @@ def _with_end_of_turn(
     training = copy.copy(training)
     training.eos_token = token
     return training
+
+
+def _warn_of_endless_answers(trainer: Any, stops: Sequence[int], tokenizer) -> None:
+    """Warn where the first row trains none of the tokens that end an answer."""
+    row = trainer.train_dataset[0]
+    if set(row.get("labels") or row["input_ids"]).isdisjoint(stops):
+        marks = ", between its {% generation %} and {% endgeneration %}" if trainer.args.assistant_only_loss else ""
+        logger.warning(
+            "The answers hold no token that is trained and at which the model stops (%s): it does not learn to stop, and its"
+            " answers run on. Set chat_template_path to a template that writes one of them behind an answer%s",
+            ", ".join(tokenizer.convert_ids_to_tokens(stops)) or "none is known",
+            marks,
+        )
 
 
 def _write_card(

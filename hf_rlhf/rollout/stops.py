@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
+from hf_rlhf.data.tokens import NOTHING
 from hf_rlhf.data.turns import TurnEnd, end_of_turn
 from hf_rlhf.distributed import rank
 from hf_rlhf.errors import InputError
@@ -32,15 +33,30 @@ def configured_end_ids(causal_lm) -> list[int]:
     return [token for token in configured if token is not None]
 
 
-def unknown_end_of_turn(causal_lm, tokenizer, sampling: Sampling) -> TurnEnd | None:
-    """Return what the chat template closes an answer with when nothing of it ends a completion; else None."""
-    end = end_of_turn(tokenizer)
+def unknown_end_of_turn(
+    causal_lm,
+    tokenizer,
+    sampling: Sampling,
+    row: Mapping[str, Any] = NOTHING,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+) -> TurnEnd | None:
+    """Return what the chat template closes an answer with when nothing of it ends a completion; else None.
+
+    `row` and `chat_template_kwargs` are those of `end_of_turn`.
+    """
+    end = end_of_turn(tokenizer, row, chat_template_kwargs)
     if end is None or set(end.tokens) & set(stop_token_ids(causal_lm, tokenizer, sampling)):
         return None
     return None if any(text in end.text for text in sampling.stop_strings) else end
 
 
-def stop_at_end_of_turn(model: Model, tokenizer, row: Mapping[str, Any], sampling: Sampling) -> None:
+def stop_at_end_of_turn(
+    model: Model,
+    tokenizer,
+    row: Mapping[str, Any],
+    sampling: Sampling,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+) -> None:
     """Make the token that closes a chat turn an end token of the model, for prompts that use the chat template.
 
     It is added to the generation config, which every engine reads and which is saved with a full model; a warning says
@@ -49,15 +65,17 @@ def stop_at_end_of_turn(model: Model, tokenizer, row: Mapping[str, Any], samplin
     Args:
         model: the policy, with or without a PEFT wrapper.
         tokenizer: its tokenizer.
-        row: one row for all: `prompt` and `prompt_ids`. Text that holds the token was rendered by the template before.
+        row: one row for all: `prompt` and `prompt_ids`, and `tools` and `chat_template_kwargs`, where it has them. Text that
+            holds the token was rendered by the template before.
         sampling: of the run.
+        chat_template_kwargs: what the template gets where the row does not say otherwise.
     """
     causal_lm = base_of(model)
-    end = end_of_turn(tokenizer)
+    end = end_of_turn(tokenizer, row, chat_template_kwargs)
     if end is None or (isinstance(row["prompt"], str) and not set(end.tokens) & set(row["prompt_ids"])):
         return
     known = stop_token_ids(causal_lm, tokenizer, sampling)
-    if unknown := unknown_end_of_turn(causal_lm, tokenizer, sampling):
+    if unknown := unknown_end_of_turn(causal_lm, tokenizer, sampling, row, chat_template_kwargs):
         _warn(_message(unknown, tokenizer.convert_ids_to_tokens(known)))
     configured = configured_end_ids(causal_lm)
     if end.tokens and not set(end.tokens) & set(configured):

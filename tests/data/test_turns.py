@@ -78,6 +78,16 @@ def test_no_end_is_none(tokenizer, template):
     assert end_of_turn(tokenizer) is None
 
 
+def test_the_end_is_read_with_the_options_of_the_row_and_of_the_run(tokenizer):
+    needs = "{{ raise_exception('no tools') if not tools }}{{ raise_exception('nobody') if not bot }}"
+    tokenizer.chat_template = turns(before=needs, end="{{ '<turn>' if bot == 'b' else '<|end|>' }}")
+    assert end_of_turn(tokenizer) is None
+    row = {"tools": [{"type": "function"}], "chat_template_kwargs": {"bot": "b"}}
+    assert end_of_turn(tokenizer, row).text == "<turn>"
+    assert end_of_turn(tokenizer, row | {"chat_template_kwargs": None}, {"bot": "a"}).text == "<|end|>"
+    assert end_of_turn(tokenizer, row, {"bot": "a"}).text == "<turn>"
+
+
 def test_an_end_that_is_not_in_the_vocabulary_is_not_the_unknown_token(tokenizer):
     tokenizer.chat_template = turns(end="</s>")
     assert end_of_turn(tokenizer) == TurnEnd("</s>", ())

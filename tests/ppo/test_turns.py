@@ -40,6 +40,16 @@ def rows_of(folder, name):
 
 
 @pytest.mark.parametrize("streamed", [False, True])
+def test_the_end_is_read_with_the_tools_of_the_rows_and_the_settings_of_the_run(tmp_path, streamed):
+    tokenizer, seen = make_base_tokenizer(), []
+    tokenizer.chat_template = "{{ raise_exception('no') if not (tools and bot) }}" + tokenizer.chat_template
+    rows = [{**row, "tools": [{"type": "function"}]} for row in make_prompts()]
+    data = Dataset.from_list(rows).to_iterable_dataset() if streamed else Dataset.from_list(rows)
+    trainer = trainer_of(tmp_path, tokenizer, data=data, seen=seen, chat_template_kwargs={"bot": "b"})
+    assert IM_END in trainer.policy.model.get_base_model().generation_config.eos_token_id
+
+
+@pytest.mark.parametrize("streamed", [False, True])
 @pytest.mark.parametrize("lora", [True, None], ids=["adapter", "full"])
 def test_training_stops_at_the_end_of_the_turn_and_saves_that(tmp_path, streamed, lora):
     tokenizer, seen = make_base_tokenizer(), []

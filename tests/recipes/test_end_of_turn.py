@@ -5,7 +5,7 @@ import logging
 
 import pytest
 from peft import PeftModel
-from tiny import make_base_tokenizer, make_model
+from tiny import CHAT_TEMPLATE, make_base_tokenizer, make_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_rlhf.cli import main
@@ -98,3 +98,41 @@ def test_a_flag_wins_and_plain_text_keeps_its_end_token(flags, write_rows, tmp_p
         assert sft(flags, write_rows, *more, rows=rows) == 0
     assert any("chat template closes" in record.message for record in caplog.records) == warned
     assert json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())["eos_token"] == eos
+
+
+NEEDS_TOOLS = "{{ raise_exception('no tools') if not tools }}" + CHAT_TEMPLATE
+TOOLS = [{"type": "function", "function": {"name": "look", "parameters": {}}}]
+
+
+def test_the_end_of_a_template_that_asks_for_tools_is_known_to_sft(flags, write_rows, tmp_path):
+    (tmp_path / "tools.jinja").write_text(NEEDS_TOOLS)
+    rows = [ROW | {"tools": TOOLS}] * 8
+    assert sft(flags, write_rows, "--chat_template_path", str(tmp_path / "tools.jinja"), rows=rows) == 0
+    assert AutoTokenizer.from_pretrained(tmp_path / "out").eos_token == "<|im_end|>"
+
+
+UNENDED = {
+    "no token": ("{% for m in messages %}{{ m.role }} {{ m.content }}  {% endfor %}", []),
+    "a token outside of the marks": (
+        "{% for m in messages %}{{ m.role }} {% generation %}{{ m.content }}{% endgeneration %} <|im_end|> {% endfor %}",
+        ["--assistant_only_loss", "true"],
+    ),
+}
+
+
+@pytest.mark.parametrize(("template", "more"), UNENDED.values(), ids=UNENDED)
+def test_sft_warns_where_no_end_of_an_answer_is_trained(flags, write_rows, tmp_path, caplog, template, more):
+    (tmp_path / "unended.jinja").write_text(template)
+    ended = template.replace("  ", " <|im_end|> ").replace(
+        "{% endgeneration %} <|im_end|>", "<|im_end|>{% endgeneration %}"
+    )
+    (tmp_path / "ended.jinja").write_text(ended)
+    warned = []
+    for name in ("unended", "ended"):
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            flags[flags.index("--output_dir") + 1] = str(tmp_path / name)
+            assert sft(flags, write_rows, *more, "--chat_template_path", str(tmp_path / f"{name}.jinja")) == 0
+        warned.append([record.message for record in caplog.records if "does not learn to stop" in record.message])
+    assert [len(each) for each in warned] == [1, 0]
+    assert ("generation" in warned[0][0]) == bool(more)

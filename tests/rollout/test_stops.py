@@ -117,3 +117,9 @@ def test_an_answer_ends_at_the_first_token_behind_it(tokenizer, model):
     assert unknown_end_of_turn(model, tokenizer, Sampling()).tokens == (end,)
     stop_at_end_of_turn(model, tokenizer, {"prompt": [{"role": "user", "content": "the"}]}, Sampling())
     assert end in stop_token_ids(model, tokenizer, Sampling())
+
+
+def test_a_template_that_needs_the_rows_tools_and_the_runs_settings_ends_the_turn_too(model, tokenizer):
+    tokenizer.chat_template = "{{ raise_exception('no') if not (tools and bot) }}" + tokenizer.chat_template
+    stop_at_end_of_turn(model, tokenizer, CHAT | {"tools": [{"type": "function"}]}, Sampling(), {"bot": "b"})
+    assert IM_END in stop_token_ids(model, tokenizer, Sampling())
