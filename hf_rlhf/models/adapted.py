@@ -209,6 +209,33 @@ def _merged(model: Model, folder: str) -> Model:
             f"use_peft=false is invalid: the adapter {folder!r} changes the prompt, not the weights, and cannot be merged"
             " into its base. Leave use_peft out, or start from the base."
         )
+    _untie_adapted_ends(base_of(model))
     merged = model.merge_and_unload().requires_grad_(True)
     merged.config._name_or_path = folder  # by the base's name, others would load the base
     return merged
+
+
+def _untie_adapted_ends(base: Model) -> None:
+    """Give the head its own weight where an adapter's layer changes it, or the embeddings, and both are one tensor.
+
+    Such a layer changes one end alone; merged into the shared tensor, it would change the other end too.
+    """
+    from peft.tuners.trainable_tokens import TrainableTokensLayer
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    embeddings, head = base.get_input_embeddings(), base.get_output_embeddings()
+    if head is None:
+        return
+    kinds = [{type(part) for part in end.modules() if isinstance(part, BaseTunerLayer)} for end in (embeddings, head)]
+    if kinds[0] | kinds[1] <= {TrainableTokensLayer}:  # trained rows are those of both ends already
+        return
+    if any(TrainableTokensLayer in each and len(each) > 1 for each in kinds):
+        raise InputError(
+            "use_peft=false is invalid: the adapter changes the head twice, by a layer of its own and by trainable_token_indices"
+            " of the embeddings tied to it, and PEFT cannot merge both. Leave use_peft out, or start from the base."
+        )
+    shared = {part._parameters.get("weight") for part in embeddings.modules()} - {None}
+    for part in head.modules():
+        if (weight := part._parameters.get("weight")) in shared:
+            part._parameters["weight"] = nn.Parameter(weight.detach().clone())
+            base.config.tie_word_embeddings = base.config.get_text_config().tie_word_embeddings = False

@@ -321,3 +321,34 @@ def test_an_adapter_of_the_embeddings_is_a_start(base, tmp_path):
         model = load(str(tmp_path / "adapter"), adds_adapter=True, dtype="float32")
         require_fitting_tokenizer(model, tokenizer)
         assert embedding_rows(model) == len(tokenizer)
+
+
+ENDS = {
+    "embeddings": {"target_modules": ["q_proj", "embed_tokens"]},
+    "head": {"target_modules": ["q_proj", "lm_head"]},
+    "both": {"target_modules": ["q_proj", "embed_tokens", "lm_head"]},
+    "head, and rows": {"target_modules": ["lm_head"], "trainable_token_indices": {"embed_tokens": [5, 7]}},
+    "rows": {"target_modules": ["q_proj"], "trainable_token_indices": [5, 7]},
+}
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+@pytest.mark.parametrize("ends", ENDS)
+def test_a_merged_adapter_of_the_embeddings_or_the_head_says_what_it_said(tmp_path, ends, tied):
+    base, ids = save_base(tmp_path / "base", tie_word_embeddings=tied), ((5, 9, 7, 3), (8, 5, 5, 4))
+    config = LoraConfig(r=4, task_type="CAUSAL_LM", init_lora_weights=False, **ENDS[ends])
+    adapted = perturb(get_peft_model(load_causal_lm(base, dtype="float32"), config), only="delta", scale=0.5)
+    adapted.save_pretrained(tmp_path / "adapter")
+    expected = logits_of(adapted, ids)
+    if tied and ends == "head, and rows":
+        with pytest.raises(InputError, match="cannot merge both"):
+            load_policy(str(tmp_path / "adapter"), adds_adapter=False, merges_adapter=True)
+        return
+    merged = load_policy(str(tmp_path / "adapter"), adds_adapter=False, merges_adapter=True)
+    torch.testing.assert_close(logits_of(merged, ids), expected, atol=1e-4, rtol=1e-4)
+    merged.save_pretrained(tmp_path / "merged")
+    torch.testing.assert_close(
+        logits_of(load_causal_lm(str(tmp_path / "merged"), dtype="float32"), ids), expected, atol=1e-4, rtol=1e-4
+    )
+    is_tied = merged.get_output_embeddings().weight is merged.get_input_embeddings().weight
+    assert is_tied == merged.config.tie_word_embeddings == (tied and ends == "rows")
