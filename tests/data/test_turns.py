@@ -88,6 +88,12 @@ def test_the_end_is_read_with_the_options_of_the_row_and_of_the_run(tokenizer):
     assert end_of_turn(tokenizer, row, {"bot": "a"}).text == "<turn>"
 
 
+def test_white_space_that_is_a_token_of_its_own_ends_no_answer(tokenizer):
+    tokenizer.add_tokens(["\n"])
+    tokenizer.chat_template = turns(end="<|end|>\n<|im_end|>")
+    assert tokenizer.convert_ids_to_tokens(end_of_turn(tokenizer).tokens) == ["<|end|>", "<|im_end|>"]
+
+
 def test_an_end_that_is_not_in_the_vocabulary_is_not_the_unknown_token(tokenizer):
     tokenizer.chat_template = turns(end="</s>")
     assert end_of_turn(tokenizer) == TurnEnd("</s>", ())
