@@ -34,7 +34,8 @@ def settle_best_metric(args: Any, directions: Directions) -> None:
     if args.greater_is_better is not None:
         return
     name = re.sub(r"rewards/.+/mean", "rewards/<name>/mean", args.metric_for_best_model.removeprefix("eval_"))
-    args.greater_is_better = directions.get(name, not name.endswith("loss"))
+    known = next((each for each in directions if name == each or name.endswith(f"_{each}")), None)  # eval_<set>_<metric>
+    args.greater_is_better = not name.endswith("loss") if known is None else directions[known]
     if args.greater_is_better is None:
         raise InputError(
             f"metric_for_best_model={args.metric_for_best_model} is invalid without greater_is_better: more of it can be"

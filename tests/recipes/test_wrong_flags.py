@@ -195,6 +195,8 @@ BEST = {"load_best_model_at_end": True, "eval_strategy": "steps", "eval_steps": 
     [
         (PPOConfig, None, "eval_reward", True),
         (PPOConfig, "eval_kl", "eval_kl", False),
+        (PPOConfig, "eval_easy_kl", "eval_easy_kl", False),
+        (PPOConfig, "eval_easy_reward", "eval_easy_reward", True),
         (PPOConfig, "rewards/brevity/mean", "rewards/brevity/mean", True),
         (RewardTrainingArguments, None, "eval_loss", False),
         (RewardTrainingArguments, "accuracy", "accuracy", True),
