@@ -26,7 +26,9 @@ from hf_rlhf.rewards.contract import Rewards
 from hf_rlhf.rewards.learned import LearnedReward
 from hf_rlhf.rollout.continuous_batching import ContinuousBatchingEngine, require_batchable
 from hf_rlhf.rollout.engines import Engine, TransformersEngine
-from hf_rlhf.rollout.vllm_engine import VLLMEngine, logprobs_wanted, require_servable, vocabulary_of
+from hf_rlhf.rollout.vllm_adapter import require_servable
+from hf_rlhf.rollout.vllm_completion import logprobs_wanted, vocabulary_of
+from hf_rlhf.rollout.vllm_engine import VLLMEngine
 from hf_rlhf.rollout.vllm_server import VLLMServer, server_arguments
 from hf_rlhf.types import Model
 
