@@ -3,6 +3,7 @@
 import hashlib
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 from hf_rlhf.errors import InputError
@@ -33,12 +34,12 @@ def remove_adapters(folder: Path, *, but: str) -> None:
         shutil.rmtree(other, ignore_errors=True)
 
 
-def load_adapter(client: VLLMClient, path: Path) -> None:
+def load_adapter(client: VLLMClient, path: Path, given_up: Callable[[], bool]) -> None:
     """Let the server load the adapter in `path`, under the name of that folder.
 
     Raises `ServerLost`, and `InputError` with the reason when the server refuses.
     """
-    answer = client.post("/v1/load_lora_adapter", {"lora_name": path.name, "lora_path": str(path)})
+    answer = client.post("/v1/load_lora_adapter", {"lora_name": path.name, "lora_path": str(path)}, given_up)
     if answer.status == 200 or "already been loaded" in answer.message:
         return
     if answer.status == 404 and "adapter" not in answer.message:
@@ -50,9 +51,9 @@ def load_adapter(client: VLLMClient, path: Path) -> None:
     raise InputError(f"it refused the adapter (status {answer.status}): {answer.message}")
 
 
-def unload_adapter(client: VLLMClient, name: str) -> None:
+def unload_adapter(client: VLLMClient, name: str, given_up: Callable[[], bool]) -> None:
     """Let the server forget an adapter; one that it does not know is forgotten already. Raises `ServerLost`."""
-    client.post("/v1/unload_lora_adapter", {"lora_name": name})
+    client.post("/v1/unload_lora_adapter", {"lora_name": name}, given_up)
 
 
 def require_servable(model: Model) -> None:

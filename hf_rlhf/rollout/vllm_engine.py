@@ -1,4 +1,4 @@
-"""An engine that samples by a stock vLLM server, which gets the policy's adapter whenever its weights have changed."""
+"""An engine that samples by stock vLLM servers, which get the policy's adapter whenever its weights have changed."""
 
 import contextlib
 import logging
@@ -10,46 +10,44 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from hf_rlhf.distributed import gather_in_order, rank
-from hf_rlhf.errors import InputError, RunFailed
-from hf_rlhf.models.adapters import base_of, compute_in_base_dtype, keep_modes
-from hf_rlhf.models.backbone import counted_ids, counted_states, logits_head
-from hf_rlhf.ops.logprobs import token_logprobs
+from hf_rlhf.distributed import by_first_rank, gather_in_order, rank
+from hf_rlhf.errors import InputError
 from hf_rlhf.rollout.sampling import Sampling
 from hf_rlhf.rollout.vllm_adapter import load_adapter, remove_adapters, require_servable, unload_adapter, write_adapter
-from hf_rlhf.rollout.vllm_client import Answer, ServerLost, VLLMClient
+from hf_rlhf.rollout.vllm_client import Answer, ServerLost
 from hf_rlhf.rollout.vllm_completion import completion_of, completion_request, failure_of, vocabulary_of
-from hf_rlhf.rollout.vllm_server import LAUNCH, VLLMServer
-from hf_rlhf.types import Completion, Model, Sequences
+from hf_rlhf.rollout.vllm_pool import NoServerLeft, Server, ServerPool, addresses, on_each
+from hf_rlhf.rollout.vllm_probe import PROBE, base_name, probe_request, require_same_model
+from hf_rlhf.rollout.vllm_server import VLLMServer, how_to_start
+from hf_rlhf.types import Completion, Model
 
 logger = logging.getLogger(__name__)
 
 _ATTEMPTS = 3  # at one completion, each after the server came back
 _CONCURRENCY = 512  # a process may have about 1000 connections
-_PROBE = Sampling(max_completion_length=16, temperature=2.0)
-_ROUNDING = 0.1  # nats a token, at most, between bf16 and fp32
-_PROBE_GAP = 0.5  # nats a token; between two models it is well above 1
+_LOOK_SECONDS = 5.0  # for a server that was lost, so that one behind a dead network does not delay an iteration
 
 
 class VLLMEngine:
-    """Sends prompts as token ids to a vLLM server, and gets token ids with their log-probabilities back.
+    """Sends prompts as token ids to vLLM servers, and gets token ids with their log-probabilities back.
 
-    The adapter is saved to a folder that the server reads, and loaded there under a name made of its content: equal
+    The adapter is saved to a folder that the servers read, and loaded there under a name made of its content: equal
     weights are loaded once, and neither a cached prefix nor a request can belong to others. Not by vLLM's `load_inplace`,
     which keeps cached prefixes of the weights before, and reads the folder again at every token
     (github.com/vllm-project/vllm/issues/33791).
 
-    Under several ranks the main rank hands the adapter over, and each sends its own prompts.
+    Several servers share the completions by load, see `ServerPool`. Which server draws a completion changes nothing but
+    rounding, since each request carries its own seed. A server that is lost is left out until the next call of `generate`.
+
+    Under several ranks the main rank hands the adapter over, and each sends its own prompts, to all servers.
 
     Args:
         model: the policy, a `PeftModel` with a LoRA adapter `policy`.
         tokenizer: the policy's.
-        server: the address of a server, or one to start (which the main rank does, at the first call of `generate`).
-        folder: for adapters; the server sees it under the same path.
+        servers: one address, several, or a server to start (which the main rank does, at the first call of `generate`).
+        folder: for adapters; the servers see it under the same path.
         timeout: seconds to wait for a server that does not answer.
-        concurrency: requests at the same time; by default all, up to 512.
+        concurrency: requests at the same time at each server; by default 512 at all of them together.
 
     Raises `InputError` for a policy that vLLM cannot serve.
     """
@@ -58,7 +56,7 @@ class VLLMEngine:
         self,
         model: Model,
         tokenizer,
-        server: str | VLLMServer,
+        servers: str | Sequence[str] | VLLMServer,
         folder: str | os.PathLike,
         *,
         timeout: float = 240.0,
@@ -67,208 +65,281 @@ class VLLMEngine:
         require_servable(model)
         self.model = model
         self.tokenizer = tokenizer
-        self.server = server if isinstance(server, VLLMServer) and rank() == 0 else None
-        self.client = VLLMClient(server.url if isinstance(server, VLLMServer) else server)
+        self.server = servers if isinstance(servers, VLLMServer) and rank() == 0 else None
+        urls = [servers.url] if isinstance(servers, VLLMServer) else [servers] if isinstance(servers, str) else servers
+        self.pool = ServerPool(urls, concurrency or max(_CONCURRENCY // len(urls), 1))
         self.folder = Path(folder).absolute()
         self.timeout = timeout
-        self.concurrency = concurrency
-        self._adapter: str | None = None  # name of the adapter that the server has
-        self._repairs = 0  # how often the server came back
-        self._repairing = threading.Lock()
+        self._adapter: str | None = None  # name of the adapter that the servers have
+        self._base: str | None = None  # name of the base that they serve, as far as they say
+        self._recovering = threading.Lock()
         self._failure: InputError | None = None  # why the batch is given up
 
     def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling, seeds: Sequence[int]) -> list[Completion]:
         """See `Engine.generate`; up to the rounding of a server, which depends on what else it computes at the time.
 
-        A server that is gone is waited for. Raises `InputError` when it does not come back, or cannot do what is asked.
+        When all servers are gone, one is waited for. Raises `InputError` when none comes back, or one cannot do what is
+        asked.
         """
         request = completion_request(self.model, self.tokenizer, sampling)
         self._failure = None
         self._hand_over_adapter(prompts)
         if not prompts:
             return []
-        pool = ThreadPoolExecutor(min(self.concurrency or _CONCURRENCY, len(prompts)), thread_name_prefix="vllm")
+        threads = min(self.pool.limit * len(self.pool.servers), _CONCURRENCY, len(prompts))
+        executor = ThreadPoolExecutor(threads, thread_name_prefix="vllm")
         try:
             requests = [
                 {**request, "prompt": list(ids), "seed": seed} for ids, seed in zip(prompts, seeds, strict=True)
             ]
-            return list(pool.map(lambda each: self._complete(each, sampling), requests))
+            return list(executor.map(lambda each: self._complete(each, sampling), requests))
         except BaseException as error:
             self._failure = self._failure or InputError(
                 f"the completions were given up: {error or type(error).__name__}"
             )
             raise
         finally:
-            pool.shutdown(cancel_futures=True)
+            executor.shutdown(cancel_futures=True)
+
+    def count_answering(self) -> int:
+        """Return how many servers completed something since the last call, over all ranks. Every rank takes part."""
+        answered, self.pool.answered = self.pool.answered, set()
+        return len(set().union(*gather_in_order([answered])))
 
     def close(self) -> None:
-        """End the server if this engine started it, and remove the adapters that were written for it."""
+        """End the server if this engine started it, and remove the adapters that were written for the servers."""
         if self.server is not None:
             self.server.end()
+        elif self._adapter is not None and rank() == 0:
+            adapter = self._adapter
+            on_each(
+                self.pool.in_use,
+                lambda server, given_up: unload_adapter(server.client, adapter, given_up),
+                "forget the adapter",
+            )
         if self._adapter is not None and rank() == 0:
-            self._forget(self._adapter)
+            shutil.rmtree(self.folder / self._adapter, ignore_errors=True)
         self._adapter = None
 
-    # Requests
+    # Completions
 
     def _complete(self, request: dict[str, Any], sampling: Sampling) -> Completion:
-        """One completion, asked for again when the server was lost, or has forgotten the adapter."""
-        for _ in range(_ATTEMPTS):
-            seen = self._repairs
+        """One completion, asked for again when its server was lost, or has forgotten the adapter."""
+        tokens = len(request["prompt"]) + request["max_tokens"]
+        attempts = _ATTEMPTS + len(self.pool.servers) - 1
+        reason = None
+        for _ in range(attempts):
+            server, turn = self._take_server(tokens)
             try:
-                answer = self.client.post("/v1/completions", {**request, "model": self._adapter})
-                reason = failure_of(answer)
-                if reason is None:
-                    return self._completion(answer, sampling)
-            except ServerLost as error:
-                reason = str(error)
-            self._repair(seen, reason)
+                answered = self._ask(server, turn, request, sampling)
+                if isinstance(answered, Completion):
+                    self.pool.answered.add(server.url)
+                    return answered
+                reason = answered
+                self._lose(server, turn, reason)
+            finally:
+                self.pool.give_back(server, tokens)
         raise InputError(
-            f"the vLLM server at {self.client.base_url} failed {_ATTEMPTS} times at the same completion, at last: {reason}"
+            f"{addresses(self.pool.servers)} failed {attempts} times at the same completion, at last: {reason}"
         )
 
-    def _completion(self, answer: Answer, sampling: Sampling) -> Completion:
+    def _take_server(self, tokens: int) -> tuple[Server, int]:
+        while True:
+            self._require_hope()
+            try:
+                return self.pool.take(tokens)
+            except NoServerLeft:
+                self._recover()
+
+    def _ask(self, server: Server, turn: int, request: dict[str, Any], sampling: Sampling) -> Completion | str:
+        """Return the completion, or why the server is of no use as it is."""
+
+        def given_up() -> bool:
+            return self._failure is not None or not server.in_use or server.turn != turn
+
+        try:
+            answer = server.client.post("/v1/completions", {**request, "model": self._adapter}, given_up)
+        except ServerLost as error:
+            return str(error)
+        return failure_of(answer) or self._completion(server, answer, sampling)
+
+    def _completion(self, server: Server, answer: Answer, sampling: Sampling) -> Completion:
         if answer.status != 200:
-            raise InputError(self._refused(f"refused (status {answer.status}): {answer.message}"))
+            raise self._refusal(server, f"refused (status {answer.status}): {answer.message}")
         try:
             return completion_of(answer, sampling, vocabulary_of(self.model))
         except InputError as error:
-            raise InputError(self._refused(str(error))) from error
+            raise self._refusal(server, str(error)) from error
 
-    # A server that comes and goes
+    def _refusal(self, server: Server, reason: str) -> InputError:
+        return InputError(f"the vLLM server at {server.url} cannot sample: {reason}\n{how_to_start(self.model)}")
 
-    def _repair(self, seen: int, reason: str) -> None:
-        """Wait for the server and load the adapter again; of all threads that notice, one does it."""
-        with self._repairing:
+    # Servers that come and go
+
+    def _lose(self, server: Server, turn: int, reason: str) -> None:
+        """Leave the server out; of all threads that notice, one says so."""
+        unfinished = self.pool.leave_out(server, turn, reason)
+        if unfinished is not None and (others := self.pool.in_use):
+            logger.warning(
+                "Lost %s (%s). Its unfinished completions (%d) go to %s. It is tried again at the next iteration.",
+                *(addresses([server]), reason, unfinished, addresses(others)),
+            )
+
+    def _recover(self, prompt: Sequence[int] | None = None) -> None:
+        """Wait until one server is there and has the adapter; of all threads that notice, one does it."""
+        with self._recovering:
             self._require_hope()
-            if self._repairs > seen:
+            if self.pool.in_use:
                 return
-            logger.warning("The vLLM server at %s was lost (%s); waiting for it", self.client.base_url, reason)
+            reasons = "; ".join(self.pool.lost.values())
+            logger.warning("Lost %s (%s). Waiting until one answers.", addresses(self.pool.servers), reasons)
             try:
-                self._bring_up()
-                self._load_adapter()
+                self._bring_one_back(prompt)
             except InputError as error:
                 self._failure = error
                 raise
-            logger.warning("The vLLM server has the adapter again; the unfinished requests are sent again")
-            self._repairs += 1
+            logger.warning(
+                "%s has the adapter again; the unfinished completions are sent again", addresses(self.pool.in_use)
+            )
 
-    def _bring_up(self) -> None:
-        """Wait until the server is healthy; the run's own is started if it is not."""
-        if self.server is not None and not self.client.healthy():
+    def _bring_one_back(self, prompt: Sequence[int] | None) -> None:
+        for _ in range(_ATTEMPTS):
+            self._load(self._wait_for(1), prompt)
+            if self.pool.in_use:
+                return
+        raise InputError(
+            f"{addresses(self.pool.servers)} ends each time it is to load the adapter {self.folder / str(self._adapter)}"
+        )
+
+    def _wait_for(self, enough: int) -> list[Server]:
+        """Wait until so many servers are healthy, and return them; the run's own is started if it is not."""
+        if self.server is not None and not self.pool.servers[0].client.healthy():
             self.server.end()  # what may be left of it
             self.server.start()
-        self._wait_until_healthy()
+        healthy: list[Server] = []
 
-    def _wait_until_healthy(self) -> None:
-        def require_hope() -> None:
-            self._require_hope()
-            if self.server is not None:
-                self.server.require_running()
+        def wait(server: Server, given_up) -> None:
+            def over() -> bool:
+                self._require_hope()
+                if self.server is not None:
+                    self.server.require_running()
+                return given_up() or len(healthy) >= enough
 
-        if not self.client.wait_until_healthy(self.timeout, require_hope):
+            if server.client.wait_until_healthy(self.timeout, over):
+                healthy.append(server)
+
+        for problem in on_each(self.pool.servers, wait, "answer").values():
+            if problem is not None:
+                raise problem
+        if len(healthy) < enough:
+            urls = " and ".join(server.url for server in self.pool.servers if server not in healthy)
             raise InputError(
-                f"no vLLM server answered at {self.client.base_url} within vllm_server_timeout={self.timeout:g} seconds"
-                f"\n{self._how_to_start()}"
+                f"no vLLM server answered at {urls} within vllm_server_timeout={self.timeout:g} seconds"
+                f"\n{how_to_start(self.model)}"
             )
+        return healthy
 
     def _require_hope(self) -> None:
         """Raise `InputError` when the batch has failed in another thread, for the reason it has there."""
         if self._failure is not None:
             raise InputError(str(self._failure))
 
-    def _load_adapter(self) -> None:
-        path = self.folder / str(self._adapter)
-        for _ in range(_ATTEMPTS):
-            try:
-                return load_adapter(self.client, path)
-            except InputError as error:
-                raise InputError(self._refused(str(error))) from error
-            except ServerLost:
-                self._wait_until_healthy()
-        raise InputError(f"the vLLM server at {self.client.base_url} ends each time it is to load the adapter {path}")
-
-    def _refused(self, reason: str) -> str:
-        return f"the vLLM server at {self.client.base_url} cannot sample: {reason}\n{self._how_to_start()}"
-
-    def _how_to_start(self) -> str:
-        name = base_of(self.model).config._name_or_path or "MODEL"
-        return f"Start it with: {LAUNCH.replace('MODEL', name)}\n(with --max-lora-rank and --max-logprobs where above 16 and 20)"
-
     # The adapter
 
     def _hand_over_adapter(self, prompts: Sequence[Sequence[int]]) -> None:
-        """Let the server have the weights as they are now: done by the main rank, and waited for by all."""
-        before, problem = self._adapter, None
-        if rank() == 0:
-            try:
-                self._hand_over(prompts)
-            except Exception as error:  # whatever it is, the other ranks wait in the collective below
-                problem = error
-        wrong_input = isinstance(problem, InputError)
-        said = None if problem is None else str(problem) or type(problem).__name__
-        url, self._adapter, said, wrong_input = gather_in_order(
-            [(self.client.base_url, self._adapter, said, wrong_input)]
-        )[0]
-        if problem is not None:
-            raise problem
-        if said is not None:
-            raise InputError(said) if wrong_input else RunFailed(f"rank 0 failed: {said}")
-        self.client = VLLMClient(url)  # of a started server, only the main rank knows the port
-        if rank() == 0 and before not in (None, self._adapter):
-            # No rank needs it any more: all have come to the collective above.
-            self._forget(before)
+        """Let the servers have the weights as they are now: done by the main rank, and waited for by all."""
+        lost = {url: reason for each in gather_in_order([self.pool.lost]) for url, reason in each.items()}
+        # No rank needs the adapter before this one any more: all have come to the collective above.
+        self._adapter, self._base, states = by_first_rank(lambda: self._hand_over(prompts, lost))
+        self.pool.follow(states)
 
-    def _hand_over(self, prompts: Sequence[Sequence[int]]) -> None:
-        name = write_adapter(self.model, self.folder)
-        if name == self._adapter:
+    def _hand_over(self, prompts: Sequence[Sequence[int]], lost: dict[str, str]):
+        for server in self.pool.servers:
+            if server.url in lost:
+                self.pool.leave_out(server, server.turn, lost[server.url])
+        before, self._adapter = self._adapter, write_adapter(self.model, self.folder)
+        first = before is None
+        if first:
+            remove_adapters(self.folder, but=self._adapter)
+            self._wait_for(len(self.pool.servers))
+            with contextlib.suppress(ServerLost):
+                self._base = base_name(self.pool.servers[0].client)
+        prompt = prompts[0] if prompts else None
+        self._load(self.pool.servers, prompt, all_must_take_it=first)
+        if not self.pool.in_use:
+            self._recover(prompt)
+        if before not in (None, self._adapter):
+            shutil.rmtree(self.folder / before, ignore_errors=True)
+        return self._adapter, self._base, [(server.url, server.in_use) for server in self.pool.servers]
+
+    def _load(self, servers: Sequence[Server], prompt: Sequence[int] | None, *, all_must_take_it: bool = False) -> None:
+        """Load the adapter on these servers at the same time, and use those that have it and are of the policy's model.
+
+        Raises `InputError` when all refuse, or `all_must_take_it` and one refuses; otherwise that one is left out.
+        """
+        probes: dict[Server, Completion] = {}
+
+        def load(server: Server, given_up) -> None:
+            self._load_on(server, given_up)
+            if prompt is not None and not server.checked:
+                answer = server.client.post(
+                    "/v1/completions",
+                    {**probe_request(self.model, self.tokenizer, prompt), "model": self._adapter},
+                    given_up,
+                )
+                if reason := failure_of(answer):
+                    raise ServerLost(f"{server.url}: {reason}")
+                probes[server] = self._completion(server, answer, PROBE)
+
+        problems = on_each(servers, load, "load the adapter")
+        for server, probe in probes.items():
+            problems[server] = problems[server] or self._check(server, prompt or (), probe)
+        refusals = [problem for problem in problems.values() if isinstance(problem, InputError)]
+        if refusals and (all_must_take_it or len(refusals) == len(servers)):
+            raise InputError("\n".join(map(str, refusals)))
+        for server, problem in problems.items():
+            self._use_or_leave_out(server, problem)
+
+    def _load_on(self, server: Server, given_up) -> None:
+        """Raise `ServerLost`, or `InputError` when the server cannot take the adapter or has another base."""
+        if server.in_use and server.adapter == self._adapter:
             return
-        first = self._adapter is None
-        if first:  # what a killed run left
-            remove_adapters(self.folder, but=name)
-        self._adapter = name
-        self._bring_up()
-        self._load_adapter()
-        if first and prompts:
-            self._require_same_model(prompts[0])
+        if not server.in_use:
+            if not server.client.healthy(_LOOK_SECONDS):
+                raise ServerLost(f"{server.url}: no sign of health")
+            base = base_name(server.client)
+            if None not in (base, self._base) and base != self._base:
+                raise self._refusal(
+                    server, f"it serves {base}, and the first server {self._base}; start it with --model {self._base}"
+                )
+        try:
+            load_adapter(server.client, self.folder / str(self._adapter), given_up)
+        except InputError as error:
+            raise self._refusal(server, str(error)) from error
+        before, server.adapter = server.adapter, self._adapter
+        if before not in (None, self._adapter):
+            unload_adapter(server.client, before, given_up)
 
-    def _forget(self, adapter: str) -> None:
-        with contextlib.suppress(ServerLost):  # then it has forgotten by itself
-            unload_adapter(self.client, adapter)
-        shutil.rmtree(self.folder / adapter, ignore_errors=True)
+    def _check(self, server: Server, prompt: Sequence[int], probe: Completion) -> InputError | None:
+        try:
+            require_same_model(self.model, prompt, probe)
+        except InputError as error:
+            return self._refusal(server, str(error))
+        server.checked = True
+        return None
 
-    def _require_same_model(self, prompt: Sequence[int]) -> None:
-        """Raise `InputError` when the server's log-probabilities are not those of the policy, nearly."""
-        request = {
-            **completion_request(self.model, self.tokenizer, _PROBE),
-            "stop_token_ids": [],
-            "prompt": list(prompt),
-            "seed": 0,
-        }
-        completion = self._complete(request, _PROBE)
-        sampled = torch.tensor(completion.logprobs)
-        gap, gap_at_1 = (
-            (sampled - self._logprobs(prompt, completion.ids, temperature)).abs().mean().item()
-            for temperature in (_PROBE.temperature, 1.0)
-        )
-        if gap > _ROUNDING and gap_at_1 < gap / 4:
-            raise InputError(
-                f"the vLLM server at {self.client.base_url} gives log-probabilities before temperature and top-k; start it"
-                f" with --logprobs-mode processed_logprobs\n{self._how_to_start()}"
+    def _use_or_leave_out(self, server: Server, problem: ServerLost | InputError | None) -> None:
+        """Take the server into use or leave it out, and say what has changed."""
+        if problem is None:
+            if not server.in_use and server.turn:
+                logger.warning("Back: %s has the adapter of this iteration and samples again.", addresses([server]))
+            if not server.in_use:
+                self.pool.use(server)
+        elif self.pool.leave_out(server, server.turn, str(problem)) is not None and len(self.pool.servers) > 1:
+            logger.warning(
+                "Lost %s (%s). It does not sample in this iteration, and is tried again at the next.",
+                *(addresses([server]), problem),
             )
-        if not gap < _PROBE_GAP:
-            raise InputError(
-                f"the vLLM server at {self.client.base_url} serves another model than the policy's base: a token's"
-                f" log-probability is {gap:.1f} nats off\n{self._how_to_start()}"
-            )
-
-    @torch.no_grad()
-    def _logprobs(self, prompt: Sequence[int], ids: list[int], temperature: float) -> torch.Tensor:
-        """Log-probabilities `(T,)` of one completion by the policy itself."""
-        causal_lm = base_of(self.model)
-        sequences = Sequences.from_ids([prompt], [ids]).to(next(causal_lm.parameters()).device)
-        with keep_modes(self.model), compute_in_base_dtype(self.model):
-            self.model.eval()
-            states = counted_states(causal_lm, sequences)
-            scored = token_logprobs(states, counted_ids(sequences), logits_head(causal_lm), temperature=temperature)
-        return scored.logprobs.cpu()
+        elif isinstance(problem, InputError) and server.lost_because != str(problem):
+            server.lost_because = str(problem)
+            logger.warning("Left out: %s", problem)

@@ -390,4 +390,4 @@ def test_a_server_of_the_runs_own_that_dies_is_started_again(policy, tokenizer, 
     assert len(pids.read_text().split()) == 2
     engine.close()
     assert not server.running
-    assert not engine.client.healthy()
+    assert not engine.pool.servers[0].client.healthy()

@@ -1,0 +1,272 @@
+"""Several servers as one. Doubles of the server run as processes of their own, so that they can be killed."""
+
+import os
+import signal
+import threading
+import time
+
+import pytest
+from rollout.vllm_double import VLLMDouble, VLLMProcess
+from tiny import make_lora, make_model, make_tokenizer, perturb
+
+from hf_rlhf.errors import InputError
+from hf_rlhf.models.policy import PolicyWithValue, wrap_policy
+from hf_rlhf.rollout import vllm_client, vllm_pool
+from hf_rlhf.rollout.engines import TransformersEngine
+from hf_rlhf.rollout.sampling import Sampling, row_seed
+from hf_rlhf.rollout.vllm_engine import VLLMEngine
+from hf_rlhf.rollout.vllm_pool import NoServerLeft, ServerPool
+
+PROMPTS = [[5, 9, 12], [8], [7, 7, 7, 11, 13, 20], [14, 2], [10, 9, 8, 7], [21, 22], [6], [9, 9]]
+SEEDS = [row_seed(0, row) for row in range(len(PROMPTS))]
+SAMPLING = Sampling(max_completion_length=6)
+SLOW = 0.25  # seconds of a completion
+
+
+@pytest.fixture
+def policy(tokenizer):
+    return perturb(PolicyWithValue(wrap_policy(make_model(tokenizer), make_lora())), only="lora").eval()
+
+
+@pytest.fixture
+def slow_and_fast():
+    servers = [VLLMProcess(delay=SLOW), VLLMProcess()]
+    yield [server.ready() for server in servers]
+    for server in servers:
+        server.kill()
+
+
+@pytest.fixture
+def doubles(tokenizer):
+    """Two servers in this process, for what needs no death."""
+    servers = [VLLMDouble(make_model(tokenizer), tokenizer).start() for _ in range(2)]
+    yield servers
+    for server in servers:
+        server.stop()
+
+
+def engine_of(policy, servers, folder, **settings):
+    urls = [server.url for server in servers]
+    return VLLMEngine(policy.model, make_tokenizer(), urls, folder / "vllm", **{"timeout": 1.5} | settings)
+
+
+def sampled(engine):
+    return [completion.ids for completion in engine.generate(PROMPTS, SAMPLING, SEEDS)]
+
+
+def drawn_without_servers(policy):
+    engine = TransformersEngine(policy.model, make_tokenizer())
+    return [completion.ids for completion in engine.generate(PROMPTS, SAMPLING, SEEDS)]
+
+
+def completions_of(server):
+    return len(server.sent("/v1/completions"))
+
+
+def when(condition, act):
+    """Call `act` once the condition holds, beside the test."""
+
+    def wait():
+        while not condition():
+            time.sleep(0.01)
+        act()
+
+    thread = threading.Thread(target=wait, daemon=True)
+    thread.start()
+    return thread
+
+
+def warnings_with(caplog, *parts):
+    return [record.getMessage() for record in caplog.records if all(part in record.getMessage() for part in parts)]
+
+
+# Balance
+
+
+def test_a_completion_goes_to_the_server_with_the_fewest_tokens_outstanding():
+    pool = ServerPool(["http://a:1", "http://b:1"], limit=9)
+    for server in pool.servers:
+        pool.use(server)
+    taken = [pool.take(tokens)[0].url[7] for tokens in (50, 20, 20, 20, 20)]
+    assert taken == ["a", "b", "b", "b", "a"]
+    pool.give_back(pool.servers[0], 70)
+    assert pool.take(1)[0] is pool.servers[0]
+
+
+def test_a_server_gets_no_more_than_the_limit():
+    pool = ServerPool(["http://a:1", "http://b:1"], limit=1)
+    for server in pool.servers:
+        pool.use(server)
+    first, _ = pool.take(1)
+    second, _ = pool.take(100)
+    assert first is not second
+    when(lambda: True, lambda: pool.give_back(second, 100))
+    assert pool.take(1)[0] is second
+
+
+def test_a_pool_without_a_server_says_so_also_to_those_who_wait():
+    pool = ServerPool(["http://a:1"], limit=1)
+    pool.use(pool.servers[0])
+    server, turn = pool.take(1)
+    when(lambda: True, lambda: pool.leave_out(server, turn, "of the test"))
+    with pytest.raises(NoServerLeft):
+        pool.take(1)
+
+
+def test_what_failed_before_a_server_came_back_does_not_count_against_it():
+    pool = ServerPool(["http://a:1"], limit=2)
+    server = pool.servers[0]
+    pool.use(server)
+    _, turn = pool.take(1)
+    assert pool.leave_out(server, turn, "first") == 1
+    pool.use(server)
+    assert pool.leave_out(server, turn, "late") is None
+    assert server.in_use
+
+
+def test_a_fast_server_gets_more_than_a_slow_one(policy, slow_and_fast, tmp_path):
+    slow, fast = slow_and_fast
+    engine = engine_of(policy, slow_and_fast, tmp_path, concurrency=1)
+    assert sampled(engine) == drawn_without_servers(policy)
+    assert 2 <= completions_of(slow) < completions_of(fast) - 2  # the first of each compares the models
+
+
+# Death
+
+
+def test_a_killed_servers_completions_go_to_the_other_and_it_is_used_again(policy, slow_and_fast, tmp_path, caplog):
+    slow, fast = slow_and_fast
+    engine = engine_of(policy, slow_and_fast, tmp_path)
+    killing = when(lambda: completions_of(slow) >= 3, slow.kill)  # one compares the models
+    assert sampled(engine) == drawn_without_servers(policy)
+    killing.join()
+    assert engine.count_answering() == 1
+    assert completions_of(fast) == 1 + len(PROMPTS)
+    (said,) = warnings_with(caplog, "Lost")
+    for part in (slow.url, f"completions (4) go to the vLLM server at {fast.url}"):
+        assert part in said
+
+    perturb(policy, only="lora", seed=8)
+    assert sampled(engine) == drawn_without_servers(policy)  # an iteration while it is still gone
+    assert len(warnings_with(caplog, slow.url)) == 1
+
+    slow.start().ready()
+    perturb(policy, only="lora", seed=9)
+    assert sampled(engine) == drawn_without_servers(policy)
+    assert [body["lora_name"] for body in slow.sent("/v1/load_lora_adapter")] == [engine._adapter]
+    assert {body["model"] for body in slow.sent("/v1/completions")} == {engine._adapter}
+    assert engine.count_answering() == 2
+    assert len(warnings_with(caplog, "Back", slow.url)) == 1
+
+
+def test_a_server_that_stops_answering_is_left_out(policy, slow_and_fast, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(vllm_client, "_HEALTH_SECONDS", 0.5)
+    monkeypatch.setattr(vllm_client, "_PATIENCE_SECONDS", 1.0)
+    slow, _ = slow_and_fast
+    engine = engine_of(policy, slow_and_fast, tmp_path)
+    when(lambda: completions_of(slow) >= 3, lambda: os.kill(slow.process.pid, signal.SIGSTOP))
+    assert sampled(engine) == drawn_without_servers(policy)
+    assert len(warnings_with(caplog, "Lost", slow.url)) == 1
+
+
+def test_the_first_server_to_come_back_is_waited_for_when_all_are_dead(policy, slow_and_fast, tmp_path, caplog):
+    slow, fast = slow_and_fast
+    engine = engine_of(policy, slow_and_fast, tmp_path, timeout=20)
+
+    def kill_both_and_start_one():
+        fast.kill()
+        slow.kill()
+        fast.start().ready()
+
+    when(lambda: completions_of(slow) >= 3, kill_both_and_start_one)
+    assert sampled(engine) == drawn_without_servers(policy)
+    assert len(warnings_with(caplog, "Waiting until one answers", slow.url, fast.url)) == 1
+    assert len(warnings_with(caplog, "has the adapter again", fast.url)) == 1
+
+
+def test_dead_servers_are_all_named(policy, slow_and_fast, tmp_path):
+    engine = engine_of(policy, slow_and_fast, tmp_path)
+    sampled(engine)
+    for server in slow_and_fast:
+        server.kill()
+    with pytest.raises(InputError, match="no vLLM server answered") as caught:
+        sampled(engine)
+    assert all(server.url in str(caught.value) for server in slow_and_fast)
+
+
+# At the start
+
+
+def test_servers_are_waited_for_together_with_a_line_about_those_that_lack(policy, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(vllm_pool, "_NOTICE_SECONDS", 0.3)
+    urls = ["http://127.0.0.1:7", "http://127.0.0.1:9"]
+    engine = VLLMEngine(policy.model, make_tokenizer(), urls, tmp_path, timeout=1.0)
+    start = time.monotonic()
+    with pytest.raises(InputError, match=r"http://127.0.0.1:7 and http://127.0.0.1:9 within vllm_server_timeout=1"):
+        sampled(engine)
+    assert time.monotonic() - start < 1.9  # one after the other they would take two seconds
+    assert len(warnings_with(caplog, "Waiting for the vLLM servers", *urls)) >= 2
+
+
+def test_a_missing_server_is_named_without_those_that_are_there(policy, doubles, tmp_path):
+    there, missing = doubles
+    missing.stop()
+    with pytest.raises(InputError, match="no vLLM server answered") as caught:
+        sampled(engine_of(policy, doubles, tmp_path))
+    assert missing.url in str(caught.value)
+    assert there.url not in str(caught.value)
+
+
+def test_a_server_with_another_model_is_refused(policy, doubles, tmp_path, tokenizer):
+    doubles[1].base = make_model(tokenizer, seed=5)
+    with pytest.raises(InputError, match=f"{doubles[1].url} cannot sample: it serves another model"):
+        sampled(engine_of(policy, doubles, tmp_path))
+
+
+def test_a_server_that_names_another_base_is_refused(policy, doubles, tmp_path):
+    doubles[1].root = "tiny-instruct"
+    with pytest.raises(InputError, match=f"{doubles[1].url} cannot sample: it serves tiny-instruct.*--model tiny"):
+        sampled(engine_of(policy, doubles, tmp_path))
+
+
+# Adapters
+
+
+def test_a_server_that_cannot_load_the_adapter_is_left_out_of_that_iteration(policy, doubles, tmp_path, caplog):
+    engine = engine_of(policy, doubles, tmp_path)
+    sampled(engine)
+    doubles[1].runtime_lora = False
+    perturb(policy, only="lora", seed=8)
+    before = completions_of(doubles[1])
+    assert sampled(engine) == drawn_without_servers(policy)
+    assert completions_of(doubles[1]) == before
+    assert len(warnings_with(caplog, "Lost", doubles[1].url, "VLLM_ALLOW_RUNTIME_LORA_UPDATING")) == 1
+    doubles[1].runtime_lora = True
+    perturb(policy, only="lora", seed=9)
+    assert sampled(engine) == drawn_without_servers(policy)
+    assert list(doubles[0].adapters) == list(doubles[1].adapters) == [engine._adapter]
+    assert completions_of(doubles[1]) > before
+    engine.close()
+    assert doubles[0].adapters == doubles[1].adapters == {}
+
+
+def test_a_server_that_comes_back_with_another_model_stays_out(policy, doubles, tmp_path, tokenizer, caplog):
+    engine = engine_of(policy, doubles, tmp_path)
+    sampled(engine)
+    doubles[1].stop()
+    doubles[1].base = make_model(tokenizer, seed=5)
+    perturb(policy, only="lora", seed=8)
+    sampled(engine)
+    doubles[1].start()
+    for _ in range(2):
+        assert sampled(engine) == drawn_without_servers(policy)
+    assert len(warnings_with(caplog, "Left out", doubles[1].url, "another model")) == 1
+
+
+def test_other_ranks_use_the_servers_that_the_main_rank_could_reach():
+    pool = ServerPool(["http://a:1", "http://b:1"], limit=1)
+    pool.follow([("http://a:1", True), ("http://b:1", True)])
+    assert len(pool.in_use) == 2
+    pool.follow([("http://a:2", False), ("http://b:1", True)])
+    assert [server.url for server in pool.in_use] == ["http://b:1"]
+    assert list(pool.lost) == ["http://a:2"]
