@@ -175,7 +175,7 @@ def build_policy(
 
 
 def build_engine(model: Model, tokenizer, args: PPOConfig) -> Engine:
-    """What samples completions: the model itself, or a vLLM server. Raises `InputError` for what either cannot do."""
+    """What samples completions: the model itself, or vLLM servers. Raises `InputError` for what either cannot do."""
     if args.use_transformers_continuous_batching:
         require_batchable(args.sampling)
         settings: Any = args.transformers_continuous_batching_config  # a dict by now, also when given as JSON
@@ -186,7 +186,7 @@ def build_engine(model: Model, tokenizer, args: PPOConfig) -> Engine:
     require_servable(model)
     max_logprobs = logprobs_wanted(args.sampling, vocabulary_of(model))
     folder = Path(str(args.output_dir)).absolute() / VLLM_FOLDER
-    server = args.vllm_server_base_url or "http://127.0.0.1:8000"
+    servers = args.vllm_addresses
     if args.vllm_python is not None:
         arguments = server_arguments(
             model,
@@ -195,11 +195,11 @@ def build_engine(model: Model, tokenizer, args: PPOConfig) -> Engine:
             on_cpu=args.device.type == "cpu",
             more=args.vllm_server_args,
         )
-        server = VLLMServer(args.vllm_python, arguments, folder / "server.log")
+        servers = VLLMServer(args.vllm_python, arguments, folder / "server.log")
     return VLLMEngine(
         model,
         tokenizer,
-        server,
+        servers,
         folder,
         timeout=args.vllm_server_timeout,
         concurrency=args.generation_batch_size,

@@ -304,6 +304,8 @@ def test_policies_that_vllm_cannot_load_are_refused_before_anything_runs(tmp_pat
     [
         ({"vllm_python": "python"}, "use_vllm"),
         ({"vllm_server_base_url": "http://host:8000"}, "use_vllm"),
+        ({"vllm_server_base_urls": ["http://host:8000"]}, "use_vllm"),
+        ({"use_vllm": True, "vllm_python": "python", "vllm_server_base_urls": ["http://host:8000"]}, "vllm_python"),
         ({"use_vllm": True, "vllm_python": "python", "vllm_server_base_url": "http://host:8000"}, "vllm_python"),
         ({"use_vllm": True, "vllm_server_args": "--seed 1"}, "vllm_python"),
         ({"use_vllm": True, "vllm_server_timeout": 0}, "vllm_server_timeout"),

@@ -6,8 +6,9 @@ import threading
 import time
 
 import pytest
+import torch
 from rollout.vllm_double import VLLMDouble, VLLMProcess
-from tiny import make_lora, make_model, make_tokenizer, perturb
+from tiny import make_config, make_lora, make_model, make_tokenizer, make_trainer, metrics_of, perturb, trained
 
 from hf_rlhf.errors import InputError
 from hf_rlhf.models.policy import PolicyWithValue, wrap_policy
@@ -270,3 +271,65 @@ def test_other_ranks_use_the_servers_that_the_main_rank_could_reach():
     pool.follow([("http://a:2", False), ("http://b:1", True)])
     assert [server.url for server in pool.in_use] == ["http://b:1"]
     assert list(pool.lost) == ["http://a:2"]
+
+
+# Under the trainer
+
+
+def test_a_run_whose_server_dies_ends_in_the_weights_of_one_without_servers(doubles, tmp_path):
+    whole = make_trainer(tmp_path / "whole", importance_sampling_cap=3.0)
+    whole.train()
+
+    def die():
+        if len(doubles[1].sent("/v1/load_lora_adapter")) == 2:
+            doubles[1].stop()
+
+    doubles[1].after_load = die
+    urls = [double.url for double in doubles]
+    trainer = make_trainer(tmp_path / "vllm", use_vllm=True, vllm_server_base_urls=urls, vllm_server_timeout=5.0)
+    trainer.train()
+    trainer.close()
+    rows = [row for row in metrics_of(tmp_path / "vllm") if "iteration" in row]
+    assert [row["sampling/servers"] for row in rows] == [2, 1]
+    assert all(row["sampling/logp_gap"] < 1e-4 for row in rows)
+    for name, weight in trained(whole.policy).items():
+        torch.testing.assert_close(trained(trainer.policy)[name], weight, rtol=1e-3, atol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (
+            {"vllm_server_base_urls": ["a:8000", "http://A:8000/v1"]},
+            "vllm_server_base_urls=a:8000 http://A:8000/v1 is invalid: http://a:8000 is given twice. Name each server once.",
+        ),
+        (
+            {"vllm_server_base_urls": ["http://a:8000", "http://b:port"]},
+            "vllm_server_base_urls=http://b:port is invalid: it is not the address of a server. Write http://host:8000.",
+        ),
+        (
+            {"vllm_server_base_url": "http://a:8000", "vllm_server_base_urls": ["http://b:8000"]},
+            "vllm_server_base_url=http://a:8000 is invalid: vllm_server_base_urls is given too. Name all servers there.",
+        ),
+        (
+            {"vllm_server_base_urls": []},
+            "vllm_server_base_urls=[] is invalid: it is not a list of addresses. Write [http://a:8000, http://b:8000].",
+        ),
+        (
+            {"vllm_server_base_url": "http://a b"},
+            "vllm_server_base_url=http://a b is invalid: it is not the address of a server. Write http://host:8000.",
+        ),
+    ],
+    ids=["twice", "malformed", "both", "none", "one malformed"],
+)
+def test_addresses_that_cannot_be_right_are_refused(tmp_path, flags, message):
+    with pytest.raises(InputError) as caught:
+        make_config(tmp_path, use_vllm=True, **flags)
+    assert str(caught.value) == message
+
+
+def test_addresses_come_from_either_flag(tmp_path):
+    assert make_config(tmp_path).vllm_addresses == ["http://127.0.0.1:8000"]
+    assert make_config(tmp_path, use_vllm=True, vllm_server_base_url="a:1/v1/").vllm_addresses == ["http://a:1"]
+    several = make_config(tmp_path, use_vllm=True, vllm_server_base_urls=["a:1", "https://b/x"])
+    assert several.vllm_addresses == ["http://a:1", "https://b/x"]
