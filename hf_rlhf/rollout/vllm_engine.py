@@ -137,6 +137,9 @@ class VLLMEngine:
                     return answered
                 reason = answered
                 self._lose(server, turn, reason)
+            except InputError as error:
+                self._failure = self._failure or error  # so that no thread waits for its answer any more
+                raise
             finally:
                 self.pool.give_back(server, tokens)
         raise InputError(

@@ -12,7 +12,7 @@ from tiny import make_config, make_lora, make_model, make_tokenizer, make_traine
 
 from hf_rlhf.errors import InputError
 from hf_rlhf.models.policy import PolicyWithValue, wrap_policy
-from hf_rlhf.rollout import vllm_client, vllm_pool
+from hf_rlhf.rollout import vllm_client, vllm_engine, vllm_pool
 from hf_rlhf.rollout.engines import TransformersEngine
 from hf_rlhf.rollout.sampling import Sampling, row_seed
 from hf_rlhf.rollout.vllm_engine import VLLMEngine
@@ -101,7 +101,7 @@ def test_a_server_gets_no_more_than_the_limit():
     first, _ = pool.take(1)
     second, _ = pool.take(100)
     assert first is not second
-    when(lambda: True, lambda: pool.give_back(second, 100))
+    threading.Timer(0.2, pool.give_back, (second, 100)).start()
     assert pool.take(1)[0] is second
 
 
@@ -109,7 +109,7 @@ def test_a_pool_without_a_server_says_so_also_to_those_who_wait():
     pool = ServerPool(["http://a:1"], limit=1)
     pool.use(pool.servers[0])
     server, turn = pool.take(1)
-    when(lambda: True, lambda: pool.leave_out(server, turn, "of the test"))
+    threading.Timer(0.2, pool.leave_out, (server, turn, "of the test")).start()
     with pytest.raises(NoServerLeft):
         pool.take(1)
 
@@ -168,6 +168,23 @@ def test_a_server_that_stops_answering_is_left_out(policy, slow_and_fast, tmp_pa
     when(lambda: completions_of(slow) >= 3, lambda: os.kill(slow.process.pid, signal.SIGSTOP))
     assert sampled(engine) == drawn_without_servers(policy)
     assert len(warnings_with(caplog, "Lost", slow.url)) == 1
+    monkeypatch.setattr(vllm_client, "_PATIENCE_SECONDS", 30.0)
+    monkeypatch.setattr(vllm_engine, "_LOOK_SECONDS", 0.3)
+    perturb(policy, only="lora", seed=8)
+    start = time.monotonic()
+    assert sampled(engine) == drawn_without_servers(policy)
+    assert time.monotonic() - start < 10  # it is not waited for once more
+
+
+def test_what_a_server_samples_for_a_failed_batch_is_not_waited_for(policy, doubles, tmp_path):
+    engine = engine_of(policy, doubles, tmp_path)
+    sampled(engine)
+    doubles[0].delay = 3.0
+    doubles[1].planned.append((400, {"error": {"message": "too long"}}))
+    start = time.monotonic()
+    with pytest.raises(InputError, match=f"{doubles[1].url} cannot sample: refused .status 400.: too long"):
+        sampled(engine)
+    assert time.monotonic() - start < 2.5
 
 
 def test_the_first_server_to_come_back_is_waited_for_when_all_are_dead(policy, slow_and_fast, tmp_path, caplog):
