@@ -96,14 +96,14 @@ class VLLMClient:
         return self._request("POST", path, json.dumps(body).encode(), _PATIENCE_SECONDS, given_up)
 
     def healthy(self, patience: float | None = None) -> bool:
-        """Whether the server answers that it can work."""
+        """Return whether the server answers that it can work."""
         try:
             return self.get("/health", patience).status == 200
         except ServerLost:
             return False
 
     def wait_until_healthy(self, seconds: float, given_up: Callable[[], bool] = _never) -> bool:
-        """Whether the server became healthy within so many seconds, and before `given_up` was true."""
+        """Return whether the server became healthy within so many seconds, and before `given_up` was true."""
         end = time.monotonic() + seconds
         while not self.healthy(_LOOK_SECONDS):
             if given_up() or time.monotonic() > end:

@@ -124,7 +124,7 @@ class VLLMEngine:
     # Completions
 
     def _complete(self, request: dict[str, Any], sampling: Sampling) -> Completion:
-        """One completion, asked for again when its server was lost, or has forgotten the adapter."""
+        """Return one completion; ask for it again when its server was lost, or has forgotten the adapter."""
         tokens = len(request["prompt"]) + request["max_tokens"]
         attempts = _ATTEMPTS + len(self.pool.servers) - 1
         reason = None
@@ -268,12 +268,23 @@ class VLLMEngine:
             with contextlib.suppress(ServerLost):
                 self._base = base_name(self.pool.servers[0].client)
         prompt = prompts[0] if prompts else None
-        self._load(self.pool.servers, prompt, all_must_take_it=first)
+        self._load(self.pool.servers if first else self._reachable(), prompt, all_must_take_it=first)
         if not self.pool.in_use:
             self._recover(prompt)
         if before not in (None, self._adapter):
             shutil.rmtree(self.folder / before, ignore_errors=True)
         return self._adapter, self._base, [(server.url, server.in_use) for server in self.pool.servers]
+
+    def _reachable(self) -> list[Server]:
+        """Return the servers in use, and those of the others that answer now."""
+        back: list[Server] = []
+
+        def look(server: Server, given_up) -> None:
+            if server.client.healthy(_LOOK_SECONDS):
+                back.append(server)
+
+        on_each([server for server in self.pool.servers if not server.in_use], look, "answer")
+        return [server for server in self.pool.servers if server.in_use or server in back]
 
     def _load(self, servers: Sequence[Server], prompt: Sequence[int] | None, *, all_must_take_it: bool = False) -> None:
         """Load the adapter on these servers at the same time, and use those that have it and are of the policy's model.
@@ -308,8 +319,6 @@ class VLLMEngine:
         if server.in_use and server.adapter == self._adapter:
             return
         if not server.in_use:
-            if not server.client.healthy(_LOOK_SECONDS):
-                raise ServerLost(f"{server.url}: no sign of health")
             base = base_name(server.client)
             if None not in (base, self._base) and base != self._base:
                 raise self._refusal(
@@ -334,15 +343,18 @@ class VLLMEngine:
     def _use_or_leave_out(self, server: Server, problem: ServerLost | InputError | None) -> None:
         """Take the server into use or leave it out, and say what has changed."""
         if problem is None:
-            if not server.in_use and server.turn:
+            if server.lost_because:
                 logger.warning("Back: %s has the adapter of this iteration and samples again.", addresses([server]))
             if not server.in_use:
                 self.pool.use(server)
-        elif self.pool.leave_out(server, server.turn, str(problem)) is not None and len(self.pool.servers) > 1:
+            return
+        known = server.lost_because
+        self.pool.leave_out(server, server.turn, str(problem))
+        server.lost_because = str(problem)
+        if not known and len(self.pool.servers) > 1:
             logger.warning(
                 "Lost %s (%s). It does not sample in this iteration, and is tried again at the next.",
                 *(addresses([server]), problem),
             )
-        elif isinstance(problem, InputError) and server.lost_because != str(problem):
-            server.lost_because = str(problem)
+        elif isinstance(problem, InputError) and known != str(problem):
             logger.warning("Left out: %s", problem)

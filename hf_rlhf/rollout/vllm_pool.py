@@ -26,7 +26,7 @@ class Server:
     checked: whether its model was compared with the policy since it was last started, as far as this rank knows.
     in_use: whether completions go to it.
     turn: how often it was taken into use; a request that failed in an earlier turn says nothing about this one.
-    lost_because: why it is left out.
+    lost_because: why it is left out, empty when it is not.
     requests, tokens: outstanding, and how many tokens they have at most, prompts included.
     """
 
@@ -67,8 +67,8 @@ class ServerPool:
 
     @property
     def lost(self) -> dict[str, str]:
-        """Addresses of the servers that were in use and are left out, with the reasons."""
-        return {server.url: server.lost_because for server in self.servers if server.turn and not server.in_use}
+        """Addresses of the servers that are left out, with the reasons."""
+        return {server.url: server.lost_because for server in self.servers if server.lost_because}
 
     def take(self, tokens: int) -> tuple[Server, int]:
         """Return the server with the fewest tokens outstanding, and its turn; wait while each has `limit` requests.
@@ -96,7 +96,7 @@ class ServerPool:
     def use(self, server: Server) -> None:
         """Let completions go to the server."""
         with self._changed:
-            server.in_use = True
+            server.in_use, server.lost_because = True, ""
             server.turn += 1
             self._changed.notify_all()
 
