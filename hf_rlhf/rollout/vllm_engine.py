@@ -211,7 +211,7 @@ class VLLMEngine:
             if self.pool.in_use:
                 return
         raise InputError(
-            f"{addresses(self.pool.servers)} ends each time it is to load the adapter {self.folder / str(self._adapter)}"
+            f"{addresses(self.pool.servers)} failed each time at loading the adapter {self.folder / str(self._adapter)}"
         )
 
     def _wait_for(self, enough: int) -> list[Server]:
@@ -236,8 +236,9 @@ class VLLMEngine:
                 raise problem
         if len(healthy) < enough:
             urls = " and ".join(server.url for server in self.pool.servers if server not in healthy)
+            others = "; the others are ready, so leave it out of vllm_server_base_urls to go without" if healthy else ""
             raise InputError(
-                f"no vLLM server answered at {urls} within vllm_server_timeout={self.timeout:g} seconds"
+                f"no vLLM server answered at {urls} within vllm_server_timeout={self.timeout:g} seconds{others}"
                 f"\n{how_to_start(self.model)}"
             )
         return healthy

@@ -238,6 +238,7 @@ def test_a_missing_server_is_named_without_those_that_are_there(policy, doubles,
     with pytest.raises(InputError, match="no vLLM server answered") as caught:
         sampled(engine_of(policy, doubles, tmp_path))
     assert missing.url in str(caught.value)
+    assert "leave it out of vllm_server_base_urls" in str(caught.value)
     assert there.url not in str(caught.value)
 
 
