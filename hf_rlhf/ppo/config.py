@@ -12,6 +12,7 @@ from hf_rlhf.ops.kl import FULL_KL, KL_ESTIMATORS
 from hf_rlhf.ppo.kl_control import AdaptiveKL, FixedKL, KLControl
 from hf_rlhf.ppo.scores import ScoreShaping
 from hf_rlhf.rollout.sampling import Sampling
+from hf_rlhf.rollout.vllm_client import server_address, server_addresses
 
 KL_CHOICES = (*KL_ESTIMATORS, FULL_KL)
 VLLM_IMPORTANCE_CAP = 3.0  # as in TRL's GRPO
@@ -155,6 +156,9 @@ class PPOConfig(TrainingArguments):
     # Sampling by a vLLM server
     use_vllm: bool = _flag(False, "Sample by a vLLM server, which gets the policy's LoRA adapter in each iteration.")
     vllm_server_base_url: str | None = _flag(None, "Address of a running server; http://127.0.0.1:8000 by default.")
+    vllm_server_base_urls: list[str] | None = _flag(
+        None, "Addresses of several running servers that share the sampling, instead of vllm_server_base_url."
+    )
     vllm_server_timeout: float = _flag(240.0, "Seconds to wait for a server that does not answer, at any time.")
     vllm_python: str | None = _flag(
         None, "Python of an environment with vLLM: the run starts a server with it, and ends it."
@@ -248,6 +252,10 @@ class PPOConfig(TrainingArguments):
                 self.vllm_server_base_url is None or (self.use_vllm and self.vllm_python is None),
                 "left out with vllm_python, which starts a server of the run's own, and without use_vllm",
             ),
+            "vllm_server_base_urls": (
+                self.vllm_server_base_urls is None or (self.use_vllm and self.vllm_python is None),
+                "left out with vllm_python, which starts a server of the run's own, and without use_vllm",
+            ),
             "vllm_python": (self.vllm_python is None or self.use_vllm, "left out without use_vllm"),
             "vllm_server_args": (
                 self.vllm_server_args is None or self.vllm_python is not None,
@@ -283,6 +291,7 @@ class PPOConfig(TrainingArguments):
             if not holds:
                 raise InputError(f"{name}={getattr(self, name)} must be {rule}")
         self.sampling  # noqa: B018 - checks its own values
+        self.vllm_addresses  # noqa: B018 - checks its own values
         self.score_shaping()
 
     @property
@@ -297,6 +306,18 @@ class PPOConfig(TrainingArguments):
             stop_token_ids=tuple(self.stop_token_ids or ()),
             stop_strings=tuple(self.stop_strings or ()),
         )
+
+    @property
+    def vllm_addresses(self) -> list[str]:
+        """The vLLM servers that are running already, `http://127.0.0.1:8000` when none is named."""
+        one, several = self.vllm_server_base_url, self.vllm_server_base_urls
+        if several is None:
+            return [server_address("vllm_server_base_url", one or "http://127.0.0.1:8000")]
+        if one is not None:
+            raise InputError(
+                f"vllm_server_base_url={one} is invalid: vllm_server_base_urls is given too. Name all servers there."
+            )
+        return server_addresses("vllm_server_base_urls", several)
 
     @property
     def leaves_padding_out(self) -> bool:

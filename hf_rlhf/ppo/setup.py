@@ -26,7 +26,9 @@ from hf_rlhf.rewards.contract import Rewards
 from hf_rlhf.rewards.learned import LearnedReward
 from hf_rlhf.rollout.continuous_batching import ContinuousBatchingEngine, require_batchable
 from hf_rlhf.rollout.engines import Engine, TransformersEngine
-from hf_rlhf.rollout.vllm_engine import VLLMEngine, logprobs_wanted, require_servable, vocabulary_of
+from hf_rlhf.rollout.vllm_adapter import require_servable
+from hf_rlhf.rollout.vllm_completion import logprobs_wanted, vocabulary_of
+from hf_rlhf.rollout.vllm_engine import VLLMEngine
 from hf_rlhf.rollout.vllm_server import VLLMServer, server_arguments
 from hf_rlhf.types import Model
 
@@ -173,7 +175,7 @@ def build_policy(
 
 
 def build_engine(model: Model, tokenizer, args: PPOConfig) -> Engine:
-    """What samples completions: the model itself, or a vLLM server. Raises `InputError` for what either cannot do."""
+    """What samples completions: the model itself, or vLLM servers. Raises `InputError` for what either cannot do."""
     if args.use_transformers_continuous_batching:
         require_batchable(args.sampling)
         settings: Any = args.transformers_continuous_batching_config  # a dict by now, also when given as JSON
@@ -184,7 +186,7 @@ def build_engine(model: Model, tokenizer, args: PPOConfig) -> Engine:
     require_servable(model)
     max_logprobs = logprobs_wanted(args.sampling, vocabulary_of(model))
     folder = Path(str(args.output_dir)).absolute() / VLLM_FOLDER
-    server = args.vllm_server_base_url or "http://127.0.0.1:8000"
+    servers = args.vllm_addresses
     if args.vllm_python is not None:
         arguments = server_arguments(
             model,
@@ -193,11 +195,11 @@ def build_engine(model: Model, tokenizer, args: PPOConfig) -> Engine:
             on_cpu=args.device.type == "cpu",
             more=args.vllm_server_args,
         )
-        server = VLLMServer(args.vllm_python, arguments, folder / "server.log")
+        servers = VLLMServer(args.vllm_python, arguments, folder / "server.log")
     return VLLMEngine(
         model,
         tokenizer,
-        server,
+        servers,
         folder,
         timeout=args.vllm_server_timeout,
         concurrency=args.generation_batch_size,

@@ -220,7 +220,10 @@ class PPOTrainer(IterationTrainer):
 
         if not self.warming_up:
             self.kl_control.update(mean_sequence_kl(experience), len(experience))
-        self.iteration_log.add_rollout(iteration, trajectories, iteration_metrics(trajectories, experience))
+        metrics = iteration_metrics(trajectories, experience)
+        if isinstance(self.engine, VLLMEngine):
+            metrics["sampling/servers"] = float(self.engine.count_answering())
+        self.iteration_log.add_rollout(iteration, trajectories, metrics)
         self.write_samples(trajectories, "train")
         return experience
 
@@ -494,6 +497,8 @@ class PPOTrainer(IterationTrainer):
         self._drawn = 0
         self.iteration_log.start()
         self.guard.start_iteration()
+        if isinstance(self.engine, VLLMEngine):
+            self.engine.count_answering()  # of an evaluation before
         every = self.args.ref_model_sync_iterations
         over = self.control.should_training_stop  # then generate() is all that can follow
         if not over:

@@ -3,17 +3,49 @@
 import http.client
 import json
 import os
+import re
 import select
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from hf_rlhf.errors import InputError
 
 _PATIENCE_SECONDS = 30.0  # with a connection; a server on a busy CPU can be slow to say that it is healthy
+_LOOK_SECONDS = 10.0  # for a look at a server that is waited for, and looked at again
 _ASK_AGAIN_SECONDS = 0.5
 _HEALTH_SECONDS = 30.0  # between looks at a server that lets an answer wait
+_GIVEN_UP_SECONDS = 0.5  # between looks at whether anybody still wants that answer
+
+
+def server_address(flag: str, url: str) -> str:
+    """Return the address as `http://host:port`, without a last `/v1`. Raises `InputError` for what is none."""
+    try:
+        parts = urlsplit(url if "://" in url else f"http://{url}")
+        refused = parts.port == 0 or parts.scheme not in ("http", "https") or not parts.hostname
+    except (TypeError, ValueError):
+        refused = True
+    if refused or re.search(r"[\s?#]", url):
+        raise InputError(f"{flag}={url} is invalid: it is not the address of a server. Write http://host:8000.")
+    return f"{parts.scheme}://{parts.netloc.lower()}{parts.path.rstrip('/').removesuffix('/v1')}"
+
+
+def server_addresses(flag: str, urls: Sequence[str]) -> list[str]:
+    """Return all addresses as `server_address` does. Raises `InputError` when there is none, or one comes twice."""
+    if isinstance(urls, str) or not urls:
+        raise InputError(
+            f"{flag}={urls} is invalid: it is not a list of addresses. Write [http://a:8000, http://b:8000]."
+        )
+    found = [server_address(flag, url) for url in urls]
+    for number, url in enumerate(found):
+        if url in found[:number]:
+            raise InputError(f"{flag}={' '.join(urls)} is invalid: {url} is given twice. Name each server once.")
+    return found
+
+
+def _never() -> bool:
+    return False
 
 
 class ServerLost(ConnectionError):
@@ -47,52 +79,49 @@ class VLLMClient:
     """Sends requests to the server at `base_url`, from any number of threads. `VLLM_API_KEY` is sent when it is set."""
 
     def __init__(self, base_url: str):
-        parts = urlsplit(base_url if "://" in base_url else f"http://{base_url}")
-        try:
-            port = parts.port
-        except ValueError:
-            port = -1
-        if parts.scheme not in ("http", "https") or not parts.hostname or port == -1:
-            raise InputError(f"vllm_server_base_url={base_url!r} is no address; write http://host:8000")
-        self.base_url = f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/').removesuffix('/v1')}"
+        self.base_url = server_address("vllm_server_base_url", base_url)
+        parts = urlsplit(self.base_url)
         self._connection: Any = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-        self._host, self._port = parts.hostname, port
-        self._path = urlsplit(self.base_url).path
+        self._host, self._port, self._path = parts.hostname, parts.port, parts.path
 
-    def get(self, path: str) -> Answer:
-        """GET. Raises `ServerLost`."""
-        return self._request("GET", path, None)
+    def get(self, path: str, patience: float | None = None) -> Answer:
+        """GET. Raises `ServerLost`, also when the server says nothing for `patience` seconds (30 by default)."""
+        return self._request("GET", path, None, patience or _PATIENCE_SECONDS, _never)
 
-    def post(self, path: str, body: dict[str, Any]) -> Answer:
-        """POST of JSON; waits for the answer as long as the server is healthy. Raises `ServerLost`."""
-        return self._request("POST", path, json.dumps(body).encode())
+    def post(self, path: str, body: dict[str, Any], given_up: Callable[[], bool] = _never) -> Answer:
+        """POST of JSON; wait for the answer as long as the server is healthy, and `given_up` is false.
 
-    def healthy(self) -> bool:
-        """Whether the server answers that it can work."""
+        Raises `ServerLost`.
+        """
+        return self._request("POST", path, json.dumps(body).encode(), _PATIENCE_SECONDS, given_up)
+
+    def healthy(self, patience: float | None = None) -> bool:
+        """Return whether the server answers that it can work."""
         try:
-            return self.get("/health").status == 200
+            return self.get("/health", patience).status == 200
         except ServerLost:
             return False
 
-    def wait_until_healthy(self, seconds: float, meanwhile: Callable[[], None] = lambda: None) -> bool:
-        """Whether the server became healthy within so many seconds. `meanwhile` is called between two looks."""
+    def wait_until_healthy(self, seconds: float, given_up: Callable[[], bool] = _never) -> bool:
+        """Return whether the server became healthy within so many seconds, and before `given_up` was true."""
         end = time.monotonic() + seconds
-        while not self.healthy():
-            meanwhile()
-            if time.monotonic() > end:
+        while not self.healthy(_LOOK_SECONDS):
+            if given_up() or time.monotonic() > end:
                 return False
             time.sleep(_ASK_AGAIN_SECONDS)
         return True
 
-    def _request(self, method: str, path: str, body: bytes | None) -> Answer:
+    def _request(
+        self, method: str, path: str, body: bytes | None, patience: float, given_up: Callable[[], bool]
+    ) -> Answer:
         headers = {"Content-Type": "application/json"}
         if key := os.environ.get("VLLM_API_KEY"):
             headers["Authorization"] = f"Bearer {key}"
-        connection = self._connection(self._host, self._port, timeout=_PATIENCE_SECONDS)
+        connection = self._connection(self._host, self._port, timeout=patience)
         try:
             connection.request(method, self._path + path, body, headers)
             if body is not None:
-                self._wait_for_answer(connection.sock)
+                self._wait_for_answer(connection.sock, given_up)
             response = connection.getresponse()
             return Answer(response.status, response.read().decode(errors="replace"))
         except (OSError, http.client.HTTPException) as error:
@@ -100,10 +129,15 @@ class VLLMClient:
         finally:
             connection.close()
 
-    def _wait_for_answer(self, sock) -> None:
-        """Sampling may take any time, so the only limit is that the server stays healthy."""
+    def _wait_for_answer(self, sock, given_up: Callable[[], bool]) -> None:
+        """Sampling may take any time, so the only limits are that the server stays healthy and the answer wanted."""
         poll = select.poll()
         poll.register(sock, select.POLLIN)
-        while not poll.poll(_HEALTH_SECONDS * 1000):
-            if not self.healthy():
-                raise ConnectionError("no answer, and no sign of health")
+        look = time.monotonic() + _HEALTH_SECONDS
+        while not poll.poll(_GIVEN_UP_SECONDS * 1000):
+            if given_up():
+                raise ConnectionError("the request was given up")
+            if time.monotonic() > look:
+                if not self.healthy():
+                    raise ConnectionError("no answer, and no sign of health")
+                look = time.monotonic() + _HEALTH_SECONDS

@@ -94,6 +94,12 @@ class VLLMServer:
             )
 
 
+def how_to_start(model: Model) -> str:
+    """Return the command that starts a server for the policy `model`."""
+    name = base_of(model).config._name_or_path or "MODEL"
+    return f"Start it with: {LAUNCH.replace('MODEL', name)}\n(with --max-lora-rank and --max-logprobs where above 16 and 20)"
+
+
 def server_arguments(model: Model, *, max_length: int, max_logprobs: int, on_cpu: bool, more: str | None) -> list[str]:
     """Arguments of a server that samples from the policy `model`.
 

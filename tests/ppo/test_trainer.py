@@ -6,6 +6,7 @@ import re
 import pytest
 import torch
 from datasets import Dataset
+from rollout.vllm_double import VLLMDouble
 from tiny import (
     WORDS,
     happy_reward,
@@ -550,7 +551,8 @@ def is_documented(key):
     return parts[0] == "rewards" and len(parts) == 3 and f"rewards/<name>/{parts[2]}" in METRICS
 
 
-def test_metrics_are_json_lines_and_every_key_is_documented(tmp_path):
+def test_metrics_are_json_lines_and_every_key_is_documented(tmp_path, tokenizer):
+    server = VLLMDouble(make_model(tokenizer), tokenizer).start()
     texts = Dataset.from_dict({"text": ["the cat sat on the mat", "a good dog ran"]})
     make_trainer(
         tmp_path,
@@ -561,9 +563,11 @@ def test_metrics_are_json_lines_and_every_key_is_documented(tmp_path):
         kl_in_loss=True,
         ptx_coef=0.1,
         dual_clip=3.0,
-        importance_sampling_cap=2.0,
+        use_vllm=True,
+        vllm_server_base_url=server.url,
         trainer_kwargs={"eval_dataset": make_prompts(4), "ptx_dataset": texts},
     ).train()
+    server.stop()
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [4, 8, 8, 8]
     undocumented = {key for row in rows for key in row if not is_documented(key)}

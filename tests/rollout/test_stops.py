@@ -10,7 +10,7 @@ from hf_rlhf.rollout.continuous_batching import ContinuousBatchingEngine
 from hf_rlhf.rollout.engines import TransformersEngine
 from hf_rlhf.rollout.sampling import Sampling
 from hf_rlhf.rollout.stops import _warn, stop_at_end_of_turn, stop_token_ids, unknown_end_of_turn
-from hf_rlhf.rollout.vllm_engine import VLLMEngine
+from hf_rlhf.rollout.vllm_completion import completion_request
 
 IM_END = 3
 CHAT = {"prompt": [{"role": "user", "content": "hello"}], "prompt_ids": [9, 10]}
@@ -98,10 +98,10 @@ def test_completions_of_every_engine_end_with_the_turn(tokenizer, make_engine, l
     assert all(completion.ids.index(IM_END) == len(completion.ids) - 1 and completion.stopped for completion in ended)
 
 
-def test_a_vllm_server_is_asked_to_end_with_the_turn(model, tokenizer, tmp_path):
+def test_a_vllm_server_is_asked_to_end_with_the_turn(model, tokenizer):
     policy = wrap_policy(model, make_lora())
     stop_at_end_of_turn(policy, tokenizer, CHAT, Sampling())
-    request = VLLMEngine(policy, tokenizer, "http://127.0.0.1:1", tmp_path)._request(Sampling())
+    request = completion_request(policy, tokenizer, Sampling())
     assert request["stop_token_ids"] == [IM_END, tokenizer.eos_token_id]
 
 

@@ -20,6 +20,7 @@ from hf_rlhf.ppo.config import VLLM_IMPORTANCE_CAP, PPOConfig
 from hf_rlhf.rollout.engines import TransformersEngine
 from hf_rlhf.rollout.sampling import Sampling, row_seed
 from hf_rlhf.rollout.vllm_client import Answer, VLLMClient
+from hf_rlhf.rollout.vllm_completion import completion_of, completion_request
 from hf_rlhf.rollout.vllm_engine import VLLMEngine
 from hf_rlhf.rollout.vllm_server import VLLMServer
 
@@ -248,18 +249,17 @@ def test_what_is_no_answer_of_vllm_is_refused(engine, server, garbage):
     fails_at_once(engine, "return_token_ids")
 
 
-def test_more_ties_than_the_server_lists_are_not_passed_over(tokenizer, tmp_path, server):
-    base = make_model(tokenizer, vocab_size=100)
-    engine = VLLMEngine(wrap_policy(base, make_lora()), tokenizer, server.url, tmp_path)
-    request = engine._request(Sampling(top_k=1))
+def test_more_ties_than_the_server_lists_are_not_passed_over(tokenizer):
+    policy = wrap_policy(make_model(tokenizer, vocab_size=100), make_lora())
+    request = completion_request(policy, tokenizer, Sampling(top_k=1))
     assert request["logprobs"] == 66
     tied = {f"token_id:{token}": -1.0 for token in range(66)}
     logprobs = {"token_logprobs": [-1.0], "top_logprobs": [tied]}
     body = {"choices": [{"token_ids": [3], "finish_reason": "stop", "logprobs": logprobs}]}
     with pytest.raises(InputError, match="equally likely"):
-        engine._completion(Answer(200, json.dumps(body)), Sampling(top_k=1))
+        completion_of(Answer(200, json.dumps(body)), Sampling(top_k=1), 100)
     tied["token_id:65"] = -9999.0
-    completion = engine._completion(Answer(200, json.dumps(body)), Sampling(top_k=1))
+    completion = completion_of(Answer(200, json.dumps(body)), Sampling(top_k=1), 100)
     assert completion.support[0].tolist() == list(range(65))
 
 
@@ -304,6 +304,8 @@ def test_policies_that_vllm_cannot_load_are_refused_before_anything_runs(tmp_pat
     [
         ({"vllm_python": "python"}, "use_vllm"),
         ({"vllm_server_base_url": "http://host:8000"}, "use_vllm"),
+        ({"vllm_server_base_urls": ["http://host:8000"]}, "use_vllm"),
+        ({"use_vllm": True, "vllm_python": "python", "vllm_server_base_urls": ["http://host:8000"]}, "vllm_python"),
         ({"use_vllm": True, "vllm_python": "python", "vllm_server_base_url": "http://host:8000"}, "vllm_python"),
         ({"use_vllm": True, "vllm_server_args": "--seed 1"}, "vllm_python"),
         ({"use_vllm": True, "vllm_server_timeout": 0}, "vllm_server_timeout"),
@@ -390,4 +392,4 @@ def test_a_server_of_the_runs_own_that_dies_is_started_again(policy, tokenizer, 
     assert len(pids.read_text().split()) == 2
     engine.close()
     assert not server.running
-    assert not engine.client.healthy()
+    assert not engine.pool.servers[0].client.healthy()

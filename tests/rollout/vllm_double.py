@@ -1,7 +1,10 @@
 """A small HTTP server that answers as vLLM does, from a tiny model on the CPU, and fails where a test tells it to."""
 
 import json
+import multiprocessing
 import threading
+import time
+import urllib.request
 from collections import deque
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -17,6 +20,8 @@ class VLLMDouble:
 
     planned: what to answer the next requests for completions with, `(status, body)` or `DROP`, before the truth.
     after_load: called when an adapter has been loaded.
+    root: the base that it says it serves.
+    delay: seconds that each completion takes besides; one is made after the other.
     """
 
     def __init__(self, base, tokenizer):
@@ -24,6 +29,7 @@ class VLLMDouble:
         self.adapters, self.requests, self.planned = {}, [], deque()
         self.runtime_lora, self.processed_logprobs, self.beyond_vocabulary = True, True, False
         self.after_load = lambda: None
+        self.root, self.delay = "tiny", 0.0
         self._lock = threading.Lock()
         self._server = None
         self.port = 0
@@ -38,7 +44,10 @@ class VLLMDouble:
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self):
-                self._send(200, {})
+                base = {"id": double.root, "root": double.root, "parent": None}
+                adapters = [{"id": name, "root": path, "parent": double.root} for name, path in double.adapters.items()]
+                bodies = {"/v1/models": {"data": [*adapters, base]}, "/requests": double.requests}
+                self._send(200, bodies.get(self.path, {}))
 
             def do_POST(self):
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -75,8 +84,8 @@ class VLLMDouble:
         self.adapters.clear()
 
     def answer(self, path, body, headers):
+        self.requests.append((path, body, headers))
         with self._lock:
-            self.requests.append((path, body, headers))
             if path == "/v1/load_lora_adapter" and self.runtime_lora:
                 return self._load(body["lora_name"], body["lora_path"])
             if path == "/v1/unload_lora_adapter" and self.runtime_lora:
@@ -109,6 +118,7 @@ class VLLMDouble:
         return 200, "Success"
 
     def _complete(self, body):
+        time.sleep(self.delay)
         self.base.set_adapter(body["model"])
         assert body["ignore_eos"]  # the engine names every token that ends a completion
         sampling = Sampling(
@@ -134,6 +144,58 @@ class VLLMDouble:
             "logprobs": {"token_logprobs": completion.logprobs, "top_logprobs": listed},
         }
         return {"choices": [choice]}
+
+
+class VLLMProcess:
+    """A `VLLMDouble` in a process of its own, which can be killed and started again at the same address.
+
+    settings: attributes of the double.
+    """
+
+    def __init__(self, **settings):
+        self.settings, self.port = settings, 0
+        self.start()
+
+    @property
+    def url(self):
+        return f"http://127.0.0.1:{self.port}"
+
+    def start(self):
+        """Start it without any adapter; `ready` waits for it."""
+        self._told, telling = _PROCESSES.Pipe(duplex=False)
+        self.process = _PROCESSES.Process(target=_serve, args=(telling, self.port, self.settings), daemon=True)
+        self.process.start()
+        return self
+
+    def ready(self):
+        self.port = self._told.recv()
+        return self
+
+    def kill(self):
+        self.process.kill()
+        self.process.join()
+
+    def sent(self, path):
+        with urllib.request.urlopen(f"{self.url}/requests") as answer:
+            return [body for where, body, _ in json.load(answer) if where == path]
+
+
+_PROCESSES = multiprocessing.get_context("forkserver")
+_PROCESSES.set_forkserver_preload(["torch", "transformers.models.llama.modeling_llama", "peft"])
+
+
+def _serve(telling, port, settings):
+    from tiny import make_model, make_tokenizer
+
+    settings = dict(settings)
+    tokenizer = make_tokenizer()
+    double = VLLMDouble(make_model(tokenizer, seed=settings.pop("seed", 0)), tokenizer)
+    double.port = port
+    for name, value in settings.items():
+        setattr(double, name, value)
+    double.start()
+    telling.send(double.port)
+    threading.Event().wait()
 
 
 class _Stopping(TransformersEngine):
