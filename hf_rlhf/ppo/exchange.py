@@ -4,6 +4,7 @@ Every rank knows three numbers of every completion. So all come to the same shar
 before it arrives.
 """
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -14,6 +15,9 @@ from hf_rlhf.distributed import Home, exchange, gather_rows, homes, rank, world_
 
 Row = Sequence[Tensor | None]
 """One-dimensional tensors of one completion, in an order that all rows share; None for what it lacks."""
+
+UNEVEN = 0.05
+"""By how much of the mean a rank's tokens of a minibatch may be above it, without a row travelling for that alone."""
 
 _DTYPES = (
     torch.bool,
@@ -54,27 +58,48 @@ class RowIndex:
 def deal_out(rows: Sequence[int], index: RowIndex, ranks: int) -> list[list[int]]:
     """Give each rank as many of `rows`, as far as possible those that it holds; each share from short to long.
 
-    A rank that holds too many gives its surplus away, and no other row moves. Which rows are the surplus, and who takes
-    them, brings the tokens of each share as close to the mean as a simple choice can.
+    A rank that holds too many gives its surplus away. Shares whose tokens differ by more than `UNEVEN` then swap rows, since
+    the ranks wait for the longest share in every update and a row travels faster than it is learned from.
     """
-    quota, mean = len(rows) // ranks, sum(index.lengths[row] for row in rows) / ranks
-    by_length = sorted(rows, key=index.lengths.__getitem__)  # stable, so that all ranks come to the same order
-    shares = [[row for row in by_length if index.homes[row].rank == number] for number in range(ranks)]
-    lacking = [mean - sum(index.lengths[row] for row in share) for share in shares]  # tokens, below 0 for too many
+    quota, length = len(rows) // ranks, index.lengths.__getitem__
+    mean = sum(map(length, rows)) / ranks
+    shares: list[list[int]] = [[] for _ in range(ranks)]
+    for row in sorted(rows, key=length):  # stable, so that all ranks come to the same order
+        shares[index.homes[row].rank].append(row)
+    excess = [sum(map(length, share)) - mean for share in shares]  # tokens above the mean
     surplus = []
     for number, share in enumerate(shares):
         while len(share) > quota:
-            wanted = -lacking[number] / (len(share) - quota)
-            row = min(share, key=lambda row: abs(index.lengths[row] - wanted))
+            wanted = excess[number] / (len(share) - quota)
+            row = min(share, key=lambda row: abs(length(row) - wanted))
             share.remove(row)
-            lacking[number] += index.lengths[row]
+            excess[number] -= length(row)
             surplus.append(row)
-    for row in sorted(surplus, key=index.lengths.__getitem__, reverse=True):
-        open_shares = [number for number in range(ranks) if len(shares[number]) < quota]
-        taker = max(open_shares, key=lambda number: lacking[number] / (quota - len(shares[number])))
+    short = [number for number in range(ranks) if len(shares[number]) < quota]
+    for row in sorted(surplus, key=length, reverse=True):
+        taker = min(short, key=lambda number: excess[number] / (quota - len(shares[number])))
         shares[taker].append(row)
-        lacking[taker] -= index.lengths[row]
-    return [sorted(share, key=index.lengths.__getitem__) for share in shares]
+        excess[taker] += length(row)
+        if len(shares[taker]) == quota:
+            short.remove(taker)
+    _even_out(shares, excess, length, UNEVEN * mean)
+    return [sorted(share, key=length) for share in shares]
+
+
+def _even_out(shares: list[list[int]], excess: list[float], length: Callable[[int], int], bound: float) -> None:
+    """Swap rows of the longest and the shortest share until none is above the mean by more than `bound` tokens."""
+    while max(excess) > bound:
+        longest, shortest = excess.index(max(excess)), excess.index(min(excess))
+        wanted = (excess[longest] - excess[shortest]) / 2
+        pairs = itertools.product(shares[longest], shares[shortest])
+        given, taken = min(pairs, key=lambda pair: abs(length(pair[0]) - length(pair[1]) - wanted))
+        tokens = length(given) - length(taken)
+        if not 0 < tokens < 2 * wanted:  # the larger of the two would not become smaller
+            return
+        shares[longest][shares[longest].index(given)] = taken
+        shares[shortest][shares[shortest].index(taken)] = given
+        excess[longest] -= tokens
+        excess[shortest] += tokens
 
 
 def fetch_share(rows: Sequence[int], index: RowIndex, row_at: Callable[[int], Row]) -> list[Row]:
