@@ -1,13 +1,14 @@
 """Every collective of the package, and every way in which ranks decide together."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from hf_rlhf.errors import InputError, RunFailed
+from hf_rlhf.ops.masked import Moments, combine, masked_moments, masked_sum
 
 T = TypeVar("T")
 
@@ -24,30 +25,88 @@ def rank() -> int:
 
 def global_sum(value: Tensor) -> Tensor:
     """The sum of `value` over all ranks, on every rank."""
-    if _distributed():
-        value = value.clone()
-        torch.distributed.all_reduce(value)
-    return value
+    return _reduced(value, torch.distributed.ReduceOp.SUM) if _distributed() else value
 
 
 def global_max(value: Tensor) -> Tensor:
     """The largest of each number of `value` over all ranks, on every rank."""
-    if _distributed():
-        value = value.clone()
-        torch.distributed.all_reduce(value, op=torch.distributed.ReduceOp.MAX)
-    return value
+    return _reduced(value, torch.distributed.ReduceOp.MAX) if _distributed() else value
+
+
+def global_mean(x: Tensor, mask: Tensor) -> Tensor:
+    """Return `sum_i m_i x_i / sum_i m_i` over all ranks, a scalar. Raises ValueError where no rank counts anything.
+
+    x: any shape, which may differ from rank to rank; mask: bool of the same shape.
+    """
+    total, count = global_sum(torch.stack([masked_sum(x, mask).double(), mask.sum().double()]))
+    if count == 0:
+        raise ValueError("mean over no counted values on any rank; leave such batches out")
+    return total.to(x.dtype) / count.to(x.dtype)
+
+
+def global_moments(x: Tensor, mask: Tensor) -> Moments:
+    """Like `masked_moments`, but over all ranks.
+
+    x: any shape, which may differ from rank to rank; mask: bool of the same shape.
+    """
+    moments = masked_moments(x, mask)
+    return combine(Moments(*map(gather_rows, (part[None] for part in moments)))) if _distributed() else moments
+
+
+class Home(NamedTuple):
+    """Where an item of the whole is."""
+
+    rank: int
+    place: int  # its number among those of that rank
+
+
+def homes(sizes: Sequence[int]) -> list[Home]:
+    """Return where each item of the whole is, in the order of `gather_in_order`, when rank r has `sizes[r]` of them."""
+    return [Home(rank, place) for place in range(max(sizes)) for rank, size in enumerate(sizes) if place < size]
 
 
 def gather_in_order(share: list[T]) -> list[T]:
-    """Put together what `take_share` took apart: item i of the whole comes from rank i % world_size."""
+    """Put together what `take_share` took apart: item i of the whole comes from rank i % world_size.
+
+    Shares may differ in length: a rank that has no more is passed over. The items travel as pickled objects, so few and
+    small ones only; `gather_rows` and `gather_numbers` are for many.
+    """
     if not _distributed():
         return share
     shares: list[Any] = [None] * world_size()
     torch.distributed.all_gather_object(shares, share)
-    whole: list[T] = []
-    for i in range(max(map(len, shares))):
-        whole.extend(rank_share[i] for rank_share in shares if i < len(rank_share))
-    return whole
+    return [shares[home.rank][home.place] for home in homes([len(each) for each in shares])]
+
+
+def gather_rows(share: Tensor) -> Tensor:
+    """Like `gather_in_order`, but for the rows of a tensor: `(b, ...)`, with a `b` of each rank's own, to `(B, ...)`."""
+    if not _distributed():
+        return share
+    sizes = [int(size) for size in _all_gather(torch.tensor(len(share)))]
+    padded = share.new_zeros(max(sizes), *share.shape[1:])
+    padded[: len(share)] = share
+    shares = torch.stack(_all_gather(padded))  # (ranks, longest b, ...)
+    ranks, places = torch.tensor(homes(sizes), dtype=torch.long).reshape(-1, 2).T
+    return shares[ranks, places]
+
+
+def gather_numbers(share: Sequence[float | None]) -> list[float | None]:
+    """Like `gather_in_order`, but for numbers, which travel as a tensor in float64."""
+    table = [(0.0, 0.0) if number is None else (float(number), 1.0) for number in share]
+    whole = gather_rows(torch.tensor(table, dtype=torch.float64).reshape(-1, 2)).tolist()
+    return [number if known else None for number, known in whole]
+
+
+def exchange(outgoing: Sequence[Tensor], incoming: Sequence[int]) -> list[Tensor]:
+    """Send bytes to each rank, and return those that each rank sent here. Every rank takes part.
+
+    outgoing: for each rank, uint8 `(bytes,)`; incoming: how many bytes each rank sends here.
+    """
+    sent = _where_it_travels(torch.cat(list(outgoing)))
+    received = sent.new_empty(sum(incoming))
+    sizes = [len(part) for part in outgoing]
+    torch.distributed.all_to_all_single(received, sent, list(incoming), sizes)
+    return list(received.cpu().split(list(incoming)))
 
 
 def take_share(whole: list[T]) -> list[T]:
@@ -85,6 +144,29 @@ def _first_failure(message: str | None, kind: type | None) -> tuple[int, str, ty
     known = kind if kind in (InputError, FloatingPointError, RunFailed) else None
     failures = gather_in_order([None if message is None else (rank(), message, known)])
     return next((failure for failure in failures if failure is not None), None)
+
+
+def _reduced(value: Tensor, op: Any) -> Tensor:
+    total = _where_it_travels(value).clone()
+    torch.distributed.all_reduce(total, op=op)
+    return total.to(value.device)
+
+
+def _all_gather(value: Tensor) -> list[Tensor]:
+    """Return the tensor of each rank, all of one shape."""
+    own = _where_it_travels(value).contiguous()
+    parts = [torch.empty_like(own) for _ in range(world_size())]
+    torch.distributed.all_gather(parts, own)
+    return [part.to(value.device) for part in parts]
+
+
+def _where_it_travels(value: Tensor) -> Tensor:
+    """Return `value` on a device that the process group reads: gloo reads the CPU's memory, NCCL a GPU's alone."""
+    if value.device.type != "cpu" or "gloo" in torch.distributed.get_backend():
+        return value
+    device = torch.accelerator.current_accelerator()
+    assert device is not None
+    return value.to(device)
 
 
 def close() -> None:

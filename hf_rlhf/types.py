@@ -6,7 +6,7 @@ tokens of a batch laid end to end, `H` hidden size, `V` vocabulary, `K` tokens t
 Masks are boolean and mean one thing everywhere: True where a sampled token counts.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypedDict
 
@@ -36,9 +36,45 @@ class Completion:
         float
     ]  # of the distribution that each token was drawn from, by the sampler's own arithmetic; or none
     stopped: bool  # ended by a stop token or stop string; False when the length limit cut it off
-    support: list[Tensor] | None = (
+    support: Sequence[Tensor] | None = (
         None  # per token, ids (K,) that top-k, top-p or min-p left; None: the whole vocabulary
     )
+
+
+class TokenSupport(Sequence[Tensor]):
+    """The ids that a sampler allowed at each of `T` tokens: a sequence of `T` tensors `(K,)`, held end to end in one.
+
+    `T` tensors would take some 500 bytes each besides their ids.
+
+    Args:
+        ids: `(sum of K,)`, uint16 where all of them fit and int32 elsewhere.
+        counts: `(T,)` int32, the `K` of each token.
+    """
+
+    __slots__ = ("counts", "ids")
+
+    def __init__(self, ids: Tensor, counts: Tensor):
+        self.ids = ids
+        self.counts = counts
+
+    @classmethod
+    def of(cls, support: Sequence[Tensor]) -> "TokenSupport":
+        """Lay `T` tensors `(K,)` end to end."""
+        if isinstance(support, cls):
+            return support
+        counts = torch.tensor([len(ids) for ids in support], dtype=torch.int32)
+        ids = torch.cat([torch.empty(0, dtype=torch.int32), *(ids.cpu().int() for ids in support)])
+        narrow = len(ids) > 0 and ids.min() >= 0 and ids.max() < 2**16
+        return cls(ids.to(torch.uint16) if narrow else ids, counts)
+
+    def __len__(self) -> int:
+        return len(self.counts)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter(self.ids.int().split(self.counts.tolist()))
+
+    def __getitem__(self, t):
+        return list(self)[t]
 
 
 @dataclass(slots=True)
@@ -76,7 +112,7 @@ class Sequences:
     attention_mask: Tensor  # (B, L) True on real tokens
     prompt_lengths: Tensor  # (B,)
     mask: Tensor  # (B, T)
-    support: list[list[Tensor] | None] | None = None  # B lists of T tensors (K,)
+    support: Sequence[Sequence[Tensor] | None] | None = None  # B times T tensors (K,)
 
     @classmethod
     def from_trajectories(cls, trajectories: "Sequence[Trajectory]", *, scored_only: bool = False) -> "Sequences":
@@ -100,7 +136,7 @@ class Sequences:
         prompts: Sequence[Sequence[int]],
         completions: Sequence[Sequence[int]],
         masks: Sequence[Sequence[bool]] | None = None,
-        support: list[list[Tensor] | None] | None = None,
+        support: Sequence[Sequence[Tensor] | None] | None = None,
     ) -> "Sequences":
         """Pad `B` prompts and completions. `masks` default to every completion token counting."""
         lengths = [len(prompt) + len(completion) for prompt, completion in zip(prompts, completions, strict=True)]
@@ -112,6 +148,8 @@ class Sequences:
             attention_mask[b, : lengths[b]] = True
             mask[b, : len(completion)] = True if masks is None else torch.tensor(masks[b], dtype=torch.bool)
         prompt_lengths = torch.tensor([len(prompt) for prompt in prompts])
+        if support is not None:
+            support = [None if row is None else TokenSupport.of(row) for row in support]
         return cls(input_ids, attention_mask, prompt_lengths, mask, support)
 
     def __len__(self) -> int:
@@ -149,8 +187,9 @@ class Sequences:
         if self.support is None or all(row is None for row in self.support):
             return None
         rows, columns = self.counted
+        by_row = [None if row is None else list(row) for row in self.support]
         return [
-            None if (of_row := self.support[b]) is None else of_row[t]
+            None if (of_row := by_row[b]) is None else of_row[t]
             for b, t in zip(rows.tolist(), columns.tolist(), strict=True)
         ]
 

@@ -4,12 +4,13 @@ Losses and statistics are sums over counted tokens. The caller divides each once
 whole minibatch, over all micro-batches and ranks, so that neither changes the objective or what is logged.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from hf_rlhf.ops.masked import masked_moments, masked_sum
+from hf_rlhf.ops.masked import Moments, masked_moments, masked_sum
 
 
 class PolicyLoss(NamedTuple):
@@ -125,11 +126,15 @@ def clipped_value_loss(
 
 
 @torch.no_grad()
-def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
+def explained_variance(
+    values: Tensor, returns: Tensor, mask: Tensor, moments: Callable[[Tensor, Tensor], Moments] = masked_moments
+) -> Tensor:
     """`1 - Var(R - V) / Var(R)`: 1 for a perfect critic, 0 for one that says a constant, negative for a worse one.
 
-    values, returns: (B, T); mask: (B, T) bool. Returns a scalar, NaN where the returns do not vary.
+    values, returns: (B, T); mask: (B, T) bool; moments: like `masked_moments`, which is of these
+    tensors alone; or `global_moments`, of those of all ranks.
+    Returns a scalar, NaN where the returns do not vary.
     """
-    spread = masked_moments(returns, mask).variance
-    unexplained = masked_moments(returns - values, mask).variance
+    spread = moments(returns, mask).variance
+    unexplained = moments(returns - values, mask).variance
     return torch.where(spread > 0, 1 - unexplained / spread, torch.nan)

@@ -2,20 +2,26 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from hf_rlhf.distributed import take_share
 from hf_rlhf.ppo.config import PPOConfig
+from hf_rlhf.ppo.exchange import Row, RowIndex, fetch_share
 from hf_rlhf.ppo.prompts import TextStream
 from hf_rlhf.rollout.sampling import row_seed
-from hf_rlhf.types import Sequences, Trajectory, trimmed_width
+from hf_rlhf.types import Sequences, TokenSupport, Trajectory, trimmed_width
 
 
 @dataclass(slots=True)
 class Experience:
-    """The completions of one iteration, over all ranks and the same on each. Tokens that do not count hold zeros."""
+    """The completions of one iteration that this rank sampled, `B` of them. Tokens that do not count hold zeros.
+
+    `hf_rlhf.distributed` has what a number over all ranks takes: `global_sum`, `global_mean`, `global_moments`.
+    """
 
     sequences: Sequences
     kl_coef: float  # weight of the KL in this iteration
@@ -83,6 +89,43 @@ class Experience:
             **{name: t[rows, :width] if t.dim() == 2 else t[rows] for name, t in tensors.items()},
         )
 
+    def row(self, b: int) -> Row:
+        """Completion `b` without padding, as tensors that may travel to another rank."""
+        sequences, width = self.sequences, trimmed_width(self.mask[b : b + 1])
+        of_row = None if sequences.support is None else sequences.support[b]
+        support = None if of_row is None else TokenSupport.of(of_row)
+        columns = [getattr(self, name) for name in _TENSORS]
+        return [
+            sequences.prompt_lengths[b : b + 1],
+            sequences.input_ids[b, : sequences.attention_mask[b].sum()].int(),
+            sequences.mask[b, :width],
+            None if support is None else support.counts,
+            None if support is None else support.ids,
+            *(None if t is None else t[b : b + 1] if t.dim() == 1 else t[b, :width] for t in columns),
+        ]
+
+    @classmethod
+    def from_rows(cls, rows: Sequence[Row], kl_coef: float) -> "Experience":
+        """Pad what `row` gave."""
+        prompt_lengths, ids, masks, counts, support, *columns = (
+            list[Any](column) for column in zip(*rows, strict=True)
+        )
+        lengths = torch.tensor([len(row) for row in ids])
+        input_ids = pad_sequence(ids, batch_first=True).long()
+        sequences = Sequences(
+            input_ids,
+            torch.arange(input_ids.shape[1]) < lengths[:, None],
+            torch.cat(prompt_lengths),
+            pad_sequence(masks, batch_first=True),
+            [None if n is None else TokenSupport(flat, n) for flat, n in zip(support, counts, strict=True)],
+        )
+        tensors: dict[str, Any] = {
+            name: torch.cat(column) if name == "scores" else pad_sequence(column, batch_first=True)
+            for name, column in zip(_TENSORS, columns, strict=True)
+            if column[0] is not None
+        }
+        return cls(sequences, kl_coef, **tensors)
+
     def to(self, device: torch.device | str) -> "Experience":
         """The same experience on `device`."""
         tensors = {name: tensor for name in _TENSORS if (tensor := getattr(self, name)) is not None}
@@ -109,20 +152,24 @@ def micro_batches(
 ) -> Iterator[MicroBatch]:
     """This rank's micro-batches of an iteration, in the order of the updates.
 
-    Every PPO epoch shuffles the completions of all ranks anew. Within a minibatch they are dealt out by length, so that
-    ranks and micro-batches hold little padding; the sums of a minibatch do not depend on how it is dealt out.
+    Every PPO epoch shuffles the completions of all ranks anew. Within a minibatch a rank keeps those that it sampled, as far
+    as shares are equal, and lays them out by length, so that micro-batches hold little padding. The sums of a minibatch do
+    not depend on how it is dealt out.
     """
-    lengths = experience.sequences.attention_mask.sum(dim=1)
+    lengths, counted = (mask.sum(dim=1) for mask in (experience.sequences.attention_mask, experience.mask))
+    index = RowIndex.gather([experience.row(b) for b in range(len(experience))], lengths, counted)
     update = iteration * config.updates_per_iteration
     for epoch in range(config.num_ppo_epochs):
         shuffle = torch.Generator().manual_seed(row_seed(config.seed, "minibatches", iteration, epoch))
-        for minibatch in torch.randperm(len(experience), generator=shuffle).split(config.minibatch_size):
-            by_length = minibatch[lengths[minibatch].argsort(stable=True)]
-            tokens = int(experience.mask[minibatch].sum())
+        for minibatch in torch.randperm(len(index), generator=shuffle).split(config.minibatch_size):
+            rows = minibatch.tolist()
+            share = fetch_share(rows, index, experience.row)
+            tokens = sum(index.counted[row] for row in rows)
             text_batches, text_tokens = _text_batches(texts, update, config)
-            shares = torch.tensor(take_share(by_length.tolist())).split(config.per_device_train_batch_size)
-            for rows, text_batch in zip(shares, text_batches, strict=True):
-                yield MicroBatch(experience[rows], tokens, text_batch, text_tokens)
+            size = config.per_device_train_batch_size
+            parts = [share[start : start + size] for start in range(0, len(share), size)]
+            for part, text_batch in zip(parts, text_batches, strict=True):
+                yield MicroBatch(Experience.from_rows(part, experience.kl_coef), tokens, text_batch, text_tokens)
             update += 1
 
 

@@ -69,8 +69,9 @@ class IterationLog:
         return mean_of_each(gather_in_order([self._of_rewards]))
 
     def add_rollout(self, iteration: int, trajectories: Sequence[Trajectory], metrics: dict[str, float]) -> None:
-        """Take in the completions of all ranks and the metrics made of them; the updates begin."""
-        self.tokens_sampled += sum(len(trajectory.completion.ids) for trajectory in trajectories)
+        """Take in this rank's completions and the metrics made of those of all ranks; the updates begin."""
+        tokens = torch.tensor(sum(len(trajectory.completion.ids) for trajectory in trajectories))
+        self.tokens_sampled += int(global_sum(tokens))
         self.metrics = {
             "iteration": float(iteration + 1),
             "episode": float((iteration + 1) * self.rollout_batch_size),

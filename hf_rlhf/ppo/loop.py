@@ -289,12 +289,14 @@ class IterationTrainer(DurableTrainer):
         super().log(logs, start_time)
 
     def write_samples(self, trajectories: list[Trajectory], split: str) -> None:
-        """Append some completions to samples.jsonl."""
+        """Append some of the completions of all ranks, each of which gives its own, to samples.jsonl."""
+        limit = self.args.num_logged_samples
+        rows = gather_in_order(sample_rows(trajectories, split, limit))[:limit]
         if self.is_world_process_zero():
             self.folder.mkdir(parents=True, exist_ok=True)
             under_way = split == "train"  # and has the number that its row of metrics.jsonl will have
             iteration = self.iteration + under_way
-            for row in sample_rows(trajectories, split, self.args.num_logged_samples):
+            for row in rows:
                 place = {"step": self.state.global_step, "iteration": iteration}
                 append_json_line(self.folder / SAMPLES_FILE, {**place, **row})
 

@@ -3,7 +3,10 @@
 import math
 from collections.abc import Mapping, Sequence
 
-from hf_rlhf.ops import explained_variance, masked_mean, masked_sum
+import torch
+
+from hf_rlhf.distributed import gather_in_order, gather_numbers, global_mean, global_moments, global_sum
+from hf_rlhf.ops import explained_variance, masked_sum
 from hf_rlhf.ppo.experience import Experience
 from hf_rlhf.types import Trajectory
 
@@ -64,54 +67,61 @@ METRICS: dict[str, str] = {
 
 
 def iteration_metrics(trajectories: Sequence[Trajectory], experience: Experience) -> dict[str, float]:
-    """What all ranks sampled, what PPO maximises, and what the critic knew of it, before the updates."""
+    """What all ranks sampled, what PPO maximises, and what the critic knew of it, before the updates.
+
+    Each rank gives its own completions; every rank takes part and gets the numbers of all.
+    """
     mask = experience.mask
     counted = mask.any(dim=1)
-    scores = masked_mean(experience.scores + experience.token_scores.sum(dim=1), counted).item()
+    scores = global_mean(experience.scores + experience.token_scores.sum(dim=1), counted).item()
     kl = mean_sequence_kl(experience)
     assert experience.returns is not None
+    explained = explained_variance(experience.values, experience.returns, mask, moments=global_moments)
+    stopped = torch.tensor(sum(trajectory.completion.stopped for trajectory in trajectories))
     return {
         "objective/scores": scores,
         "objective/kl": kl,
         "objective/kl_coef": experience.kl_coef,
-        "objective/entropy": masked_mean(masked_sum(-experience.logprobs, mask, dim=1), counted).item(),
+        "objective/entropy": global_mean(masked_sum(-experience.logprobs, mask, dim=1), counted).item(),
         "objective/non_score_reward": -experience.kl_coef * kl,
         "objective/rlhf_reward": scores - experience.kl_coef * kl,
-        "policy/entropy_avg": masked_mean(experience.entropy, mask).item(),
-        "val/mean": masked_mean(experience.values, mask).item(),
-        "val/explained_variance": explained_variance(experience.values, experience.returns, mask).item(),
-        "val/num_eos_tokens": float(sum(trajectory.completion.stopped for trajectory in trajectories)),
-        "sampling/logp_gap": masked_mean((experience.sampler_logprobs - experience.logprobs).abs(), mask).item(),
+        "policy/entropy_avg": global_mean(experience.entropy, mask).item(),
+        "val/mean": global_mean(experience.values, mask).item(),
+        "val/explained_variance": explained.item(),
+        "val/num_eos_tokens": float(global_sum(stopped)),
+        "sampling/logp_gap": global_mean((experience.sampler_logprobs - experience.logprobs).abs(), mask).item(),
         **rollout_metrics(trajectories),
     }
 
 
 def evaluation_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
-    """Rewards, KL and lengths of completions sampled for evaluation prompts, over all ranks."""
-    kls = [trajectory.kl.sum().item() for trajectory in trajectories if trajectory.kl is not None]
+    """Rewards, KL and lengths of completions sampled for evaluation prompts, over all ranks; each gives its own."""
+    kls = _of_all([trajectory.kl.sum().item() for trajectory in trajectories if trajectory.kl is not None])
     return {"kl": _mean(kls), **rollout_metrics(trajectories)}
 
 
 def mean_sequence_kl(experience: Experience) -> float:
-    """Mean over scored completions of the KL summed over counted tokens, in nats."""
-    return masked_mean(masked_sum(experience.kl, experience.mask, dim=1), experience.mask.any(dim=1)).item()
+    """Mean over the scored completions of all ranks of the KL summed over counted tokens, in nats."""
+    return global_mean(masked_sum(experience.kl, experience.mask, dim=1), experience.mask.any(dim=1)).item()
 
 
 def rollout_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
-    """Rewards and lengths of completions; the same for training and evaluation."""
-    rewards = [trajectory.reward for trajectory in trajectories if trajectory.reward is not None]
-    lengths = [len(trajectory.completion.ids) for trajectory in trajectories]
+    """Rewards and lengths of the completions of all ranks, each of which gives its own; for training and evaluation."""
+    rewards = _of_all([trajectory.reward for trajectory in trajectories])
+    lengths = _of_all([len(trajectory.completion.ids) for trajectory in trajectories])
+    stopped = _of_all([trajectory.completion.stopped for trajectory in trajectories])
     metrics = {
         "reward": _mean(rewards),
         "reward_std": _std(rewards),
         "completions/mean_length": _mean(lengths),
         "completions/min_length": float(min(lengths)),
         "completions/max_length": float(max(lengths)),
-        "completions/clipped_ratio": 1 - _mean([trajectory.completion.stopped for trajectory in trajectories]),
-        "rewards/unscored": _mean([trajectory.reward is None for trajectory in trajectories]),
+        "completions/clipped_ratio": 1 - _mean(stopped),
+        "rewards/unscored": (len(lengths) - len(rewards)) / len(lengths),
     }
-    for name in trajectories[0].rewards:
-        values = [value for trajectory in trajectories if (value := trajectory.rewards[name]) is not None]
+    names = gather_in_order([list(trajectories[0].rewards) if trajectories else []])  # a rank may have no completion
+    for name in dict.fromkeys(name for of_rank in names for name in of_rank):
+        values = _of_all([trajectory.rewards[name] for trajectory in trajectories])
         metrics[f"rewards/{name}/mean"] = _mean(values)
         metrics[f"rewards/{name}/std"] = _std(values)
     return metrics
@@ -134,6 +144,11 @@ def mean_of_each(parts: Sequence[Mapping[str, Sequence[float]]]) -> dict[str, fl
     """The mean of all numbers of a name, those of every part (rank) together."""
     names = dict.fromkeys(name for part in parts for name in part)
     return {name: _mean([number for part in parts for number in part.get(name, ())]) for name in names}
+
+
+def _of_all(numbers: Sequence[float | None]) -> list[float]:
+    """The numbers of all ranks, without those that are None."""
+    return [number for number in gather_numbers(numbers) if number is not None]
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
+from hf_rlhf.distributed import gather_numbers
 from hf_rlhf.errors import InputError
 from hf_rlhf.ops.masked import STD_EPS, Moments, combine, masked_moments
 from hf_rlhf.types import Trajectory
@@ -80,11 +81,13 @@ class ScoreShaper:
     def shape(self, trajectories: Sequence[Trajectory]) -> None:
         """Fill in `score` and `token_scores`, from the running moments with these rewards already in them.
 
-        Every rank gives the trajectories of all ranks, so that all hold the same moments. Of a reward that came token by
-        token, `token_scores` is that part, divided as the whole is; what centring, clipping and penalties change besides
-        is paid at the end: `score + token_scores.sum()` is the shaped reward. An unscored trajectory gets None for both.
+        Every rank gives its own trajectories and takes part; all hold the same moments, of the rewards of all. Of a reward
+        that came token by token, `token_scores` is that part, divided as the whole is; what centring, clipping and
+        penalties change besides is paid at the end: `score + token_scores.sum()` is the shaped reward. An unscored
+        trajectory gets None for both.
         """
-        self._take_in([trajectory.reward for trajectory in trajectories if trajectory.reward is not None])
+        rewards = gather_numbers([trajectory.reward for trajectory in trajectories])
+        self._take_in([reward for reward in rewards if reward is not None])
         for trajectory in trajectories:
             trajectory.score = trajectory.token_scores = None
             if trajectory.reward is not None:

@@ -20,7 +20,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from hf_rlhf.compat.names import TRAINER_ARGUMENTS, explain_names
 from hf_rlhf.data.prompts import prompt_rows, require_rows
 from hf_rlhf.data.tokens import with_row_options
-from hf_rlhf.distributed import failing_together, gather_in_order, take_share
+from hf_rlhf.distributed import failing_together, gather_in_order, global_moments, global_sum, take_share
 from hf_rlhf.errors import InputError
 from hf_rlhf.models.adapters import adapter_folder, base_of, keep_modes
 from hf_rlhf.models.attention import FUSED, set_attention, training_attention
@@ -194,7 +194,8 @@ class PPOTrainer(IterationTrainer):
     def make_experience(self, iteration: int, trajectories: list[Trajectory] | None = None) -> Experience:
         """Everything before the updates: sample, score, evaluate, shape the scores, estimate advantages.
 
-        With `trajectories`, the scored completions of this rank, the first two are done already.
+        With `trajectories`, the scored completions of this rank, the first two are done already. Returns this rank's
+        completions alone. What depends on all of them (moments, means, metrics) is of all ranks, and every rank takes part.
         """
         args = self.args
         if trajectories is None:
@@ -205,21 +206,21 @@ class PPOTrainer(IterationTrainer):
                 trajectories = self.sample_and_score(self.prompts.rows(iteration), seeds)
         with failing_together():
             self.evaluate_policy(trajectories)
-        trajectories = gather_in_order(trajectories)
         self.shaper.shape(trajectories)
 
         experience = Experience.from_trajectories(trajectories, self.kl_control.coef)
         mask = experience.mask
-        if not mask.any():
+        if not global_sum(mask.sum()):
             raise InputError(f"no completion of iteration {iteration + 1} has a score; there is nothing to learn")
         penalty = 0.0 if args.kl_in_loss else experience.kl_coef
         experience.rewards = token_rewards(experience.scores, experience.kl, mask, penalty) + experience.token_scores
         if args.whiten_rewards:
-            experience.rewards = whiten(experience.rewards, mask, center=False)
+            moments = global_moments(experience.rewards, mask)
+            experience.rewards = whiten(experience.rewards, mask, center=False, moments=moments)
         experience.advantages, experience.returns = self.advantages(experience)
 
         if not self.warming_up:
-            self.kl_control.update(mean_sequence_kl(experience), len(experience))
+            self.kl_control.update(mean_sequence_kl(experience), args.rollout_batch_size)
         metrics = iteration_metrics(trajectories, experience)
         if isinstance(self.engine, VLLMEngine):
             metrics["sampling/servers"] = float(self.engine.count_answering())
@@ -316,7 +317,11 @@ class PPOTrainer(IterationTrainer):
         require_finite(trajectories)
 
     def advantages(self, experience: Experience) -> tuple[Tensor, Tensor]:
-        """Advantages and returns `(B, T)` of the whole iteration."""
+        """Advantages and returns `(B, T)` of the `B` completions that this rank sampled in the iteration.
+
+        For what depends on the completions of all ranks see `global_sum`, `global_mean` and `global_moments` of
+        `hf_rlhf.distributed`; every rank takes part in them.
+        """
         args = self.args
         assert experience.rewards is not None
         of_lam = {
@@ -325,7 +330,8 @@ class PPOTrainer(IterationTrainer):
         }
         advantages = of_lam[args.lam].advantages
         if args.whiten_advantages:
-            advantages = whiten(advantages, experience.mask)
+            moments = global_moments(advantages, experience.mask)
+            advantages = whiten(advantages, experience.mask, moments=moments)
         return advantages, of_lam[args.critic_lam].returns
 
     def loss(self, output: PolicyOutput, experience: Experience) -> PPOLoss:
@@ -482,7 +488,6 @@ class PPOTrainer(IterationTrainer):
             with failing_together():
                 self.evaluate_policy(trajectories)
             logged = self.iteration_log.reward_metrics()
-        trajectories = gather_in_order(trajectories)
         metrics = {**evaluation_metrics(trajectories), **logged, "runtime": time.perf_counter() - start}
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
         self.write_samples(trajectories, metric_key_prefix)

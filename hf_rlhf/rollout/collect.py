@@ -6,7 +6,7 @@ from typing import Any
 from hf_rlhf.data.turns import prefill
 from hf_rlhf.rollout.engines import Engine
 from hf_rlhf.rollout.sampling import Sampling
-from hf_rlhf.types import Completion, Trajectory
+from hf_rlhf.types import Completion, TokenSupport, Trajectory
 
 
 def collect(
@@ -22,6 +22,9 @@ def collect(
     `chat_template_kwargs` are those that the prompts were rendered with.
     """
     completions = engine.generate([row["prompt_ids"] for row in rows], sampling, seeds)
+    for completion in completions:
+        if completion.support is not None:
+            completion.support = TokenSupport.of(completion.support)
     # One by one: transformers decodes an empty batch, which is a rank's share of few prompts, to one empty text.
     return [
         trajectory_of(row, completion, tokenizer, chat_template_kwargs)

@@ -210,7 +210,7 @@ class _RowSampler:
             completion.logprobs += logprobs[b][:count]
             completion.stopped = lengths[b] > 0
             if completion.support is not None:
-                completion.support += [ids[b] for ids in self.support[:count]]
+                completion.support = [*completion.support, *(ids[b] for ids in self.support[:count])]
 
 
 def _require_numbers(of_each_row: Tensor, step: int) -> None:

@@ -12,7 +12,7 @@ from hf_rlhf.models.backbone import counted_ids, counted_states, logits_head
 from hf_rlhf.ops.logprobs import chunk_rows
 from hf_rlhf.rollout.engines import truncated_logits
 from hf_rlhf.rollout.sampling import Sampling
-from hf_rlhf.types import Model, Sequences, Trajectory
+from hf_rlhf.types import Model, Sequences, TokenSupport, Trajectory
 
 _OFF = {"top_k": 0, "top_p": 1.0, "min_p": 0.0}
 _ROUNDING = {torch.float32: 1e-3}
@@ -38,7 +38,7 @@ def fill_in_support(
             for t, token in enumerate(trajectory.completion.ids):
                 counts = trajectory.mask is None or trajectory.mask[t]
                 support.append(next(allowed) if counts else torch.tensor([token], dtype=torch.int))
-            trajectory.completion = replace(trajectory.completion, support=support)
+            trajectory.completion = replace(trajectory.completion, support=TokenSupport.of(support))
             require_supported(trajectory, b, tokenizer, sampling)
 
 
