@@ -34,8 +34,8 @@ _TAKES_CPU_SCALARS = {
 _SIZE_BY_DATA = {_aten.nonzero, _aten.masked_select, _aten._local_scalar_dense}  # for which a GPU has to be waited for
 
 
-class DevicesMet(RuntimeError):
-    """What CUDA would say to tensors of two devices."""
+class DevicesMet(Exception):
+    """What CUDA would say to tensors of two devices, but no `RuntimeError`, which code may catch to go another way."""
 
 
 class Marks:

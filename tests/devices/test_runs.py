@@ -7,7 +7,7 @@ import pytest
 import torch
 import transformers
 from datasets import Dataset
-from devices.pretended import ACCELERATOR, trainers_on_accelerator
+from devices.pretended import ACCELERATOR, pretended_accelerator, trainers_on_accelerator
 from peft import get_peft_model
 from tiny import (
     WORDS,
@@ -32,6 +32,7 @@ from hf_rlhf.recipes.arguments import RewardTrainingArguments, SFTTrainingArgume
 from hf_rlhf.reward_modeling.trainers import SFTTrainer
 from hf_rlhf.reward_modeling.training import make_reward_trainer
 from hf_rlhf.rewards.learned import LearnedReward
+from hf_rlhf.rollout.engines import TransformersEngine
 from hf_rlhf.rollout.sampling import Sampling
 
 ONE_UPDATE = {"num_ppo_epochs": 1, "num_mini_batches": 1, "max_steps": 1, "max_completion_length": 3}
@@ -65,6 +66,12 @@ def other_model():
     return make_model(make_tokenizer(), seed=4)
 
 
+def windowed_model():
+    """Whose tokens see four tokens."""
+    config = make_model(make_tokenizer()).config.to_dict() | {"sliding_window": 4, "model_type": "mistral"}
+    return transformers.MistralForCausalLM(transformers.MistralConfig(**config))
+
+
 def tokenizer_for_stop_strings():
     """With the word that transformers puts before each token to read it."""
     tokenizer = make_tokenizer()
@@ -86,6 +93,7 @@ OPTIONS = {
     "top-k, top-p and min-p": lambda: {"top_k": 9, "top_p": 0.9, "min_p": 0.01, "temperature": 0.8, "entropy_coef": 0.1},
     "texts": lambda: {"ptx_coef": 0.5, "trainer_kwargs": {"ptx_dataset": Dataset.from_dict({"text": WORDS})}},
     "without padding": lambda: {"padding_free": True},
+    "without padding, in windows": lambda: {"padding_free": True, "model": windowed_model()},
     "recomputation": lambda: {"gradient_checkpointing": True},
     "stops and parts": lambda: {
         "tokenizer": tokenizer_for_stop_strings(), "stop_strings": ["at"], "stop_token_ids": [9, 10, 11, 12, 13, 14, 15],
@@ -174,6 +182,16 @@ def test_a_policy_beside_its_start(accelerator):
         judge=lambda trajectory: 0.0,
         reward=lambda prompts, completions: [0.0] * len(completions),
     )
+
+
+def test_sampling_waits_for_many_rows_as_often_as_for_few():
+    waits = []
+    for prompts in ([[5, 6], [7]], [[5, 6], [7], [8], [9, 10], [11], [12]]):
+        with pretended_accelerator() as counts:
+            engine = TransformersEngine(make_model(make_tokenizer()).to("cuda"), make_tokenizer())
+            engine.generate(prompts, Sampling(max_completion_length=1), list(range(len(prompts))))
+        waits.append(counts["waits"])
+    assert 0 < waits[0] == waits[1]
 
 
 def test_reward_and_sft_trainers(tmp_path, accelerator):
