@@ -6,6 +6,7 @@ does everything computed from it. Storages carry the mark, so that views and gra
 
 from collections import Counter
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 from unittest import mock
 
@@ -228,9 +229,28 @@ def pretended_accelerator():
             stack.enter_context(mock.patch.object(Tensor, name, property(getter), create=True))
         for name, answer in (("get_device_capability", (7, 0)), ("get_device_name", "pretended")):  # 7: no bf16
             stack.enter_context(mock.patch.object(torch.cuda, name, lambda *_, answer=answer: answer))
+        stack.enter_context(_pretended_autocast(counts))
         stack.enter_context(_Functions(marks, counts))
         stack.enter_context(_Operations(marks, counts))
         yield counts
+
+
+@contextmanager
+def _pretended_autocast(counts: Counter):
+    """Let autocast of the accelerator be that of the CPU, and count by device which one code asks for."""
+
+    class Autocast(torch.autocast):
+        def __init__(self, device_type: str, *args, **kwargs):
+            counts[f"autocast on {device_type}"] += 1
+            super().__init__("cpu", *args, **kwargs)
+
+    enabled, dtype = partial(torch.is_autocast_enabled, "cpu"), partial(torch.get_autocast_dtype, "cpu")
+    with (
+        mock.patch.object(torch, "autocast", Autocast),
+        mock.patch.object(torch, "is_autocast_enabled", side_effect=lambda *_: enabled()),
+        mock.patch.object(torch, "get_autocast_dtype", side_effect=lambda *_: dtype()),
+    ):
+        yield
 
 
 def _known(device: torch.device) -> torch.device:

@@ -26,6 +26,7 @@ from tiny_data import plain_pairs
 
 from hf_rlhf.data.prompts import prompt_rows
 from hf_rlhf.evaluation.before_after import compare_with_start
+from hf_rlhf.models.load import load_causal_lm
 from hf_rlhf.models.reward_model import load_reward_model
 from hf_rlhf.models.value_model import load_value_model
 from hf_rlhf.recipes.arguments import RewardTrainingArguments, SFTTrainingArguments
@@ -137,6 +138,17 @@ def test_critics(tmp_path, places, accelerator, name):
     loaded.model.to(ACCELERATOR)
     loaded.critic.to(ACCELERATOR)
     assert loaded.predict_value(WHOLE_TEXTS) == pytest.approx(trainer.predict_value(WHOLE_TEXTS), abs=1e-5)
+
+
+@pytest.mark.parametrize("critic", ["value_head", "adapter", "model"])
+def test_a_bf16_base_computes_in_autocast_of_the_accelerator(tmp_path, places, accelerator, critic):
+    reference = {"ref_model": load_causal_lm(places["base"], dtype="bfloat16")}
+    flags = {**ONE_UPDATE, "critic": critic, "trainer_kwargs": reference}
+    trainer = make_critic_trainer(tmp_path, places, dtype="bfloat16", **flags)
+    trainer.train()
+    assert_trained_there(trainer)
+    assert accelerator["autocast on cuda"] > 0
+    assert accelerator["autocast on cpu"] == 0
 
 
 @pytest.mark.parametrize("name", ["reward", "full_reward"])
