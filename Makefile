@@ -5,11 +5,13 @@ BIN    := $(VENV)/bin
 SETUP  := $(VENV)/.setup-done
 PEER   := .venv-trl
 VLLM   := .venv-vllm
+QUANT  := .venv-quant
+PURELIB := "import sysconfig; print(sysconfig.get_path('purelib'))"
 
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help setup quickstart test test-slow test-kills test-vllm benchmark check format clean
+.PHONY: help setup quickstart test test-slow test-kills test-vllm test-quant benchmark check format clean
 
 help:
 	@echo "make quickstart   a language model learns from feedback, on this machine, in minutes"
@@ -17,6 +19,7 @@ help:
 	@echo "make test-slow    the long tests as well"
 	@echo "make test-kills   50 PPO runs and 50 reward runs are killed, and end in the same bits (two minutes)"
 	@echo "make test-vllm    the tests with a real vLLM server, on CPU, in an environment of its own"
+	@echo "make test-quant   the tests of 4-bit bases, on CPU, with bitsandbytes in an environment of its own (a minute)"
 	@echo "make benchmark    side by side with TRL's last PPO (about half an hour)"
 	@echo "make check        format, lint, types, layers"
 	@echo "make format       let ruff rewrite the files"
@@ -55,6 +58,16 @@ $(VLLM)/.setup-done:
 test-vllm: $(SETUP) $(VLLM)/.setup-done
 	$(BIN)/python -m pytest tests/rollout/test_vllm_real.py $(ARGS)
 
+# bitsandbytes, and all else from the environment below it
+$(QUANT)/.setup-done: $(SETUP)
+	$(PYTHON) -m venv $(QUANT)
+	echo "import site; site.addsitedir('$$($(BIN)/python -c $(PURELIB))')" > "$$($(QUANT)/bin/python -c $(PURELIB))/base.pth"
+	$(QUANT)/bin/python -m pip install --quiet --constraint constraints.txt --no-deps bitsandbytes
+	@touch $(QUANT)/.setup-done
+
+test-quant: $(QUANT)/.setup-done
+	$(QUANT)/bin/python -m pytest tests/recipes/test_4bit.py tests/models/test_kinds.py -k "4bit or quantized" $(ARGS)
+
 # The peer of the benchmark in an environment of its own
 $(PEER)/.setup-done:
 	$(PYTHON) -m venv $(PEER)
@@ -77,4 +90,4 @@ format: $(SETUP)
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) $(PEER) $(VLLM) .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(PEER) $(VLLM) $(QUANT) .pytest_cache .ruff_cache .hypothesis

@@ -30,3 +30,18 @@ def plain_pairs(count=16):
         {"prompt": f"the {WORDS[i % 10]} is ", "chosen": f"happy {WORDS[i % 7]}", "rejected": f"sad {WORDS[i % 7]}"}
         for i in range(count)
     ]
+
+
+def saving_command(command, flags, write_rows):
+    """The command line of a recipe that makes four updates and saves twice."""
+    flags = [flag for flag in flags if flag not in ("--save_strategy", "no")]
+    saves = ["--save_strategy", "steps", "--save_steps", "2", "--max_steps", "4"]
+    if command == "ppo":
+        own = [part for part in PPO_FLAGS if part not in ("--max_steps", "2")]
+        rows = ["--dataset_name", write_rows(prompt_rows()), "--reward_funcs", "tiny:happy_reward", *own]
+    elif command == "reward":
+        rows = ["--dataset_name", write_rows(conversational_pairs()), "--logging_steps", "2"]
+    else:
+        texts = [{"messages": [*row["prompt"], *row["chosen"]]} for row in conversational_pairs()]
+        rows = ["--dataset_name", write_rows(texts), "--logging_steps", "2"]
+    return [command, *rows, *flags, *saves]

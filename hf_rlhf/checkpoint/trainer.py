@@ -22,6 +22,7 @@ from hf_rlhf.checkpoint.state import load_state, random_state, save_state, set_r
 from hf_rlhf.distributed import by_first_rank, failing_together, gather_in_order, global_max, rank, world_size
 from hf_rlhf.errors import InputError, RunFailed, RunStopped, refusals_of_libraries
 from hf_rlhf.models.adapters import is_peft_model, saves_embeddings
+from hf_rlhf.models.quantized import keep_4bit_layout
 from hf_rlhf.progress import say
 from hf_rlhf.records import METRICS_FILE, append_json_line, cut_logs, log_sizes, versions
 
@@ -48,6 +49,7 @@ class DurableTrainer(Trainer):
         if given is not None:
             require_durable_settings(given)
         super().__init__(*args, **kwargs)
+        keep_4bit_layout(cast(Any, self.model))
         if self.optimizer is None and not self.is_deepspeed_enabled:
             require_optimizer(self.args, cast(Any, self.model))
         self.signals = StopSignals(active=False)

@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from hf_rlhf.errors import InputError, require_path_name
 from hf_rlhf.models.adapters import adapter_base, base_of, embedding_rows
 from hf_rlhf.models.precision import NATIVE, native_dtype
+from hf_rlhf.models.quantized import keep_4bit_layout
 from hf_rlhf.types import Model
 
 EMBEDDED_MODEL = "embedded:smollm2-135m-instruct"
@@ -272,9 +273,11 @@ def _load(auto_class, name_or_path: str, *, dtype: str | torch.dtype, **kwargs: 
     require_safetensors(folder)
     kwargs = {"trust_remote_code": False} | kwargs  # None would ask at the keyboard
     try:
-        return auto_class.from_pretrained(folder, dtype=dtype, use_safetensors=True, **kwargs)
+        loaded = auto_class.from_pretrained(folder, dtype=dtype, use_safetensors=True, **kwargs)
     except (OSError, ValueError, ImportError, SafetensorError) as error:
         raise InputError(f"no model could be loaded from {name_or_path!r}: {_reason(error)}\n{_way_out()}") from error
+    keep_4bit_layout(loaded[0] if kwargs.get("output_loading_info") else loaded)
+    return loaded
 
 
 def require_safetensors(folder: str) -> None:

@@ -9,31 +9,16 @@ import sys
 import pytest
 from safetensors.torch import load_file
 from tiny import metrics_of
-from tiny_data import PPO_FLAGS, conversational_pairs, prompt_rows
+from tiny_data import saving_command
 
 from hf_rlhf.cli import main
 
 PICKLES = {b"\x80": "a pickle", b"PK\x03\x04": "an archive as torch.save writes it"}
 
 
-def command_of(command, flags, write_rows):
-    """The command line of a recipe that saves twice."""
-    flags = [flag for flag in flags if flag not in ("--save_strategy", "no")]
-    saves = ["--save_strategy", "steps", "--save_steps", "2", "--max_steps", "4"]
-    if command == "ppo":
-        own = [part for part in PPO_FLAGS if part not in ("--max_steps", "2")]
-        rows = ["--dataset_name", write_rows(prompt_rows()), "--reward_funcs", "tiny:happy_reward", *own]
-    elif command == "reward":
-        rows = ["--dataset_name", write_rows(conversational_pairs()), "--logging_steps", "2"]
-    else:
-        texts = [{"messages": [*row["prompt"], *row["chosen"]]} for row in conversational_pairs()]
-        rows = ["--dataset_name", write_rows(texts), "--logging_steps", "2"]
-    return [command, *rows, *flags, *saves]
-
-
 @pytest.mark.parametrize("command", ["ppo", "reward", "sft"])
 def test_a_recipe_leaves_no_pickle_and_goes_on(tmp_path, flags, write_rows, capsys, command):
-    argv = command_of(command, flags, write_rows)
+    argv = saving_command(command, flags, write_rows)
     out = tmp_path / "out"
     assert main([*argv, "--resume", "auto"]) == 0
     files = [path for path in out.rglob("*") if path.is_file()]
@@ -74,7 +59,7 @@ def test_a_recipe_leaves_no_pickle_and_goes_on(tmp_path, flags, write_rows, caps
 @pytest.mark.slow
 @pytest.mark.parametrize("command", ["reward", "sft"])
 def test_two_ranks_save_and_go_on(tmp_path, flags, write_rows, command):
-    argv = [*command_of(command, flags, write_rows), "--ddp_find_unused_parameters", "false", "--resume", "auto"]
+    argv = [*saving_command(command, flags, write_rows), "--ddp_find_unused_parameters", "false", "--resume", "auto"]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     torchrun = [
         sys.executable,
@@ -106,7 +91,7 @@ def test_a_full_disk_is_exit_status_1(tmp_path, flags, write_rows, capsys, monke
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("hf_rlhf.checkpoint.trainer.save_state", full)
-    assert main(command_of("sft", flags, write_rows)) == 1
+    assert main(saving_command("sft", flags, write_rows)) == 1
     error = capsys.readouterr().err
     assert "the run failed: the checkpoint of update 2 could not be written: " in error
     assert "Traceback" not in error
