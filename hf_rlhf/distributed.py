@@ -114,6 +114,16 @@ def take_share(whole: list[T]) -> list[T]:
     return whole[rank() :: world_size()]
 
 
+def in_step(batches: Sequence[T], empty: T) -> Iterator[T]:
+    """Yield this rank's `batches`, then `empty` until every rank has had as many.
+
+    For work in which each batch takes all ranks, as that of a model whose blocks are gathered whenever they run.
+    """
+    most = max(gather_in_order([len(batches)]))
+    yield from batches
+    yield from [empty] * (most - len(batches))
+
+
 @contextmanager
 def failing_together() -> Iterator[None]:
     """Let an exception in the block, on any rank, end the block on every rank, with what the first one said.

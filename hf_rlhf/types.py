@@ -152,6 +152,11 @@ class Sequences:
             support = [None if row is None else TokenSupport.of(row) for row in support]
         return cls(input_ids, attention_mask, prompt_lengths, mask, support)
 
+    @classmethod
+    def of_one_token(cls) -> "Sequences":
+        """Return the least that a forward pass can be made of, for a rank that has nothing and must not miss the pass."""
+        return cls.from_ids([[0]], [[0]])
+
     def __len__(self) -> int:
         return len(self.input_ids)
 

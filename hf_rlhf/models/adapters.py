@@ -156,20 +156,49 @@ def _mend_trained_tokens(model: Model) -> None:
     mend_trained_tokens(model)
 
 
-def save_adapter(model: Model, name: str, folder: str | os.PathLike) -> None:
+def save_adapter(
+    model: Model, name: str, folder: str | os.PathLike, state_dict: dict[str, Tensor] | None = None
+) -> None:
     """Write adapter `name` to `folder` in PEFT's layout, as if it were the only one.
 
     PEFT itself puts a named adapter into a subfolder, where `PeftModel.from_pretrained(folder)` does not look.
+    `state_dict` holds the weights of a model whose own are sharded (`saved_names`).
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     _mend_trained_tokens(model)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".adapter-") as scratch:
-        model.save_pretrained(scratch, selected_adapters=[name], save_embedding_layers=saves_embeddings(model))
+        model.save_pretrained(
+            scratch,
+            selected_adapters=[name],
+            save_embedding_layers=saves_embeddings(model),
+            state_dict=state_dict,
+        )
         inner = Path(scratch) / name
         for file in (inner if inner.is_dir() else Path(scratch)).iterdir():
             if file.name.startswith("adapter_"):
                 os.replace(file, folder / file.name)
+
+
+def saved_names(model: Model) -> set[str]:
+    """Return the names of the parameters that saving `model` writes: of its adapters, or all where it has none."""
+    names = [name for name, _ in model.named_parameters(remove_duplicate=False)]
+    if not is_peft_model(model):
+        return set(names)
+    adapters = set(model.peft_config)
+    layers = [model.get_input_embeddings(), model.get_output_embeddings()]
+    targeted = any(hasattr(layer, "base_layer") for layer in layers)  # then PEFT saves what is below the adapter too
+    embeddings = {
+        id(parameter)
+        for layer in layers
+        if layer is not None and (targeted or saves_embeddings(model) is True)
+        for parameter in layer.parameters()
+    }
+    return {
+        name
+        for name, parameter in model.named_parameters(remove_duplicate=False)
+        if adapters & set(name.split(".")) or id(parameter) in embeddings
+    }
 
 
 def saves_embeddings(model: Model) -> Any:

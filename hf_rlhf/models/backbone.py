@@ -60,6 +60,15 @@ def logits_head(causal_lm: Model) -> Callable[[Tensor], Tensor]:
     return logits
 
 
+def block_names(model: Model) -> set[str]:
+    """The class names of the repeated blocks of a transformers model."""
+    return {
+        type(blocks[0]).__name__
+        for blocks in backbone_of(model).modules()
+        if isinstance(blocks, nn.ModuleList) and len(blocks) > 0 and len({type(block) for block in blocks}) == 1
+    }
+
+
 def compile_blocks(model: Model, backend: str | None, mode: str | None) -> None:
     """Compile the repeated blocks of a transformers model in place: one compilation serves all, and names stay."""
     for blocks in backbone_of(model).modules():

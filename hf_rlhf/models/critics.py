@@ -33,6 +33,7 @@ from hf_rlhf.models.adapters import (
     load_adapter_weights,
     read_adapter_weights,
     save_adapter,
+    saved_names,
     train_in_fp32,
     use_adapter,
 )
@@ -41,6 +42,7 @@ from hf_rlhf.models.heads import CONFIG_NAME, WEIGHTS_NAME, ValueHead, saved_fac
 from hf_rlhf.models.load import load_full_weights, load_sequence_classifier, require_full_training
 from hf_rlhf.models.reward_model import load_classifier, require_reward_model, score_head
 from hf_rlhf.models.same_base import base_weights, stands_on
+from hf_rlhf.models.sharding import below
 from hf_rlhf.models.vocabulary import resize_vocabulary
 from hf_rlhf.types import Model, Sequences
 
@@ -71,12 +73,22 @@ class ValueHeadCritic(nn.Module):
         """Every parameter that is the critic's and not the policy's."""
         return [parameter for parameter in self.parameters() if parameter.requires_grad]
 
-    def save_pretrained(self, policy: Model, folder: str | os.PathLike) -> None:
-        """Write the critic below `folder`, where the policy is saved."""
-        self._save_head(folder, policy)
+    def saved_names(self) -> set[str]:
+        """Return the names of the critic's own parameters that `save_pretrained` writes."""
+        return {name for name, _ in self.named_parameters(remove_duplicate=False)}
 
-    def _save_head(self, folder: str | os.PathLike, model: Model) -> None:
-        self.head.save_pretrained(folder, critic=self.kind, dtype=str(base_of(model).dtype).removeprefix("torch."))
+    def save_pretrained(
+        self, policy: Model, folder: str | os.PathLike, state_dict: dict[str, Tensor] | None = None
+    ) -> None:
+        """Write the critic below `folder`, where the policy is saved.
+
+        `state_dict` holds the weights of a policy (`model.*`) and critic (`critic.*`) whose own are sharded.
+        """
+        self._save_head(folder, policy, state_dict)
+
+    def _save_head(self, folder: str | os.PathLike, model: Model, state_dict: dict[str, Tensor] | None) -> None:
+        dtype = str(base_of(model).dtype).removeprefix("torch.")
+        self.head.save_pretrained(folder, below(state_dict, "critic.head"), critic=self.kind, dtype=dtype)
 
     def load_weights(self, policy: Model, folder: str | os.PathLike) -> None:
         """Replace the critic's weights by those that `save_pretrained` wrote below `folder`."""
@@ -95,9 +107,11 @@ class AdapterCritic(ValueHeadCritic):
     def trained_parameters(self, policy: Model) -> list[Parameter]:
         return [*self.head.parameters(), *adapter_parameters(policy, CRITIC)]
 
-    def save_pretrained(self, policy: Model, folder: str | os.PathLike) -> None:
-        save_adapter(policy, CRITIC, Path(folder) / CRITIC_FOLDER)
-        self._save_head(Path(folder) / CRITIC_FOLDER, policy)
+    def save_pretrained(
+        self, policy: Model, folder: str | os.PathLike, state_dict: dict[str, Tensor] | None = None
+    ) -> None:
+        save_adapter(policy, CRITIC, Path(folder) / CRITIC_FOLDER, below(state_dict, "model"))
+        self._save_head(Path(folder) / CRITIC_FOLDER, policy, state_dict)
 
     def load_weights(self, policy: Model, folder: str | os.PathLike) -> None:
         load_adapter_weights(policy, Path(folder) / CRITIC_FOLDER, CRITIC)
@@ -122,16 +136,27 @@ class ModelCritic(ValueHeadCritic):
         with compute_in_base_dtype(self.model):
             return self.head(counted_states(base_of(self.model), sequences))
 
-    def save_pretrained(self, policy: Model, folder: str | os.PathLike) -> None:
+    def saved_names(self) -> set[str]:
+        head = {f"head.{name}" for name, _ in self.head.named_parameters()}
+        return head | {f"model.{name}" for name in saved_names(self.model)}
+
+    def save_pretrained(
+        self, policy: Model, folder: str | os.PathLike, state_dict: dict[str, Tensor] | None = None
+    ) -> None:
         folder = Path(folder) / CRITIC_FOLDER
-        if self.head.hidden is None:
+        weights = below(state_dict, "critic.model")
+        if self.head.hidden is None and weights is not None:
+            score = _trained_score(self.model).weight
+            name = next(name for name, parameter in self.model.named_parameters() if parameter is score)
+            weights[name] = below(state_dict, "critic.head")["summary.weight"].to(score.dtype)  # pyright: ignore
+        elif self.head.hidden is None:
             with torch.no_grad():
                 _trained_score(self.model).weight.copy_(self.head.summary.weight)
         if is_peft_model(self.model):
-            save_adapter(self.model, self.model.active_adapter, folder)
+            save_adapter(self.model, self.model.active_adapter, folder, weights)
         else:
-            self.model.save_pretrained(folder)
-        self._save_head(folder, self.model)
+            self.model.save_pretrained(folder, state_dict=weights)
+        self._save_head(folder, self.model, state_dict)
 
     def load_weights(self, policy: Model, folder: str | os.PathLike) -> None:
         folder = Path(folder) / CRITIC_FOLDER

@@ -50,13 +50,19 @@ class ValueHead(nn.Module):
         """Width of the hidden layer; None for a linear head."""
         return None if self.hidden is None else self.hidden.out_features
 
-    def save_pretrained(self, folder: str | os.PathLike, **facts: Any) -> None:
-        """Write `value_head.safetensors` and `value_head_config.json`; `facts` are added to the latter."""
+    def save_pretrained(
+        self, folder: str | os.PathLike, state_dict: dict[str, Tensor] | None = None, **facts: Any
+    ) -> None:
+        """Write `value_head.safetensors` and `value_head_config.json`; `facts` are added to the latter.
+
+        `state_dict` holds the weights of a head whose own are sharded.
+        """
         from safetensors.torch import save_file
 
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        state = {f"v_head.{name}": tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
+        own = self.state_dict() if state_dict is None else state_dict
+        state = {f"v_head.{name}": tensor.detach().cpu().contiguous() for name, tensor in own.items()}
         save_file(state, folder / WEIGHTS_NAME, metadata={"format": "pt"})
         first = self.summary if self.hidden is None else self.hidden
         config = {

@@ -160,6 +160,19 @@ def _without_load_report() -> Iterator[None]:
             each.setLevel(level)
 
 
+@contextmanager
+def without_zero_3() -> Iterator[None]:
+    """Load models whole while the block runs, on this rank alone, also where DeepSpeed ZeRO-3 would shard them."""
+    from transformers.integrations import deepspeed
+
+    config = deepspeed._hf_deepspeed_config_weak_ref
+    deepspeed.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        deepspeed._hf_deepspeed_config_weak_ref = config
+
+
 def load_full_weights(model: Model, folder: str | os.PathLike) -> None:
     """Replace all weights of `model` by those that its `save_pretrained` wrote to `folder`; its dtype stays.
 

@@ -24,14 +24,16 @@ from hf_rlhf.models.adapters import (
     overwrite_adapter,
     same_adapter_in_recomputation,
     save_adapter,
+    saved_names,
     train_in_fp32,
     use_adapter,
 )
-from hf_rlhf.models.backbone import counted_ids, counted_states, disable_dropout, logits_head, state_width
+from hf_rlhf.models.backbone import block_names, counted_ids, counted_states, disable_dropout, logits_head, state_width
 from hf_rlhf.models.critics import Critic, ModelCritic, ValueHeadCritic
 from hf_rlhf.models.heads import ValueHead
 from hf_rlhf.models.load import load_full_weights, require_causal_lm, require_full_training
 from hf_rlhf.models.lora_targets import require_known_layers
+from hf_rlhf.models.sharding import below
 from hf_rlhf.ops.logprobs import token_kl, token_logprobs
 from hf_rlhf.types import Model, Sequences
 
@@ -206,6 +208,11 @@ class PolicyWithValue(nn.Module):
         models = [*self._trained_models(), *([] if self.reference_model is None else [self.reference_model])]
         return [base_of(model) for model in models]
 
+    @property
+    def _no_split_modules(self) -> list[str]:
+        """The classes of the models' blocks, by the name under which accelerate looks for what FSDP shards one by one."""
+        return sorted({name for model in self.transformers_models() for name in block_names(model)})
+
     def disable_dropout(self) -> None:
         """Switch dropout off, everywhere; what is saved keeps the probabilities it had."""
         self._dropout_in_configs = disable_dropout(self)
@@ -220,25 +227,33 @@ class PolicyWithValue(nn.Module):
             for config, name, _ in self._dropout_in_configs:
                 setattr(config, name, 0.0)
 
-    def save_pretrained(self, folder: str | os.PathLike) -> None:
-        """Write what plain transformers + peft load: the policy's adapter (or full model), and the critic."""
+    def saved_names(self, *, reference: bool) -> set[str]:
+        """Return the names of the parameters that saving writes, those of the `reference` too if it is saved."""
+        names = {f"model.{name}" for name in saved_names(self.model)}
+        names |= {f"critic.{name}" for name in self.critic.saved_names()}
+        if reference and self.reference_model is not None:
+            names |= {f"reference_model.{name}" for name in saved_names(self.reference_model)}
+        return names
+
+    def save_pretrained(self, folder: str | os.PathLike, state_dict: dict[str, Tensor] | None = None) -> None:
+        """Write what plain transformers + peft load: the policy's adapter (or full model), and the critic.
+
+        `state_dict` holds the weights `saved_names` of a policy whose own are sharded.
+        """
         with self._own_dropout():
-            self._save_pretrained(folder)
+            if is_peft_model(self.model):
+                save_adapter(self.model, POLICY, folder, below(state_dict, "model"))
+            else:
+                self.model.save_pretrained(folder, state_dict=below(state_dict, "model"))
+            self.critic.save_pretrained(self.model, folder, state_dict)
 
-    def _save_pretrained(self, folder: str | os.PathLike) -> None:
-        if is_peft_model(self.model):
-            save_adapter(self.model, POLICY, folder)
-        else:
-            self.model.save_pretrained(folder)
-        self.critic.save_pretrained(self.model, folder)
-
-    def save_reference(self, folder: str | os.PathLike) -> None:
+    def save_reference(self, folder: str | os.PathLike, state_dict: dict[str, Tensor] | None = None) -> None:
         """Write the reference below `folder`, as a checkpoint of a run that refreshes it needs."""
         folder = Path(folder) / REFERENCE_FOLDER
         if self.reference_model is not None:
-            self.reference_model.save_pretrained(folder)
+            self.reference_model.save_pretrained(folder, state_dict=below(state_dict, "reference_model"))
         else:
-            save_adapter(self.model, REFERENCE, folder)
+            save_adapter(self.model, REFERENCE, folder, below(state_dict, "model"))
 
     def load_weights(self, folder: str | os.PathLike) -> None:
         """Replace the trained weights by those in `folder`, and the reference if it was saved; for resuming."""

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from hf_rlhf.data.prompts import prompt_rows
+from hf_rlhf.distributed import in_step
 from hf_rlhf.errors import InputError
 from hf_rlhf.models.adapted import load_adapted
 from hf_rlhf.models.adapters import CRITIC, POLICY, adapter_base, base_of, compute_in_base_dtype, keep_modes
@@ -38,10 +39,12 @@ class ValueModel:
         *,
         batch_size: int = 32,
         chat_template_kwargs: Mapping[str, Any] | None = None,
+        together: bool = False,
     ) -> list[float]:
         """The value of each prompt (text, messages or token ids): the score, KL penalty included, that is expected.
 
-        `chat_template_kwargs` are those of the run that trained the critic.
+        `chat_template_kwargs` are those of the run that trained the critic. With `together`, every rank makes the same
+        number of forward passes (`in_step`).
         """
         rows = prompt_rows(prompts, self.tokenizer, chat_template_kwargs=chat_template_kwargs)
         ids = [row["prompt_ids"] for row in rows]
@@ -50,15 +53,15 @@ class ValueModel:
         with keep_modes(self.model, self.critic):
             self.model.eval()
             self.critic.eval()
-            for start in range(0, len(ids), batch_size):
-                batch = ids[start : start + batch_size]
+            batches = [ids[start : start + batch_size] for start in range(0, len(ids), batch_size)]
+            for batch in in_step(batches, []) if together else batches:
                 # The token after the prompt is a placeholder: the state before it is all that is read.
-                sequences = Sequences.from_ids(batch, [[0]] * len(batch)).to(device)
+                sequences = Sequences.from_ids(batch or [[0]], [[0]] * max(len(batch), 1)).to(device)
                 hidden = torch.empty(0)
                 if self.critic.kind == ValueHeadCritic.kind:
                     with compute_in_base_dtype(self.model):
                         hidden = counted_states(base_of(self.model), sequences)
-                values += self.critic(self.model, sequences, hidden).tolist()
+                values += self.critic(self.model, sequences, hidden).tolist()[: len(batch)]
         return values
 
 

@@ -7,6 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from hf_rlhf.distributed import in_step
 from hf_rlhf.models.adapters import base_of, compute_in_base_dtype, keep_modes
 from hf_rlhf.rollout.cache import cache_of_rows
 from hf_rlhf.rollout.sampling import Sampling, uniform_draws
@@ -33,6 +34,10 @@ class TransformersEngine:
         tokenizer: its tokenizer.
         batch_size: most prompts of a batch; by default all that `generate` gets.
         on_tokens: called after each decoding step with the number of tokens that it sampled, to show progress.
+
+    Attributes:
+        in_step: whether every rank makes the same number of forward passes, as it has to where the model's blocks are
+            gathered for each. Then all ranks call `generate` together, and a batch lasts as long as its longest completion.
     """
 
     def __init__(
@@ -46,6 +51,7 @@ class TransformersEngine:
         self.tokenizer = tokenizer
         self.batch_size = batch_size
         self.on_tokens = on_tokens
+        self.in_step = False
 
     @torch.no_grad()
     def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling, seeds: Sequence[int]) -> list[Completion]:
@@ -55,14 +61,20 @@ class TransformersEngine:
         completions: dict[int, Completion] = {}
         with keep_modes(self.model):
             self.model.eval()
-            for start in range(0, len(prompts), size):
-                rows = by_length[start : start + size]
+            batches = [by_length[start : start + size] for start in range(0, len(prompts), size)]
+            for rows in in_step(batches, []) if self.in_step else batches:
                 batch = self._generate_batch([prompts[b] for b in rows], sampling, [seeds[b] for b in rows])
                 completions.update(zip(rows, batch, strict=True))
         return [completions[b] for b in range(len(prompts))]
 
     def _generate_batch(self, prompts: list[Sequence[int]], sampling: Sampling, seeds: list[int]) -> list[Completion]:
-        """As `generate`, at once; when half of the rows have stopped, the others go on without them."""
+        """As `generate`, at once; when half of the rows have stopped, the others go on without them.
+
+        In step with other ranks, no rows are one of a token that has to go on for nothing, and is dropped.
+        """
+        none_here = not prompts
+        if none_here:
+            prompts, seeds = [[0]], [0]
         causal_lm = base_of(self.model)
         device = next(causal_lm.parameters()).device
         ids, attention_mask = _left_padded(prompts, self.tokenizer.pad_token_id or 0, device)
@@ -80,7 +92,12 @@ class TransformersEngine:
             while running and done < longest:
                 draw = _RowSampler(sampling, draws[running, done:], self.on_tokens)
                 stop = _StopRecorder(
-                    stop_ids, stop_strings, width, len(running), device, half_is_enough=cache is not None
+                    stop_ids,
+                    stop_strings,
+                    width,
+                    len(running),
+                    device,
+                    enough=0 if none_here else len(running) / (1 if cache is None or self.in_step else 2),
                 )
                 ids = causal_lm.generate(
                     input_ids=ids,
@@ -89,7 +106,10 @@ class TransformersEngine:
                     max_new_tokens=longest - done,
                     logits_processor=[*_warpers(sampling), draw],
                     stopping_criteria=[stop],
+                    synced_gpus=self.in_step,  # by itself it is True wherever FSDP or ZeRO-3 is at work
                 )
+                if none_here:
+                    return []
                 lengths = stop.lengths.tolist()
                 draw.add_to(
                     [completions[b] for b in running], ids[:, width + done :], [n and n - done for n in lengths]
@@ -235,7 +255,7 @@ def _inverse_transform(probabilities: Tensor, draws: Tensor) -> Tensor:
 class _StopRecorder:
     """A stopping criterion that remembers after how many tokens each row stopped; 0 while it has not.
 
-    With `half_is_enough`, generation ends when half of the rows have stopped.
+    Generation ends when `enough` of the rows have stopped.
     """
 
     def __init__(
@@ -246,13 +266,13 @@ class _StopRecorder:
         rows: int,
         device: torch.device,
         *,
-        half_is_enough: bool,
+        enough: float,
     ):
         self.eos_token_id = torch.tensor(stop_ids, device=device)  # its presence makes `generate` pad finished rows
         self.stop_strings = stop_strings
         self.prompt_width = prompt_width
         self.lengths = torch.zeros(rows, dtype=torch.long, device=device)
-        self.enough = rows / 2 if half_is_enough else rows
+        self.enough = enough
 
     def __call__(self, input_ids: Tensor, scores, **kwargs) -> Tensor:
         done = torch.isin(input_ids[:, -1], self.eos_token_id)

@@ -6,6 +6,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from hf_rlhf.distributed import in_step
 from hf_rlhf.errors import InputError
 from hf_rlhf.models.adapters import base_of, compute_in_base_dtype
 from hf_rlhf.models.backbone import counted_ids, counted_states, logits_head
@@ -21,16 +22,26 @@ _ROUNDING = {torch.float32: 1e-3}
 
 @torch.no_grad()
 def fill_in_support(
-    model: Model, tokenizer, trajectories: Sequence[Trajectory], sampling: Sampling, batch_size: int
+    model: Model,
+    tokenizer,
+    trajectories: Sequence[Trajectory],
+    sampling: Sampling,
+    batch_size: int,
+    *,
+    together: bool = False,
 ) -> None:
     """Fill in `support` by the logits of `model` where a completion has none, `batch_size` sequences at once.
 
     Their log-probabilities are then those of the distribution that `sampling` draws from. A token that rounding alone puts
-    outside of it is taken in. Raises `InputError` for any other token outside that counts.
+    outside of it is taken in. Raises `InputError` for any other token outside that counts. With `together`, every rank
+    makes the same number of forward passes (`in_step`).
     """
     lacking = [(b, each) for b, each in enumerate(trajectories) if each.completion.support is None]
-    for start in range(0, len(lacking), batch_size):
-        batch = lacking[start : start + batch_size]
+    batches = [lacking[start : start + batch_size] for start in range(0, len(lacking), batch_size)]
+    for batch in in_step(batches, []) if together else batches:
+        if not batch:
+            _ = list(_allowed(model, Sequences.of_one_token(), sampling))
+            continue
         sequences = Sequences.from_trajectories([trajectory for _, trajectory in batch])
         allowed = _allowed(model, sequences, sampling)
         for b, trajectory in batch:
