@@ -11,18 +11,22 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer_callback import ExportableState
 
 from hf_rlhf.checkpoint.folders import PREFIX, checkpoints, commit, new_scratch, rotate
 from hf_rlhf.checkpoint.lock import locked, require_folder_name
 from hf_rlhf.checkpoint.optimizer import require_optimizer
 from hf_rlhf.checkpoint.resume import resume_point
+from hf_rlhf.checkpoint.shards import load_optimizer_shard, save_optimizer_shard
 from hf_rlhf.checkpoint.signals import StopSignals
 from hf_rlhf.checkpoint.state import load_state, random_state, save_state, set_random_state
 from hf_rlhf.distributed import by_first_rank, failing_together, gather_in_order, global_max, rank, world_size
 from hf_rlhf.errors import InputError, RunFailed, RunStopped, refusals_of_libraries
-from hf_rlhf.models.adapters import is_peft_model, saves_embeddings
+from hf_rlhf.models.adapters import is_peft_model, load_adapter_weights, saved_names, saves_embeddings
+from hf_rlhf.models.load import load_full_weights
 from hf_rlhf.models.quantized import keep_4bit_layout
+from hf_rlhf.models.sharding import gather_weights, gathered_tensor, local_shard, prepare_sharded
 from hf_rlhf.progress import say
 from hf_rlhf.records import METRICS_FILE, append_json_line, cut_logs, log_sizes, versions
 
@@ -106,7 +110,7 @@ class DurableTrainer(Trainer):
         """As in Trainer. The last word before an update: whether it is made, and whether a signal has come."""
         norm = super()._get_grad_norm(model, grad_norm)
         loss, self._update_loss = float(self._update_loss), 0.0
-        size = 0.0 if norm is None else float(norm)
+        size = 0.0 if norm is None else float(gathered_tensor(norm))
         of_scaler = getattr(self.accelerator, "scaler", None) is not None  # then infinite gradients are its own affair
         finite = math.isfinite(loss) and (of_scaler or math.isfinite(size))
         learns = self._labels is None or int(self._labels) > 0 or self.is_deepspeed_enabled  # which has stepped already
@@ -122,7 +126,7 @@ class DurableTrainer(Trainer):
             self._refuse_update(loss, size, finite)
         else:
             self._nonfinite_in_a_row = 0
-        return norm
+        return size if norm is not None else None
 
     def _refuse_update(self, loss: float, norm: float, finite: bool) -> None:
         self.nonfinite_updates += 1
@@ -205,8 +209,30 @@ class DurableTrainer(Trainer):
         self._total_loss_scalar = sums["loss_logged"]
         self._globalstep_last_logged = sums["logged_at"]
 
-    def save_parts(self, folder: Path) -> None:
-        """Write what else a subclass needs in a checkpoint; called where `should_save`."""
+    def save_parts(self, folder: Path, weights: dict[str, Tensor] | None) -> None:
+        """Write what else a subclass needs in a checkpoint; called where `should_save`.
+
+        `weights` are those of `saved_names`, gathered, where the model's own are sharded.
+        """
+
+    def saved_names(self) -> set[str]:
+        """Return the names of the parameters that a checkpoint holds."""
+        return saved_names(cast(Any, self.model))
+
+    def _gathered_weights(self) -> dict[str, Tensor] | None:
+        """Return what a save writes where FSDP shards it, on the first rank; None where each rank has it whole."""
+        return gather_weights(cast(Any, self.model), self.saved_names()) if self.is_fsdp_enabled else None
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Like `Trainer.save_model`, but FSDP gathers no more than what is saved, and DeepSpeed copies nothing."""
+        if self._is_zero_3 or not self._is_sharded:
+            super().save_model(output_dir, _internal_call)
+            return
+        weights = self._gathered_weights()
+        with failing_together():
+            self._save(output_dir, weights)
+        if self.args.push_to_hub and not _internal_call:
+            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
     def _save(self, output_dir: str | None = None, state_dict=None) -> None:
         """What Trainer writes of the model and its tokenizer, without its pickle of the arguments."""
@@ -228,9 +254,10 @@ class DurableTrainer(Trainer):
             self.state.best_model_checkpoint = str(self.folder / f"{PREFIX}{best}")
         self._require_sound_weights()
         run_state = self._run_state()
-        scratch = by_first_rank(lambda: new_scratch(self.folder, step))
+        weights = self._gathered_weights()  # before anything can fail on one rank, which would leave others waiting
+        scratch = by_first_rank(lambda: _made(new_scratch(self.folder, step)))
         with failing_together(), self._explained(scratch):
-            self._write_parts(scratch, run_state)
+            self._write_parts(scratch, run_state, weights)
         with failing_together(), self._explained(scratch):
             if self.args.should_save:
                 commit(scratch, target, step=step, world_size=world_size(), versions=versions())
@@ -241,14 +268,15 @@ class DurableTrainer(Trainer):
             except OSError as error:
                 logger.warning("an old checkpoint could not be removed, and stays: %s", error)
 
-    def _write_parts(self, scratch: Path, run_state: dict[str, Any]) -> None:
-        if self.args.should_save:
-            scratch.mkdir(parents=True)
-        self.save_model(str(scratch), _internal_call=True)
+    def _write_parts(self, scratch: Path, run_state: dict[str, Any], weights: dict[str, Tensor] | None) -> None:
+        if self._is_zero_3:
+            self.save_model(str(scratch), _internal_call=True)
+        else:
+            self._save(str(scratch), weights)
         if not self.args.save_only_model:
             self._save_optimizer_and_scheduler(str(scratch))
         if self.args.should_save:
-            self.save_parts(scratch)
+            self.save_parts(scratch, weights)
             save_state(scratch, RUN, run_state | {"logs": log_sizes(self.folder)})
             self.state.stateful_callbacks = self._callback_states()  # pyright: ignore[reportAttributeAccessIssue]
             self.state.save_to_json(str(scratch / TRAINER_STATE_FILE))
@@ -305,7 +333,7 @@ class DurableTrainer(Trainer):
     def _sum_of_finite_weights(self) -> float:
         total = 0.0
         for name, parameter in self.model.named_parameters():  # pyright: ignore[reportOptionalMemberAccess]
-            if parameter.requires_grad and not torch.isfinite(parameter).all():
+            if parameter.requires_grad and not torch.isfinite(local_shard(parameter)).all():
                 raise FloatingPointError(
                     f"{name} holds NaN or infinity after update {self.state.global_step}; such weights are not saved."
                     f" {self._way_on()}. Try a lower learning_rate"
@@ -315,10 +343,14 @@ class DurableTrainer(Trainer):
         return total
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        if self._is_sharded:
+        if self._is_zero_3:
             super()._save_optimizer_and_scheduler(output_dir)
-        elif self.args.should_save:
-            save_state(Path(output_dir), OPTIMIZER, self.optimizer.state_dict())  # pyright: ignore
+            return
+        if self._is_sharded:
+            save_optimizer_shard(Path(output_dir), OPTIMIZER, self._inner_optimizer)
+        if self.args.should_save:
+            if not self._is_sharded:
+                save_state(Path(output_dir), OPTIMIZER, self.optimizer.state_dict())  # pyright: ignore
             save_state(Path(output_dir), SCHEDULE, self.lr_scheduler.state_dict())  # pyright: ignore
             scaler = getattr(self.accelerator, "scaler", None)
             if scaler is not None:
@@ -326,18 +358,62 @@ class DurableTrainer(Trainer):
 
     # Going on
 
+    def _prepare_for_training(self, max_steps, train_dataloader, resume_from_checkpoint):
+        """Like `Trainer._prepare_for_training`, but sharded runs resume from checkpoints of plain files.
+
+        DeepSpeed makes its own copy of what is trained, so a resumed run loads the weights before.
+        """
+        if self._is_zero_3 or not self._is_sharded:
+            return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+        if resume_from_checkpoint is not None and self.is_deepspeed_enabled:
+            self._load_from_checkpoint(resume_from_checkpoint)
+        prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
+        if self.is_fsdp_enabled:
+            plugin: Any = self.accelerator.state.fsdp_plugin
+            prepare_sharded(cast(Any, self.model), reshard_after_forward=bool(plugin.reshard_after_forward))
+            if resume_from_checkpoint is not None:
+                self._load_from_checkpoint(resume_from_checkpoint)
+        self._load_optimizer_and_scheduler(resume_from_checkpoint)
+        self._load_scaler(resume_from_checkpoint)
+        return prepared
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
+        """Like `Trainer._load_from_checkpoint`, but sharded weights are loaded from whole ones."""
+        if self._is_zero_3 or not self._is_sharded:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            return
+        trained: Any = self.model
+        if is_peft_model(trained):
+            load_adapter_weights(trained, resume_from_checkpoint, trained.active_adapter)
+        else:
+            load_full_weights(trained, resume_from_checkpoint)
+
+    def _load_best_model(self) -> None:
+        if self._is_zero_3 or not self._is_sharded:
+            super()._load_best_model()
+        else:
+            self._load_from_checkpoint(str(self.state.best_model_checkpoint))
+
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is None:
             return
-        if self._is_sharded:
+        if self._is_zero_3:
             super()._load_optimizer_and_scheduler(checkpoint)
             return
         folder = Path(checkpoint)
-        if not (folder / f"{OPTIMIZER}.json").is_file():
+        found = [name for name in (OPTIMIZER, f"{OPTIMIZER}-{rank()}") if (folder / f"{name}.json").is_file()]
+        if not found:
             raise InputError(f"{checkpoint} holds the model alone (save_only_model), and no run can go on from it")
-        optimizer, schedule = cast(Any, self.optimizer), cast(Any, self.lr_scheduler)
-        optimizer.load_state_dict(load_state(folder, OPTIMIZER))
-        schedule.load_state_dict(load_state(folder, SCHEDULE))
+        if (found[0] == OPTIMIZER) == self._is_sharded:
+            raise InputError(
+                f"{checkpoint} is of a run {'without' if self._is_sharded else 'under'} FSDP or DeepSpeed, whose optimizer"
+                " state is laid out in another way. Resume with the launcher settings that the run began with"
+            )
+        if self._is_sharded:
+            load_optimizer_shard(folder, OPTIMIZER, self._inner_optimizer)
+        else:
+            cast(Any, self.optimizer).load_state_dict(load_state(folder, OPTIMIZER))
+        cast(Any, self.lr_scheduler).load_state_dict(load_state(folder, SCHEDULE))
 
     def _load_scaler(self, checkpoint: str | None) -> None:
         scaler = getattr(self.accelerator, "scaler", None)
@@ -368,9 +444,25 @@ class DurableTrainer(Trainer):
         self._resumed_from = None
 
     @property
+    def _inner_optimizer(self) -> Any:
+        """Torch's optimizer, under DeepSpeed of this rank's part of one flat vector."""
+        optimizer: Any = self.optimizer
+        return optimizer.optimizer.optimizer if self.is_deepspeed_enabled else optimizer
+
+    @property
     def _is_sharded(self) -> bool:
-        """Whether DeepSpeed or FSDP owns the optimizer, and writes it in files of its own."""
+        """Whether DeepSpeed or FSDP shards the optimizer's state over the ranks."""
         return self.is_deepspeed_enabled or self.is_fsdp_enabled
+
+    @property
+    def _is_zero_3(self) -> bool:
+        """Whether DeepSpeed shards the weights too, and reads and writes them by itself."""
+        return self.is_deepspeed_enabled and is_deepspeed_zero3_enabled()
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    return folder
 
 
 def _way(checkpoint: str, done: int, updates: int) -> str:
