@@ -6,6 +6,8 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from torch import Tensor
+
 from hf_rlhf.errors import InputError
 from hf_rlhf.models.adapters import ADAPTER_CONFIG_FILE, ADAPTER_FILE, POLICY, base_of, is_peft_model, save_adapter
 from hf_rlhf.rollout.vllm_client import VLLMClient
@@ -13,10 +15,13 @@ from hf_rlhf.rollout.vllm_server import RUNTIME_LORA
 from hf_rlhf.types import Model
 
 
-def write_adapter(model: Model, folder: Path) -> str:
-    """Save the policy's adapter below `folder`; return its name there, which is made of its content."""
+def write_adapter(model: Model, folder: Path, state_dict: dict[str, Tensor] | None = None) -> str:
+    """Save the policy's adapter below `folder`; return its name there, which is made of its content.
+
+    `state_dict` holds the weights of a policy whose own are sharded.
+    """
     scratch = folder / ".partial"
-    save_adapter(model, POLICY, scratch)
+    save_adapter(model, POLICY, scratch, state_dict)
     digest = hashlib.blake2b(digest_size=8)
     for file in (ADAPTER_CONFIG_FILE, ADAPTER_FILE):
         digest.update((scratch / file).read_bytes())

@@ -10,8 +10,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from hf_rlhf.distributed import by_first_rank, gather_in_order, rank
 from hf_rlhf.errors import InputError
+from hf_rlhf.models.adapters import saved_names
+from hf_rlhf.models.sharding import gather_weights, is_sharded
 from hf_rlhf.rollout.sampling import Sampling
 from hf_rlhf.rollout.vllm_adapter import load_adapter, remove_adapters, require_servable, unload_adapter, write_adapter
 from hf_rlhf.rollout.vllm_client import Answer, ServerLost
@@ -254,14 +258,15 @@ class VLLMEngine:
         """Let the servers have the weights as they are now: done by the main rank, and waited for by all."""
         lost = {url: reason for each in gather_in_order([self.pool.lost]) for url, reason in each.items()}
         # No rank needs the adapter before this one any more: all have come to the collective above.
-        self._adapter, self._base, states = by_first_rank(lambda: self._hand_over(prompts, lost))
+        weights = gather_weights(self.model, saved_names(self.model)) if is_sharded(self.model) else None
+        self._adapter, self._base, states = by_first_rank(lambda: self._hand_over(prompts, lost, weights))
         self.pool.follow(states)
 
-    def _hand_over(self, prompts: Sequence[Sequence[int]], lost: dict[str, str]):
+    def _hand_over(self, prompts: Sequence[Sequence[int]], lost: dict[str, str], weights: dict[str, Tensor] | None):
         for server in self.pool.servers:
             if server.url in lost:
                 self.pool.leave_out(server, server.turn, lost[server.url])
-        before, self._adapter = self._adapter, write_adapter(self.model, self.folder)
+        before, self._adapter = self._adapter, write_adapter(self.model, self.folder, weights)
         first = before is None
         if first:
             remove_adapters(self.folder, but=self._adapter)
@@ -290,13 +295,16 @@ class VLLMEngine:
     def _load(self, servers: Sequence[Server], prompt: Sequence[int] | None, *, all_must_take_it: bool = False) -> None:
         """Load the adapter on these servers at the same time, and use those that have it and are of the policy's model.
 
+        Where the policy's weights are sharded, this rank cannot compute what the server should say: the name of the base
+        is all that is compared.
+
         Raises `InputError` when all refuse, or `all_must_take_it` and one refuses; otherwise that one is left out.
         """
         probes: dict[Server, Completion] = {}
 
         def load(server: Server, given_up) -> None:
             self._load_on(server, given_up)
-            if prompt is not None and not server.checked:
+            if prompt is not None and not server.checked and not is_sharded(self.model):
                 answer = server.client.post(
                     "/v1/completions",
                     {**probe_request(self.model, self.tokenizer, prompt), "model": self._adapter},
