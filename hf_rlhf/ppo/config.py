@@ -140,6 +140,11 @@ class PPOConfig(TrainingArguments):
         False, "Call reward functions for each generation batch while the next is sampled; for those that wait."
     )
     rollout_forward_batch_size: int = _flag(64, "Sequences per forward pass where no gradient is needed.")
+    gather_for_rollout: bool = _flag(
+        True,
+        "Under FSDP: hold all weights whole on each device while nothing trains. False gathers each block whenever it runs,"
+        " for a model that does not fit: slower, as all ranks wait for each other at every token.",
+    )
     padding_free: bool | None = _flag(
         None,
         "Compute without padding, where the model's code and its attention (sdpa) allow it; by default on a CPU, where it"

@@ -267,10 +267,6 @@ class IterationTrainer(DurableTrainer):
         if self.prompt_set is None:
             raise InputError("train() needs a train_dataset; without one, own the loop with generate() and step()")
         anew = resume_from_checkpoint in (None, False, NEVER)
-        if not anew and self.is_deepspeed_enabled:
-            raise InputError(
-                "a PPO run under DeepSpeed cannot be resumed: its loader knows nothing of PPO's state; use DDP"
-            )
         if self._loop is not None:
             raise InputError("this trainer's loop is the user's since the first step(); make another one for train()")
         if anew:
@@ -305,13 +301,17 @@ class IterationTrainer(DurableTrainer):
     def _save(self, output_dir: str | None = None, state_dict=None) -> None:
         if self.args.should_save:
             folder = output_dir or self.folder
-            self.policy.save_pretrained(folder)
+            self.policy.save_pretrained(folder, state_dict)
             self.processing_class.save_pretrained(folder)  # pyright: ignore
 
-    def save_parts(self, folder: Path) -> None:
+    def saved_names(self) -> set[str]:
+        """Return the names of the parameters of the policy, the critic, and a reference that follows the policy."""
+        return self.policy.saved_names(reference=self.args.ref_model_sync_iterations is not None)
+
+    def save_parts(self, folder: Path, weights: dict[str, Tensor] | None) -> None:
         """What the algorithm remembers, and a reference that follows the policy."""
         if self.args.ref_model_sync_iterations is not None:
-            self.policy.save_reference(folder)
+            self.policy.save_reference(folder, weights)
         state = {**self.algorithm_state(), "flags": self._fixed_flags()}
         (folder / STATE_FILE).write_text(json.dumps(state) + "\n", encoding="utf-8")
 

@@ -8,25 +8,32 @@ Trainer owns the optimizer, its schedule, clipping, accumulation, DDP, callbacks
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from accelerate.utils import DynamoBackend, TorchDynamoPlugin
 from torch import Tensor
 from transformers import TrainerCallback, set_seed
-from transformers.integrations import is_deepspeed_zero3_enabled
 
 from hf_rlhf.compat.names import TRAINER_ARGUMENTS, explain_names
 from hf_rlhf.data.prompts import prompt_rows, require_rows
 from hf_rlhf.data.tokens import with_row_options
-from hf_rlhf.distributed import failing_together, gather_in_order, global_moments, global_sum, take_share
+from hf_rlhf.distributed import (
+    failing_together,
+    gather_in_order,
+    global_moments,
+    global_sum,
+    in_step,
+    take_share,
+)
 from hf_rlhf.errors import InputError
 from hf_rlhf.models.adapters import adapter_folder, base_of, keep_modes
 from hf_rlhf.models.attention import FUSED, set_attention, training_attention
 from hf_rlhf.models.backbone import compile_blocks, require_known_head, uncompiled, use_liger_kernels
 from hf_rlhf.models.load import load_tokenizer
 from hf_rlhf.models.policy import PolicyOutput, PolicyWithValue
+from hf_rlhf.models.sharding import unsharded
 from hf_rlhf.models.value_model import ValueModel
 from hf_rlhf.ops import FULL_KL, gae, kl_estimate, token_rewards, whiten
 from hf_rlhf.ppo.callbacks import PPO_WATCHED, IterationCallback, SettingsCallback
@@ -34,6 +41,7 @@ from hf_rlhf.ppo.config import PPOConfig
 from hf_rlhf.ppo.experience import Experience, micro_batches, require_finite
 from hf_rlhf.ppo.guard import UpdateGuard
 from hf_rlhf.ppo.iteration_log import IterationLog
+from hf_rlhf.ppo.launch import require_known_launch, require_whole_loading, warn_of_silent_ddp
 from hf_rlhf.ppo.loop import IterationTrainer
 from hf_rlhf.ppo.loss import PPOLoss, ppo_loss, text_loss
 from hf_rlhf.ppo.metrics import evaluation_metrics, iteration_metrics, mean_sequence_kl
@@ -55,6 +63,7 @@ from hf_rlhf.ppo.setup import (
 from hf_rlhf.progress import use_compact_progress
 from hf_rlhf.rewards.sources import RewardSource, require_functions, resolve_rewards
 from hf_rlhf.rollout.collect import collect
+from hf_rlhf.rollout.engines import TransformersEngine
 from hf_rlhf.rollout.sampling import row_seed
 from hf_rlhf.rollout.stops import stop_at_end_of_turn, stop_token_ids
 from hf_rlhf.rollout.support import fill_in_support
@@ -115,6 +124,7 @@ class PPOTrainer(IterationTrainer):
                 "critic_learning_rate is for the optimizer that the trainer makes; give yours a parameter group for the"
                 " critic, or leave one of the two out"
             )
+        require_whole_loading()
         set_seed(args.seed)  # before the adapter's random start
         if processing_class is None:
             source = model if isinstance(model, str) else model.config._name_or_path
@@ -156,7 +166,8 @@ class PPOTrainer(IterationTrainer):
             callbacks=callbacks,
             optimizers=optimizers,
         )
-        self._require_known_sharding()
+        require_known_launch(self.accelerator, args)
+        warn_of_silent_ddp(self.accelerator)
         require_known_head(policy.model)
         self._attention = training_attention(
             policy.transformers_models(),
@@ -173,6 +184,8 @@ class PPOTrainer(IterationTrainer):
         self.model_accepts_loss_kwargs = True  # what `loss_is_scaled_for_ga` was called before transformers had it
         self.policy = self.model  # pyright: ignore[reportAttributeAccessIssue]
         self.engine = build_engine(self.policy.model, processing_class, args)
+        if isinstance(self.engine, TransformersEngine):
+            self.engine.in_step = self._in_step
         self.prompts = None
         if self.prompt_set is not None:
             self.prompts = prompt_stream(self.prompt_set, args.rollout_batch_size, args.seed)
@@ -199,12 +212,12 @@ class PPOTrainer(IterationTrainer):
         """
         args = self.args
         if trajectories is None:
-            assert self.prompts is not None
             self._start_iteration(iteration)
+            assert self.prompts is not None
             seeds = self._seeds("train", iteration)
-            with failing_together():
+            with self._weights_to_sample(), self._failing():
                 trajectories = self.sample_and_score(self.prompts.rows(iteration), seeds)
-        with failing_together():
+        with self._weights(), self._failing():
             self.evaluate_policy(trajectories)
         self.shaper.shape(trajectories)
 
@@ -290,15 +303,17 @@ class PPOTrainer(IterationTrainer):
         with self.iteration_log.timed("evaluate"), keep_modes(self.policy):
             self.policy.eval()
             if sampling.truncated:
-                fill_in_support(self.policy.model, self.processing_class, trajectories, sampling, size)
+                fill_in_support(
+                    self.policy.model, self.processing_class, trajectories, sampling, size, together=self._in_step
+                )
             by_length = sorted(
                 trajectories, key=lambda trajectory: len(trajectory.prompt_ids) + len(trajectory.completion.ids)
             )
-            for start in range(0, len(by_length), size):
-                batch = by_length[start : start + size]
-                sequences = Sequences.from_trajectories(batch).to(self.args.device)
-                output = self.policy(
-                    sequences,
+            batches = [by_length[start : start + size] for start in range(0, len(by_length), size)]
+            for batch in in_step(batches, []) if self._in_step else batches:
+                sequences = Sequences.from_trajectories(batch) if batch else Sequences.of_one_token()
+                output = self.policy.forward(  # not by its hooks: FSDP's would shard the root again
+                    sequences.to(self.args.device),
                     temperature=self.args.temperature,
                     entropy=True,
                     reference=True,
@@ -388,7 +403,9 @@ class PPOTrainer(IterationTrainer):
             self._start_iteration(self.iteration)
         with failing_together():
             rows = self._given_prompts(prompts)
-        trajectories = self.sample(rows, self._seeds("train", self.iteration, len(rows), first=self._drawn))
+        seeds = self._seeds("train", self.iteration, len(rows), first=self._drawn)
+        with self._weights_to_sample(), self._failing():
+            trajectories = self.sample(rows, seeds)
         self._drawn += sum(gather_in_order([len(rows)]))
         return [trajectory.completion for trajectory in trajectories]
 
@@ -457,7 +474,8 @@ class PPOTrainer(IterationTrainer):
         """What the critic expects of a completion to each prompt, in scores minus KL penalty."""
         kwargs: Any = self.args.chat_template_kwargs
         value_model = ValueModel(self.policy.model, self.policy.critic, self.processing_class)
-        return value_model.predict_value(prompts, chat_template_kwargs=kwargs)
+        with self._weights():
+            return value_model.predict_value(prompts, chat_template_kwargs=kwargs, together=self._in_step)
 
     # Evaluation
 
@@ -483,9 +501,9 @@ class PPOTrainer(IterationTrainer):
         rows = take_share(list(range(len(prepared))))
         seeds = self._seeds("eval", 0, len(rows))
         with self.iteration_log.set_aside():
-            with failing_together():
+            with self._weights_to_sample(), self._failing():
                 trajectories = self.sample_and_score([prepared[row] for row in rows], seeds)
-            with failing_together():
+            with self._weights(), self._failing():
                 self.evaluate_policy(trajectories)
             logged = self.iteration_log.reward_metrics()
         metrics = {**evaluation_metrics(trajectories), **logged, "runtime": time.perf_counter() - start}
@@ -494,6 +512,25 @@ class PPOTrainer(IterationTrainer):
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    # Sharded weights
+
+    @property
+    def _in_step(self) -> bool:
+        """Whether each block of the policy is gathered whenever it runs, so that all ranks run it together."""
+        return self.is_fsdp_enabled and not self.args.gather_for_rollout
+
+    def _weights(self) -> AbstractContextManager[None]:
+        """Hold the weights for forward passes of a rank's own."""
+        return unsharded(self.policy, blocks=self.args.gather_for_rollout)
+
+    def _weights_to_sample(self) -> AbstractContextManager[None]:
+        """Hold the weights for an engine that samples by the policy itself; a server never meets sharded ones."""
+        return nullcontext() if isinstance(self.engine, VLLMEngine) else self._weights()
+
+    def _failing(self) -> AbstractContextManager[None]:
+        """Let ranks fail together, but for work in step: there, a rank that fails ends the job by ending itself."""
+        return nullcontext() if self._in_step else failing_together()
 
     # What an iteration starts from
 
@@ -541,21 +578,3 @@ class PPOTrainer(IterationTrainer):
             self.kl_control.coef = state["kl_coef"]
         self.iteration_log.tokens_sampled = state["tokens_sampled"]
         self.shaper.load_state_dict(state["score_moments"])
-
-    def _require_known_sharding(self) -> None:
-        """Raise `InputError` for what has not been made to work under the launcher's settings."""
-        if self.is_fsdp_enabled or (self.is_deepspeed_enabled and is_deepspeed_zero3_enabled()):
-            raise InputError(
-                "PPO does not run under FSDP or ZeRO-3 yet: sampling would meet sharded weights; use DDP or ZeRO-2, with a"
-                " 4-bit base (load_in_4bit) where memory is short"
-            )
-        if self.is_deepspeed_enabled:
-            for name in ("ratio_threshold", "early_stop_kl", "critic_warmup_iterations", "critic_learning_rate"):
-                if getattr(self.args, name):
-                    raise InputError(f"{name} reaches into the optimizer, which DeepSpeed owns; use DDP")
-        elif self.accelerator.mixed_precision != "no":
-            raise InputError(
-                f"mixed precision ({self.accelerator.mixed_precision}: bf16, fp16, or the launcher's mixed_precision) would"
-                " make the policy that is trained another than the one that samples; the dtype of the model says how the"
-                ' base computes, and what is trained is fp32 (mixed_precision: "no")'
-            )

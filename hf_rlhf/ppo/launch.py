@@ -1,0 +1,94 @@
+"""What PPO needs of the launcher's settings: FSDP2, DeepSpeed, mixed precision."""
+
+import logging
+import os
+from typing import Any
+
+from accelerate import Accelerator
+from transformers.integrations import is_deepspeed_zero3_enabled
+
+from hf_rlhf.errors import InputError
+from hf_rlhf.ppo.config import PPOConfig
+
+GATES = ("ratio_threshold", "early_stop_kl", "critic_warmup_iterations", "critic_learning_rate")
+"""Flags that withhold gradients, or give parameters a group of their own."""
+
+logger = logging.getLogger(__name__)
+
+
+def require_whole_loading() -> None:
+    """Raise `InputError` when FSDP's settings let only the first rank load weights; called before any are loaded."""
+    if _is_on("ACCELERATE_USE_FSDP") and _is_on("FSDP_CPU_RAM_EFFICIENT_LOADING"):
+        raise InputError(
+            "fsdp_cpu_ram_efficient_loading=true is invalid for PPO: every rank compares the weights of the policy, the"
+            " critic and the reward models, and with it all ranks but the first have none yet. Set it to false"
+        )
+
+
+def require_known_launch(accelerator: Accelerator, args: PPOConfig) -> None:
+    """Raise `InputError` for launcher settings under which PPO is not known to compute what it should."""
+    plugin: Any = getattr(accelerator.state, "fsdp_plugin", None)
+    by_deepspeed = accelerator.distributed_type.value == "DEEPSPEED"
+    if plugin is not None:
+        _require_known_fsdp(plugin, args)
+    if by_deepspeed:
+        _require_known_deepspeed(args)
+    precision = accelerator.mixed_precision
+    if by_deepspeed:  # accelerate itself says "no" there
+        config: Any = accelerator.deepspeed_plugin.deepspeed_config
+        precision = next((name for name in ("bf16", "fp16") if config.get(name, {}).get("enabled") is True), "no")
+    if precision != "no":
+        raise InputError(
+            f"mixed_precision={precision} is invalid for PPO: the policy that is trained would be another than the one that"
+            " samples. The model's dtype says how the base computes, and what is trained is fp32. Set mixed_precision to"
+            ' "no" in the launcher\'s YAML file, and leave bf16 and fp16 out'
+        )
+
+
+def warn_of_silent_ddp(accelerator: Accelerator) -> None:
+    """Warn where accelerate fell back to DDP, or to one process, though the launcher asked for sharding."""
+    kind = accelerator.distributed_type.value
+    for name, wanted in (("ACCELERATE_USE_FSDP", "FSDP"), ("ACCELERATE_USE_DEEPSPEED", "DEEPSPEED")):
+        if _is_on(name) and kind != wanted:
+            logger.warning(
+                "The launcher asked for %s and accelerate runs %s: nothing is sharded, and each rank holds all weights and"
+                " optimizer state. accelerate shards over several accelerators, and not over CPUs or one device",
+                wanted,
+                kind,
+            )
+
+
+def _require_known_fsdp(plugin: Any, args: PPOConfig) -> None:
+    rules = {
+        "fsdp_version": (plugin.fsdp_version == 2, "must be 2"),
+        "fsdp_activation_checkpointing": (
+            not plugin.activation_checkpointing,
+            "must be false: it loses the adapter that a block ran with. Set gradient_checkpointing=true instead",
+        ),
+        "fsdp_offload_params": (
+            type(plugin.cpu_offload).__name__ != "CPUOffloadPolicy",
+            "must be false: sampling needs the weights on the device",
+        ),
+        "use_transformers_continuous_batching": (
+            not (args.use_transformers_continuous_batching and not args.gather_for_rollout),
+            "must be false with gather_for_rollout=false: its ranks do not sample in step",
+        ),
+    }
+    for name, (holds, rule) in rules.items():
+        if not holds:
+            raise InputError(f"{name} {rule}: PPO does not run under FSDP otherwise")
+
+
+def _require_known_deepspeed(args: PPOConfig) -> None:
+    if is_deepspeed_zero3_enabled():
+        raise InputError(
+            "zero_stage=3 is invalid for PPO: ZeRO-3 gathers the head for each chunk of logits, and ranks have different"
+            " numbers of them. Use FSDP2, which shards the same things (recipes/accelerate_configs/fsdp2.yaml)"
+        )
+    for name in GATES:
+        if getattr(args, name):
+            raise InputError(f"{name} needs the optimizer, which DeepSpeed owns. Leave it out, or use DDP or FSDP2")
+
+
+def _is_on(variable: str) -> bool:
+    return os.environ.get(variable, "false").lower() in ("1", "true", "yes")
