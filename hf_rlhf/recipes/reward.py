@@ -13,7 +13,7 @@ from hf_rlhf.evaluation.reward_model import Pairs, reward_accuracy
 from hf_rlhf.hub.push import push_folder
 from hf_rlhf.models.adapted import load_reward_start
 from hf_rlhf.models.adapters import base_of, compute_in_base_dtype, is_peft_model
-from hf_rlhf.models.load import public_name, require_fitting_tokenizer
+from hf_rlhf.models.load import public_name, require_fitting_tokenizer, without_zero_3
 from hf_rlhf.models.reward_model import SeparateRewardModel, load_reward_model
 from hf_rlhf.recipes.arguments import (
     ModelArguments,
@@ -50,6 +50,7 @@ from hf_rlhf.rewards.learned import LearnedReward
 
 RESULT_FILE = "evaluation.json"
 _PROBE_ROWS = 8
+_ROUNDING, _BF16_ROUNDING = 1e-3, 5e-2  # by how much scores may differ, relatively, where all computes in fp32, or not
 RESULTS = {
     "train_rows": "Pairs that were trained on.",
     "reload_gap": f"Largest difference between the scores of {_PROBE_ROWS} training pairs in memory and after the saved model"
@@ -108,11 +109,21 @@ def _train(
         trainer.train(resume_from_checkpoint=checkpoint)
     folder = output_folder(training)
     save_trained(trainer, folder)
-    metrics = {}
+    trained = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)  # without Trainer's autocast
+    probe = Pairs.from_dataset(train_set.select(range(min(_PROBE_ROWS, len(train_set)))))
+    in_memory = LearnedReward(_OwnForward(trained), tokenizer, device=training.device)
+    expected = probe.scores(in_memory, probe.chosen)  # by every rank, since each may hold a shard of the weights
+    metrics = {"train_rows": float(len(train_set))}
     if trainer.is_world_process_zero():
         write_settings(folder, training, model, script)
-        trained = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)  # without Trainer's autocast
-        metrics = _reload_and_evaluate(trained, folder, train_set, eval_set, script, training, model)
+        as_trained = model.load_kwargs() | {"dtype": base_of(trained).dtype}
+        scorer, reward = _reload(folder, as_trained, training)
+        rounding = _BF16_ROUNDING if _fsdp_casts_weights(trainer) else _ROUNDING
+        metrics["reload_gap"] = _require_equal_scores(folder, expected, probe.scores(reward, probe.chosen), rounding)
+        if eval_set is not None:
+            metrics |= reward_accuracy(reward, Pairs.from_dataset(eval_set))
+        if script.save_merged:
+            save_merged(scorer.model, reward.tokenizer, folder)
         (folder / RESULT_FILE).write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
         _write_card(folder, script, training, model, metrics, own_vocabulary(trained))
         if training.push_to_hub:
@@ -129,29 +140,30 @@ def _require_fitting_pairs(trainer, rows: int, training: RewardTrainingArguments
         logger.warning("%d of %d pairs left out: longer than max_length=%s", rows - kept, rows, training.max_length)
 
 
-def _reload_and_evaluate(trained, folder: Path, train_set, eval_set, script, training, model) -> dict[str, float]:
-    """Load what was saved, compare its scores with those in memory, and measure accuracy on the evaluation pairs."""
-    trust = training.trust_remote_code
-    as_trained = model.load_kwargs() | {"dtype": base_of(trained).dtype}
-    scorer, tokenizer = load_reward_model(str(folder), **as_trained, trust_remote_code=trust)
+def _reload(folder: Path, load_kwargs: dict[str, Any], training) -> tuple[SeparateRewardModel, LearnedReward]:
+    """Load what was saved, as a user would."""
+    with without_zero_3():  # under which loading would take all ranks
+        scorer, tokenizer = load_reward_model(str(folder), **load_kwargs, trust_remote_code=training.trust_remote_code)
     assert isinstance(scorer, SeparateRewardModel)
     scorer.model.to(training.device)  # pyright: ignore[reportCallIssue]
-    reward = LearnedReward(scorer, tokenizer, device=training.device)
-    probe = Pairs.from_dataset(train_set.select(range(min(_PROBE_ROWS, len(train_set)))))
-    in_memory = LearnedReward(_OwnForward(trained), tokenizer, device=training.device)
-    before, after = probe.scores(in_memory, probe.chosen), probe.scores(reward, probe.chosen)
-    gap = max(abs(a - b) for a, b in zip(before, after, strict=True))
-    if gap > 1e-3 * max(1.0, *map(abs, before)):
+    return scorer, LearnedReward(scorer, tokenizer, device=training.device)
+
+
+def _fsdp_casts_weights(trainer) -> bool:
+    """Return whether FSDP computes in another dtype than that of the weights (`bf16`): then so do scores in memory."""
+    plugin: Any = getattr(trainer.accelerator.state, "fsdp_plugin", None)
+    return plugin is not None and plugin.mixed_precision_policy is not None
+
+
+def _require_equal_scores(folder: Path, expected: list[float], found: list[float], rounding: float) -> float:
+    """Return the largest difference between the scores in memory and after loading; raise above relative `rounding`."""
+    gap = max(abs(a - b) for a, b in zip(expected, found, strict=True))
+    if gap > rounding * max(1.0, *map(abs, expected)):
         raise RuntimeError(
             f"the reward model saved in {folder} scores {_PROBE_ROWS} training pairs differently after loading (largest"
             f" difference {gap:.3g}); do not use it"
         )
-    metrics = {"train_rows": float(len(train_set)), "reload_gap": gap}
-    if eval_set is not None:
-        metrics |= reward_accuracy(reward, Pairs.from_dataset(eval_set))
-    if script.save_merged:
-        save_merged(scorer.model, tokenizer, folder)
-    return metrics
+    return gap
 
 
 class _OwnForward:
