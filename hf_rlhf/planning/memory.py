@@ -20,11 +20,11 @@ from hf_rlhf.models.fused_lora import fuse_lora
 from hf_rlhf.models.lora_targets import require_known_layers
 from hf_rlhf.models.precision import current_device
 from hf_rlhf.ops.logprobs import chunk_rows
+from hf_rlhf.planning.layout import Layout
 from hf_rlhf.planning.work import ModelShape
 from hf_rlhf.ppo.config import PPOConfig
 from hf_rlhf.types import Model
 
-_ADAM = 4 + 4 + 8  # bytes of a trained fp32 weight, its gradient and its two moments
 _CONTEXT = 0.6e9  # bytes of a CUDA context
 _PROCESS = 0.4e9  # by which a process on a CPU grows besides: tokenizer, kernels, buffers; fitted, as is the next
 _SLACK_CPU = 1.15  # of a phase: what malloc does not give back, which differs by 20 % between equal runs
@@ -144,30 +144,43 @@ def saved_bytes(model: Model, batch: int, length: int) -> int:
     return sum(kept.values())
 
 
-def plan_memory(model: MemoryModel, args: PPOConfig) -> MemoryPlan:
-    """Bytes of each phase on one device, for the batch sizes of `args`."""
+def plan_memory(model: MemoryModel, args: PPOConfig, layout: Layout | None = None) -> MemoryPlan:
+    """Bytes of each phase on one device, for the batch sizes of `args`; by default as this process was launched."""
+    layout = layout or Layout.of_launch(args.world_size)
     shape = model.shape
     base = shape.parameters * model.itemsize
     if model.quantized:  # bitsandbytes leaves embeddings and head as they are, and experts that are one stacked weight
         base -= shape.quantizable * (model.itemsize - _BYTES_4BIT)
-    trained = model.trained * (_ADAM if model.lora else _ADAM - 4)  # whose weights are the base
-    if args.world_size > 1:
-        trained += 4 * model.trained  # the buckets in which DDP sums gradients
+    trained = layout.trained(model.trained, weights_are_base=not model.lora)
+    frozen = layout.frozen(base)
     fixed = {
         "libraries": model.libraries,
-        "base": base,
+        "base": frozen,
         "what is trained, its gradients and moments": trained,
-        "reference": 0.0 if model.lora else base,
-        "critic": {"value_head": 0.0, "adapter": trained, "model": base + trained}[args.critic],
+        "reference": 0.0 if model.lora else frozen,
+        "critic": {"value_head": 0.0, "adapter": trained, "model": frozen + trained}[args.critic],
         "reward models": model.reward,
     }
+    gathered = _gathered(model, args, layout, base)
     return MemoryPlan(
         {name: size for name, size in fixed.items() if size},
         {
-            name: size(model, args) * (_SLACK_CPU if args.device.type == "cpu" else 1.0)
+            name: gathered[name] + size(model, args) * (_SLACK_CPU if args.device.type == "cpu" else 1.0)
             for name, size in (("generate", _generate), ("score", _score), ("update", _update))
         },
     )
+
+
+def _gathered(model: MemoryModel, args: PPOConfig, layout: Layout, base: float) -> dict[str, float]:
+    """Bytes of weights that FSDP gathers on a rank in each phase: of all roles for a rollout, of some blocks in an update."""
+    shape = model.shape
+    embeddings = shape.vocab * shape.hidden * model.itemsize
+    root = 2 * embeddings if base >= 2 * embeddings + shape.quantizable * model.itemsize else embeddings
+    trained = 4 * model.trained if model.lora else 0
+    roles = {"value_head": 1, "adapter": 1, "model": 2}[args.critic] + (0 if model.lora else 1)
+    of_rollout = layout.gathered(base + trained, root, shape.layers, blocks=args.gather_for_rollout)
+    of_update = layout.gathered(base + 2 * trained, root, shape.layers, blocks=False)  # with the gradients of a block
+    return {"generate": of_rollout * roles, "score": of_rollout * roles, "update": of_update}
 
 
 def _generate(model: MemoryModel, args: PPOConfig) -> float:
@@ -221,16 +234,22 @@ def peak_bytes(device: torch.device) -> float | None:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def proposals(model: MemoryModel, args: PPOConfig, available: float) -> list[tuple[str, PPOConfig, MemoryModel]]:
+def proposals(
+    model: MemoryModel, args: PPOConfig, available: float, layout: Layout | None = None
+) -> list[tuple[str, PPOConfig, MemoryModel]]:
     """What to change, one thing after the other, until the run fits: the flags, the arguments with them, the models.
 
     Each step makes the largest phase smaller; the completions of an iteration and of an update stay. The last step fits, if
     any does.
     """
     steps: list[tuple[str, PPOConfig, MemoryModel]] = []
-    while (plan := plan_memory(model, args)).peak > available:
+    shards = (layout or Layout.of_launch(args.world_size)).shards_weights
+    while (plan := plan_memory(model, args, layout)).peak > available:
         phase = max(plan.phases, key=lambda name: plan.phases[name])
-        if flags := _smaller(phase, args):
+        flags = _smaller(phase, args)
+        if not flags and shards and phase != "update" and args.gather_for_rollout:
+            flags = {"gather_for_rollout": False}
+        if flags:
             args = copy.copy(args)
             for name, value in flags.items():
                 setattr(args, name, value)

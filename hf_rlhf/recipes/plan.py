@@ -14,6 +14,7 @@ from hf_rlhf.models.adapters import ADAPTER_FILE, adapter_base, adapter_folder
 from hf_rlhf.models.load import read_config
 from hf_rlhf.models.precision import native_dtype
 from hf_rlhf.models.same_base import same_model
+from hf_rlhf.planning.layout import Layout, Strategy
 from hf_rlhf.planning.memory import MemoryModel, MemoryPlan, look_at, plan_memory, proposals
 from hf_rlhf.planning.work import IterationSize, Machine, roofline
 from hf_rlhf.ppo.config import PPOConfig
@@ -34,6 +35,23 @@ class PlanArguments:
 
     memory_gb: float | None = flag(None, "Memory of one device, in GB (10^9 bytes); by default that of this machine.")
     prompt_length: int | None = flag(None, "Tokens of a usual prompt, for the time; by default half of the longest.")
+    strategy: Strategy | None = flag(
+        None, "What will shard the run: ddp (nothing), fsdp2 or zero2; by default as this process was launched."
+    )
+    num_processes: int | None = flag(
+        None, "Devices of the run, with strategy; by default as this process was launched."
+    )
+
+    def __post_init__(self):
+        if self.num_processes is not None and self.num_processes < 1:
+            raise InputError(
+                f"num_processes={self.num_processes} is invalid: a run has at least one device. Set it to 1"
+            )
+
+    def layout(self, training: PPOConfig) -> Layout:
+        """Return how the run will lie on its devices."""
+        launched = Layout.of_launch(training.world_size)
+        return Layout(self.strategy or launched.strategy, self.num_processes or launched.ranks)
 
 
 def plan_run(plan: PlanArguments, script: PPOArguments, training: PPOConfig, model: ModelArguments) -> MemoryPlan:
@@ -53,17 +71,18 @@ def plan_run(plan: PlanArguments, script: PPOArguments, training: PPOConfig, mod
             f"{model.model_name_or_path}: this architecture does not run without data ({type(error).__name__}:"
             f" {str(error)[:200]}), so it cannot be planned; start the run with one update (max_steps 1) and look at plan.json"
         ) from error
-    memory = plan_memory(known, training)
+    layout = plan.layout(training)
+    memory = plan_memory(known, training, layout)
     available = available_bytes(training) if plan.memory_gb is None else plan.memory_gb * 1e9
     console.print(f"\n[bold]{model.model_name_or_path}[/bold]  {known.shape.parameters / 1e6:,.0f}M parameters,"
-                  f" {known.trained / 1e6:,.1f}M of them trained; {training.batch_algebra()}\n")  # fmt: skip
+                  f" {known.trained / 1e6:,.1f}M of them trained; {training.batch_algebra()}{_devices(layout)}\n")  # fmt: skip
     console.print(_table(memory, available, console.width))
     console.print(_time(plan, training, model, known))
     if memory.peak <= available:
         console.print(f"[green]fits[/green]: {memory.peak / 1e9:.1f} of {available / 1e9:.1f} GB\n")
         return memory
-    steps = proposals(known, training, available)
-    changed = [(flags, plan_memory(later, arguments).peak) for flags, arguments, later in steps]
+    steps = proposals(known, training, available, layout)
+    changed = [(flags, plan_memory(later, arguments, layout).peak) for flags, arguments, later in steps]
     helps = bool(changed) and changed[-1][1] <= available
     then = "In this order:" if helps else "No flag here makes it fit; all that make it smaller, in this order:"
     console.print(f"[red]does not fit[/red]: {memory.peak / 1e9:.1f} of {available / 1e9:.1f} GB. {then}")
@@ -75,6 +94,10 @@ def plan_run(plan: PlanArguments, script: PPOArguments, training: PPOConfig, mod
             " or a lower max_prompt_length or max_completion_length"
         )
     return memory
+
+
+def _devices(layout: Layout) -> str:
+    return "" if layout.ranks == 1 else f"; that on each of {layout.ranks} devices under {layout.strategy}"
 
 
 def _require_data(script: PPOArguments) -> None:

@@ -1,0 +1,56 @@
+"""How weights, gradients and optimizer state lie on the ranks of a run, and what that takes on each."""
+
+import os
+from dataclasses import dataclass
+from typing import Literal
+
+Strategy = Literal["ddp", "fsdp2", "zero2"]
+
+_BUCKET = 5e8  # weights in the buffer in which DeepSpeed reduces gradients (reduce_bucket_size)
+_BLOCKS_AT_ONCE = 2  # FSDP gathers the next block while one runs
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The strategy and the number of ranks."""
+
+    strategy: Strategy = "ddp"
+    ranks: int = 1
+
+    @classmethod
+    def of_launch(cls, ranks: int) -> "Layout":
+        """Return the layout that the launcher asked this process for."""
+        if ranks > 1 and os.environ.get("ACCELERATE_USE_FSDP") == "true":
+            return cls("fsdp2", ranks)
+        if ranks > 1 and os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
+            return cls("zero2", ranks)
+        return cls("ddp", ranks)
+
+    @property
+    def shards_weights(self) -> bool:
+        """Whether each rank holds a shard of the weights."""
+        return self.strategy == "fsdp2" and self.ranks > 1
+
+    def frozen(self, weights: float) -> float:
+        """Bytes of frozen `weights` (bytes) on a rank."""
+        return weights / self.ranks if self.shards_weights else weights
+
+    def trained(self, count: int, *, weights_are_base: bool) -> float:
+        """Bytes of `count` trained fp32 weights on a rank, with gradients and the two moments of Adam.
+
+        With `weights_are_base`, all weights are trained, and counted as the base already.
+        """
+        weights = 0 if weights_are_base else 4
+        if self.ranks == 1:
+            return count * (weights + 4 + 8)
+        if self.strategy == "fsdp2":
+            return count * (weights + 4 + 8) / self.ranks
+        if self.strategy == "zero2":  # which keeps an fp32 copy of what it updates
+            return count * (weights + (4 + 4 + 8) / self.ranks) + 4 * min(count, _BUCKET)
+        return count * (weights + 4 + 8 + 4)  # DDP sums gradients in buckets
+
+    def gathered(self, weights: float, root: float, layers: int, *, blocks: bool) -> float:
+        """Bytes that a rank gathers of `weights` (bytes): all, or without `blocks` the root's and those of a few blocks."""
+        if not self.shards_weights:
+            return 0.0
+        return weights if blocks else root + (weights - root) / layers * _BLOCKS_AT_ONCE
