@@ -1,12 +1,15 @@
-"""One rank of a run in which something happens to the other: KIND FOLDER WHAT."""
+"""One rank of a run in which something happens to the other: KIND FOLDER WHAT [FLAGS (JSON)]."""
 
+import json
 import math
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 
 import checkpoint.runs as runs
+import sharding_on_cpu
 from checkpoint.test_signals import at_update
 from safetensors.torch import save
 
@@ -65,7 +68,40 @@ def change_a_weight():
     DurableTrainer.train = train
 
 
+def die(*_, **__):
+    print(f"dying at {time.time()}", flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def die_in_rollout():
+    runs.moody_reward = die
+
+
+def die_in_save():
+    DurableTrainer._write_parts = die
+
+
+def fail_in_save():
+    def full(*_):
+        print(f"dying at {time.time()}", flush=True)
+        raise OSError(28, "No space left on device")
+
+    DurableTrainer._save_optimizer_and_scheduler = full
+
+
+def fail_in_rollout():
+    def broken(prompts, completions, **columns):
+        print(f"dying at {time.time()}", flush=True)
+        raise ValueError("no such thing")
+
+    runs.moody_reward = broken
+
+
 EVENTS = {
+    "die in a rollout": die_in_rollout,
+    "die in a save": die_in_save,
+    "fail in a save": fail_in_save,
+    "fail in a rollout": fail_in_rollout,
     "plain": lambda: None,
     "term": lambda: at(3, lambda: os.kill(os.getpid(), signal.SIGTERM)),
     "kill": lambda: at(3, lambda: os.kill(os.getpid(), signal.SIGKILL)),
@@ -78,14 +114,17 @@ EVENTS = {
 
 
 def work(argv):
-    kind, folder, what = argv
+    kind, folder, what, *more = argv
+    sharding_on_cpu.allow()
     if os.environ["RANK"] == "1":
         EVENTS[what]()
-    trainer = runs.RUNS[kind](Path(folder), ref_model_sync_iterations=None)
+    trainer = runs.RUNS[kind](Path(folder), ref_model_sync_iterations=None, **json.loads(*more or ["{}"]))
     assert world_size() == 2
     assert trainer.accelerator.num_processes == 2
     import hashlib
 
+    if trainer.is_fsdp_enabled:
+        return
     weights = {name: p.detach().contiguous() for name, p in trainer.policy.named_parameters() if p.requires_grad}
     print(f"rank {rank()} weights: {hashlib.sha256(save(weights)).hexdigest()}", flush=True)
 

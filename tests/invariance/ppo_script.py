@@ -12,14 +12,25 @@ import os
 import sys
 from pathlib import Path
 
+import sharding_on_cpu
 import torch
 from invariance.runs import train
 
 
 def main(folder, world_size, cuts):
+    launch = sharding_on_cpu.allow()
     for place, cut in json.loads(cuts).items():
-        trainer = train(Path(folder) / place / os.environ["RANK"], **cut)
+        trainer = train(Path(folder) / place / os.environ["RANK"], **launch | cut)
         assert trainer.accelerator.num_processes == int(world_size), trainer.accelerator.num_processes
+        if os.environ["RANK"] == "0":
+            write_facts(trainer, Path(folder) / place / "facts.json")
+
+
+def write_facts(trainer, file):
+    """What says that a run was sharded at all."""
+    parameters = sorted({type(parameter).__name__ for parameter in trainer.policy.parameters()})
+    facts = {"parameters": parameters, "launch": trainer.accelerator.distributed_type.value}
+    file.write_text(json.dumps(facts))
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from invariance.runs import assert_same
 
 SCRIPT = Path(__file__).with_name("ppo_script.py")
 TESTS = SCRIPT.parents[1]
+DDP = {"ACCELERATE_USE_CPU": "true"}
 
 TWO_RANKS = {
     "half batches": {"name": "plain", "per_device_train_batch_size": 4},
@@ -24,18 +25,23 @@ TWO_RANKS = {
 FOUR_RANKS = {"scores": {"name": "scores", "per_device_train_batch_size": 1, "gradient_accumulation_steps": 2}}
 
 
-def on_ranks(folder, ranks, cuts):
-    """Train all of `cuts` in one start of torchrun, as starting costs most."""
+def torchrun(command, ranks, settings):
+    """Run a script and its arguments on as many ranks, with a launcher's settings; returns what it printed."""
     environment = {
         **os.environ,
-        "ACCELERATE_USE_CPU": "true",
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": os.pathsep.join([str(TESTS.parent), str(TESTS)]),
         "HF_HUB_OFFLINE": "1",
+        **settings,
     }
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
-    command = [*torchrun, str(SCRIPT), str(folder), str(ranks), json.dumps(cuts)]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
+    starting = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
+    command = [*starting, *map(str, command)]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
+
+
+def on_ranks(folder, ranks, cuts, settings=DDP, script=SCRIPT):
+    """Train all of `cuts` in one start of torchrun, as starting costs most; `settings` are the launcher's."""
+    result = torchrun([script, folder, ranks, json.dumps(cuts)], ranks, settings)
     assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-6000:]
     return folder
 

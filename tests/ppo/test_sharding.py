@@ -1,50 +1,86 @@
 """What has not been made to work under a launcher's settings is refused when the trainer is made."""
 
+from types import SimpleNamespace
+
 import pytest
-from tiny import make_trainer
-from transformers import Trainer
+from accelerate import Accelerator
+from accelerate.utils import FullyShardedDataParallelPlugin
+from tiny import make_config, make_trainer
 
 from hf_rlhf.errors import InputError
+from hf_rlhf.ppo.launch import GATES, require_known_launch, warn_of_silent_ddp
 
 
-@pytest.fixture
-def launched_with(monkeypatch):
-    """Make the next trainer believe in a launcher's settings, which on a CPU there is no way to have."""
-
-    def launch(*, zero3=False, **settings):
-        create = Trainer.create_accelerator_and_postprocess
-
-        def create_with_settings(self):
-            create(self)
-            for name, value in settings.items():
-                setattr(self, name, value)
-
-        monkeypatch.setattr(Trainer, "create_accelerator_and_postprocess", create_with_settings)
-        monkeypatch.setattr("hf_rlhf.ppo.trainer.is_deepspeed_zero3_enabled", lambda: zero3)
-
-    return launch
+def under_fsdp(**settings):
+    plugin = FullyShardedDataParallelPlugin(**{"fsdp_version": 2} | settings)
+    kind = SimpleNamespace(value="FSDP")
+    return SimpleNamespace(distributed_type=kind, state=SimpleNamespace(fsdp_plugin=plugin), mixed_precision="no")
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [{"is_fsdp_enabled": True}, {"is_deepspeed_enabled": True, "zero3": True}],
-    ids=["FSDP", "ZeRO-3"],
-)
-def test_sharded_weights_are_refused(tmp_path, launched_with, settings):
-    launched_with(**settings)
-    with pytest.raises(InputError, match=r"FSDP or ZeRO-3.*use DDP or ZeRO-2"):
-        make_trainer(tmp_path)
+def under_deepspeed(**config):
+    return SimpleNamespace(
+        distributed_type=SimpleNamespace(value="DEEPSPEED"),
+        state=SimpleNamespace(),
+        mixed_precision="no",
+        deepspeed_plugin=SimpleNamespace(deepspeed_config=config),
+    )
 
 
 @pytest.mark.parametrize(
-    "flag", [{"ratio_threshold": 10.0}, {"early_stop_kl": 0.1}, {"critic_warmup_iterations": 1}], ids=str
+    ("settings", "said"),
+    [
+        ({"fsdp_version": 1}, "fsdp_version must be 2"),
+        (
+            {"activation_checkpointing": True},
+            "fsdp_activation_checkpointing must be false.*gradient_checkpointing=true",
+        ),
+        ({"cpu_offload": True}, "fsdp_offload_params must be false"),
+    ],
+    ids=["version 1", "its own checkpointing", "offloading"],
 )
-def test_deepspeed_refuses_what_withholds_gradients(tmp_path, launched_with, flag):
-    launched_with(is_deepspeed_enabled=True)
-    with pytest.raises(InputError, match=rf"{next(iter(flag))} .*DeepSpeed"):
-        make_trainer(tmp_path, **flag)
+def test_settings_of_fsdp_that_ppo_does_not_run_under(tmp_path, settings, said):
+    with pytest.raises(InputError, match=said):
+        require_known_launch(under_fsdp(**settings), make_config(tmp_path))
+    require_known_launch(under_fsdp(), make_config(tmp_path))
 
 
-def test_zero_2_alone_is_not_refused(tmp_path, launched_with):
-    launched_with(is_deepspeed_enabled=True)
-    make_trainer(tmp_path)
+def test_continuous_batching_is_not_in_step(tmp_path):
+    flags = {"use_transformers_continuous_batching": True, "gather_for_rollout": False}
+    with pytest.raises(InputError, match="use_transformers_continuous_batching must be false"):
+        require_known_launch(under_fsdp(), make_config(tmp_path, **flags))
+
+
+def test_zero_3_is_refused_with_what_shards_the_same(tmp_path, monkeypatch):
+    monkeypatch.setattr("hf_rlhf.ppo.launch.is_deepspeed_zero3_enabled", lambda: True)
+    with pytest.raises(InputError, match=r"zero_stage=3 is invalid for PPO.*Use FSDP2"):
+        require_known_launch(under_deepspeed(), make_config(tmp_path))
+
+
+@pytest.mark.parametrize("flag", GATES)
+def test_deepspeed_refuses_flags_that_need_the_optimizer(tmp_path, flag):
+    value = {"ratio_threshold": 10.0, "early_stop_kl": 0.1, "critic_warmup_iterations": 1, "critic_learning_rate": 0.1}
+    with pytest.raises(InputError, match=rf"{flag} needs the optimizer, which DeepSpeed owns"):
+        require_known_launch(under_deepspeed(), make_config(tmp_path, **{flag: value[flag]}))
+    require_known_launch(under_deepspeed(), make_config(tmp_path))
+
+
+def test_mixed_precision_of_deepspeed_is_seen_though_accelerate_says_no(tmp_path):
+    with pytest.raises(InputError, match=r"mixed_precision=bf16 is invalid for PPO.*launcher's YAML file"):
+        require_known_launch(under_deepspeed(bf16={"enabled": True}), make_config(tmp_path))
+
+
+def test_weights_on_the_first_rank_alone_are_refused_before_they_are_loaded(tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("FSDP_CPU_RAM_EFFICIENT_LOADING", "true")
+    with pytest.raises(InputError, match="fsdp_cpu_ram_efficient_loading=true is invalid for PPO"):
+        make_trainer(tmp_path, model="no such model")
+
+
+@pytest.mark.parametrize("variable", ["ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"])
+def test_a_launch_that_is_not_sharded_after_all_is_told_so(monkeypatch, caplog, variable):
+    accelerator = Accelerator(cpu=True)
+    warn_of_silent_ddp(accelerator)
+    assert not caplog.text
+    monkeypatch.setenv(variable, "true")
+    warn_of_silent_ddp(accelerator)
+    assert "nothing is sharded" in caplog.text

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+import sharding_on_cpu
 import torch
 from rollout.vllm_double import VLLMDouble, VLLMProcess
 from tiny import make_config, make_lora, make_model, make_tokenizer, make_trainer, metrics_of, perturb, trained
@@ -334,7 +335,12 @@ def test_a_run_whose_server_dies_ends_in_the_weights_of_one_without_servers(doub
 
 
 @pytest.mark.slow
-def test_two_ranks_share_two_servers_of_which_one_dies(doubles, tmp_path, tokenizer):
+@pytest.mark.parametrize(
+    ("settings", "gather"),
+    [({"ACCELERATE_USE_CPU": "true"}, True), (sharding_on_cpu.FSDP2, True), (sharding_on_cpu.FSDP2, False)],
+    ids=["DDP", "FSDP2", "FSDP2, in step"],
+)
+def test_two_ranks_share_two_servers_of_which_one_dies(doubles, tmp_path, tokenizer, settings, gather):
     make_model(tokenizer).save_pretrained(tmp_path / "base")
     tokenizer.save_pretrained(tmp_path / "base")
     rows = tmp_path / "prompts.jsonl"
@@ -348,14 +354,27 @@ def test_two_ranks_share_two_servers_of_which_one_dies(doubles, tmp_path, tokeni
     flags = ["--dataset_name", str(rows), "--reward_funcs", "tiny:happy_reward", "--model_name_or_path"]
     flags += [str(tmp_path / "base"), "--dtype", "float32", "--lora_r", "4", "--per_device_train_batch_size", "4"]
     flags += ["--output_dir", str(tmp_path / "out"), "--use_vllm", "true", "--report_to", "none"]
-    flags += ["--vllm_server_base_urls", *(double.url for double in doubles), "--vllm_server_timeout", "20"]
+    flags += [
+        "--gather_for_rollout",
+        str(gather),
+        "--vllm_server_base_urls",
+        *(double.url for double in doubles),
+        "--vllm_server_timeout",
+        "20",
+    ]
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     paths = os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "tests")])
     result = subprocess.run(
-        [*launch, str(REPOSITORY / "recipes" / "ppo.py"), *flags, *PPO_FLAGS],
+        [
+            *launch,
+            str(REPOSITORY / "tests/recipes/on_cpu_ranks.py"),
+            str(REPOSITORY / "recipes/ppo.py"),
+            *flags,
+            *PPO_FLAGS,
+        ],
         capture_output=True,
         text=True,
-        env=os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": paths},
+        env=os.environ | settings | {"OMP_NUM_THREADS": "1", "PYTHONPATH": paths},
     )
     assert result.returncode == 0, result.stderr
     metrics = [row for row in metrics_of(tmp_path / "out") if "iteration" in row]

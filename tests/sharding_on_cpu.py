@@ -1,0 +1,59 @@
+"""FSDP2 and DeepSpeed on gloo ranks of a CPU, by the code that runs on GPUs: the launcher's settings, and what else it takes.
+
+Both fall back to DDP silently on a CPU as accelerate is. FSDP: accelerate's list of launches that may be sharded
+(`AcceleratorState.__init__`) lacks several CPUs, so the launch has another name while that list is read. DeepSpeed: accelerate
+leaves it out for `use_cpu`, so the run says that it may use an accelerator, and DeepSpeed takes the CPU for one.
+"""
+
+import importlib.util
+import os
+
+FSDP2 = {
+    "ACCELERATE_USE_CPU": "true",
+    "ACCELERATE_USE_FSDP": "true",
+    "FSDP_VERSION": "2",
+    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+    "FSDP_RESHARD_AFTER_FORWARD": "true",
+    "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT",
+    "FSDP_CPU_RAM_EFFICIENT_LOADING": "false",
+}
+"""What `accelerate launch` makes of recipes/accelerate_configs/fsdp2.yaml."""
+
+ZERO_2 = {
+    "DS_ACCELERATOR": "cpu",
+    "ACCELERATE_USE_DEEPSPEED": "true",
+    "ACCELERATE_DEEPSPEED_ZERO_STAGE": "2",
+    "ACCELERATE_DEEPSPEED_ZERO3_INIT": "false",
+    "ACCELERATE_MIXED_PRECISION": "no",
+    "ACCELERATE_GRADIENT_CLIPPING": "1.0",
+}
+"""And of zero2.yaml."""
+
+HAS_DEEPSPEED = importlib.util.find_spec("deepspeed") is not None
+
+
+def allow() -> dict:
+    """Make what the environment asks for possible on a CPU; returns the arguments that a trainer needs for it."""
+    if os.environ.get("ACCELERATE_USE_FSDP") == "true":
+        _allow_fsdp()
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
+        import deepspeed.ops
+
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # or g++ compiles for two minutes
+        return {"use_cpu": False, "ddp_backend": "gloo"}
+    return {"use_cpu": True}
+
+
+def _allow_fsdp() -> None:
+    from accelerate.state import AcceleratorState, PartialState
+    from accelerate.utils import DistributedType
+
+    make = AcceleratorState.__init__
+
+    def make_with_fsdp(self, *args, **kwargs):
+        shared = PartialState._shared_state
+        if shared.get("distributed_type") == DistributedType.MULTI_CPU:
+            shared["distributed_type"] = DistributedType.MULTI_XPU
+        make(self, *args, **kwargs)
+
+    AcceleratorState.__init__ = make_with_fsdp
