@@ -5,19 +5,21 @@ BIN    := $(VENV)/bin
 SETUP  := $(VENV)/.setup-done
 PEER   := .venv-trl
 VLLM   := .venv-vllm
+ZERO   := .venv-deepspeed
 QUANT  := .venv-quant
 PURELIB := "import sysconfig; print(sysconfig.get_path('purelib'))"
 
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help setup quickstart test test-slow test-kills test-vllm test-quant benchmark check format clean
+.PHONY: help setup quickstart test test-slow test-kills test-deepspeed test-vllm test-quant benchmark check format clean
 
 help:
 	@echo "make quickstart   a language model learns from feedback, on this machine, in minutes"
 	@echo "make test         the test suite, a process for each core (about eight minutes on two)"
 	@echo "make test-slow    the long tests as well"
-	@echo "make test-kills   50 PPO runs and 50 reward runs are killed, and end in the same bits (two minutes)"
+	@echo "make test-kills   50 runs of PPO, 50 of a reward model and 10 of PPO under FSDP2 are killed, and end in the same bits"
+	@echo "make test-deepspeed  the tests under DeepSpeed on two CPU ranks, in an environment of its own (three minutes)"
 	@echo "make test-vllm    the tests with a real vLLM server, on CPU, in an environment of its own"
 	@echo "make test-quant   the tests of 4-bit bases, on CPU, with bitsandbytes in an environment of its own (a minute)"
 	@echo "make benchmark    side by side with TRL's last PPO (about half an hour)"
@@ -38,13 +40,24 @@ quickstart: $(SETUP)
 	$(BIN)/hf-rlhf quickstart $(ARGS)
 
 test: $(SETUP)
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile -m "not slow and not gpu and not hub" $(ARGS)
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile -m "not slow and not gpu and not hub and not deepspeed" $(ARGS)
 
 test-slow: $(SETUP)
-	$(BIN)/python -m pytest -m "not gpu and not hub" $(ARGS)
+	$(BIN)/python -m pytest -m "not gpu and not hub and not deepspeed" $(ARGS)
 
 test-kills: $(SETUP)
 	$(BIN)/python benchmarks/kill_and_resume.py $(ARGS)
+
+# DeepSpeed on top of the environment above: importing it slows all else down, and its source wants torch when it is built.
+$(ZERO)/.setup-done: $(SETUP)
+	$(PYTHON) -m venv $(ZERO)
+	echo "import site; site.addsitedir('$$($(BIN)/python -c $(PURELIB))')" > $$($(ZERO)/bin/python -c $(PURELIB))/base.pth
+	$(ZERO)/bin/python -m pip install --quiet --constraint constraints.txt setuptools wheel
+	DS_BUILD_OPS=0 $(ZERO)/bin/python -m pip install --quiet --constraint constraints.txt --no-build-isolation deepspeed
+	@touch $(ZERO)/.setup-done
+
+test-deepspeed: $(SETUP) $(ZERO)/.setup-done
+	$(ZERO)/bin/python -m pytest -m deepspeed $(ARGS)
 
 # A vLLM for CPUs in an environment of its own. Its packages of images and sound are of another torch, and not needed.
 $(VLLM)/.setup-done:
@@ -90,4 +103,4 @@ format: $(SETUP)
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) $(PEER) $(VLLM) $(QUANT) .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(PEER) $(VLLM) $(ZERO) $(QUANT) .pytest_cache .ruff_cache .hypothesis

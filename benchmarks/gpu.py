@@ -30,6 +30,7 @@ WORKLOADS = REPOSITORY / "benchmarks" / "workloads"
 STRATEGIES = ("ddp", "fsdp2", "zero2", "zero3")
 RECIPES = ("reward", "sft", "ppo")
 SECONDS_ALLOWED = 1800
+ON_CPU = {"zero": {"DS_ACCELERATOR": "cpu"}, "else": {"ACCELERATE_USE_CPU": "true"}}  # what a launch takes besides
 MEASURE_MACHINE = """
 import json, sys, torch
 from hf_rlhf.planning.work import Machine
@@ -81,7 +82,8 @@ class Setting:
     @property
     def environment(self) -> dict[str, str]:
         """Of every process."""
-        hidden = {"CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true"} if self.cpu else {}
+        paths = os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "tests")])
+        hidden = {"CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": paths} if self.cpu else {}
         return os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"} | hidden
 
 
@@ -129,15 +131,18 @@ def write_rows(setting: Setting) -> dict[str, Path]:
 # Running a part
 
 
-def run(name: str, command: list[Any], setting: Setting) -> Part:
-    """One part as processes of its own; what it printed as JSON, or why it ended otherwise."""
+def run(name: str, command: list[Any], setting: Setting, on_cpu: dict[str, str] | None = None) -> Part:
+    """One part as processes of its own; what it printed as JSON, or why it ended otherwise.
+
+    `on_cpu` is the environment in which the launcher's strategy runs without a GPU.
+    """
     start = time.perf_counter()
     try:
         done = subprocess.run(
             [str(word) for word in command],
             capture_output=True,
             text=True,
-            env=setting.environment,
+            env=setting.environment | ({} if on_cpu is None or not setting.cpu else on_cpu),
             cwd=REPOSITORY,
             timeout=SECONDS_ALLOWED,
             check=False,
@@ -226,26 +231,26 @@ def utilisation(own: Part, setting: Setting, shape: ModelShape) -> Part:
 
 
 def strategies(setting: Setting, files: dict[str, Path], reward_model: Path) -> Iterator[Part]:
-    """Each recipe under each launcher file; on a CPU, data parallel alone, by two processes."""
+    """Each recipe under each launcher file; on a CPU, by two processes."""
     for strategy in STRATEGIES:
         for recipe in RECIPES:
             name = f"{recipe}, {strategy}"
-            if setting.cpu and strategy != "ddp":
-                yield Part(name, "skipped", note="needs a GPU")
-            elif strategy.startswith("zero") and not importlib.util.find_spec("deepspeed"):
+            if strategy.startswith("zero") and not importlib.util.find_spec("deepspeed"):
                 yield Part(name, "skipped", note="needs deepspeed")
             else:
                 command = [*launcher(strategy, setting), WORKLOADS / "with_peak.py"]
-                yield run(name, command + recipe_call(recipe, name, setting, files, reward_model), setting)
+                call = recipe_call(recipe, name, setting, files, reward_model)
+                yield run(
+                    name, command + call, setting, on_cpu=ON_CPU["zero" if strategy.startswith("zero") else "else"]
+                )
 
 
 def launcher(strategy: str, setting: Setting) -> list[Any]:
     """The words before the script."""
-    if setting.cpu:
-        return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", setting.ranks]
     file = REPOSITORY / "recipes" / "accelerate_configs" / f"{strategy}.yaml"
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", file]
-    return [*launch, "--num_processes", setting.ranks]
+    on_cpu = [REPOSITORY / "tests" / "recipes" / "on_cpu_ranks.py"] if setting.cpu else []
+    return [*launch, "--num_processes", setting.ranks, *on_cpu]
 
 
 def recipe_call(
@@ -277,8 +282,6 @@ def recipe_call(
 def four_bit(setting: Setting, files: dict[str, Path], reward_model: Path) -> Part:
     """A base loaded in 4 bits, and LoRA trained on it by PPO."""
     name = "ppo, 4-bit base"
-    if setting.cpu:
-        return Part(name, "skipped", note="needs a GPU")
     if not importlib.util.find_spec("bitsandbytes"):
         return Part(name, "skipped", note="needs bitsandbytes")
     call = recipe_call("ppo", name, setting, files, reward_model, load_in_4bit="true")

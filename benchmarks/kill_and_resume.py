@@ -15,13 +15,14 @@ import torch
 
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / "tests")]
 
-from checkpoint.runs import RUNS, kill_and_resume  # noqa: E402
+from checkpoint.runs import ON_RANKS, RUNS, kill_and_resume  # noqa: E402
 
 
 def main() -> int:
     """Print a line for each kind of run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=50, help="of each kind of run")
+    parser.add_argument("--kills", type=int, default=50, help="of each kind of run of one process")
+    parser.add_argument("--kills_of_ranks", type=int, default=10, help="of each kind of run of two ranks")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     parser.add_argument("--kinds", nargs="+", choices=sorted(RUNS), default=sorted(RUNS))
     given = parser.parse_args()
@@ -29,14 +30,15 @@ def main() -> int:
     failed = False
     for kind in given.kinds:
         with tempfile.TemporaryDirectory() as folder:
+            kills = given.kills_of_ranks if kind in ON_RANKS else given.kills
             begin = time.perf_counter()
-            same, met = kill_and_resume(kind, Path(folder), given.kills, given.seed)
+            same, met = kill_and_resume(kind, Path(folder), kills, given.seed)
             seconds = time.perf_counter() - begin
         print(
-            f"{kind}: {same} of {given.kills} the same bits; {met} were killed before their end; {seconds:.0f} s",
+            f"{kind}: {same} of {kills} the same bits; {met} were killed before their end; {seconds:.0f} s",
             flush=True,
         )
-        failed |= same < given.kills
+        failed |= same < kills
     return int(failed)
 
 

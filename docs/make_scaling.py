@@ -3,13 +3,16 @@
 python docs/make_scaling.py        # a minute; needs no weights and no Hub
 """
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 
+import torch
 from peft import LoraConfig
 from transformers import LlamaConfig
 
-from hf_rlhf.planning.memory import MemoryModel, look_at, plan_memory
+from hf_rlhf.planning.layout import Layout
+from hf_rlhf.planning.memory import MemoryModel, MemoryPlan, look_at, plan_memory
 from hf_rlhf.planning.work import IterationSize, Machine, roofline
 from hf_rlhf.ppo.config import PPOConfig
 from hf_rlhf.recipes.plan import USUAL_FRACTION
@@ -44,12 +47,51 @@ SIZES = {
 }
 
 
-def known_of(shape: dict, args: PPOConfig) -> MemoryModel:
-    """What the plan needs of a model of these sizes with LoRA r16 on every linear layer."""
+def known_of(shape: dict, args: PPOConfig, *, lora: bool = True) -> MemoryModel:
+    """What the plan needs of a model of these sizes, with LoRA r16 on every linear layer or all weights trained in fp32."""
     config = LlamaConfig(vocab_size=128256, max_position_embeddings=8192, **shape)
-    lora = LoraConfig(task_type="CAUSAL_LM", r=16, target_modules="all-linear")
-    known = look_at(config, args, dtype="bfloat16", peft_config=lora, reward=0.0, quantized=False)
-    return replace(known, libraries=CONTEXT, reward=4.0 * known.trained)
+    adapter = LoraConfig(task_type="CAUSAL_LM", r=16, target_modules="all-linear") if lora else None
+    known = look_at(config, args, dtype="bfloat16", peft_config=adapter, reward=0.0, quantized=False)
+    return replace(known, libraries=CONTEXT, reward=4.0 * known.trained if lora else 0.0)
+
+
+LAYOUTS = {
+    "DDP": (Layout("ddp", 8), True),
+    "ZeRO-2": (Layout("zero2", 8), True),
+    "FSDP2": (Layout("fsdp2", 8), True),
+    "FSDP2, block by block": (Layout("fsdp2", 8), False),
+}
+
+
+def sharded_table() -> list[str]:
+    """Peaks on each of eight devices, by strategy."""
+    rows = [f"| policy | trained | {' | '.join(LAYOUTS)} |", "|---|---" + "|---" * len(LAYOUTS) + "|"]
+    for name, shape in SIZES.items():
+        for trained, lora, micro in (("LoRA", True, 8), ("all weights", False, 1)):
+            peaks = []
+            for layout, gather in LAYOUTS.values():
+                flags = {"per_device_train_batch_size": micro, "gradient_accumulation_steps": 32 // micro}
+                args = settings(
+                    gradient_checkpointing=True, gather_for_rollout=gather, generation_batch_size=16, **flags
+                )
+                peaks.append(peak_plan(known_of(shape, args, lora=lora), args, layout).peak / 1e9)
+            rows.append(f"| {name} | {trained} | " + " | ".join(f"{peak:,.1f}" for peak in peaks) + " |")
+    return rows
+
+
+class OnGPU(PPOConfig):
+    """Settings of a run on a GPU, on a machine that has none."""
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device("cuda")
+
+
+def peak_plan(known: MemoryModel, args: PPOConfig, layout: Layout | None = None) -> MemoryPlan:
+    """The plan for a GPU; what is known of the models was found out on the CPU."""
+    args = copy.copy(args)
+    args.__class__ = OnGPU
+    return plan_memory(known, args, layout)
 
 
 def settings(**flags) -> PPOConfig:
@@ -79,7 +121,7 @@ def tables() -> str:
     for name, shape in SIZES.items():
         known = known_of(shape, plain)
         for base, model in (("bf16", known), ("4-bit", replace(known, quantized=True))):
-            plan, lean = plan_memory(model, plain), plan_memory(model, checkpointing)
+            plan, lean = peak_plan(model, plain), peak_plan(model, checkpointing)
             cells = [sum(plan.fixed.values()), *plan.phases.values(), lean.phases["update"], lean.peak]
             memory.append(f"| {name} | {base} | " + " | ".join(f"{cell / 1e9:,.1f}" for cell in cells) + " |")
         size = IterationSize(plain.rollout_batch_size, 512, 512, plain.num_ppo_epochs)
@@ -89,7 +131,7 @@ def tables() -> str:
         seconds.append(
             f"| {name} | " + " | ".join(f"{cell:,.0f} s" for cell in (*usual, sum(usual))) + f" | {rate:,.0f} |"
         )
-    return "\n".join([*memory, "", *seconds])
+    return "\n".join([*memory, "", *seconds, "", *sharded_table()])
 
 
 if __name__ == "__main__":
