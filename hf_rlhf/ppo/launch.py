@@ -27,15 +27,16 @@ def require_whole_loading() -> None:
 
 def require_known_launch(accelerator: Accelerator, args: PPOConfig) -> None:
     """Raise `InputError` for launcher settings under which PPO is not known to compute what it should."""
-    plugin: Any = getattr(accelerator.state, "fsdp_plugin", None)
+    fsdp: Any = getattr(accelerator.state, "fsdp_plugin", None)
     by_deepspeed = accelerator.distributed_type.value == "DEEPSPEED"
-    if plugin is not None:
-        _require_known_fsdp(plugin, args)
+    if fsdp is not None:
+        _require_known_fsdp(fsdp, args)
     if by_deepspeed:
         _require_known_deepspeed(args)
     precision = accelerator.mixed_precision
     if by_deepspeed:  # accelerate itself says "no" there
-        config: Any = accelerator.deepspeed_plugin.deepspeed_config
+        plugin: Any = accelerator.deepspeed_plugin
+        config = plugin.deepspeed_config
         precision = next((name for name in ("bf16", "fp16") if config.get(name, {}).get("enabled") is True), "no")
     if precision != "no":
         raise InputError(

@@ -312,7 +312,7 @@ class PPOTrainer(IterationTrainer):
             batches = [by_length[start : start + size] for start in range(0, len(by_length), size)]
             for batch in in_step(batches, []) if self._in_step else batches:
                 sequences = Sequences.from_trajectories(batch) if batch else Sequences.of_one_token()
-                output = self.policy.forward(  # not by its hooks: FSDP's would shard the root again
+                output: Any = self.policy.forward(  # not by its hooks: FSDP's would shard the root again
                     sequences.to(self.args.device),
                     temperature=self.args.temperature,
                     entropy=True,
