@@ -38,6 +38,7 @@ RENAMED = {
     "stop_token_id": "stop_token_ids",
     # TRL's GRPO
     "beta": "kl_coef",
+    "ds3_gather_for_generation": "gather_for_rollout",
     "epsilon": "cliprange",
     "epsilon_high": "cliprange_high",
     "num_iterations": "num_ppo_epochs",
@@ -53,7 +54,6 @@ REPLACED = {
         "follows from per_device_train_batch_size x gradient_accumulation_steps x num_mini_batches x ranks"
         " (docs/batch_algebra.md)"
     ),
-    "ds3_gather_for_generation": "is gather_for_rollout here, for FSDP2; PPO does not run under ZeRO-3",
     "is_encoder_decoder": "is not needed: PPO trains decoder-only models",
     "is_peft_model": "is not needed: an adapter folder as model_name_or_path says it itself",
     "model_adapter_name": "is not needed: the adapter that model_name_or_path names is trained",

@@ -70,6 +70,7 @@ def _require_known_fsdp(plugin: Any, args: PPOConfig) -> None:
             type(plugin.cpu_offload).__name__ != "CPUOffloadPolicy",
             "must be false: sampling needs the weights on the device",
         ),
+        "torch_compile": (not args.torch_compile, "must be false: FSDP gathers blocks that are compiled already"),
         "use_transformers_continuous_batching": (
             not (args.use_transformers_continuous_batching and not args.gather_for_rollout),
             "must be false with gather_for_rollout=false: its ranks do not sample in step",

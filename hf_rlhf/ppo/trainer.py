@@ -33,7 +33,7 @@ from hf_rlhf.models.attention import FUSED, set_attention, training_attention
 from hf_rlhf.models.backbone import compile_blocks, require_known_head, uncompiled, use_liger_kernels
 from hf_rlhf.models.load import load_tokenizer
 from hf_rlhf.models.policy import PolicyOutput, PolicyWithValue
-from hf_rlhf.models.sharding import unsharded
+from hf_rlhf.models.sharding import fsdp_modules, unsharded
 from hf_rlhf.models.value_model import ValueModel
 from hf_rlhf.ops import FULL_KL, gae, kl_estimate, token_rewards, whiten
 from hf_rlhf.ppo.callbacks import PPO_WATCHED, IterationCallback, SettingsCallback
@@ -522,6 +522,8 @@ class PPOTrainer(IterationTrainer):
 
     def _weights(self) -> AbstractContextManager[None]:
         """Hold the weights for forward passes of a rank's own."""
+        if self.is_fsdp_enabled and not fsdp_modules(self.policy):  # Trainer leaves it to FSDP to place the model
+            self.policy.to(self.args.device)
         return unsharded(self.policy, blocks=self.args.gather_for_rollout)
 
     def _weights_to_sample(self) -> AbstractContextManager[None]:

@@ -151,7 +151,9 @@ def ppo(**flags):
     def run(folder, resume="auto", **launch):
         given = {**ADAMW, "save_steps": 4, "reward": number_reward, **SAVES, **flags, **launch}
         roles = {"value_model": classifier()} if given.get("critic") == "model" else {}
-        trainer = make_trainer(folder, per_device_train_batch_size=_share_of_eight(), trainer_kwargs=roles, **given)
+        model = make_model(make_tokenizer(), **given.pop("shape", {})).to(given.pop("dtype", torch.float32))
+        given |= {"model": model, "per_device_train_batch_size": _share_of_eight(), "trainer_kwargs": roles}
+        trainer = make_trainer(folder, **given)
         trainer.train(resume_from_checkpoint=resume)
         trainer.save_model()
         return trainer
@@ -195,7 +197,8 @@ def other_uses(folder, **launch):
 
 SHARDED = {
     "ppo": ppo(),
-    "ppo, all weights": ppo(lora=None, critic="model", learning_rate=1e-3),
+    "ppo, all weights": ppo(lora=None, critic="model", learning_rate=1e-3, shape={"tie_word_embeddings": True}),
+    "ppo, bf16 base": ppo(dtype=torch.bfloat16),
     "ppo, adapter critic": ppo(critic="adapter", ref_model_sync_iterations=1),
     "reward": reward_recipe(),
     "reward, all weights": reward_recipe("--use_peft", "false"),

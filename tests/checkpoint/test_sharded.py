@@ -68,7 +68,9 @@ def zero_2(tmp_path_factory):
 LAUNCHES = ["fsdp2", pytest.param("zero_2", marks=pytest.mark.deepspeed)]
 
 
-@pytest.mark.parametrize("kind", SHARDED)
+@pytest.mark.parametrize(
+    "kind", [kind for kind in SHARDED if "bf16" not in kind]
+)  # which rounds by the size of a batch
 @pytest.mark.parametrize("launch", LAUNCHES)
 def test_it_ends_as_one_process(one_process, request, launch, kind):
     one, other = one_process / kind / "whole", request.getfixturevalue(launch) / kind / "whole"
