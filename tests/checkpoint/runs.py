@@ -161,6 +161,9 @@ def ppo(**flags):
     return run
 
 
+PROBE = [5, 8, 11, 2, 7]
+
+
 def other_uses(folder, **launch):
     """What else a trainer is used for, each thing once; returns the numbers, which the launch must not change."""
     flags = {
@@ -180,6 +183,9 @@ def other_uses(folder, **launch):
     trained.train()
     numbers |= {"values": trained.predict_value(prompts), "after": trained.evaluate(metric_key_prefix="x")}
     trained.save_model()
+    with trained._weights(), torch.no_grad():
+        logits = trained.policy.model.eval()(input_ids=torch.tensor([PROBE])).logits
+    numbers["logits"] = logits.flatten().tolist()
 
     loop = make_trainer(folder / "loop", trainer_kwargs=given, **flags)
     for iteration in range(2):
