@@ -25,6 +25,16 @@ def require_whole_loading() -> None:
         )
 
 
+def rewards_share_base(args: PPOConfig) -> bool:
+    """Return whether reward adapters can score on the policy's base: not where it is sharded while they score.
+
+    That is so under FSDP when blocks are gathered as they run, which every rank has to do as often, and when a vLLM server
+    samples, for which nothing is gathered.
+    """
+    sharded = args.world_size > 1 and _is_on("ACCELERATE_USE_FSDP")
+    return not sharded or (args.gather_for_rollout and not args.use_vllm)
+
+
 def require_known_launch(accelerator: Accelerator, args: PPOConfig) -> None:
     """Raise `InputError` for launcher settings under which PPO is not known to compute what it should."""
     fsdp: Any = getattr(accelerator.state, "fsdp_plugin", None)

@@ -41,7 +41,12 @@ from hf_rlhf.ppo.config import PPOConfig
 from hf_rlhf.ppo.experience import Experience, micro_batches, require_finite
 from hf_rlhf.ppo.guard import UpdateGuard
 from hf_rlhf.ppo.iteration_log import IterationLog
-from hf_rlhf.ppo.launch import require_known_launch, require_whole_loading, warn_of_silent_ddp
+from hf_rlhf.ppo.launch import (
+    require_known_launch,
+    require_whole_loading,
+    rewards_share_base,
+    warn_of_silent_ddp,
+)
 from hf_rlhf.ppo.loop import IterationTrainer
 from hf_rlhf.ppo.loss import PPOLoss, ppo_loss, text_loss
 from hf_rlhf.ppo.metrics import evaluation_metrics, iteration_metrics, mean_sequence_kl
@@ -147,6 +152,7 @@ class PPOTrainer(IterationTrainer):
                 reward_funcs,
                 reward_processing_classes,
                 policy=policy.model,
+                share_base=rewards_share_base(args),
                 device=args.device,
                 weights=args.reward_weights,
             )
@@ -471,7 +477,10 @@ class PPOTrainer(IterationTrainer):
             self.engine.close()
 
     def predict_value(self, prompts: Sequence[Prompt | Sequence[int]]) -> list[float]:
-        """What the critic expects of a completion to each prompt, in scores minus KL penalty."""
+        """What the critic expects of a completion to each prompt, in scores minus KL penalty.
+
+        Under FSDP every rank calls it, with prompts of its own or the same.
+        """
         kwargs: Any = self.args.chat_template_kwargs
         value_model = ValueModel(self.policy.model, self.policy.critic, self.processing_class)
         with self._weights():

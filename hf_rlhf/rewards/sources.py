@@ -10,6 +10,7 @@ from torch import nn
 from transformers import Pipeline, PreTrainedModel, TextClassificationPipeline
 
 from hf_rlhf.errors import InputError
+from hf_rlhf.models.adapters import adapter_folder, base_of, is_peft_model
 from hf_rlhf.models.load import load_tokenizer
 from hf_rlhf.models.positions import positions
 from hf_rlhf.models.precision import native_dtype
@@ -19,6 +20,7 @@ from hf_rlhf.models.reward_model import (
     load_reward_tokenizer,
     require_reward_model,
 )
+from hf_rlhf.models.same_base import stands_on
 from hf_rlhf.rewards.contract import RewardFunction, Rewards
 from hf_rlhf.rewards.functions import is_function_name
 from hf_rlhf.rewards.learned import LearnedReward
@@ -31,9 +33,10 @@ def resolve_rewards(
     sources: RewardSource | Sequence[RewardSource],
     tokenizers,
     *,
-    policy: Model,
+    policy: Model | None,
     device: torch.device,
     weights: Sequence[float] | None,
+    share_base: bool = True,
 ) -> Rewards:
     """Load what is named by path, wrap what is a model or a pipeline, keep what is a function.
 
@@ -46,13 +49,14 @@ def resolve_rewards(
         policy: the policy's model; a reward adapter trained on its base shares it.
         device: where separate reward models go.
         weights: one a reward, or None.
+        share_base: whether adapters may share the policy's base. Otherwise each gets a base of its own, of the same dtype.
     """
     given: list[Any] = list(sources) if isinstance(sources, (list, tuple)) else [sources]
     tokenizers = list(tokenizers) if isinstance(tokenizers, (list, tuple)) else [tokenizers] * len(given)
     if len(tokenizers) != len(given):
         raise InputError(f"reward_processing_classes has {len(tokenizers)} entries for {len(given)} rewards")
     functions = [
-        _function(source, tokenizer, number, policy, device)
+        _function(source, tokenizer, number, policy, device, share_base)
         for number, (source, tokenizer) in enumerate(zip(given, tokenizers, strict=True))
     ]
     return Rewards(functions, weights)
@@ -78,7 +82,9 @@ def require_functions(rewards: Rewards) -> None:
         )
 
 
-def _function(source: Any, tokenizer, number: int, policy: Model, device: torch.device) -> RewardFunction:
+def _function(
+    source: Any, tokenizer, number: int, policy: Model | None, device: torch.device, share_base: bool
+) -> RewardFunction:
     if isinstance(source, TextClassificationPipeline):  # its own call gives labels, and squashes the score
         source, tokenizer = source.model, tokenizer or source.tokenizer
     if isinstance(source, (str, os.PathLike)):
@@ -86,7 +92,11 @@ def _function(source: Any, tokenizer, number: int, policy: Model, device: torch.
         name = Path(path).name if os.path.isdir(path) else path.split("/")[-1]
         adapter = "reward" if number == 0 else f"reward_{number}"
         dtype = native_dtype(device)
-        scorer, loaded_tokenizer = load_reward_model(path, policy=policy, name=adapter, dtype=dtype)
+        if not share_base and policy is not None and is_peft_model(policy) and stands_on(adapter_folder(path), policy):
+            dtype = base_of(policy).dtype
+        scorer, loaded_tokenizer = load_reward_model(
+            path, policy=policy if share_base else None, name=adapter, dtype=dtype
+        )
         tokenizer = tokenizer or loaded_tokenizer
     elif isinstance(source, nn.Module) and hasattr(source, "config"):
         path = str(source.config._name_or_path)  # pyright: ignore[reportAttributeAccessIssue]

@@ -14,10 +14,22 @@ import sharding_on_cpu
 import torch
 from datasets import Dataset
 from invariance.runs import classifier, number_reward
-from peft import PeftModel
+from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file
-from tiny import happy_reward, make_lora, make_model, make_prompts, make_tokenizer, make_trainer, metrics_of
-from tiny_data import plain_pairs
+from tiny import (
+    happy_reward,
+    make_lora,
+    make_model,
+    make_prompts,
+    make_tokenizer,
+    make_trainer,
+    metrics_of,
+    perturb,
+)
+from tiny_data import plain_pairs, prompt_rows
+from transformers import LlamaForSequenceClassification
+
+from hf_rlhf.ppo.config import PPOConfig
 
 SAVES = {"save_strategy": "steps", "save_total_limit": 2, "report_to": "none", "disable_tqdm": True, "use_cpu": True}
 
@@ -53,7 +65,7 @@ def train_ppo(folder, resume="auto", **flags):
 
 def train_reward(folder, resume="auto", **flags):
     """Two epochs of six updates, logged at every other one and saved at every third, with dropout."""
-    from transformers import LlamaForSequenceClassification, set_seed
+    from transformers import set_seed
 
     from hf_rlhf.recipes.arguments import RewardTrainingArguments
     from hf_rlhf.reward_modeling.training import make_reward_trainer, save_trained
@@ -85,6 +97,7 @@ RUNS = {"ppo": train_ppo, "reward": train_reward, "ppo under FSDP2": train_ppo_o
 ON_RANKS = ("ppo under FSDP2",)
 
 
+OF_TRL = {"max_length": 64, "bf16": False}
 ADAMW = {"optim": "adamw_torch", "adam_epsilon": 1e-2}
 """An optimizer with a state, and an epsilon with which a gradient that is all rounding does not move a weight."""
 
@@ -98,6 +111,16 @@ def write_inputs(folder):
     tokenizer = make_tokenizer()
     make_model(tokenizer).save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
+    torch.manual_seed(7)  # of the fresh score head
+    rewarding = get_peft_model(
+        LlamaForSequenceClassification.from_pretrained(folder / "model", num_labels=1),
+        make_lora(task_type="SEQ_CLS", modules_to_save=["score"], target_modules=["q_proj", "v_proj"]),
+    )
+    perturb(rewarding, only="lora", scale=0.3)
+    rewarding.save_pretrained(folder / "reward")
+    tokenizer.save_pretrained(folder / "reward")
+    prompts = "".join(json.dumps(row) + "\n" for row in prompt_rows())
+    (folder / "prompts.jsonl").write_text(prompts)
 
 
 def _share_of_eight():
@@ -107,8 +130,8 @@ def _share_of_eight():
 def _recipe_flags(folder, rows, resume, **launch):
     inputs = Path(folder).parent
     flags = {"model_name_or_path": inputs / "model", "dataset_name": inputs / rows, "dtype": "float32", "resume": resume,
-             "output_dir": folder, "max_steps": 8, "logging_steps": 2, "save_steps": 4, "learning_rate": 1e-2, "max_length": 64,
-             "per_device_train_batch_size": _share_of_eight(), "lora_dropout": 0, "bf16": False, "report_to": "none",
+             "output_dir": folder, "max_steps": 8, "logging_steps": 2, "save_steps": 4, "learning_rate": 1e-2,
+             "per_device_train_batch_size": _share_of_eight(), "lora_dropout": 0, "report_to": "none",
              "disable_tqdm": True, **ADAMW, **launch}  # fmt: skip
     return [word for flag, value in flags.items() for word in (f"--{flag}", str(value))]
 
@@ -127,7 +150,9 @@ def reward_recipe(*flags):
         from hf_rlhf.recipes.reward import train_reward_model
 
         kinds = [RewardArguments, RewardTrainingArguments, ModelArguments]
-        return train_reward_model(*_parsed(kinds, [*_recipe_flags(folder, "pairs.jsonl", resume, **launch), *flags]))
+        return train_reward_model(
+            *_parsed(kinds, [*_recipe_flags(folder, "pairs.jsonl", resume, **OF_TRL, **launch), *flags])
+        )
 
     return run
 
@@ -140,7 +165,22 @@ def sft_recipe(*flags):
         from hf_rlhf.recipes.sft import train_sft
 
         kinds = [DataArguments, SFTTrainingArguments, ModelArguments]
-        return train_sft(*_parsed(kinds, [*_recipe_flags(folder, "texts.jsonl", resume, **launch), *flags]))
+        return train_sft(*_parsed(kinds, [*_recipe_flags(folder, "texts.jsonl", resume, **OF_TRL, **launch), *flags]))
+
+    return run
+
+
+def ppo_recipe(*flags):
+    """`hf-rlhf ppo` of 8 updates with a reward adapter, trained on the policy's base."""
+
+    def run(folder, resume="auto", **launch):
+        from hf_rlhf.recipes.arguments import ModelArguments, PPOArguments
+        from hf_rlhf.recipes.ppo import train_ppo
+
+        sizes = {"max_completion_length": 8, "max_prompt_length": 32, "num_mini_batches": 2, "num_ppo_epochs": 2}
+        given = {"reward_model_path": Path(folder).parent / "reward", **sizes, **launch}
+        kinds = [PPOArguments, PPOConfig, ModelArguments]
+        return train_ppo(*_parsed(kinds, [*_recipe_flags(folder, "prompts.jsonl", resume, **given), *flags]))
 
     return run
 
@@ -206,6 +246,8 @@ SHARDED = {
     "ppo, all weights": ppo(lora=None, critic="model", learning_rate=1e-3, shape={"tie_word_embeddings": True}),
     "ppo, bf16 base": ppo(dtype=torch.bfloat16),
     "ppo, adapter critic": ppo(critic="adapter", ref_model_sync_iterations=1),
+    "ppo, reward adapter": ppo_recipe(),
+    "ppo, reward adapter, in step": ppo_recipe("--gather_for_rollout", "false"),
     "reward": reward_recipe(),
     "reward, all weights": reward_recipe("--use_peft", "false"),
     "sft": sft_recipe(),

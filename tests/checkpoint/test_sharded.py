@@ -81,7 +81,8 @@ def test_it_ends_as_one_process(one_process, request, launch, kind):
         expected, found = load_file(file), load_file(other / file.name)
         assert set(expected) == set(found)
         for name, weight in expected.items():
-            assert (found[name] - weight).norm() <= 1e-6 * weight.norm(), f"{file.name}: {name}"
+            bound = 1e-5 if "in step" in kind else 1e-6  # a reward model of its own pools its states in another place
+            assert (found[name] - weight).norm() <= bound * weight.norm(), f"{file.name}: {name}"
     for row, twin in zip(metrics_of(one), metrics_of(other), strict=True):
         assert set(row) == set(twin)
         for name, value in row.items():
