@@ -3,27 +3,64 @@
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from hf_rlhf.checkpoint.state import load_state, save_state
 from hf_rlhf.distributed import rank
+from hf_rlhf.errors import InputError
 from hf_rlhf.models.sharding import local_shard
 
-
-def save_optimizer_shard(folder: Path, name: str, optimizer: Any) -> None:
-    """Write this rank's shard of the state of a torch optimizer below `folder`, as `name`-<rank>."""
-    save_state(folder, f"{name}-{rank()}", _map_tensors(optimizer.state_dict(), local_shard))
+DEEPSPEED = "DEEPSPEED"
+MODEL_ALONE = "it holds the model alone (save_only_model), and no run can go on from it"
 
 
-def load_optimizer_shard(folder: Path, name: str, optimizer: Any) -> None:
-    """Read what `save_optimizer_shard` wrote. The parameters are sharded over as many ranks as they were then."""
-    state = load_state(folder, f"{name}-{rank()}")
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+def save_optimizer_shard(folder: Path, name: str, optimizer: Any, launch: str) -> None:
+    """Write this rank's shard of the state of a torch optimizer below `folder`, as `name`-<rank>.
+
+    `launch` is accelerate's name of what shards it. Under DeepSpeed the optimizer's parameters are fp32 copies, which the
+    model's own weights cannot give back where they are bf16, so they are written too.
+    """
+    state = {"launch": launch, "optimizer": _map_tensors(optimizer.state_dict(), local_shard)}
+    if launch == DEEPSPEED:
+        state["parameters"] = [parameter.detach() for parameter in _parameters(optimizer)]
+    save_state(folder, f"{name}-{rank()}", state)
+
+
+@torch.no_grad()
+def load_optimizer_shard(folder: Path, name: str, optimizer: Any, launch: str) -> None:
+    """Read what `save_optimizer_shard` wrote. The parameters are sharded over as many ranks as they were then.
+
+    Raises `InputError` when another launch wrote it, or nothing did.
+    """
+    if not (folder / f"{name}-{rank()}.json").is_file():
+        foreign = any((folder / each).exists() for each in ("latest", "optimizer.bin", "pytorch_model_fsdp_0"))
+        raise InputError(
+            f"{folder} holds no optimizer state that this version reads; "
+            + (
+                "DeepSpeed or FSDP wrote its own, as an earlier version let them. Start the run anew"
+                if foreign
+                else MODEL_ALONE
+            )
+        )
+    saved = load_state(folder, f"{name}-{rank()}")
+    if saved["launch"] != launch:
+        raise InputError(
+            f"{folder} is of a run under {saved['launch']}, and this one is under {launch}: they shard the optimizer's state"
+            " in different ways. Resume with the launcher settings that the run began with"
+        )
+    state, parameters = saved["optimizer"], _parameters(optimizer)
+    for parameter, value in zip(parameters, saved.get("parameters", ()), strict=False):
+        parameter.copy_(value)
     sharded = {
         number: {key: _as_shard_of(parameters[number], value) for key, value in values.items()}
         for number, values in state["state"].items()
     }
     optimizer.load_state_dict({**state, "state": sharded})
+
+
+def _parameters(optimizer: Any) -> list[Any]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
 def _as_shard_of(parameter: Any, value: Any) -> Any:

@@ -18,7 +18,7 @@ from hf_rlhf.checkpoint.folders import PREFIX, checkpoints, commit, new_scratch,
 from hf_rlhf.checkpoint.lock import locked, require_folder_name
 from hf_rlhf.checkpoint.optimizer import require_optimizer
 from hf_rlhf.checkpoint.resume import resume_point
-from hf_rlhf.checkpoint.shards import load_optimizer_shard, save_optimizer_shard
+from hf_rlhf.checkpoint.shards import MODEL_ALONE, load_optimizer_shard, save_optimizer_shard
 from hf_rlhf.checkpoint.signals import StopSignals
 from hf_rlhf.checkpoint.state import load_state, random_state, save_state, set_random_state
 from hf_rlhf.distributed import by_first_rank, failing_together, gather_in_order, global_max, rank, world_size
@@ -32,6 +32,7 @@ from hf_rlhf.records import METRICS_FILE, append_json_line, cut_logs, log_sizes,
 
 OPTIMIZER, SCHEDULE, SCALER, RUN = "optimizer", "scheduler", "scaler", "run_state"
 TRAINER_STATE_FILE = "trainer_state.json"
+_NONE_MADE = " None was made, and the weights are those before"
 MOST_NONFINITE = 3
 """So many updates in a row whose loss or gradients are not finite end the run."""
 
@@ -141,7 +142,8 @@ class DurableTrainer(Trainer):
             logger.warning("%s; it is not made", what)
             return
         raise FloatingPointError(
-            f"{what}; that makes {self._nonfinite_in_a_row} in a row. None was made, and the weights are those before."
+            f"{what}; that makes {self._nonfinite_in_a_row} in a row."
+            f"{' DeepSpeed has made it, and the weights are lost' if self.is_deepspeed_enabled else _NONE_MADE}."
             f" {self._way_on()}. Try a lower learning_rate, or dtype bfloat16 instead of float16"
         )
 
@@ -256,11 +258,16 @@ class DurableTrainer(Trainer):
         run_state = self._run_state()
         weights = self._gathered_weights()  # before anything can fail on one rank, which would leave others waiting
         scratch = by_first_rank(lambda: _made(new_scratch(self.folder, step)))
-        with failing_together(), self._explained(scratch):
-            self._write_parts(scratch, run_state, weights)
-        with failing_together(), self._explained(scratch):
-            if self.args.should_save:
-                commit(scratch, target, step=step, world_size=world_size(), versions=versions())
+        try:
+            with failing_together(), self._explained():
+                self._write_parts(scratch, run_state, weights)
+            with failing_together(), self._explained():
+                if self.args.should_save:
+                    commit(scratch, target, step=step, world_size=world_size(), versions=versions())
+        except Exception:
+            if self.args.should_save:  # by now no rank writes there any more
+                shutil.rmtree(scratch, ignore_errors=True)
+            raise
         self._saved_at = step
         if self.args.should_save:
             try:
@@ -298,13 +305,11 @@ class DurableTrainer(Trainer):
         }
 
     @contextmanager
-    def _explained(self, scratch: Path) -> Iterator[None]:
-        """Clear away what was half written, and say what to do."""
+    def _explained(self) -> Iterator[None]:
+        """Say what to do where a checkpoint could not be written."""
         try:
             yield
         except Exception as error:  # safetensors and tokenizers have kinds of their own for a full disk
-            if self.args.should_save:
-                shutil.rmtree(scratch, ignore_errors=True)
             if isinstance(error, RunFailed):
                 raise
             raise RunFailed(
@@ -324,7 +329,7 @@ class DurableTrainer(Trainer):
         """Raise for weights that are not finite, or not the same on every rank; such are not saved."""
         with failing_together():
             total = self._sum_of_finite_weights()
-        if not self._is_sharded and len(set(gather_in_order([total]))) > 1:
+        if not self._shards_weights and len(set(gather_in_order([total]))) > 1:
             raise RunFailed(
                 f"the ranks hold different weights after update {self.state.global_step}, which should be the same to the"
                 f" bit; they are not saved. {self._way_on()}. Look for code that changes weights on one rank alone"
@@ -338,7 +343,7 @@ class DurableTrainer(Trainer):
                     f"{name} holds NaN or infinity after update {self.state.global_step}; such weights are not saved."
                     f" {self._way_on()}. Try a lower learning_rate"
                 )
-            if parameter.requires_grad and not self._is_sharded:
+            if parameter.requires_grad and not self._shards_weights:
                 total += parameter.detach().sum(dtype=torch.float64).item()
         return total
 
@@ -347,7 +352,7 @@ class DurableTrainer(Trainer):
             super()._save_optimizer_and_scheduler(output_dir)
             return
         if self._is_sharded:
-            save_optimizer_shard(Path(output_dir), OPTIMIZER, self._inner_optimizer)
+            save_optimizer_shard(Path(output_dir), OPTIMIZER, self._inner_optimizer, self._launch)
         if self.args.should_save:
             if not self._is_sharded:
                 save_state(Path(output_dir), OPTIMIZER, self.optimizer.state_dict())  # pyright: ignore
@@ -401,16 +406,16 @@ class DurableTrainer(Trainer):
             super()._load_optimizer_and_scheduler(checkpoint)
             return
         folder = Path(checkpoint)
-        found = [name for name in (OPTIMIZER, f"{OPTIMIZER}-{rank()}") if (folder / f"{name}.json").is_file()]
-        if not found:
-            raise InputError(f"{checkpoint} holds the model alone (save_only_model), and no run can go on from it")
-        if (found[0] == OPTIMIZER) == self._is_sharded:
+        written = (folder / f"{OPTIMIZER}.json").is_file(), (folder / f"{OPTIMIZER}-0.json").is_file()
+        if written == (self._is_sharded, not self._is_sharded):
             raise InputError(
-                f"{checkpoint} is of a run {'without' if self._is_sharded else 'under'} FSDP or DeepSpeed, whose optimizer"
-                " state is laid out in another way. Resume with the launcher settings that the run began with"
+                f"{checkpoint} is of a run {'without' if self._is_sharded else 'under'} FSDP or DeepSpeed, which shard the"
+                " optimizer's state. Resume with the launcher settings that the run began with"
             )
         if self._is_sharded:
-            load_optimizer_shard(folder, OPTIMIZER, self._inner_optimizer)
+            load_optimizer_shard(folder, OPTIMIZER, self._inner_optimizer, self._launch)
+        elif not written[0]:
+            raise InputError(f"{checkpoint} cannot be resumed: {MODEL_ALONE}")
         else:
             cast(Any, self.optimizer).load_state_dict(load_state(folder, OPTIMIZER))
         cast(Any, self.lr_scheduler).load_state_dict(load_state(folder, SCHEDULE))
@@ -453,6 +458,16 @@ class DurableTrainer(Trainer):
     def _is_sharded(self) -> bool:
         """Whether DeepSpeed or FSDP shards the optimizer's state over the ranks."""
         return self.is_deepspeed_enabled or self.is_fsdp_enabled
+
+    @property
+    def _shards_weights(self) -> bool:
+        """Whether no rank holds all weights."""
+        return self.is_fsdp_enabled or self._is_zero_3
+
+    @property
+    def _launch(self) -> str:
+        """Accelerate's name of what the run is launched with."""
+        return self.accelerator.distributed_type.value
 
     @property
     def _is_zero_3(self) -> bool:

@@ -182,22 +182,24 @@ def save_adapter(
 
 def saved_names(model: Model) -> set[str]:
     """Return the names of the parameters that saving `model` writes: of its adapters, or all where it has none."""
-    names = [name for name, _ in model.named_parameters(remove_duplicate=False)]
+    parameters = dict(model.named_parameters(remove_duplicate=False))
     if not is_peft_model(model):
-        return set(names)
+        return set(parameters)
+    from peft import get_peft_model_state_dict
+
     adapters = set(model.peft_config)
-    layers = [model.get_input_embeddings(), model.get_output_embeddings()]
-    targeted = any(hasattr(layer, "base_layer") for layer in layers)  # then PEFT saves what is below the adapter too
-    embeddings = {
-        id(parameter)
-        for layer in layers
-        if layer is not None and (targeted or saves_embeddings(model) is True)
-        for parameter in layer.parameters()
+    # PEFT alone knows when it saves what is below an adapter besides: embeddings that were resized, trained biases.
+    besides = {
+        name
+        for adapter in adapters
+        for name in get_peft_model_state_dict(
+            model, adapter_name=adapter, save_embedding_layers=saves_embeddings(model)
+        )
     }
     return {
         name
-        for name, parameter in model.named_parameters(remove_duplicate=False)
-        if adapters & set(name.split(".")) or id(parameter) in embeddings
+        for name, parameter in parameters.items()
+        if parameter.requires_grad or name in besides or adapters & set(name.split("."))
     }
 
 

@@ -84,11 +84,11 @@ def unsharded(module: nn.Module, *, blocks: bool = True) -> Iterator[None]:
         return
     parts = fsdp_modules(module)
     root: Any = module
-    if blocks:
-        root.set_reshard_after_forward(False)
-    for part in parts if blocks else parts[:1]:
-        part.unshard()
     try:
+        if blocks:
+            root.set_reshard_after_forward(False)
+        for part in parts if blocks else parts[:1]:
+            part.unshard()
         yield
     finally:
         for part in parts:

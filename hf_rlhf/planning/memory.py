@@ -152,7 +152,9 @@ def plan_memory(model: MemoryModel, args: PPOConfig, layout: Layout | None = Non
     if model.quantized:  # bitsandbytes leaves embeddings and head as they are, and experts that are one stacked weight
         base -= shape.quantizable * (model.itemsize - _BYTES_4BIT)
     trained = layout.trained(model.trained, weights_are_base=not model.lora)
-    frozen = layout.frozen(base)
+    # accelerate leaves weights of 4 bits out of FSDP, since their blocks cannot be cut
+    unsharded = shape.quantizable * _BYTES_4BIT if model.quantized else 0.0
+    frozen = layout.frozen(base - unsharded) + unsharded
     fixed = {
         "libraries": model.libraries,
         "base": frozen,
@@ -161,7 +163,7 @@ def plan_memory(model: MemoryModel, args: PPOConfig, layout: Layout | None = Non
         "critic": {"value_head": 0.0, "adapter": trained, "model": frozen + trained}[args.critic],
         "reward models": model.reward,
     }
-    gathered = _gathered(model, args, layout, base)
+    gathered = _gathered(model, args, layout, base - unsharded)
     return MemoryPlan(
         {name: size for name, size in fixed.items() if size},
         {
@@ -175,7 +177,8 @@ def _gathered(model: MemoryModel, args: PPOConfig, layout: Layout, base: float) 
     """Bytes of weights that FSDP gathers on a rank in each phase: of all roles for a rollout, of some blocks in an update."""
     shape = model.shape
     embeddings = shape.vocab * shape.hidden * model.itemsize
-    root = 2 * embeddings if base >= 2 * embeddings + shape.quantizable * model.itemsize else embeddings
+    blocks = 0 if model.quantized else shape.quantizable * model.itemsize
+    root = 2 * embeddings if base >= 2 * embeddings + blocks else embeddings
     trained = 4 * model.trained if model.lora else 0
     roles = {"value_head": 1, "adapter": 1, "model": 2}[args.critic] + (0 if model.lora else 1)
     of_rollout = layout.gathered(base + trained, root, shape.layers, blocks=args.gather_for_rollout)

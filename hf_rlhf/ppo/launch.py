@@ -2,6 +2,7 @@
 
 import logging
 import os
+from collections.abc import Collection
 from typing import Any
 
 from accelerate import Accelerator
@@ -16,8 +17,16 @@ GATES = ("ratio_threshold", "early_stop_kl", "critic_warmup_iterations", "critic
 logger = logging.getLogger(__name__)
 
 
-def require_whole_loading() -> None:
-    """Raise `InputError` when FSDP's settings let only the first rank load weights; called before any are loaded."""
+def require_launcher(args: PPOConfig) -> None:
+    """Raise `InputError` for sharding that the launcher does not know of, or that lets only the first rank load weights.
+
+    It is called before any weights are loaded.
+    """
+    if args.fsdp:
+        raise InputError(
+            f"fsdp={args.fsdp} is invalid for PPO, which has to know it before it loads a model. Use accelerate launch"
+            " --config_file recipes/accelerate_configs/fsdp2.yaml instead"
+        )
     if _is_on("ACCELERATE_USE_FSDP") and _is_on("FSDP_CPU_RAM_EFFICIENT_LOADING"):
         raise InputError(
             "fsdp_cpu_ram_efficient_loading=true is invalid for PPO: every rank compares the weights of the policy, the"
@@ -35,12 +44,15 @@ def rewards_share_base(args: PPOConfig) -> bool:
     return not sharded or (args.gather_for_rollout and not args.use_vllm)
 
 
-def require_known_launch(accelerator: Accelerator, args: PPOConfig) -> None:
-    """Raise `InputError` for launcher settings under which PPO is not known to compute what it should."""
+def require_known_launch(accelerator: Accelerator, args: PPOConfig, blocks: Collection[str]) -> None:
+    """Raise `InputError` for launcher settings under which PPO is not known to compute what it should.
+
+    `blocks` are the names of the classes of the models' blocks.
+    """
     fsdp: Any = getattr(accelerator.state, "fsdp_plugin", None)
     by_deepspeed = accelerator.distributed_type.value == "DEEPSPEED"
     if fsdp is not None:
-        _require_known_fsdp(fsdp, args)
+        _require_known_fsdp(fsdp, args, blocks)
     if by_deepspeed:
         _require_known_deepspeed(args)
     precision = accelerator.mixed_precision
@@ -69,7 +81,7 @@ def warn_of_silent_ddp(accelerator: Accelerator) -> None:
             )
 
 
-def _require_known_fsdp(plugin: Any, args: PPOConfig) -> None:
+def _require_known_fsdp(plugin: Any, args: PPOConfig, blocks: Collection[str]) -> None:
     rules = {
         "fsdp_version": (plugin.fsdp_version == 2, "must be 2"),
         "fsdp_activation_checkpointing": (
@@ -80,6 +92,22 @@ def _require_known_fsdp(plugin: Any, args: PPOConfig) -> None:
             type(plugin.cpu_offload).__name__ != "CPUOffloadPolicy",
             "must be false: sampling needs the weights on the device",
         ),
+        "fsdp_auto_wrap_policy": (
+            _is_by_blocks(plugin.auto_wrap_policy),
+            "must be TRANSFORMER_BASED_WRAP: FSDP gathers the models' blocks one by one",
+        ),
+        "fsdp_transformer_layer_cls_to_wrap": (
+            set(plugin.transformer_cls_names_to_wrap or ()) <= set(blocks),
+            f"must be left out, or name blocks ({', '.join(blocks)}): the head stays with the root",
+        ),
+        "fsdp_ignored_modules": (
+            plugin.ignored_modules is None,
+            "must be left out: they would get no sum of gradients",
+        ),
+        "score_while_sampling": (
+            not (args.score_while_sampling and not args.gather_for_rollout),
+            "must be false with gather_for_rollout=false: ranks can have different numbers of generation batches",
+        ),
         "torch_compile": (not args.torch_compile, "must be false: FSDP gathers blocks that are compiled already"),
         "use_transformers_continuous_batching": (
             not (args.use_transformers_continuous_batching and not args.gather_for_rollout),
@@ -89,6 +117,10 @@ def _require_known_fsdp(plugin: Any, args: PPOConfig) -> None:
     for name, (holds, rule) in rules.items():
         if not holds:
             raise InputError(f"{name} {rule}: PPO does not run under FSDP otherwise")
+
+
+def _is_by_blocks(policy: Any) -> bool:
+    return "transformer" in getattr(getattr(policy, "func", policy), "__name__", "")
 
 
 def _require_known_deepspeed(args: PPOConfig) -> None:

@@ -33,7 +33,7 @@ from hf_rlhf.models.attention import FUSED, set_attention, training_attention
 from hf_rlhf.models.backbone import compile_blocks, require_known_head, uncompiled, use_liger_kernels
 from hf_rlhf.models.load import load_tokenizer
 from hf_rlhf.models.policy import PolicyOutput, PolicyWithValue
-from hf_rlhf.models.sharding import fsdp_modules, unsharded
+from hf_rlhf.models.sharding import unsharded
 from hf_rlhf.models.value_model import ValueModel
 from hf_rlhf.ops import FULL_KL, gae, kl_estimate, token_rewards, whiten
 from hf_rlhf.ppo.callbacks import PPO_WATCHED, IterationCallback, SettingsCallback
@@ -43,7 +43,7 @@ from hf_rlhf.ppo.guard import UpdateGuard
 from hf_rlhf.ppo.iteration_log import IterationLog
 from hf_rlhf.ppo.launch import (
     require_known_launch,
-    require_whole_loading,
+    require_launcher,
     rewards_share_base,
     warn_of_silent_ddp,
 )
@@ -129,7 +129,7 @@ class PPOTrainer(IterationTrainer):
                 "critic_learning_rate is for the optimizer that the trainer makes; give yours a parameter group for the"
                 " critic, or leave one of the two out"
             )
-        require_whole_loading()
+        require_launcher(args)
         set_seed(args.seed)  # before the adapter's random start
         if processing_class is None:
             source = model if isinstance(model, str) else model.config._name_or_path
@@ -172,7 +172,7 @@ class PPOTrainer(IterationTrainer):
             callbacks=callbacks,
             optimizers=optimizers,
         )
-        require_known_launch(self.accelerator, args)
+        require_known_launch(self.accelerator, args, policy._no_split_modules)
         warn_of_silent_ddp(self.accelerator)
         require_known_head(policy.model)
         self._attention = training_attention(
@@ -531,7 +531,10 @@ class PPOTrainer(IterationTrainer):
 
     def _weights(self) -> AbstractContextManager[None]:
         """Hold the weights for forward passes of a rank's own."""
-        if self.is_fsdp_enabled and not fsdp_modules(self.policy):  # Trainer leaves it to FSDP to place the model
+        weights = next(self.policy.parameters())
+        if (
+            weights.device.type != self.args.device.type
+        ):  # Trainer leaves the place to FSDP or DeepSpeed, at the first update
             self.policy.to(self.args.device)
         return unsharded(self.policy, blocks=self.args.gather_for_rollout)
 

@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
+
 from hf_rlhf.errors import InputError, refusals_of_libraries
 from hf_rlhf.models.adapted import head_name
 from hf_rlhf.models.adapters import compute_in_base_dtype, is_peft_model, without_input_casting
@@ -65,9 +67,17 @@ def require_positions(trainer) -> None:
 
 @contextmanager
 def adapters_in_base_dtype(model: Model) -> Iterator[None]:
-    """Keep PEFT from casting activations to fp32 at every adapter, as autocast casts the small matrices instead."""
-    with without_input_casting(model), compute_in_base_dtype(model):
-        yield
+    """Keep PEFT from casting activations to fp32 at every adapter, as autocast casts the small matrices instead.
+
+    Autocast keeps what it has cast until its outermost block ends, and this block holds a whole training: without the hook,
+    every pass would use the weights of the first.
+    """
+    forget = model.register_forward_pre_hook(lambda *_: torch.clear_autocast_cache())
+    try:
+        with without_input_casting(model), compute_in_base_dtype(model):
+            yield
+    finally:
+        forget.remove()
 
 
 def save_trained(trainer, folder: str | os.PathLike) -> None:

@@ -268,6 +268,11 @@ class VLLMEngine:
                 self.pool.leave_out(server, server.turn, lost[server.url])
         before, self._adapter = self._adapter, write_adapter(self.model, self.folder, weights)
         first = before is None
+        if first and weights is not None:
+            logger.warning(
+                "The policy is sharded, so nothing checks whether the vLLM servers have the policy's base but its name. Look"
+                " at sampling/logp_gap of the first iteration: it is above 0.1 where they have another"
+            )
         if first:
             remove_adapters(self.folder, but=self._adapter)
             self._wait_for(len(self.pool.servers))

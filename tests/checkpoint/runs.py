@@ -251,6 +251,7 @@ SHARDED = {
     "reward": reward_recipe(),
     "reward, all weights": reward_recipe("--use_peft", "false"),
     "sft": sft_recipe(),
+    "sft, mixed bf16": sft_recipe("--bf16", "true"),
     "sft, all weights": sft_recipe("--use_peft", "false"),
 }
 
@@ -336,7 +337,9 @@ def outcome(folder):
     """What must be the same bits: final weights and every row of the logs, without the columns that measure time."""
     folder = Path(folder)
     weights = {
-        str(file.relative_to(folder)): {name: tensor.numpy().tobytes() for name, tensor in load_file(file).items()}
+        str(file.relative_to(folder)): {
+            name: tensor.flatten().view(torch.uint8).numpy().tobytes() for name, tensor in load_file(file).items()
+        }
         for file in sorted(folder.glob("*.safetensors"))
     }
     samples = folder / "samples.jsonl"

@@ -13,6 +13,8 @@ from invariance.test_ranks import TESTS, on_ranks, torchrun
 from safetensors.torch import load_file
 from tiny import make_model, make_tokenizer, metrics_of
 
+from hf_rlhf.checkpoint.shards import load_optimizer_shard, save_optimizer_shard
+from hf_rlhf.errors import InputError
 from hf_rlhf.models.adapters import ADAPTER_FILE
 
 SCRIPT = TESTS / "checkpoint" / "sharded_script.py"
@@ -116,11 +118,25 @@ def test_everything_else_gives_the_numbers_of_one_process(one_process, request, 
 def test_no_pickle_is_written(request, launch):
     folder = request.getfixturevalue(launch)
     names = {file.suffix for file in folder.rglob("*") if file.is_file()}
-    assert names <= {".json", ".jsonl", ".safetensors", ".md", ".jinja", ".yaml", ".txt", ".lock"}
+    assert names <= {".json", ".jsonl", ".safetensors", ".md", ".jinja", ".yaml", ".txt", ".lock", ".png"}
     shards = list(folder.rglob("optimizer-*.safetensors"))
     assert len(shards) >= 2 * len(SHARDED)
     manifest = json.loads((shards[0].parent / "manifest.json").read_text())
     assert shards[0].name in json.dumps(manifest)
+
+
+def test_an_optimizer_state_of_another_launch_is_refused_by_name(tmp_path):
+    optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.ones(3))])
+    with pytest.raises(InputError, match="the model alone"):
+        load_optimizer_shard(tmp_path, "optimizer", optimizer, "FSDP")
+    save_optimizer_shard(tmp_path, "optimizer", optimizer, "FSDP")
+    load_optimizer_shard(tmp_path, "optimizer", optimizer, "FSDP")
+    with pytest.raises(InputError, match="is of a run under FSDP, and this one is under DEEPSPEED"):
+        load_optimizer_shard(tmp_path, "optimizer", optimizer, "DEEPSPEED")
+    (tmp_path / "optimizer-0.json").unlink()
+    (tmp_path / "latest").write_text("global_step8")
+    with pytest.raises(InputError, match="DeepSpeed or FSDP wrote its own"):
+        load_optimizer_shard(tmp_path, "optimizer", optimizer, "DEEPSPEED")
 
 
 FAILURES = {

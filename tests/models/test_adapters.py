@@ -14,6 +14,8 @@ from hf_rlhf.models.adapters import (
     copy_adapter,
     load_adapter_weights,
     save_adapter,
+    saved_names,
+    saves_embeddings,
     use_adapter,
 )
 from hf_rlhf.models.policy import wrap_policy
@@ -155,3 +157,33 @@ def test_a_file_that_lacks_weights_of_the_adapter_is_refused_before_any_is_repla
     with pytest.raises(InputError, match=rf"lacks weights of the adapter 'policy', such as {re.escape(lost)}"):
         load_adapter_weights(peft_model, tmp_path, POLICY)
     assert all(torch.equal(before[name], tensor) for name, tensor in snapshot(peft_model).items())
+
+
+@pytest.mark.parametrize(
+    "kind", ["lora", "biases", "whole layers", "tokens", "resized", "resized and told", "adapted embeddings"]
+)
+def test_what_is_gathered_to_be_saved_is_all_that_peft_saves(tmp_path, kind):
+    """A sharded model hands PEFT the weights of these names, and nothing says it if one is missing."""
+    from peft import get_peft_model, get_peft_model_state_dict
+
+    tokenizer = make_tokenizer()
+    make_model(tokenizer).save_pretrained(tmp_path)
+    base = type(make_model(tokenizer)).from_pretrained(tmp_path)
+    if "resized" in kind:
+        base.resize_token_embeddings(len(tokenizer) + 3)
+    base.has_own_vocabulary = "told" in kind
+    flags = {
+        "biases": {"bias": "all"},
+        "whole layers": {"modules_to_save": ["embed_tokens", "lm_head"]},
+        "tokens": {"trainable_token_indices": [1, 2]},
+        "adapted embeddings": {"target_modules": ["q_proj", "embed_tokens", "lm_head"]},
+    }.get(kind, {})
+    model = get_peft_model(base, make_lora(**flags))
+    names = saved_names(model)
+    gathered = {name: weight for name, weight in model.state_dict().items() if name in names}
+    embeddings = saves_embeddings(model)
+    expected = get_peft_model_state_dict(model, save_embedding_layers=embeddings)
+    found = get_peft_model_state_dict(model, state_dict=gathered, save_embedding_layers=embeddings)
+    assert set(found) == set(expected)
+    assert any("embed_tokens" in name for name in found) == (kind not in ("lora", "biases"))
+    assert len(names) < len(list(model.named_parameters())), "the frozen base is not gathered"

@@ -10,9 +10,12 @@ from tiny import make_config, make_trainer
 from hf_rlhf.errors import InputError
 from hf_rlhf.ppo.launch import GATES, require_known_launch, warn_of_silent_ddp
 
+BLOCKS = ["LlamaDecoderLayer"]
+
 
 def under_fsdp(**settings):
-    plugin = FullyShardedDataParallelPlugin(**{"fsdp_version": 2} | settings)
+    by_blocks = {"fsdp_version": 2, "auto_wrap_policy": "TRANSFORMER_BASED_WRAP"}
+    plugin = FullyShardedDataParallelPlugin(**by_blocks | settings)
     kind = SimpleNamespace(value="FSDP")
     return SimpleNamespace(distributed_type=kind, state=SimpleNamespace(fsdp_plugin=plugin), mixed_precision="no")
 
@@ -35,38 +38,46 @@ def under_deepspeed(**config):
             "fsdp_activation_checkpointing must be false.*gradient_checkpointing=true",
         ),
         ({"cpu_offload": True}, "fsdp_offload_params must be false"),
+        ({"auto_wrap_policy": "SIZE_BASED_WRAP"}, "fsdp_auto_wrap_policy must be TRANSFORMER_BASED_WRAP"),
+        ({"transformer_cls_names_to_wrap": ["Linear"]}, r"fsdp_transformer_layer_cls_to_wrap must .*LlamaDecoderLayer"),
+        ({"ignored_modules": "lm_head"}, "fsdp_ignored_modules must be left out"),
     ],
-    ids=["version 1", "its own checkpointing", "offloading"],
+    ids=["version 1", "its own checkpointing", "offloading", "wrapping by size", "wrapping heads", "ignoring"],
 )
 def test_settings_of_fsdp_that_ppo_does_not_run_under(tmp_path, settings, said):
     with pytest.raises(InputError, match=said):
-        require_known_launch(under_fsdp(**settings), make_config(tmp_path))
-    require_known_launch(under_fsdp(), make_config(tmp_path))
+        require_known_launch(under_fsdp(**settings), make_config(tmp_path), BLOCKS)
+    require_known_launch(under_fsdp(transformer_cls_names_to_wrap=BLOCKS), make_config(tmp_path), BLOCKS)
 
 
 def test_continuous_batching_is_not_in_step(tmp_path):
     flags = {"use_transformers_continuous_batching": True, "gather_for_rollout": False}
     with pytest.raises(InputError, match="use_transformers_continuous_batching must be false"):
-        require_known_launch(under_fsdp(), make_config(tmp_path, **flags))
+        require_known_launch(under_fsdp(), make_config(tmp_path, **flags), BLOCKS)
+
+
+def test_fsdp_that_the_launcher_does_not_know_of_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"fsdp=.* is invalid for PPO.*Use accelerate launch"):
+        make_trainer(tmp_path, model="no such model", fsdp="full_shard")
 
 
 def test_zero_3_is_refused_with_what_shards_the_same(tmp_path, monkeypatch):
     monkeypatch.setattr("hf_rlhf.ppo.launch.is_deepspeed_zero3_enabled", lambda: True)
     with pytest.raises(InputError, match=r"zero_stage=3 is invalid for PPO.*Use FSDP2"):
-        require_known_launch(under_deepspeed(), make_config(tmp_path))
+        require_known_launch(under_deepspeed(), make_config(tmp_path), BLOCKS)
 
 
 @pytest.mark.parametrize("flag", GATES)
 def test_deepspeed_refuses_flags_that_need_the_optimizer(tmp_path, flag):
     value = {"ratio_threshold": 10.0, "early_stop_kl": 0.1, "critic_warmup_iterations": 1, "critic_learning_rate": 0.1}
     with pytest.raises(InputError, match=rf"{flag} needs the optimizer, which DeepSpeed owns"):
-        require_known_launch(under_deepspeed(), make_config(tmp_path, **{flag: value[flag]}))
-    require_known_launch(under_deepspeed(), make_config(tmp_path))
+        require_known_launch(under_deepspeed(), make_config(tmp_path, **{flag: value[flag]}), BLOCKS)
+    require_known_launch(under_deepspeed(), make_config(tmp_path), BLOCKS)
 
 
 def test_mixed_precision_of_deepspeed_is_seen_though_accelerate_says_no(tmp_path):
     with pytest.raises(InputError, match=r"mixed_precision=bf16 is invalid for PPO.*launcher's YAML file"):
-        require_known_launch(under_deepspeed(bf16={"enabled": True}), make_config(tmp_path))
+        require_known_launch(under_deepspeed(bf16={"enabled": True}), make_config(tmp_path), BLOCKS)
 
 
 def test_weights_on_the_first_rank_alone_are_refused_before_they_are_loaded(tmp_path, monkeypatch):

@@ -91,9 +91,10 @@ def test_a_server_is_no_rank_of_the_run(lasting, tmp_path, monkeypatch):
         monkeypatch.setenv(name, "1")
     server = VLLMServer(str(lasting), [], tmp_path / "server.log")
     server.start()
-    within(10, Path(f"{lasting}.env").exists)
+    written = Path(f"{lasting}.env")
+    within(10, lambda: written.exists() and written.read_text(encoding="utf-8").endswith("\n"))
     server.end()
-    names = {line.partition("=")[0] for line in Path(f"{lasting}.env").read_text(encoding="utf-8").splitlines()}
+    names = {line.partition("=")[0] for line in written.read_text(encoding="utf-8").splitlines()}
     assert not names & {"RANK", "WORLD_SIZE", "MASTER_PORT", "LOCAL_RANK"}
     assert "VLLM_ALLOW_RUNTIME_LORA_UPDATING" in names
 
