@@ -20,10 +20,10 @@ class Layout:
     @classmethod
     def of_launch(cls, ranks: int) -> "Layout":
         """Return the layout that the launcher asked this process for."""
-        if ranks > 1 and os.environ.get("ACCELERATE_USE_FSDP") == "true":
-            return cls("fsdp2", ranks)
-        if ranks > 1 and os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
-            return cls("zero2", ranks)
+        known: dict[str, Strategy] = {"ACCELERATE_USE_FSDP": "fsdp2", "ACCELERATE_USE_DEEPSPEED": "zero2"}
+        for variable, strategy in known.items():
+            if ranks > 1 and os.environ.get(variable, "").lower() in ("1", "true", "yes"):
+                return cls(strategy, ranks)
         return cls("ddp", ranks)
 
     @property

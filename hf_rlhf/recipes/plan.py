@@ -65,7 +65,7 @@ def plan_run(plan: PlanArguments, script: PPOArguments, training: PPOConfig, mod
     _require_data(script)
     model = model.on(training.device)
     try:
-        known = memory_model(script, training, model)
+        known = memory_model(script, training, model, plan.layout(training))
     except (RuntimeError, AssertionError) as error:
         raise InputError(
             f"{model.model_name_or_path}: this architecture does not run without data ({type(error).__name__}:"
@@ -108,8 +108,12 @@ def _require_data(script: PPOArguments) -> None:
             read_rows(str(name))  # which says where it looked, and what is there of a similar name
 
 
-def memory_model(script: PPOArguments, training: PPOConfig, model: ModelArguments) -> MemoryModel:
+def memory_model(
+    script: PPOArguments, training: PPOConfig, model: ModelArguments, layout: Layout | None = None
+) -> MemoryModel:
     """Collect what the plan has to know of the models that the flags name; `native` is resolved (`ModelArguments.on`)."""
+    sharded = (layout or Layout.of_launch(training.world_size)).shards_weights
+    share_base = not sharded or (training.gather_for_rollout and not training.use_vllm)
     from peft import PeftConfig
 
     folder = adapter_folder(model.model_name_or_path)
@@ -128,7 +132,8 @@ def memory_model(script: PPOArguments, training: PPOConfig, model: ModelArgument
     named = [name for name in (script.reward_model_path, *(script.reward_funcs or ())) if name]
     names = [name for name in named if not is_function_name(name)]
     itemsize = native_dtype(training.device).itemsize  # in which reward models are loaded
-    return replace(known, reward=sum(_reward_bytes(name, base or folder, known, itemsize) for name in names))
+    sizes = [_reward_bytes(name, base or folder, known, itemsize, share_base=share_base) for name in names]
+    return replace(known, reward=sum(sizes))
 
 
 def planned_peak(script: PPOArguments, training: PPOConfig, model: ModelArguments) -> float | None:
@@ -152,11 +157,11 @@ def write_plan(folder: Path, planned: float | None, measured: float | None) -> N
     (folder / PLAN_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-def _reward_bytes(name: str, base: str, known: MemoryModel, itemsize: int) -> float:
+def _reward_bytes(name: str, base: str, known: MemoryModel, itemsize: int, *, share_base: bool) -> float:
     """Bytes of a reward model's weights: of an adapter on the policy's base, or of a model as large as the policy."""
     folder = Path(adapter_folder(name))
     adapter = (folder / ADAPTER_FILE).stat().st_size if (folder / ADAPTER_FILE).is_file() else 0
-    shares = adapter and known.lora and same_model(str(adapter_base(folder)), base)
+    shares = share_base and adapter and known.lora and same_model(str(adapter_base(folder)), base)
     return adapter if shares else adapter + known.shape.parameters * float(itemsize)
 
 
