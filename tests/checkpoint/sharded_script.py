@@ -4,8 +4,8 @@ For each kind, FOLDER/kind/whole is a run of eight updates or more with a checkp
 went on from a copy of that checkpoint.
 """
 
-import gc
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -47,4 +47,5 @@ def main(folder, ranks, kinds):
 if __name__ == "__main__":
     main(*sys.argv[1:])
     torch.distributed.destroy_process_group()
-    gc.collect()
+    sys.stdout.flush()
+    os._exit(0)  # gloo's threads outlive the group, and can abort an interpreter that ends in their midst

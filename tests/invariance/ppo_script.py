@@ -6,7 +6,6 @@ JSON maps a folder's name to the `name` of a run and its batch sizes. Rank r is 
 others than rank 0 write shows there.
 """
 
-import gc
 import json
 import os
 import sys
@@ -36,4 +35,5 @@ def write_facts(trainer, file):
 if __name__ == "__main__":
     main(*sys.argv[1:])
     torch.distributed.destroy_process_group()
-    gc.collect()  # DDP keeps gloo's threads running until then, and Python must not end before them
+    sys.stdout.flush()
+    os._exit(0)  # gloo's threads outlive the group, and can abort an interpreter that ends in their midst
