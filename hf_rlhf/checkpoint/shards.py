@@ -35,14 +35,8 @@ def load_optimizer_shard(folder: Path, name: str, optimizer: Any, launch: str) -
     """
     if not (folder / f"{name}-{rank()}.json").is_file():
         foreign = any((folder / each).exists() for each in ("latest", "optimizer.bin", "pytorch_model_fsdp_0"))
-        raise InputError(
-            f"{folder} holds no optimizer state that this version reads; "
-            + (
-                "DeepSpeed or FSDP wrote its own, as an earlier version let them. Start the run anew"
-                if foreign
-                else MODEL_ALONE
-            )
-        )
+        earlier = "DeepSpeed or FSDP wrote its own, as an earlier version let them. Start the run anew"
+        raise InputError(f"{folder} cannot be resumed: {earlier if foreign else MODEL_ALONE}")
     saved = load_state(folder, f"{name}-{rank()}")
     if saved["launch"] != launch:
         raise InputError(

@@ -54,6 +54,9 @@ class DurableTrainer(Trainer):
         if given is not None:
             require_durable_settings(given)
         super().__init__(*args, **kwargs)
+        plugin: Any = getattr(self.accelerator.state, "fsdp_plugin", None)
+        if plugin is not None:
+            require_fsdp_2(plugin)
         keep_4bit_layout(cast(Any, self.model))
         if self.optimizer is None and not self.is_deepspeed_enabled:
             require_optimizer(self.args, cast(Any, self.model))
@@ -227,7 +230,7 @@ class DurableTrainer(Trainer):
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Like `Trainer.save_model`, but FSDP gathers no more than what is saved, and DeepSpeed copies nothing."""
-        if self._is_zero_3 or not self._is_sharded:
+        if not self._writes_shards:
             super().save_model(output_dir, _internal_call)
             return
         weights = self._gathered_weights()
@@ -351,10 +354,10 @@ class DurableTrainer(Trainer):
         if self._is_zero_3:
             super()._save_optimizer_and_scheduler(output_dir)
             return
-        if self._is_sharded:
+        if self._writes_shards:
             save_optimizer_shard(Path(output_dir), OPTIMIZER, self._inner_optimizer, self._launch)
         if self.args.should_save:
-            if not self._is_sharded:
+            if not self._writes_shards:
                 save_state(Path(output_dir), OPTIMIZER, self.optimizer.state_dict())  # pyright: ignore
             save_state(Path(output_dir), SCHEDULE, self.lr_scheduler.state_dict())  # pyright: ignore
             scaler = getattr(self.accelerator, "scaler", None)
@@ -368,7 +371,7 @@ class DurableTrainer(Trainer):
 
         DeepSpeed makes its own copy of what is trained, so a resumed run loads the weights before.
         """
-        if self._is_zero_3 or not self._is_sharded:
+        if not self._writes_shards:
             return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
         if resume_from_checkpoint is not None and self.is_deepspeed_enabled:
             self._load_from_checkpoint(resume_from_checkpoint)
@@ -384,7 +387,7 @@ class DurableTrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
         """Like `Trainer._load_from_checkpoint`, but sharded weights are loaded from whole ones."""
-        if self._is_zero_3 or not self._is_sharded:
+        if not self._writes_shards:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
             return
         trained: Any = self.model
@@ -394,7 +397,7 @@ class DurableTrainer(Trainer):
             load_full_weights(trained, resume_from_checkpoint)
 
     def _load_best_model(self) -> None:
-        if self._is_zero_3 or not self._is_sharded:
+        if not self._writes_shards:
             super()._load_best_model()
         else:
             self._load_from_checkpoint(str(self.state.best_model_checkpoint))
@@ -407,12 +410,12 @@ class DurableTrainer(Trainer):
             return
         folder = Path(checkpoint)
         written = (folder / f"{OPTIMIZER}.json").is_file(), (folder / f"{OPTIMIZER}-0.json").is_file()
-        if written == (self._is_sharded, not self._is_sharded):
+        if written == (self._writes_shards, not self._writes_shards):
             raise InputError(
-                f"{checkpoint} is of a run {'without' if self._is_sharded else 'under'} FSDP or DeepSpeed, which shard the"
+                f"{checkpoint} is of a run {'without' if self._writes_shards else 'under'} FSDP or DeepSpeed, which shard the"
                 " optimizer's state. Resume with the launcher settings that the run began with"
             )
-        if self._is_sharded:
+        if self._writes_shards:
             load_optimizer_shard(folder, OPTIMIZER, self._inner_optimizer, self._launch)
         elif not written[0]:
             raise InputError(f"{checkpoint} cannot be resumed: {MODEL_ALONE}")
@@ -455,9 +458,9 @@ class DurableTrainer(Trainer):
         return optimizer.optimizer.optimizer if self.is_deepspeed_enabled else optimizer
 
     @property
-    def _is_sharded(self) -> bool:
-        """Whether DeepSpeed or FSDP shards the optimizer's state over the ranks."""
-        return self.is_deepspeed_enabled or self.is_fsdp_enabled
+    def _writes_shards(self) -> bool:
+        """Whether each rank writes its shard of the optimizer's state: under FSDP2, and under DeepSpeed but for ZeRO-3."""
+        return (self.is_deepspeed_enabled or self.is_fsdp_enabled) and not self._is_zero_3
 
     @property
     def _shards_weights(self) -> bool:
@@ -484,6 +487,15 @@ def _way(checkpoint: str, done: int, updates: int) -> str:
     if done < updates:
         return f"going on from {checkpoint} (update {done} of {updates})"
     return f"nothing to train: {checkpoint} is {'the last' if done == updates else 'beyond the last'} of max_steps={updates}"
+
+
+def require_fsdp_2(plugin: Any) -> None:
+    """Raise `InputError` for FSDP 1, whose flat shards are not what is gathered and saved here."""
+    if plugin.fsdp_version != 2:
+        raise InputError(
+            f"fsdp_version={plugin.fsdp_version} is invalid: checkpoints are made of what FSDP 2 shards. Set it to 2, as"
+            " recipes/accelerate_configs/fsdp2.yaml does"
+        )
 
 
 def require_durable_settings(args: TrainingArguments) -> None:

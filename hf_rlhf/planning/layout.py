@@ -1,8 +1,9 @@
 """How weights, gradients and optimizer state lie on the ranks of a run, and what that takes on each."""
 
-import os
 from dataclasses import dataclass
 from typing import Literal
+
+from hf_rlhf.ppo.launch import asked_for
 
 Strategy = Literal["ddp", "fsdp2", "zero2"]
 
@@ -22,7 +23,7 @@ class Layout:
         """Return the layout that the launcher asked this process for."""
         known: dict[str, Strategy] = {"ACCELERATE_USE_FSDP": "fsdp2", "ACCELERATE_USE_DEEPSPEED": "zero2"}
         for variable, strategy in known.items():
-            if ranks > 1 and os.environ.get(variable, "").lower() in ("1", "true", "yes"):
+            if ranks > 1 and asked_for(variable):
                 return cls(strategy, ranks)
         return cls("ddp", ranks)
 

@@ -27,20 +27,19 @@ def require_launcher(args: PPOConfig) -> None:
             f"fsdp={args.fsdp} is invalid for PPO, which has to know it before it loads a model. Use accelerate launch"
             " --config_file recipes/accelerate_configs/fsdp2.yaml instead"
         )
-    if _is_on("ACCELERATE_USE_FSDP") and _is_on("FSDP_CPU_RAM_EFFICIENT_LOADING"):
+    if asked_for("ACCELERATE_USE_FSDP") and asked_for("FSDP_CPU_RAM_EFFICIENT_LOADING"):
         raise InputError(
             "fsdp_cpu_ram_efficient_loading=true is invalid for PPO: every rank compares the weights of the policy, the"
             " critic and the reward models, and with it all ranks but the first have none yet. Set it to false"
         )
 
 
-def rewards_share_base(args: PPOConfig) -> bool:
+def rewards_share_base(args: PPOConfig, *, sharded: bool) -> bool:
     """Return whether reward adapters can score on the policy's base: not where it is sharded while they score.
 
-    That is so under FSDP when blocks are gathered as they run, which every rank has to do as often, and when a vLLM server
-    samples, for which nothing is gathered.
+    A policy that is `sharded` is so when blocks are gathered as they run, which every rank has to do as often, and when a
+    vLLM server samples, for which nothing is gathered.
     """
-    sharded = args.world_size > 1 and _is_on("ACCELERATE_USE_FSDP")
     return not sharded or (args.gather_for_rollout and not args.use_vllm)
 
 
@@ -72,7 +71,7 @@ def warn_of_silent_ddp(accelerator: Accelerator) -> None:
     """Warn where accelerate fell back to DDP, or to one process, though the launcher asked for sharding."""
     kind = accelerator.distributed_type.value
     for name, wanted in (("ACCELERATE_USE_FSDP", "FSDP"), ("ACCELERATE_USE_DEEPSPEED", "DEEPSPEED")):
-        if _is_on(name) and kind != wanted:
+        if asked_for(name) and kind != wanted:
             logger.warning(
                 "The launcher asked for %s and accelerate runs %s: nothing is sharded, and each rank holds all weights and"
                 " optimizer state. accelerate shards over several accelerators, and not over CPUs or one device",
@@ -83,7 +82,6 @@ def warn_of_silent_ddp(accelerator: Accelerator) -> None:
 
 def _require_known_fsdp(plugin: Any, args: PPOConfig, blocks: Collection[str]) -> None:
     rules = {
-        "fsdp_version": (plugin.fsdp_version == 2, "must be 2"),
         "fsdp_activation_checkpointing": (
             not plugin.activation_checkpointing,
             "must be false: it loses the adapter that a block ran with. Set gradient_checkpointing=true instead",
@@ -134,5 +132,6 @@ def _require_known_deepspeed(args: PPOConfig) -> None:
             raise InputError(f"{name} needs the optimizer, which DeepSpeed owns. Leave it out, or use DDP or FSDP2")
 
 
-def _is_on(variable: str) -> bool:
+def asked_for(variable: str) -> bool:
+    """Return whether the launcher set this variable of its environment to true."""
     return os.environ.get(variable, "false").lower() in ("1", "true", "yes")

@@ -42,6 +42,7 @@ from hf_rlhf.ppo.experience import Experience, micro_batches, require_finite
 from hf_rlhf.ppo.guard import UpdateGuard
 from hf_rlhf.ppo.iteration_log import IterationLog
 from hf_rlhf.ppo.launch import (
+    asked_for,
     require_known_launch,
     require_launcher,
     rewards_share_base,
@@ -152,7 +153,7 @@ class PPOTrainer(IterationTrainer):
                 reward_funcs,
                 reward_processing_classes,
                 policy=policy.model,
-                share_base=rewards_share_base(args),
+                share_base=rewards_share_base(args, sharded=args.world_size > 1 and asked_for("ACCELERATE_USE_FSDP")),
                 device=args.device,
                 weights=args.reward_weights,
             )

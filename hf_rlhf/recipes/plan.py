@@ -18,6 +18,7 @@ from hf_rlhf.planning.layout import Layout, Strategy
 from hf_rlhf.planning.memory import MemoryModel, MemoryPlan, look_at, plan_memory, proposals
 from hf_rlhf.planning.work import IterationSize, Machine, roofline
 from hf_rlhf.ppo.config import PPOConfig
+from hf_rlhf.ppo.launch import rewards_share_base
 from hf_rlhf.progress import duration
 from hf_rlhf.recipes.arguments import ModelArguments, PPOArguments, flag, peft_config
 from hf_rlhf.rewards.functions import is_function_name
@@ -113,7 +114,7 @@ def memory_model(
 ) -> MemoryModel:
     """Collect what the plan has to know of the models that the flags name; `native` is resolved (`ModelArguments.on`)."""
     sharded = (layout or Layout.of_launch(training.world_size)).shards_weights
-    share_base = not sharded or (training.gather_for_rollout and not training.use_vllm)
+    share_base = rewards_share_base(training, sharded=sharded)
     from peft import PeftConfig
 
     folder = adapter_folder(model.model_name_or_path)

@@ -271,7 +271,7 @@ class VLLMEngine:
         if first and weights is not None:
             logger.warning(
                 "The policy is sharded, so nothing checks whether the vLLM servers have the policy's base but its name. Look"
-                " at sampling/logp_gap of the first iteration: it is above 0.1 where they have another"
+                " at sampling/logp_gap of the first iteration: it is large where they have another"
             )
         if first:
             remove_adapters(self.folder, but=self._adapter)

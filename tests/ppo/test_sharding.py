@@ -32,7 +32,6 @@ def under_deepspeed(**config):
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"fsdp_version": 1}, "fsdp_version must be 2"),
         (
             {"activation_checkpointing": True},
             "fsdp_activation_checkpointing must be false.*gradient_checkpointing=true",
@@ -42,12 +41,24 @@ def under_deepspeed(**config):
         ({"transformer_cls_names_to_wrap": ["Linear"]}, r"fsdp_transformer_layer_cls_to_wrap must .*LlamaDecoderLayer"),
         ({"ignored_modules": "lm_head"}, "fsdp_ignored_modules must be left out"),
     ],
-    ids=["version 1", "its own checkpointing", "offloading", "wrapping by size", "wrapping heads", "ignoring"],
+    ids=["its own checkpointing", "offloading", "wrapping by size", "wrapping heads", "ignoring"],
 )
 def test_settings_of_fsdp_that_ppo_does_not_run_under(tmp_path, settings, said):
     with pytest.raises(InputError, match=said):
         require_known_launch(under_fsdp(**settings), make_config(tmp_path), BLOCKS)
     require_known_launch(under_fsdp(transformer_cls_names_to_wrap=BLOCKS), make_config(tmp_path), BLOCKS)
+
+
+def test_fsdp_1_is_refused_for_every_trainer(tmp_path, monkeypatch):
+    """Its flat parameters would be saved as they are: in shards, and without an error."""
+    from hf_rlhf.checkpoint.trainer import require_fsdp_2
+
+    with pytest.raises(InputError, match="fsdp_version=1 is invalid"):
+        require_fsdp_2(FullyShardedDataParallelPlugin(fsdp_version=1))
+    plugin = FullyShardedDataParallelPlugin(fsdp_version=1)
+    monkeypatch.setattr("accelerate.state.AcceleratorState.fsdp_plugin", plugin, raising=False)
+    with pytest.raises(InputError, match="fsdp_version=1 is invalid"):
+        make_trainer(tmp_path)
 
 
 def test_continuous_batching_is_not_in_step(tmp_path):
