@@ -9,7 +9,8 @@ import pytest
 import sharding_on_cpu
 import torch
 from checkpoint.runs import PROBE, SHARDED, other_uses, outcome, write_inputs
-from invariance.test_ranks import TESTS, on_ranks, torchrun
+from invariance.test_ranks import on_ranks
+from ranks import TESTS, torchrun
 from safetensors.torch import load_file
 from tiny import make_model, make_tokenizer, metrics_of
 

@@ -1,17 +1,13 @@
 """Several ranks give the weights, metrics and files of one, and only the first of them writes."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from invariance.runs import assert_same
+from ranks import DDP, run_ranks
 
 SCRIPT = Path(__file__).with_name("ppo_script.py")
-TESTS = SCRIPT.parents[1]
-DDP = {"ACCELERATE_USE_CPU": "true"}
 
 TWO_RANKS = {
     "half batches": {"name": "plain", "per_device_train_batch_size": 4},
@@ -25,24 +21,9 @@ TWO_RANKS = {
 FOUR_RANKS = {"scores": {"name": "scores", "per_device_train_batch_size": 1, "gradient_accumulation_steps": 2}}
 
 
-def torchrun(command, ranks, settings):
-    """Run a script and its arguments on as many ranks, with a launcher's settings; returns what it printed."""
-    environment = {
-        **os.environ,
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": os.pathsep.join([str(TESTS.parent), str(TESTS)]),
-        "HF_HUB_OFFLINE": "1",
-        **settings,
-    }
-    starting = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
-    command = [*starting, *map(str, command)]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
-
-
 def on_ranks(folder, ranks, cuts, settings=DDP, script=SCRIPT):
     """Train all of `cuts` in one start of torchrun, as starting costs most; `settings` are the launcher's."""
-    result = torchrun([script, folder, ranks, json.dumps(cuts)], ranks, settings)
-    assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-6000:]
+    run_ranks([script, folder, ranks, json.dumps(cuts)], ranks, settings, folder=folder)
     return folder
 
 

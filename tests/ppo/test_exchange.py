@@ -1,10 +1,7 @@
 """Completions on several ranks: each keeps its own, the surplus travels as bytes, and minibatches are those of one process."""
 
 import json
-import os
 import random
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,13 +9,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ppo.exchange_runs import MINIBATCH, SIZES, Rows, experience_of, in_numbers, own_loop, trajectories
+from ranks import run_ranks
 
 from hf_rlhf.distributed import homes
 from hf_rlhf.ppo.exchange import RowIndex, deal_out, pack, packed_size, unpack
 from hf_rlhf.ppo.experience import Experience, micro_batches
 
 SCRIPT = Path(__file__).with_name("exchange_script.py")
-TESTS = SCRIPT.parents[1]
 RANKS = len(SIZES)
 
 
@@ -26,17 +23,7 @@ RANKS = len(SIZES)
 def ranks(tmp_path_factory):
     """What each rank of `exchange_script.py` wrote."""
     folder = tmp_path_factory.mktemp("ranks")
-    environment = {
-        **os.environ,
-        "ACCELERATE_USE_CPU": "true",
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": os.pathsep.join([str(TESTS.parent), str(TESTS)]),
-        "HF_HUB_OFFLINE": "1",
-    }
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(RANKS)]
-    command = [*torchrun, str(SCRIPT), str(folder)]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
-    assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-6000:]
+    run_ranks([SCRIPT, folder], RANKS, folder=folder, seconds=120)
     return [json.loads((folder / f"facts{number}.json").read_text()) for number in range(RANKS)]
 
 

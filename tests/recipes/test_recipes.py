@@ -9,6 +9,7 @@ import pytest
 import tiny
 import torch
 from huggingface_hub import ModelCard
+from ranks import run_ranks
 from tiny_data import PPO_FLAGS, conversational_pairs, plain_pairs, prompt_rows
 
 from hf_rlhf.cli import main
@@ -182,25 +183,10 @@ def test_ppo_starts_from_an_sft_adapter(flags, write_rows, tmp_path):
 
 def test_script_runs_under_two_ranks(flags, write_rows, tmp_path):
     """`recipes/ppo.py` as a launcher starts it, with two real processes."""
-    import os
-
     argv = [
         "--dataset_name", write_rows(prompt_rows()), "--reward_funcs", "tiny:happy_reward", *flags, *PPO_FLAGS,
     ]  # fmt: skip
-    environment = os.environ | {
-        "ACCELERATE_USE_CPU": "true",
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "tests")]),
-    }
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    result = subprocess.run(
-        [*command, str(REPOSITORY / "recipes" / "ppo.py"), *argv],
-        capture_output=True,
-        text=True,
-        env=environment,
-        timeout=240,
-    )
-    assert result.returncode == 0, result.stderr
+    result = run_ranks([REPOSITORY / "recipes" / "ppo.py", *argv], folder=tmp_path)
     assert "x 2 ranks" in result.stdout
     rows = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
     assert [row["episode"] for row in rows if "episode" in row] == [8, 16]
