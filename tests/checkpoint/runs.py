@@ -4,6 +4,7 @@ import gc
 import json
 import os
 import random
+import shutil
 import signal
 import socket
 import sys
@@ -349,8 +350,8 @@ def outcome(folder):
 def kill_and_resume(kind, folder, kills, seed=0):
     """Kill `kills` runs, each at a random moment, and start each again until it ends.
 
-    Of two ranks, one or both are killed. Returns how many ended as the run that was not killed, and how many of the kills
-    met a run that was not over.
+    Of two ranks, one or both are killed. A run that was over by then is made anew. Returns how many ended as the run that
+    was not killed.
     """
     train, launch = RUNS[kind], in_ranks if kind in ON_RANKS else in_child
     launch(lambda: train(folder / "warm"))  # what is compiled or cached once
@@ -360,13 +361,17 @@ def kill_and_resume(kind, folder, kills, seed=0):
     seconds = time.monotonic() - begin
     expected = outcome(folder / "whole")
     draws = random.Random(seed)
-    same = met = 0
-    for number in range(kills):
-        place = folder / str(number)
+    killed = same = 0
+    while killed < kills:
+        place = folder / str(killed)
         who = {"victims": draws.choice([(0,), (1,), (0, 1)])} if kind in ON_RANKS else {}
-        status = launch(lambda place=place: train(place), kill_after=draws.uniform(0, seconds), **who)
-        met += status != 0
-        errors = folder / f"{number}.txt"
+        begin = time.monotonic()
+        if launch(lambda place=place: train(place), kill_after=draws.uniform(0, seconds), **who) == 0:
+            seconds = time.monotonic() - begin  # no longer as busy a machine
+            shutil.rmtree(place)
+            continue
+        errors = folder / f"{killed}.txt"
         assert launch(lambda place=place: train(place), stderr=errors) == 0, errors.read_text()
+        killed += 1
         same += outcome(place) == expected
-    return same, met
+    return same

@@ -6,18 +6,14 @@ from checkpoint.runs import ON_RANKS, RUNS, in_child, kill_and_resume, outcome
 
 @pytest.mark.parametrize("kind", [kind for kind in RUNS if kind not in ON_RANKS])  # those of ranks: make test-kills
 def test_a_few_killed_runs_end_in_the_same_bits(tmp_path, kind):
-    same, met = kill_and_resume(kind, tmp_path, kills=4)
-    assert same == 4
-    assert met >= 1
+    assert kill_and_resume(kind, tmp_path, kills=4) == 4
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("kind", RUNS)
 def test_fifty_of_fifty_killed_runs_end_in_the_same_bits(tmp_path, kind):
-    same, met = kill_and_resume(kind, tmp_path, kills=50, seed=1)
-    assert same == 50
-    assert met >= 25
+    assert kill_and_resume(kind, tmp_path, kills=50, seed=1) == 50
 
 
 def test_the_comparison_can_fail(tmp_path):

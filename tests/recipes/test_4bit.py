@@ -127,7 +127,7 @@ def test_a_run_resumes_to_the_same_bits(tmp_path, flags_4bit, write_rows, comman
 
 def test_a_killed_run_resumes_to_the_same_bits(tmp_path, model_folder, monkeypatch):
     monkeypatch.setitem(RUNS, "ppo", lambda folder: train_ppo(folder, model=load_4bit(model_folder)))
-    same, _ = kill_and_resume("ppo", tmp_path, kills=2)
+    same = kill_and_resume("ppo", tmp_path, kills=2)
     assert same == 2
 
 
