@@ -8,7 +8,7 @@ from torch import Tensor
 
 from hf_rlhf.checkpoint.state import load_state, save_state
 from hf_rlhf.distributed import rank
-from hf_rlhf.errors import InputError
+from hf_rlhf.errors import InputError, RunFailed
 from hf_rlhf.models.sharding import local_shard
 
 DEEPSPEED = "DEEPSPEED"
@@ -44,13 +44,23 @@ def load_optimizer_shard(folder: Path, name: str, optimizer: Any, launch: str) -
             " in different ways. Resume with the launcher settings that the run began with"
         )
     state, parameters = saved["optimizer"], _parameters(optimizer)
-    for parameter, value in zip(parameters, saved.get("parameters", ()), strict=False):
-        parameter.copy_(value)
+    if launch == DEEPSPEED:
+        for parameter, value in zip(parameters, saved["parameters"], strict=True):
+            parameter.copy_(value)
     sharded = {
         number: {key: _as_shard_of(parameters[number], value) for key, value in values.items()}
         for number, values in state["state"].items()
     }
     optimizer.load_state_dict({**state, "state": sharded})
+
+
+def require_all_shards(folder: Path, name: str, ranks: int) -> None:
+    """Raise `RunFailed` where the first rank does not see the shard of each: a checkpoint without one is none."""
+    if missing := [number for number in range(ranks) if not (folder / f"{name}-{number}.json").is_file()]:
+        raise RunFailed(
+            f"the optimizer's shards of ranks {missing} are not in {folder}: every machine has to write to one folder that"
+            " all of them see"
+        )
 
 
 def _parameters(optimizer: Any) -> list[Any]:
@@ -65,7 +75,10 @@ def _as_shard_of(parameter: Any, value: Any) -> Any:
         return value
     shard = parameter.to_local()
     if value.shape != shard.shape:
-        return value
+        raise InputError(
+            f"an optimizer's state of shape {tuple(value.shape)} is not that of a shard of shape {tuple(shard.shape)}; use"
+            " optim=adamw_torch under FSDP2"
+        )
     return DTensor.from_local(
         value.to(shard.device),
         parameter.device_mesh,

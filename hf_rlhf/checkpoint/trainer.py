@@ -13,12 +13,14 @@ from torch import Tensor
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer_callback import ExportableState
+from transformers.training_args import OptimizerNames
 
 from hf_rlhf.checkpoint.folders import PREFIX, checkpoints, commit, new_scratch, rotate
+from hf_rlhf.checkpoint.launches import require_durable_launch, require_shardable
 from hf_rlhf.checkpoint.lock import locked, require_folder_name
 from hf_rlhf.checkpoint.optimizer import require_optimizer
 from hf_rlhf.checkpoint.resume import resume_point
-from hf_rlhf.checkpoint.shards import MODEL_ALONE, load_optimizer_shard, save_optimizer_shard
+from hf_rlhf.checkpoint.shards import MODEL_ALONE, load_optimizer_shard, require_all_shards, save_optimizer_shard
 from hf_rlhf.checkpoint.signals import StopSignals
 from hf_rlhf.checkpoint.state import load_state, random_state, save_state, set_random_state
 from hf_rlhf.distributed import by_first_rank, failing_together, gather_in_order, global_max, rank, world_size
@@ -54,9 +56,7 @@ class DurableTrainer(Trainer):
         if given is not None:
             require_durable_settings(given)
         super().__init__(*args, **kwargs)
-        plugin: Any = getattr(self.accelerator.state, "fsdp_plugin", None)
-        if plugin is not None:
-            require_fsdp_2(plugin)
+        require_durable_launch(self.accelerator, cast(Any, self.model))
         keep_4bit_layout(cast(Any, self.model))
         if self.optimizer is None and not self.is_deepspeed_enabled:
             require_optimizer(self.args, cast(Any, self.model))
@@ -150,6 +150,13 @@ class DurableTrainer(Trainer):
             f" {self._way_on()}. Try a lower learning_rate, or dtype bfloat16 instead of float16"
         )
 
+    def create_optimizer(self, model=None):
+        """As in Trainer. Raises `InputError` for an optimizer that FSDP2 cannot shard."""
+        optimizer = super().create_optimizer(model)
+        if self.is_fsdp_enabled:
+            require_shardable(optimizer, OptimizerNames(self.args.optim).value)
+        return optimizer
+
     def drop_update(self) -> None:
         """Leave the optimizer nothing to do in this update."""
         for parameter in self.model.parameters():  # pyright: ignore[reportOptionalMemberAccess]
@@ -217,7 +224,7 @@ class DurableTrainer(Trainer):
     def save_parts(self, folder: Path, weights: dict[str, Tensor] | None) -> None:
         """Write what else a subclass needs in a checkpoint; called where `should_save`.
 
-        `weights` are those of `saved_names`, gathered, where the model's own are sharded.
+        `weights` are those that `saved_names` names, gathered, where the model's own are sharded.
         """
 
     def saved_names(self) -> set[str]:
@@ -225,12 +232,14 @@ class DurableTrainer(Trainer):
         return saved_names(cast(Any, self.model))
 
     def _gathered_weights(self) -> dict[str, Tensor] | None:
-        """Return what a save writes where FSDP shards it, on the first rank; None where each rank has it whole."""
+        """Return what a save writes, on the first rank, where ranks hold shards; None where each has it whole."""
+        if self._is_zero_3:
+            return cast(Any, self.accelerator.get_state_dict(self.deepspeed))
         return gather_weights(cast(Any, self.model), self.saved_names()) if self.is_fsdp_enabled else None
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Like `Trainer.save_model`, but FSDP gathers no more than what is saved, and DeepSpeed copies nothing."""
-        if not self._writes_shards:
+        """Like `Trainer.save_model`, but FSDP gathers no more than what is saved, and ZeRO-2 copies nothing."""
+        if not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
             super().save_model(output_dir, _internal_call)
             return
         weights = self._gathered_weights()
@@ -264,8 +273,14 @@ class DurableTrainer(Trainer):
         try:
             with failing_together(), self._explained():
                 self._write_parts(scratch, run_state, weights)
+            if (
+                self._is_zero_3 and not self.args.save_only_model
+            ):  # DeepSpeed's own files: its ranks wait for each other
+                super()._save_optimizer_and_scheduler(str(scratch))
             with failing_together(), self._explained():
                 if self.args.should_save:
+                    if self._writes_shards and not self.args.save_only_model:
+                        require_all_shards(scratch, OPTIMIZER, world_size())
                     commit(scratch, target, step=step, world_size=world_size(), versions=versions())
         except Exception:
             if self.args.should_save:  # by now no rank writes there any more
@@ -279,11 +294,8 @@ class DurableTrainer(Trainer):
                 logger.warning("an old checkpoint could not be removed, and stays: %s", error)
 
     def _write_parts(self, scratch: Path, run_state: dict[str, Any], weights: dict[str, Tensor] | None) -> None:
-        if self._is_zero_3:
-            self.save_model(str(scratch), _internal_call=True)
-        else:
-            self._save(str(scratch), weights)
-        if not self.args.save_only_model:
+        self._save(str(scratch), weights)
+        if not (self.args.save_only_model or self._is_zero_3):
             self._save_optimizer_and_scheduler(str(scratch))
         if self.args.should_save:
             self.save_parts(scratch, weights)
@@ -351,9 +363,6 @@ class DurableTrainer(Trainer):
         return total
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        if self._is_zero_3:
-            super()._save_optimizer_and_scheduler(output_dir)
-            return
         if self._writes_shards:
             save_optimizer_shard(Path(output_dir), OPTIMIZER, self._inner_optimizer, self._launch)
         if self.args.should_save:
@@ -487,15 +496,6 @@ def _way(checkpoint: str, done: int, updates: int) -> str:
     if done < updates:
         return f"going on from {checkpoint} (update {done} of {updates})"
     return f"nothing to train: {checkpoint} is {'the last' if done == updates else 'beyond the last'} of max_steps={updates}"
-
-
-def require_fsdp_2(plugin: Any) -> None:
-    """Raise `InputError` for FSDP 1, whose flat shards are not what is gathered and saved here."""
-    if plugin.fsdp_version != 2:
-        raise InputError(
-            f"fsdp_version={plugin.fsdp_version} is invalid: checkpoints are made of what FSDP 2 shards. Set it to 2, as"
-            " recipes/accelerate_configs/fsdp2.yaml does"
-        )
 
 
 def require_durable_settings(args: TrainingArguments) -> None:

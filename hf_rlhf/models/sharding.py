@@ -77,13 +77,14 @@ def unsharded(module: nn.Module, *, blocks: bool = True) -> Iterator[None]:
     With `blocks`, all weights are gathered once: inside, no rank waits for another. Without, only the root's own
     weights are (embeddings, head), and each block is gathered whenever it runs: every rank has to make the same calls.
 
-    Changes made inside are lost, and a `state_dict` call inside shards the weights again. Uses may be nested.
+    Changes made inside are lost, and a `state_dict` call inside shards the weights again. Uses may be nested: the outermost
+    shards again what it gathered.
     """
     if not is_sharded(module):
         yield
         return
-    parts = fsdp_modules(module)
-    root: Any = module
+    root, *inner = parts = fsdp_modules(module)
+    mine = parts if _holds_shards(root, inner) else inner
     try:
         if blocks:
             root.set_reshard_after_forward(False)
@@ -91,11 +92,19 @@ def unsharded(module: nn.Module, *, blocks: bool = True) -> Iterator[None]:
             part.unshard()
         yield
     finally:
-        for part in parts:
+        for part in mine:
             part.reshard()
         if blocks:
             root.set_reshard_after_forward(root.reshards_after_forward)
             root.set_reshard_after_forward(False, recurse=False)  # its backward pass follows its forward pass at once
+
+
+def _holds_shards(part: nn.Module, inner: Collection[nn.Module]) -> bool:
+    """Return whether `part` holds shards of weights that belong to none of `inner`."""
+    from torch.distributed.tensor import DTensor
+
+    others = {id(weight) for each in inner for weight in each.parameters()}
+    return any(isinstance(weight, DTensor) and id(weight) not in others for weight in part.parameters())
 
 
 def gather_weights(module: nn.Module, names: Collection[str]) -> dict[str, Tensor]:

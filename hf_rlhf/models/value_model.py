@@ -44,9 +44,10 @@ class ValueModel:
         """The value of each prompt (text, messages or token ids): the score, KL penalty included, that is expected.
 
         `chat_template_kwargs` are those of the run that trained the critic. With `together`, every rank makes the same
-        number of forward passes (`in_step`).
+        number of forward passes (`in_step`), and some may have no prompts.
         """
-        rows = prompt_rows(prompts, self.tokenizer, chat_template_kwargs=chat_template_kwargs)
+        none_here = together and len(prompts) == 0
+        rows = [] if none_here else prompt_rows(prompts, self.tokenizer, chat_template_kwargs=chat_template_kwargs)
         ids = [row["prompt_ids"] for row in rows]
         device = next(self.critic.head.parameters()).device
         values: list[float] = []

@@ -256,7 +256,7 @@ def proposals(
             args = copy.copy(args)
             for name, value in flags.items():
                 setattr(args, name, value)
-        elif model.lora and not model.quantized:
+        elif model.lora and not model.quantized and not shards:
             flags, model = {"load_in_4bit": True}, replace(model, quantized=True)
         else:
             break

@@ -54,6 +54,12 @@ def require_known_launch(accelerator: Accelerator, args: PPOConfig, blocks: Coll
         _require_known_fsdp(fsdp, args, blocks)
     if by_deepspeed:
         _require_known_deepspeed(args)
+    parallel = accelerator.parallelism_config
+    if parallel is not None and (parallel.cp_enabled or parallel.tp_enabled or parallel.sp_enabled):
+        raise InputError(
+            "parallelism_config is invalid for PPO with tp_size, cp_size or sp_size above 1: each rank samples and trains whole"
+            " sequences. Leave them out"
+        )
     precision = accelerator.mixed_precision
     if by_deepspeed:  # accelerate itself says "no" there
         plugin: Any = accelerator.deepspeed_plugin
@@ -74,7 +80,7 @@ def warn_of_silent_ddp(accelerator: Accelerator) -> None:
         if asked_for(name) and kind != wanted:
             logger.warning(
                 "The launcher asked for %s and accelerate runs %s: nothing is sharded, and each rank holds all weights and"
-                " optimizer state. accelerate shards over several accelerators, and not over CPUs or one device",
+                " optimizer state. accelerate shards over accelerators that its launcher gave to ranks, and not over CPUs",
                 wanted,
                 kind,
             )

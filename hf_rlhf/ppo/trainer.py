@@ -153,7 +153,7 @@ class PPOTrainer(IterationTrainer):
                 reward_funcs,
                 reward_processing_classes,
                 policy=policy.model,
-                share_base=rewards_share_base(args, sharded=args.world_size > 1 and asked_for("ACCELERATE_USE_FSDP")),
+                share_base=rewards_share_base(args, sharded=asked_for("ACCELERATE_USE_FSDP")),
                 device=args.device,
                 weights=args.reward_weights,
             )

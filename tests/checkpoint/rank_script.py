@@ -81,12 +81,17 @@ def die_in_save():
     DurableTrainer._write_parts = die
 
 
-def fail_in_save():
-    def full(*_):
-        print(f"dying at {time.time()}", flush=True)
-        raise OSError(28, "No space left on device")
+def full(*_):
+    print(f"dying at {time.time()}", flush=True)
+    raise OSError(28, "No space left on device")
 
+
+def fail_in_save():
     DurableTrainer._save_optimizer_and_scheduler = full
+
+
+def fail_to_write():
+    DurableTrainer._write_parts = full
 
 
 def fail_in_rollout():
@@ -101,6 +106,7 @@ EVENTS = {
     "die in a rollout": die_in_rollout,
     "die in a save": die_in_save,
     "fail in a save": fail_in_save,
+    "fail to write": fail_to_write,
     "fail in a rollout": fail_in_rollout,
     "plain": lambda: None,
     "term": lambda: at(3, lambda: os.kill(os.getpid(), signal.SIGTERM)),
@@ -115,9 +121,12 @@ EVENTS = {
 
 def work(argv):
     kind, folder, what, *more = argv
-    sharding_on_cpu.allow()
+    launch = sharding_on_cpu.allow()
     if os.environ["RANK"] == "1":
         EVENTS[what]()
+    if kind in runs.SHARDED:
+        runs.SHARDED[kind](Path(folder), "never", **launch)
+        return
     trainer = runs.RUNS[kind](Path(folder), ref_model_sync_iterations=None, **json.loads(*more or ["{}"]))
     assert world_size() == 2
     assert trainer.accelerator.num_processes == 2

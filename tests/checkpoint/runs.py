@@ -225,6 +225,7 @@ def other_uses(folder, **launch):
     numbers |= {"values": trained.predict_value(prompts), "after": trained.evaluate(metric_key_prefix="x")}
     trained.save_model()
     with trained._weights(), torch.no_grad():
+        numbers["values within"] = trained.predict_value(["the cat", "happy"])
         logits = trained.policy.model.eval()(input_ids=torch.tensor([PROBE])).logits
     numbers["logits"] = logits.flatten().tolist()
 

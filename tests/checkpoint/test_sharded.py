@@ -148,6 +148,17 @@ FAILURES = {
 }
 
 
+@pytest.mark.deepspeed
+@pytest.mark.skipif(not sharding_on_cpu.HAS_DEEPSPEED, reason="needs deepspeed (make test-deepspeed)")
+def test_a_rank_that_cannot_write_ends_the_job_under_zero_3(tmp_path):
+    """The others are not left waiting in DeepSpeed's collectives."""
+    write_inputs(tmp_path)
+    zero_3 = {"ACCELERATE_DEEPSPEED_ZERO_STAGE": "3", "ACCELERATE_DEEPSPEED_ZERO3_SAVE_16BIT_MODEL": "true"}
+    done = torchrun([RANK_SCRIPT, "sft", tmp_path / "run", "fail to write"], 2, sharding_on_cpu.ZERO_2 | zero_3)
+    assert done.returncode != 0
+    assert re.search(FAILURES["fail in a save"], done.stdout + done.stderr), done.stderr[-3000:]
+
+
 @pytest.mark.parametrize("gather", [True, pytest.param(False, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "what", [what if what == "die in a rollout" else pytest.param(what, marks=pytest.mark.slow) for what in FAILURES]

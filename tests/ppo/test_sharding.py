@@ -3,7 +3,7 @@
 from types import SimpleNamespace
 
 import pytest
-from accelerate import Accelerator
+from accelerate import Accelerator, ParallelismConfig
 from accelerate.utils import FullyShardedDataParallelPlugin
 from tiny import make_config, make_trainer
 
@@ -17,7 +17,12 @@ def under_fsdp(**settings):
     by_blocks = {"fsdp_version": 2, "auto_wrap_policy": "TRANSFORMER_BASED_WRAP"}
     plugin = FullyShardedDataParallelPlugin(**by_blocks | settings)
     kind = SimpleNamespace(value="FSDP")
-    return SimpleNamespace(distributed_type=kind, state=SimpleNamespace(fsdp_plugin=plugin), mixed_precision="no")
+    return SimpleNamespace(
+        distributed_type=kind,
+        state=SimpleNamespace(fsdp_plugin=plugin),
+        mixed_precision="no",
+        parallelism_config=None,
+    )
 
 
 def under_deepspeed(**config):
@@ -25,6 +30,7 @@ def under_deepspeed(**config):
         distributed_type=SimpleNamespace(value="DEEPSPEED"),
         state=SimpleNamespace(),
         mixed_precision="no",
+        parallelism_config=None,
         deepspeed_plugin=SimpleNamespace(deepspeed_config=config),
     )
 
@@ -51,14 +57,20 @@ def test_settings_of_fsdp_that_ppo_does_not_run_under(tmp_path, settings, said):
 
 def test_fsdp_1_is_refused_for_every_trainer(tmp_path, monkeypatch):
     """Its flat parameters would be saved as they are: in shards, and without an error."""
-    from hf_rlhf.checkpoint.trainer import require_fsdp_2
-
-    with pytest.raises(InputError, match="fsdp_version=1 is invalid"):
-        require_fsdp_2(FullyShardedDataParallelPlugin(fsdp_version=1))
     plugin = FullyShardedDataParallelPlugin(fsdp_version=1)
     monkeypatch.setattr("accelerate.state.AcceleratorState.fsdp_plugin", plugin, raising=False)
     with pytest.raises(InputError, match="fsdp_version=1 is invalid"):
         make_trainer(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["tp_size", "cp_size"])
+def test_sequences_and_weights_in_pieces_are_refused(tmp_path, name):
+    launched = under_fsdp()
+    launched.parallelism_config = ParallelismConfig(**{name: 2})
+    with pytest.raises(InputError, match="parallelism_config is invalid for PPO"):
+        require_known_launch(launched, make_config(tmp_path), BLOCKS)
+    launched.parallelism_config = ParallelismConfig(dp_shard_size=2)
+    require_known_launch(launched, make_config(tmp_path), BLOCKS)
 
 
 def test_continuous_batching_is_not_in_step(tmp_path):

@@ -1,0 +1,57 @@
+"""Launcher settings and optimizers under which a run can be saved and resumed."""
+
+from typing import Any
+
+from accelerate import Accelerator
+from torch import nn
+
+from hf_rlhf.errors import InputError
+
+
+def require_durable_launch(accelerator: Accelerator, model: nn.Module) -> None:
+    """Raise `InputError` for settings under which a checkpoint would be another thing than the run."""
+    fsdp: Any = getattr(accelerator.state, "fsdp_plugin", None)
+    if fsdp is not None and fsdp.fsdp_version != 2:
+        raise InputError(
+            f"fsdp_version={fsdp.fsdp_version} is invalid: checkpoints are made of what FSDP 2 shards. Set it to 2, as"
+            " recipes/accelerate_configs/fsdp2.yaml does"
+        )
+    if fsdp is not None and any(type(weight).__name__ == "Params4bit" for weight in model.parameters()):
+        raise InputError(
+            "load_in_4bit=true is invalid under FSDP2, which does not shard 4-bit weights. Use DDP or ZeRO-2, or a base in bf16"
+        )
+    if accelerator.distributed_type.value == "DEEPSPEED":
+        plugin: Any = accelerator.deepspeed_plugin
+        _require_durable_deepspeed(plugin.deepspeed_config)
+
+
+def _require_durable_deepspeed(config: dict[str, Any]) -> None:
+    zero = config.get("zero_optimization", {})
+    if zero.get("stage") == 0:
+        raise InputError(
+            "zero_stage=0 is invalid: it shards nothing, and its optimizer is not one that can be saved here. Set it to 2, or"
+            " launch with recipes/accelerate_configs/ddp.yaml"
+        )
+    if zero.get("stage") == 3 and not zero.get("stage3_gather_16bit_weights_on_model_save"):
+        raise InputError(
+            "zero3_save_16bit_model=false is invalid: no model would be saved, but shards of one. Set it to true, as"
+            " recipes/accelerate_configs/zero3.yaml does"
+        )
+    if config.get("fp16", {}).get("enabled") is True:
+        raise InputError(
+            "mixed_precision=fp16 is invalid under DeepSpeed: its scale of the loss is not saved, so a resumed run would skip"
+            " other updates. Use bf16, or DDP or FSDP2"
+        )
+
+
+def require_shardable(optimizer: Any, name: str) -> None:
+    """Raise `InputError` for an optimizer that does not work on weights that FSDP2 shards.
+
+    `name` is the flag `optim`. FSDP2 makes new parameters of a model's, and what an optimizer knew of the old ones is lost.
+    """
+    if name == "adafactor":
+        raise InputError("optim=adafactor is invalid under FSDP2: it cannot compute on shards. Use adamw_torch")
+    if optimizer.state:
+        raise InputError(
+            f"optim={name} is invalid under FSDP2: it has a state before its first update, which sharding loses. Use adamw_torch"
+        )
