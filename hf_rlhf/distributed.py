@@ -1,5 +1,6 @@
 """Every collective of the package, and every way in which ranks decide together."""
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeVar
@@ -51,6 +52,25 @@ def global_moments(x: Tensor, mask: Tensor) -> Moments:
     """
     moments = masked_moments(x, mask)
     return combine(Moments(*map(gather_rows, (part[None] for part in moments)))) if _distributed() else moments
+
+
+def asked_for(variable: str) -> bool:
+    """Return whether the launcher set this variable of its environment to true."""
+    return os.environ.get(variable, "false").lower() in ("1", "true", "yes")
+
+
+def require_ranks(args: Any) -> None:
+    """Raise `InputError` where a launcher started several processes, and each of them would be a run of its own.
+
+    `args` are `TrainingArguments`.
+    """
+    on_cpus = args.use_cpu or asked_for("ACCELERATE_USE_CPU") or "DS_ACCELERATOR" in os.environ
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    if started > 1 and not on_cpus and not torch.accelerator.is_available():
+        raise InputError(
+            f"the launcher started {started} processes, and no accelerator is visible. To try them on CPUs, set"
+            " ACCELERATE_USE_CPU=true in the environment: they run as DDP then, whatever the launcher's file says"
+        )
 
 
 class Home(NamedTuple):

@@ -3,6 +3,7 @@
 #
 #   srun --nodes 2 --ntasks-per-node 1 recipes/launch_nodes.sh recipes/ppo.py --config recipes/configs/hh_rlhf/ppo.yaml
 #
+# That is DDP. STRATEGY=fsdp2 (or zero2, zero3) before it takes the file of that name in accelerate_configs/.
 # Without Slurm: NODES=2 NODE_RANK=0 HEAD=10.0.0.1 recipes/launch_nodes.sh ... , and NODE_RANK=1 on the other machine.
 # All machines read the same files: put output_dir on a disk that they share.
 set -euo pipefail
@@ -21,5 +22,16 @@ fi
 # After SIGTERM a run finishes its iteration and saves; torchrun by itself would kill it after 30 seconds.
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-600}
 
-exec torchrun --nnodes "$NODES" --node_rank "$NODE_RANK" --nproc_per_node "$PROCESSES" \
-    --master_addr "$HEAD" --master_port "${PORT:-29500}" "$@"
+PORT=${PORT:-29500}
+STRATEGY=${STRATEGY:-ddp}
+CONFIG=$(dirname "${BASH_SOURCE[0]}")/accelerate_configs/$STRATEGY.yaml
+if [[ ! -f $CONFIG ]]; then
+    echo "STRATEGY=$STRATEGY is invalid: there is no $CONFIG" >&2
+    exit 2
+fi
+if [[ $STRATEGY == ddp ]]; then  # torchrun starts it on CPUs too
+    exec torchrun --nnodes "$NODES" --node_rank "$NODE_RANK" --nproc_per_node "$PROCESSES" \
+        --master_addr "$HEAD" --master_port "$PORT" "$@"
+fi
+exec accelerate launch --config_file "$CONFIG" --num_machines "$NODES" --machine_rank "$NODE_RANK" \
+    --num_processes $((NODES * PROCESSES)) --main_process_ip "$HEAD" --main_process_port "$PORT" "$@"

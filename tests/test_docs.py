@@ -108,7 +108,8 @@ OF_PYTHON_AND_ITS_PACKAGES = {
     "OMP_NUM_THREADS", "HF_HUB_OFFLINE", "DistributedDataParallel has no attribute 'policy'", "torch.load(..., weights_only=True)",
 }  # fmt: skip
 OF_LAUNCHERS = {
-    "config", "config_file", "nproc_per_node", "help", "num_machines", "machine_rank", "main_process_ip",
+    "config", "config_file", "nproc_per_node", "help", "num_machines", "machine_rank", "main_process_ip", "ACCELERATE_USE_CPU=true",
+    "DS_BUILD_OPS=0", "STRATEGY",
 }  # fmt: skip
 FLAG_WITH_VALUE = re.compile(r"(\w+)=(\"?)([\w.-]+)\2")
 

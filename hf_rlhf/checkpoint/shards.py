@@ -34,9 +34,7 @@ def load_optimizer_shard(folder: Path, name: str, optimizer: Any, launch: str) -
     Raises `InputError` when another launch wrote it, or nothing did.
     """
     if not (folder / f"{name}-{rank()}.json").is_file():
-        foreign = any((folder / each).exists() for each in ("latest", "optimizer.bin", "pytorch_model_fsdp_0"))
-        earlier = "DeepSpeed or FSDP wrote its own, as an earlier version let them. Start the run anew"
-        raise InputError(f"{folder} cannot be resumed: {earlier if foreign else MODEL_ALONE}")
+        raise InputError(f"{folder} cannot be resumed: {_written_otherwise(folder)}")
     saved = load_state(folder, f"{name}-{rank()}")
     if saved["launch"] != launch:
         raise InputError(
@@ -52,6 +50,22 @@ def load_optimizer_shard(folder: Path, name: str, optimizer: Any, launch: str) -
         for number, values in state["state"].items()
     }
     optimizer.load_state_dict({**state, "state": sharded})
+
+
+def launch_of(folder: Path, name: str) -> str:
+    """Return accelerate's name of what sharded the state below `folder`."""
+    return load_state(folder, f"{name}-0")["launch"]
+
+
+def _written_otherwise(folder: Path) -> str:
+    if (folder / "latest").exists():
+        return (
+            "DeepSpeed wrote it in its own way, as it does under ZeRO-3. Resume with the launcher settings that the run began"
+            " with (recipes/accelerate_configs/zero3.yaml)"
+        )
+    if any((folder / each).exists() for each in ("optimizer.bin", "pytorch_model_fsdp_0")):
+        return "FSDP wrote it in its own way, as an earlier version let it. Start the run anew"
+    return MODEL_ALONE
 
 
 def require_all_shards(folder: Path, name: str, ranks: int) -> None:

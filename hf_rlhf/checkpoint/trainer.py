@@ -20,10 +20,24 @@ from hf_rlhf.checkpoint.launches import require_durable_launch, require_shardabl
 from hf_rlhf.checkpoint.lock import locked, require_folder_name
 from hf_rlhf.checkpoint.optimizer import require_optimizer
 from hf_rlhf.checkpoint.resume import resume_point
-from hf_rlhf.checkpoint.shards import MODEL_ALONE, load_optimizer_shard, require_all_shards, save_optimizer_shard
+from hf_rlhf.checkpoint.shards import (
+    MODEL_ALONE,
+    launch_of,
+    load_optimizer_shard,
+    require_all_shards,
+    save_optimizer_shard,
+)
 from hf_rlhf.checkpoint.signals import StopSignals
 from hf_rlhf.checkpoint.state import load_state, random_state, save_state, set_random_state
-from hf_rlhf.distributed import by_first_rank, failing_together, gather_in_order, global_max, rank, world_size
+from hf_rlhf.distributed import (
+    by_first_rank,
+    failing_together,
+    gather_in_order,
+    global_max,
+    rank,
+    require_ranks,
+    world_size,
+)
 from hf_rlhf.errors import InputError, RunFailed, RunStopped, refusals_of_libraries
 from hf_rlhf.models.adapters import is_peft_model, load_adapter_weights, saved_names, saves_embeddings
 from hf_rlhf.models.load import load_full_weights
@@ -54,6 +68,7 @@ class DurableTrainer(Trainer):
     def __init__(self, *args, **kwargs):
         given = kwargs["args"] if "args" in kwargs else args[1] if len(args) > 1 else None
         if given is not None:
+            require_ranks(given)
             require_durable_settings(given)
         super().__init__(*args, **kwargs)
         require_durable_launch(self.accelerator, cast(Any, self.model))
@@ -420,9 +435,10 @@ class DurableTrainer(Trainer):
         folder = Path(checkpoint)
         written = (folder / f"{OPTIMIZER}.json").is_file(), (folder / f"{OPTIMIZER}-0.json").is_file()
         if written == (self._writes_shards, not self._writes_shards):
+            sharding = f"without {self._launch}" if self._writes_shards else f"under {launch_of(folder, OPTIMIZER)}"
             raise InputError(
-                f"{checkpoint} is of a run {'without' if self._writes_shards else 'under'} FSDP or DeepSpeed, which shard the"
-                " optimizer's state. Resume with the launcher settings that the run began with"
+                f"{checkpoint} is of a run {sharding}, which shards the optimizer's state. Resume with the launcher settings"
+                " that the run began with"
             )
         if self._writes_shards:
             load_optimizer_shard(folder, OPTIMIZER, self._inner_optimizer, self._launch)

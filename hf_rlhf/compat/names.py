@@ -69,6 +69,12 @@ REPLACED = {
 }
 """Old names that became more than one flag, or none."""
 
+OF_THE_LAUNCHER = {
+    "strategy": "is a flag of plan; a run has that of accelerate launch --config_file (docs/scaling.md)",
+    "num_processes": "is a flag of plan; a run has that of accelerate launch (docs/scaling.md)",
+}
+"""Flags of plan that a run takes from its launcher."""
+
 TRAINER_ARGUMENTS = {
     "config": "args",
     "tokenizer": "processing_class",
@@ -87,6 +93,8 @@ def unknown_name(name: str, known: Sequence[str], where: str, renamed: Mapping[s
         return f'unknown key in {where}: "{name}" is called "{new_name}" here'
     if key in REPLACED and "num_ppo_epochs" in known:  # flags of PPO
         return f'unknown key in {where}: "{name}" {REPLACED[key]}'
+    if key in OF_THE_LAUNCHER:
+        return f'unknown key in {where}: "{name}" {OF_THE_LAUNCHER[key]}'
     close = difflib.get_close_matches(key, known, n=1, cutoff=0.75)
     return f'unknown key "{name}" in {where}' + (
         f'; did you mean "{close[0]}"?' if close else "; see docs/flags.md, or --help"

@@ -318,6 +318,8 @@ def _reason(error: Exception) -> str:
             "it comes with code of its own, which is not run unless trust_remote_code is set (a flag of sft and reward;"
             " ppo has none)"
         )
+    if isinstance(error, ImportError) and "bitsandbytes" in str(error):
+        return 'load_in_4bit needs bitsandbytes: pip install "hf-rlhf[quant]"'
     return _first_line(error)
 
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from hf_rlhf.ppo.launch import asked_for
+from hf_rlhf.distributed import asked_for
 
 Strategy = Literal["ddp", "fsdp2", "zero2"]
 

@@ -1,13 +1,13 @@
 """What PPO needs of the launcher's settings: FSDP2, DeepSpeed, mixed precision."""
 
 import logging
-import os
 from collections.abc import Collection
 from typing import Any
 
 from accelerate import Accelerator
 from transformers.integrations import is_deepspeed_zero3_enabled
 
+from hf_rlhf.distributed import asked_for
 from hf_rlhf.errors import InputError
 from hf_rlhf.ppo.config import PPOConfig
 
@@ -73,9 +73,14 @@ def require_known_launch(accelerator: Accelerator, args: PPOConfig, blocks: Coll
         )
 
 
-def warn_of_silent_ddp(accelerator: Accelerator) -> None:
-    """Warn where accelerate fell back to DDP, or to one process, though the launcher asked for sharding."""
+def warn_of_silent_ddp(accelerator: Accelerator, args: PPOConfig) -> None:
+    """Warn where accelerate fell back to DDP, or to one process, though the launcher or a flag asks for sharding."""
     kind = accelerator.distributed_type.value
+    if not args.gather_for_rollout and kind != "FSDP":
+        logger.warning(
+            "gather_for_rollout=false does nothing: the weights are not sharded, since accelerate runs %s and not FSDP",
+            kind,
+        )
     for name, wanted in (("ACCELERATE_USE_FSDP", "FSDP"), ("ACCELERATE_USE_DEEPSPEED", "DEEPSPEED")):
         if asked_for(name) and kind != wanted:
             logger.warning(
@@ -136,8 +141,3 @@ def _require_known_deepspeed(args: PPOConfig) -> None:
     for name in GATES:
         if getattr(args, name):
             raise InputError(f"{name} needs the optimizer, which DeepSpeed owns. Leave it out, or use DDP or FSDP2")
-
-
-def asked_for(variable: str) -> bool:
-    """Return whether the launcher set this variable of its environment to true."""
-    return os.environ.get(variable, "false").lower() in ("1", "true", "yes")

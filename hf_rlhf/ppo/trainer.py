@@ -174,7 +174,7 @@ class PPOTrainer(IterationTrainer):
             optimizers=optimizers,
         )
         require_known_launch(self.accelerator, args, policy._no_split_modules)
-        warn_of_silent_ddp(self.accelerator)
+        warn_of_silent_ddp(self.accelerator, args)
         require_known_head(policy.model)
         self._attention = training_attention(
             policy.transformers_models(),

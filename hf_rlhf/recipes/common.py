@@ -13,7 +13,7 @@ from hf_rlhf.checkpoint.resume import resume_point
 from hf_rlhf.credentials import refuse_secrets
 from hf_rlhf.data.files import LoadedRows, local_path, read_rows
 from hf_rlhf.data.report import DataReport
-from hf_rlhf.distributed import failing_together, gather_in_order, rank
+from hf_rlhf.distributed import failing_together, gather_in_order, rank, require_ranks
 from hf_rlhf.errors import InputError
 from hf_rlhf.hub.model_card import shown_name
 from hf_rlhf.hub.push import open_repository
@@ -64,6 +64,7 @@ def run_begun(data: DataArguments, training) -> Iterator[str | None]:
     if data.resume is not None and training.resume_from_checkpoint is not None:
         raise InputError("resume and resume_from_checkpoint say the same thing; give one of them")
     require_folder_name(str(training.output_dir))
+    require_ranks(training)
     training.device  # noqa: B018 - starts the process group, without which every rank would take the lock
     folder = output_folder(training)
     with locked(folder):

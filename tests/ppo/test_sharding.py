@@ -3,10 +3,12 @@
 from types import SimpleNamespace
 
 import pytest
+import torch
 from accelerate import Accelerator, ParallelismConfig
 from accelerate.utils import FullyShardedDataParallelPlugin
 from tiny import make_config, make_trainer
 
+from hf_rlhf.distributed import require_ranks
 from hf_rlhf.errors import InputError
 from hf_rlhf.ppo.launch import GATES, require_known_launch, warn_of_silent_ddp
 
@@ -111,10 +113,32 @@ def test_weights_on_the_first_rank_alone_are_refused_before_they_are_loaded(tmp_
 
 
 @pytest.mark.parametrize("variable", ["ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"])
-def test_a_launch_that_is_not_sharded_after_all_is_told_so(monkeypatch, caplog, variable):
+def test_a_launch_that_is_not_sharded_after_all_is_told_so(tmp_path, monkeypatch, caplog, variable):
+    args = make_config(tmp_path)
     accelerator = Accelerator(cpu=True)
-    warn_of_silent_ddp(accelerator)
+    warn_of_silent_ddp(accelerator, args)
     assert not caplog.text
     monkeypatch.setenv(variable, "true")
-    warn_of_silent_ddp(accelerator)
+    warn_of_silent_ddp(accelerator, args)
     assert "nothing is sharded" in caplog.text
+
+
+def test_gathering_block_by_block_without_shards_is_told_to_do_nothing(tmp_path, caplog):
+    args = make_config(tmp_path, gather_for_rollout=False)
+    warn_of_silent_ddp(Accelerator(cpu=True), args)
+    assert "gather_for_rollout=false does nothing" in caplog.text
+
+
+def test_several_processes_without_an_accelerator_are_not_runs_of_their_own(tmp_path, monkeypatch):
+    """Accelerate would take each of them for the only one."""
+    if torch.accelerator.is_available():
+        pytest.skip("needs a machine without accelerators")
+    args = make_config(tmp_path, use_cpu=False)
+    require_ranks(args)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(
+        InputError, match=r"started 2 processes, and no accelerator is visible.*ACCELERATE_USE_CPU=true"
+    ):
+        require_ranks(args)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    require_ranks(args)

@@ -4,7 +4,7 @@ from dataclasses import fields
 
 import pytest
 
-from hf_rlhf.compat.names import RENAMED, REPLACED, TRAINER_ARGUMENTS
+from hf_rlhf.compat.names import OF_THE_LAUNCHER, RENAMED, REPLACED, TRAINER_ARGUMENTS
 from hf_rlhf.errors import InputError
 from hf_rlhf.ppo.config import PPOConfig
 from hf_rlhf.ppo.trainer import PPOTrainer
@@ -50,6 +50,14 @@ def test_an_old_name_is_answered_with_the_new_one(tmp_path, old, new):
     file = tmp_path / "ppo.yaml"
     assert message(PPO, old, file) == f'unknown key in {file}:1: "{old}" is called "{new}" here'
     assert f'"{old.replace("_", "-")}" is called "{new}" here' in message(PPO, old.replace("_", "-"))
+
+
+@pytest.mark.parametrize("name", OF_THE_LAUNCHER)
+def test_what_the_launcher_decides_is_sent_there(name):
+    for parts in (PPO, REWARD):
+        answer = message(parts, name)
+        assert f'"{name}" is a flag of plan' in answer
+        assert "accelerate launch" in answer
 
 
 @pytest.mark.parametrize("old", [*RENAMED, *REPLACED])
