@@ -105,12 +105,12 @@ OF_OLD_TRL = {
 }  # fmt: skip
 OF_PYTHON_AND_ITS_PACKAGES = {
     "WANDB_PROJECT", "transformers.TrainingArguments", "async", "accelerate", "torchrun", "null", "optimizers", "README.md",
-    "OMP_NUM_THREADS", "HF_HUB_OFFLINE", "DistributedDataParallel has no attribute 'policy'", "torch.load(..., weights_only=True)",
+    "OMP_NUM_THREADS", "HF_HUB_OFFLINE", "STRATEGY", "DistributedDataParallel has no attribute 'policy'", "torch.load(..., weights_only=True)",
 }  # fmt: skip
 OF_LAUNCHERS = {
-    "config", "config_file", "nproc_per_node", "help", "num_machines", "machine_rank", "main_process_ip", "ACCELERATE_USE_CPU=true",
-    "DS_BUILD_OPS=0", "STRATEGY",
+    "config", "config_file", "nproc_per_node", "help", "num_machines", "machine_rank", "main_process_ip",
 }  # fmt: skip
+VARIABLES = {"ACCELERATE_USE_CPU", "DS_BUILD_OPS"}
 FLAG_WITH_VALUE = re.compile(r"(\w+)=(\"?)([\w.-]+)\2")
 
 
@@ -143,7 +143,7 @@ def unknown_names(span):
     if re.fullmatch(r"(rewards|eps|objective|policy|loss|val|sampling|completions|time)/[\w/<>]+", span):
         return [span]
     if flag := FLAG_WITH_VALUE.fullmatch(span):
-        return [] if flag[1] in FLAGS else [span]
+        return [] if flag[1] in FLAGS or flag[1] in VARIABLES else [span]
     if options := re.findall(r"--(\w+)", span):
         return [option for option in options if option not in FLAGS and option not in OF_LAUNCHERS]
     formula = not re.fullmatch(r"[\w./<>-]+", span)
