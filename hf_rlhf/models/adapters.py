@@ -11,7 +11,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -51,40 +51,74 @@ def keep_modes(*models: nn.Module) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def use_adapter(model: Model, name: str | None, *, keep_gradients: bool = False) -> Iterator[None]:
-    """Run the block with adapter `name`, or with all adapters off when `name` is None.
+def use_adapter(model: Model, name: str | None, *, inference: bool = False) -> Iterator[None]:
+    """Run the block with adapter `name`, or with all adapters off when `name` is None; in eval mode for `inference`.
 
-    Active adapter, `requires_grad` of every parameter and train/eval mode are as before afterwards, whatever happens.
-    Inside, adapter `name` takes no gradients, unless `keep_gradients` leaves each parameter as it was. Blocks may be
-    nested.
+    The active adapter and train or eval mode are as before afterwards, whatever happens. `requires_grad` is left alone,
+    where PEFT's own switches set it, at a cost of tens of milliseconds. Blocks may be nested. Raises ValueError for an
+    adapter that is not there.
     """
-    gradients = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    active, was_off = model.active_adapter, _adapters_are_off(model)
-    with keep_modes(model):
-        try:
-            if name is None:
-                model.base_model.disable_adapter_layers()
-            else:
-                model.base_model.enable_adapter_layers()
-                model.set_adapter(name, inference_mode=True)
-            if keep_gradients:
-                for parameter, required in gradients:
-                    parameter.requires_grad_(required)
-            yield
-        finally:
-            model.base_model.enable_adapter_layers()
-            model.set_adapter(active)
-            if was_off:
-                model.base_model.disable_adapter_layers()
-            for parameter, required in gradients:  # PEFT turns gradients on when it activates an adapter
-                parameter.requires_grad_(required)
+    if name is not None and name not in model.peft_config:
+        raise ValueError(f"Adapter {name} not found.")
+    switched = _switched_modules(model)
+    adapted = [*switched.layers, *switched.wrappers]
+    modes = [module.training for module in switched.modules]
+    chosen = [(module._active_adapter, module._disable_adapters) for module in adapted]
+    at_top = model.active_adapter, model.base_model.active_adapter
+    try:
+        for module in adapted:
+            module._disable_adapters = name is None
+        if name is not None:
+            for layer in switched.layers:
+                layer._active_adapter = [name]
+            for wrapper in switched.wrappers:
+                wrapper._active_adapter = [name] if name in wrapper._adapters else []
+                if (tokens := getattr(wrapper, "token_adapter", None)) is not None:
+                    tokens._active_adapter = wrapper._active_adapter
+            model.active_adapter = model.base_model.active_adapter = name
+        if inference:
+            _set_modes(switched.modules, [False] * len(modes))
+        yield
+    finally:
+        for module, (active, is_off) in zip(adapted, chosen, strict=True):
+            module._active_adapter, module._disable_adapters = active, is_off
+        model.active_adapter, model.base_model.active_adapter = at_top
+        _set_modes(switched.modules, modes)
 
 
-def _adapters_are_off(model: Model) -> bool:
-    return any(layer.disable_adapters for layer in _adapter_layers(model))
+class _Switched(NamedTuple):
+    """What of a PEFT model `use_adapter` sets."""
+
+    adapters: tuple[tuple[str, int], ...]  # it had when the lists were made
+    modules: list[nn.Module]
+    layers: list[Any]
+    wrappers: list[Any]  # of modules that an adapter has a copy of, or some rows
+
+
+def _switched_modules(model: Model) -> _Switched:
+    """List a PEFT model's modules, once for the adapters that it has; the model itself keeps the list."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils.other import AuxiliaryTrainingWrapper
+
+    adapters = tuple((name, id(config)) for name, config in model.peft_config.items())
+    known = getattr(model, "_hf_rlhf_switched", None)
+    if known is None or known.adapters != adapters:
+        modules = list(model.modules())
+        layers = [module for module in modules if isinstance(module, BaseTunerLayer)]
+        wrappers = [module for module in modules if isinstance(module, AuxiliaryTrainingWrapper)]
+        known = _Switched(adapters, modules, layers, wrappers)
+        setattr(model, "_hf_rlhf_switched", known)  # noqa: B010 (no attribute of nn.Module)
+    return known
+
+
+def _set_modes(modules: list[nn.Module], modes: list[bool]) -> None:
+    for module, training in zip(modules, modes, strict=True):
+        module.__dict__["training"] = training  # a tenth of the time of nn.Module's own assignment
 
 
 def _adapter_layers(model: Model) -> list[Any]:
+    if is_peft_model(model):
+        return _switched_modules(model).layers
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     return [module for module in model.modules() if isinstance(module, BaseTunerLayer)]

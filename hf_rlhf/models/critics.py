@@ -101,7 +101,7 @@ class AdapterCritic(ValueHeadCritic):
     kind: CriticKind = "adapter"
 
     def forward(self, policy: Model, sequences: Sequences, hidden: Tensor) -> Tensor:
-        with use_adapter(policy, CRITIC, keep_gradients=True), compute_in_base_dtype(policy):
+        with use_adapter(policy, CRITIC), compute_in_base_dtype(policy):
             return self.head(counted_states(base_of(policy), sequences))
 
     def trained_parameters(self, policy: Model) -> list[Parameter]:

@@ -139,8 +139,7 @@ class PolicyWithValue(nn.Module):
                 yield self.reference_model
             return
         name = REFERENCE if REFERENCE in self.model.peft_config else None
-        with use_adapter(self.model, name), compute_in_base_dtype(self.model):
-            self.model.eval()
+        with use_adapter(self.model, name, inference=True), compute_in_base_dtype(self.model):
             yield self.model
 
     def _reference_head(self, hidden: Tensor) -> Tensor:

@@ -47,10 +47,8 @@ class SharedRewardModel:
     @torch.no_grad()
     def __call__(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Scores `(B,)` in fp32 of right-padded `(B, L)` sequences."""
-        with use_adapter(self.model, self.name):
-            self.model.eval()
-            with compute_in_base_dtype(self.model):
-                last = _last_states(base_of(self.model), input_ids, attention_mask, self.pad_token_id)
+        with use_adapter(self.model, self.name, inference=True), compute_in_base_dtype(self.model):
+            last = _last_states(base_of(self.model), input_ids, attention_mask, self.pad_token_id)
         return last.float() @ self.head.to(last.device).T[:, 0]
 
 

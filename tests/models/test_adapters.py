@@ -1,3 +1,4 @@
+import copy
 import re
 
 import pytest
@@ -65,6 +66,48 @@ def test_a_block_leaves_adapter_gradients_and_modes_as_they_were(peft_model, nam
             raise RuntimeError("inside the block")
     assert state_of(peft_model) == before
     assert torch.equal(logits_of(peft_model), outputs)
+
+
+def test_an_adapter_added_between_two_blocks_is_found(peft_model):
+    with use_adapter(peft_model, "other"):
+        policy_off = logits_of(peft_model)
+    wider = make_lora(target_modules=["q_proj", "v_proj", "down_proj", "lm_head"])
+    peft_model.add_adapter("third", wider)
+    perturb(peft_model, only=".third.")
+    with use_adapter(peft_model, "third"):
+        third = logits_of(peft_model)
+    peft_model.set_adapter("third")
+    assert torch.equal(third, logits_of(peft_model))
+    assert not torch.allclose(third, policy_off, atol=1e-2)
+    with pytest.raises(ValueError, match="fourth"), use_adapter(peft_model, "fourth"):
+        pass
+
+
+def test_switching_needs_no_walk_through_peft(peft_model, monkeypatch):
+    """Several switches a batch, each in a fraction of a pass."""
+    with use_adapter(peft_model, None):
+        pass
+    monkeypatch.setattr(type(peft_model), "set_adapter", None)
+    monkeypatch.setattr(type(peft_model), "modules", None)
+    with use_adapter(peft_model, "other"), use_adapter(peft_model, None):
+        pass
+
+
+def test_a_copied_model_has_switches_of_its_own(peft_model):
+    with use_adapter(peft_model, "other"):
+        expected = logits_of(peft_model)
+    other = copy.deepcopy(peft_model)
+    with use_adapter(other, "other"):
+        assert torch.equal(logits_of(other), expected)
+        assert not torch.equal(logits_of(peft_model), expected)
+
+
+@pytest.mark.parametrize("inference", [True, False])
+def test_eval_mode_lasts_as_long_as_the_block(peft_model, inference):
+    before = {name: module.training for name, module in peft_model.named_modules()}
+    with use_adapter(peft_model, "other", inference=inference):
+        assert any(module.training for module in peft_model.modules()) is not inference
+    assert {name: module.training for name, module in peft_model.named_modules()} == before
 
 
 def test_inside_the_block_the_adapter_asked_for_is_at_work(peft_model, tmp_path):
