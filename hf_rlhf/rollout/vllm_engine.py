@@ -133,7 +133,7 @@ class VLLMEngine:
         attempts = _ATTEMPTS + len(self.pool.servers) - 1
         reason = None
         for _ in range(attempts):
-            server, turn = self._take_server(tokens)
+            server, turn = self._take_server(tokens, request["prompt"])
             try:
                 answered = self._ask(server, turn, request, sampling)
                 if isinstance(answered, Completion):
@@ -150,13 +150,13 @@ class VLLMEngine:
             f"{addresses(self.pool.servers)} failed {attempts} times at the same completion, at last: {reason}"
         )
 
-    def _take_server(self, tokens: int) -> tuple[Server, int]:
+    def _take_server(self, tokens: int, prompt: Sequence[int]) -> tuple[Server, int]:
         while True:
             self._require_hope()
             try:
                 return self.pool.take(tokens)
             except NoServerLeft:
-                self._recover()
+                self._recover(prompt)
 
     def _ask(self, server: Server, turn: int, request: dict[str, Any], sampling: Sampling) -> Completion | str:
         """Return the completion, or why the server is of no use as it is."""
@@ -192,8 +192,11 @@ class VLLMEngine:
                 *(addresses([server]), reason, unfinished, addresses(others)),
             )
 
-    def _recover(self, prompt: Sequence[int] | None = None) -> None:
-        """Wait until one server is there and has the adapter; of all threads that notice, one does it."""
+    def _recover(self, prompt: Sequence[int] | None) -> None:
+        """Wait until one server is there and has the adapter; of all threads that notice, one does it.
+
+        `prompt` is what its model is compared with the policy's by, see `_load`.
+        """
         with self._recovering:
             self._require_hope()
             if self.pool.in_use:
@@ -215,7 +218,8 @@ class VLLMEngine:
             if self.pool.in_use:
                 return
         raise InputError(
-            f"{addresses(self.pool.servers)} failed each time at loading the adapter {self.folder / str(self._adapter)}"
+            f"{addresses(self.pool.servers)} failed {_ATTEMPTS} times at the adapter {self.folder / str(self._adapter)},"
+            f" at last: {'; '.join(self.pool.lost.values())}"
         )
 
     def _wait_for(self, enough: int) -> list[Server]:
@@ -300,7 +304,8 @@ class VLLMEngine:
     def _load(self, servers: Sequence[Server], prompt: Sequence[int] | None, *, all_must_take_it: bool = False) -> None:
         """Load the adapter on these servers at the same time, and use those that have it and are of the policy's model.
 
-        Where the policy's weights are sharded, this rank cannot compute what the server should say: the name of the base
+        A server that was started, or started again, completes `prompt`, and its log-probabilities are compared with the
+        policy's. Where the policy's weights are sharded, this rank cannot compute what the server should say: the name of the base
         is all that is compared.
 
         Raises `InputError` when all refuse, or `all_must_take_it` and one refuses; otherwise that one is left out.
@@ -330,21 +335,22 @@ class VLLMEngine:
 
     def _load_on(self, server: Server, given_up) -> None:
         """Raise `ServerLost`, or `InputError` when the server cannot take the adapter or has another base."""
+        base = base_name(server.client)  # of a server in use too: it may have been started again since it last answered
+        if None not in (base, self._base) and base != self._base:
+            raise self._refusal(
+                server, f"it serves {base}, but this run samples from {self._base}; start it with --model {self._base}"
+            )
         if server.in_use and server.adapter == self._adapter:
             return
         if not server.in_use:
-            base = base_name(server.client)
-            if None not in (base, self._base) and base != self._base:
-                raise self._refusal(
-                    server, f"it serves {base}, and the first server {self._base}; start it with --model {self._base}"
-                )
+            server.checked = False
         try:
             load_adapter(server.client, self.folder / str(self._adapter), given_up)
         except InputError as error:
             raise self._refusal(server, str(error)) from error
         before, server.adapter = server.adapter, self._adapter
-        if before not in (None, self._adapter):
-            unload_adapter(server.client, before, given_up)
+        if before not in (None, self._adapter) and not unload_adapter(server.client, before, given_up):
+            server.checked = False  # it was started again
 
     def _check(self, server: Server, prompt: Sequence[int], probe: Completion) -> InputError | None:
         try:

@@ -186,10 +186,55 @@ def test_a_server_that_stays_away_ends_the_run(engine, server):
     assert 1.5 <= time.monotonic() - start < 5  # the seven requests waited together
 
 
-def test_a_server_that_fails_at_one_completion_each_time_ends_the_run(engine, server):
+OUT_OF_MEMORY = (500, {"error": {"message": "out of memory"}})
+
+
+def test_a_server_that_fails_at_one_completion_each_time_ends_the_run(engine, server, monkeypatch):
     engine.generate(PROMPTS, SAMPLING, SEEDS)
-    server.planned.extend([(500, {"error": {"message": "out of memory"}})] * 100)
-    with pytest.raises(InputError, match=r"3 times.*out of memory"):
+    answer = server.answer
+
+    def fail_at_the_first_prompt(path, body, headers):
+        of_the_batch = body.get("max_tokens") == SAMPLING.max_completion_length  # and not to compare the models
+        return OUT_OF_MEMORY if of_the_batch and body["prompt"] == PROMPTS[0] else answer(path, body, headers)
+
+    monkeypatch.setattr(server, "answer", fail_at_the_first_prompt)
+    with pytest.raises(InputError, match=r"failed 3 times at the same completion, at last: out of memory"):
+        engine.generate(PROMPTS, SAMPLING, SEEDS)
+
+
+def test_a_server_that_fails_at_every_completion_ends_the_run(engine, server):
+    engine.generate(PROMPTS, SAMPLING, SEEDS)
+    server.planned.extend([OUT_OF_MEMORY] * 100)
+    with pytest.raises(InputError, match=r"failed 3 times at the adapter .*: out of memory"):
+        engine.generate(PROMPTS, SAMPLING, SEEDS)
+
+
+# A server that was started again with another model
+
+
+def test_another_base_is_refused_by_its_name_when_nothing_was_asked_for_meanwhile(engine, server, policy):
+    engine.generate(PROMPTS, SAMPLING, SEEDS)
+    server.stop()
+    server.root = "another"
+    server.start()
+    perturb(policy, only="lora", seed=8)
+    with pytest.raises(
+        InputError, match="it serves another, but this run samples from tiny; start it with --model tiny"
+    ):
+        engine.generate(PROMPTS, SAMPLING, SEEDS)
+
+
+@pytest.mark.parametrize("meanwhile", ["new weights", "the same weights"])
+def test_another_base_of_the_same_name_is_noticed_by_its_log_probabilities(
+    engine, server, policy, tokenizer, meanwhile
+):
+    engine.generate(PROMPTS, SAMPLING, SEEDS)
+    server.stop()
+    server.base = make_model(tokenizer, seed=5)
+    server.start()
+    if meanwhile == "new weights":  # with the same ones nothing is loaded, so the first completions miss the adapter
+        perturb(policy, only="lora", seed=8)
+    with pytest.raises(InputError, match="it serves another model than the policy's base"):
         engine.generate(PROMPTS, SAMPLING, SEEDS)
 
 
