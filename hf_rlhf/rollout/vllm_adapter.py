@@ -33,9 +33,9 @@ def write_adapter(model: Model, folder: Path, state_dict: dict[str, Tensor] | No
     return name
 
 
-def remove_adapters(folder: Path, *, but: str) -> None:
-    """Remove what a killed run left below `folder`."""
-    for other in set(folder.glob("policy-*")) - {folder / but}:
+def remove_adapters(folder: Path, *, but: str | None = None) -> None:
+    """Remove the adapters below `folder`, `but` one: those of iterations before, also of a run that was killed."""
+    for other in [path for path in folder.glob("policy-*") if path.name != but]:
         shutil.rmtree(other, ignore_errors=True)
 
 

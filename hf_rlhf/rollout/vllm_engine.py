@@ -3,7 +3,6 @@
 import contextlib
 import logging
 import os
-import shutil
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -74,7 +73,7 @@ class VLLMEngine:
         self.pool = ServerPool(urls, concurrency or max(_CONCURRENCY // len(urls), 1))
         self.folder = Path(folder).absolute()
         self.timeout = timeout
-        self._adapter: str | None = None  # name of the adapter that the servers have
+        self._adapter: str | None = None  # name of the adapter that the servers have, once all of them were there
         self._base: str | None = None  # name of the base that they serve, as far as they say
         self._recovering = threading.Lock()
         self._failure: InputError | None = None  # why the batch is given up
@@ -94,7 +93,8 @@ class VLLMEngine:
         executor = ThreadPoolExecutor(threads, thread_name_prefix="vllm")
         try:
             requests = [
-                {**request, "prompt": list(ids), "seed": seed} for ids, seed in zip(prompts, seeds, strict=True)
+                {**request, "model": self._adapter, "prompt": list(ids), "seed": seed}
+                for ids, seed in zip(prompts, seeds, strict=True)
             ]
             return list(executor.map(lambda each: self._complete(each, sampling), requests))
         except BaseException as error:
@@ -122,7 +122,7 @@ class VLLMEngine:
                 "forget the adapter",
             )
         if self._adapter is not None and rank() == 0:
-            shutil.rmtree(self.folder / self._adapter, ignore_errors=True)
+            remove_adapters(self.folder)
         self._adapter = None
 
     # Completions
@@ -133,7 +133,7 @@ class VLLMEngine:
         attempts = _ATTEMPTS + len(self.pool.servers) - 1
         reason = None
         for _ in range(attempts):
-            server, turn = self._take_server(tokens, request["prompt"])
+            server, turn = self._take_server(tokens, request)
             try:
                 answered = self._ask(server, turn, request, sampling)
                 if isinstance(answered, Completion):
@@ -150,13 +150,13 @@ class VLLMEngine:
             f"{addresses(self.pool.servers)} failed {attempts} times at the same completion, at last: {reason}"
         )
 
-    def _take_server(self, tokens: int, prompt: Sequence[int]) -> tuple[Server, int]:
+    def _take_server(self, tokens: int, request: dict[str, Any]) -> tuple[Server, int]:
         while True:
             self._require_hope()
             try:
                 return self.pool.take(tokens)
             except NoServerLeft:
-                self._recover(prompt)
+                self._recover(request["model"], request["prompt"])
 
     def _ask(self, server: Server, turn: int, request: dict[str, Any], sampling: Sampling) -> Completion | str:
         """Return the completion, or why the server is of no use as it is."""
@@ -165,7 +165,7 @@ class VLLMEngine:
             return self._failure is not None or not server.in_use or server.turn != turn
 
         try:
-            answer = server.client.post("/v1/completions", {**request, "model": self._adapter}, given_up)
+            answer = server.client.post("/v1/completions", request, given_up)
         except ServerLost as error:
             return str(error)
         return failure_of(answer) or self._completion(server, answer, sampling)
@@ -192,8 +192,8 @@ class VLLMEngine:
                 *(addresses([server]), reason, unfinished, addresses(others)),
             )
 
-    def _recover(self, prompt: Sequence[int] | None) -> None:
-        """Wait until one server is there and has the adapter; of all threads that notice, one does it.
+    def _recover(self, adapter: str, prompt: Sequence[int] | None) -> None:
+        """Wait until one server is there and has `adapter`; of all threads that notice, one does it.
 
         `prompt` is what its model is compared with the policy's by, see `_load`.
         """
@@ -204,7 +204,7 @@ class VLLMEngine:
             reasons = "; ".join(self.pool.lost.values())
             logger.warning("Lost %s (%s). Waiting until one answers.", addresses(self.pool.servers), reasons)
             try:
-                self._bring_one_back(prompt)
+                self._bring_one_back(adapter, prompt)
             except InputError as error:
                 self._failure = error
                 raise
@@ -212,14 +212,14 @@ class VLLMEngine:
                 "%s has the adapter again; the unfinished completions are sent again", addresses(self.pool.in_use)
             )
 
-    def _bring_one_back(self, prompt: Sequence[int] | None) -> None:
+    def _bring_one_back(self, adapter: str, prompt: Sequence[int] | None) -> None:
         for _ in range(_ATTEMPTS):
-            self._load(self._wait_for(1), prompt)
+            self._load(self._wait_for(1), adapter, prompt)
             if self.pool.in_use:
                 return
         raise InputError(
-            f"{addresses(self.pool.servers)} failed {_ATTEMPTS} times at the adapter {self.folder / str(self._adapter)},"
-            f" at last: {'; '.join(self.pool.lost.values())}"
+            f"{addresses(self.pool.servers)} failed {_ATTEMPTS} times at the adapter {self.folder / adapter}, at"
+            f" last: {'; '.join(self.pool.lost.values())}"
         )
 
     def _wait_for(self, enough: int) -> list[Server]:
@@ -270,25 +270,24 @@ class VLLMEngine:
         for server in self.pool.servers:
             if server.url in lost:
                 self.pool.leave_out(server, server.turn, lost[server.url])
-        before, self._adapter = self._adapter, write_adapter(self.model, self.folder, weights)
-        first = before is None
+        adapter = write_adapter(self.model, self.folder, weights)
+        first = self._adapter is None
         if first and weights is not None:
             logger.warning(
                 "The policy is sharded, so nothing checks whether the vLLM servers have the policy's base but its name. Look"
                 " at sampling/logp_gap of the first iteration: it is large where they have another"
             )
         if first:
-            remove_adapters(self.folder, but=self._adapter)
             self._wait_for(len(self.pool.servers))
+            self._base = None
             with contextlib.suppress(ServerLost):
                 self._base = base_name(self.pool.servers[0].client)
         prompt = prompts[0] if prompts else None
-        self._load(self.pool.servers if first else self._reachable(), prompt, all_must_take_it=first)
+        self._load(self.pool.servers if first else self._reachable(), adapter, prompt, all_must_take_it=first)
         if not self.pool.in_use:
-            self._recover(prompt)
-        if before not in (None, self._adapter):
-            shutil.rmtree(self.folder / before, ignore_errors=True)
-        return self._adapter, self._base, [(server.url, server.in_use) for server in self.pool.servers]
+            self._recover(adapter, prompt)
+        remove_adapters(self.folder, but=adapter)
+        return adapter, self._base, [(server.url, server.in_use) for server in self.pool.servers]
 
     def _reachable(self) -> list[Server]:
         """Return the servers in use, and those of the others that answer now."""
@@ -301,7 +300,14 @@ class VLLMEngine:
         on_each([server for server in self.pool.servers if not server.in_use], look, "answer")
         return [server for server in self.pool.servers if server.in_use or server in back]
 
-    def _load(self, servers: Sequence[Server], prompt: Sequence[int] | None, *, all_must_take_it: bool = False) -> None:
+    def _load(
+        self,
+        servers: Sequence[Server],
+        adapter: str,
+        prompt: Sequence[int] | None,
+        *,
+        all_must_take_it: bool = False,
+    ) -> None:
         """Load the adapter on these servers at the same time, and use those that have it and are of the policy's model.
 
         A server that was started, or started again, completes `prompt`, and its log-probabilities are compared with the
@@ -313,11 +319,11 @@ class VLLMEngine:
         probes: dict[Server, Completion] = {}
 
         def load(server: Server, given_up) -> None:
-            self._load_on(server, given_up)
+            self._load_on(server, adapter, given_up)
             if prompt is not None and not server.checked and not is_sharded(self.model):
                 answer = server.client.post(
                     "/v1/completions",
-                    {**probe_request(self.model, self.tokenizer, prompt), "model": self._adapter},
+                    {**probe_request(self.model, self.tokenizer, prompt), "model": adapter},
                     given_up,
                 )
                 if reason := failure_of(answer):
@@ -333,23 +339,23 @@ class VLLMEngine:
         for server, problem in problems.items():
             self._use_or_leave_out(server, problem)
 
-    def _load_on(self, server: Server, given_up) -> None:
+    def _load_on(self, server: Server, adapter: str, given_up) -> None:
         """Raise `ServerLost`, or `InputError` when the server cannot take the adapter or has another base."""
         base = base_name(server.client)  # of a server in use too: it may have been started again since it last answered
         if None not in (base, self._base) and base != self._base:
             raise self._refusal(
                 server, f"it serves {base}, but this run samples from {self._base}; start it with --model {self._base}"
             )
-        if server.in_use and server.adapter == self._adapter:
+        if server.in_use and server.adapter == adapter:
             return
         if not server.in_use:
             server.checked = False
         try:
-            load_adapter(server.client, self.folder / str(self._adapter), given_up)
+            load_adapter(server.client, self.folder / adapter, given_up)
         except InputError as error:
             raise self._refusal(server, str(error)) from error
-        before, server.adapter = server.adapter, self._adapter
-        if before not in (None, self._adapter) and not unload_adapter(server.client, before, given_up):
+        before, server.adapter = server.adapter, adapter
+        if before not in (None, adapter) and not unload_adapter(server.client, before, given_up):
             server.checked = False  # it was started again
 
     def _check(self, server: Server, prompt: Sequence[int], probe: Completion) -> InputError | None:
