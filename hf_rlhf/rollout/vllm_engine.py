@@ -4,14 +4,14 @@ import contextlib
 import logging
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from hf_rlhf.distributed import by_first_rank, gather_in_order, rank
+from hf_rlhf.distributed import by_first_rank, failing_together, gather_in_order, rank, world_size
 from hf_rlhf.errors import InputError
 from hf_rlhf.models.adapters import saved_names
 from hf_rlhf.models.sharding import gather_weights, is_sharded
@@ -28,6 +28,7 @@ logger = logging.getLogger(__name__)
 
 _ATTEMPTS = 3  # at one completion, each after the server came back
 _CONCURRENCY = 512  # a process may have about 1000 connections
+_WATCH_SECONDS = 1.0  # between looks at whether the run's own server has ended
 _LOOK_SECONDS = 5.0  # for a server that was lost, so that one behind a dead network does not delay an iteration
 
 
@@ -68,7 +69,8 @@ class VLLMEngine:
         require_servable(model)
         self.model = model
         self.tokenizer = tokenizer
-        self.server = servers if isinstance(servers, VLLMServer) and rank() == 0 else None
+        self._own = servers if isinstance(servers, VLLMServer) else None
+        self.server = self._own if rank() == 0 else None  # which this rank starts and ends
         urls = [servers.url] if isinstance(servers, VLLMServer) else [servers] if isinstance(servers, str) else servers
         self.pool = ServerPool(urls, concurrency or max(_CONCURRENCY // len(urls), 1))
         self.folder = Path(folder).absolute()
@@ -87,23 +89,12 @@ class VLLMEngine:
         request = completion_request(self.model, self.tokenizer, sampling)
         self._failure = None
         self._hand_over_adapter(prompts)
-        if not prompts:
-            return []
-        threads = min(self.pool.limit * len(self.pool.servers), _CONCURRENCY, len(prompts))
-        executor = ThreadPoolExecutor(threads, thread_name_prefix="vllm")
-        try:
+        with self._own_server_kept():
             requests = [
                 {**request, "model": self._adapter, "prompt": list(ids), "seed": seed}
                 for ids, seed in zip(prompts, seeds, strict=True)
             ]
-            return list(executor.map(lambda each: self._complete(each, sampling), requests))
-        except BaseException as error:
-            self._failure = self._failure or InputError(
-                f"the completions were given up: {error or type(error).__name__}"
-            )
-            raise
-        finally:
-            executor.shutdown(cancel_futures=True)
+            return self._complete_all(requests, sampling) if requests else []
 
     def count_answering(self) -> int:
         """Return how many servers completed something since the last call, over all ranks. Every rank takes part."""
@@ -126,6 +117,19 @@ class VLLMEngine:
         self._adapter = None
 
     # Completions
+
+    def _complete_all(self, requests: Sequence[dict[str, Any]], sampling: Sampling) -> list[Completion]:
+        threads = min(self.pool.limit * len(self.pool.servers), _CONCURRENCY, len(requests))
+        executor = ThreadPoolExecutor(threads, thread_name_prefix="vllm")
+        try:
+            return list(executor.map(lambda each: self._complete(each, sampling), requests))
+        except BaseException as error:
+            self._failure = self._failure or InputError(
+                f"the completions were given up: {error or type(error).__name__}"
+            )
+            raise
+        finally:
+            executor.shutdown(cancel_futures=True)
 
     def _complete(self, request: dict[str, Any], sampling: Sampling) -> Completion:
         """Return one completion; ask for it again when its server was lost, or has forgotten the adapter."""
@@ -182,6 +186,34 @@ class VLLMEngine:
         return InputError(f"the vLLM server at {server.url} cannot sample: {reason}\n{how_to_start(self.model)}")
 
     # Servers that come and go
+
+    @contextlib.contextmanager
+    def _own_server_kept(self) -> Iterator[None]:
+        """Start the run's own server again when it ends before every rank has left the block, which all leave together.
+
+        Only the main rank can, and it may have its completions long before the others.
+        """
+        if self._own is None or world_size() == 1:
+            yield
+            return
+        left = threading.Event()
+        watcher = threading.Thread(target=self._watch_own_server, args=(left,), daemon=True)
+        watcher.start()
+        try:
+            with failing_together():
+                yield
+        finally:
+            left.set()
+            watcher.join()
+
+    def _watch_own_server(self, left: threading.Event) -> None:
+        while self.server is not None and not left.wait(_WATCH_SECONDS):
+            with self._recovering:  # unless this rank has noticed too, and starts it itself
+                if not self.server.running and self._failure is None:
+                    logger.warning(
+                        "%s has ended, and is started again for the other ranks.", addresses(self.pool.servers)
+                    )
+                    self.server.start()
 
     def _lose(self, server: Server, turn: int, reason: str) -> None:
         """Leave the server out; of all threads that notice, one says so."""
@@ -245,9 +277,9 @@ class VLLMEngine:
         if len(healthy) < enough:
             urls = " and ".join(server.url for server in self.pool.servers if server not in healthy)
             others = "; the others are ready, so leave it out of vllm_server_base_urls to go without" if healthy else ""
+            hint = f"its log is {self._own.log_file}" if self._own is not None else how_to_start(self.model)
             raise InputError(
-                f"no vLLM server answered at {urls} within vllm_server_timeout={self.timeout:g} seconds{others}"
-                f"\n{how_to_start(self.model)}"
+                f"no vLLM server answered at {urls} within vllm_server_timeout={self.timeout:g} seconds{others}\n{hint}"
             )
         return healthy
 
