@@ -33,9 +33,9 @@ def write_adapter(model: Model, folder: Path, state_dict: dict[str, Tensor] | No
     return name
 
 
-def remove_adapters(folder: Path, *, but: str) -> None:
-    """Remove what a killed run left below `folder`."""
-    for other in set(folder.glob("policy-*")) - {folder / but}:
+def remove_adapters(folder: Path, *, but: str | None = None) -> None:
+    """Remove the adapters below `folder`, `but` one: those of iterations before, also of a run that was killed."""
+    for other in [path for path in folder.glob("policy-*") if path.name != but]:
         shutil.rmtree(other, ignore_errors=True)
 
 
@@ -56,9 +56,9 @@ def load_adapter(client: VLLMClient, path: Path, given_up: Callable[[], bool]) -
     raise InputError(f"it refused the adapter (status {answer.status}): {answer.message}")
 
 
-def unload_adapter(client: VLLMClient, name: str, given_up: Callable[[], bool]) -> None:
-    """Let the server forget an adapter; one that it does not know is forgotten already. Raises `ServerLost`."""
-    client.post("/v1/unload_lora_adapter", {"lora_name": name}, given_up)
+def unload_adapter(client: VLLMClient, name: str, given_up: Callable[[], bool]) -> bool:
+    """Let the server forget an adapter; return whether it knew it. Raises `ServerLost`."""
+    return client.post("/v1/unload_lora_adapter", {"lora_name": name}, given_up).status != 404
 
 
 def require_servable(model: Model) -> None:

@@ -3,16 +3,15 @@
 import contextlib
 import logging
 import os
-import shutil
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from hf_rlhf.distributed import by_first_rank, gather_in_order, rank
+from hf_rlhf.distributed import by_first_rank, failing_together, gather_in_order, rank, world_size
 from hf_rlhf.errors import InputError
 from hf_rlhf.models.adapters import saved_names
 from hf_rlhf.models.sharding import gather_weights, is_sharded
@@ -29,6 +28,7 @@ logger = logging.getLogger(__name__)
 
 _ATTEMPTS = 3  # at one completion, each after the server came back
 _CONCURRENCY = 512  # a process may have about 1000 connections
+_WATCH_SECONDS = 1.0  # between looks at whether the run's own server has ended
 _LOOK_SECONDS = 5.0  # for a server that was lost, so that one behind a dead network does not delay an iteration
 
 
@@ -69,12 +69,13 @@ class VLLMEngine:
         require_servable(model)
         self.model = model
         self.tokenizer = tokenizer
-        self.server = servers if isinstance(servers, VLLMServer) and rank() == 0 else None
+        self._own = servers if isinstance(servers, VLLMServer) else None
+        self.server = self._own if rank() == 0 else None  # which this rank starts and ends
         urls = [servers.url] if isinstance(servers, VLLMServer) else [servers] if isinstance(servers, str) else servers
         self.pool = ServerPool(urls, concurrency or max(_CONCURRENCY // len(urls), 1))
         self.folder = Path(folder).absolute()
         self.timeout = timeout
-        self._adapter: str | None = None  # name of the adapter that the servers have
+        self._adapter: str | None = None  # name of the adapter that the servers have, once all of them were there
         self._base: str | None = None  # name of the base that they serve, as far as they say
         self._recovering = threading.Lock()
         self._failure: InputError | None = None  # why the batch is given up
@@ -88,22 +89,12 @@ class VLLMEngine:
         request = completion_request(self.model, self.tokenizer, sampling)
         self._failure = None
         self._hand_over_adapter(prompts)
-        if not prompts:
-            return []
-        threads = min(self.pool.limit * len(self.pool.servers), _CONCURRENCY, len(prompts))
-        executor = ThreadPoolExecutor(threads, thread_name_prefix="vllm")
-        try:
+        with self._own_server_kept():
             requests = [
-                {**request, "prompt": list(ids), "seed": seed} for ids, seed in zip(prompts, seeds, strict=True)
+                {**request, "model": self._adapter, "prompt": list(ids), "seed": seed}
+                for ids, seed in zip(prompts, seeds, strict=True)
             ]
-            return list(executor.map(lambda each: self._complete(each, sampling), requests))
-        except BaseException as error:
-            self._failure = self._failure or InputError(
-                f"the completions were given up: {error or type(error).__name__}"
-            )
-            raise
-        finally:
-            executor.shutdown(cancel_futures=True)
+            return self._complete_all(requests, sampling) if requests else []
 
     def count_answering(self) -> int:
         """Return how many servers completed something since the last call, over all ranks. Every rank takes part."""
@@ -122,10 +113,23 @@ class VLLMEngine:
                 "forget the adapter",
             )
         if self._adapter is not None and rank() == 0:
-            shutil.rmtree(self.folder / self._adapter, ignore_errors=True)
+            remove_adapters(self.folder)
         self._adapter = None
 
     # Completions
+
+    def _complete_all(self, requests: Sequence[dict[str, Any]], sampling: Sampling) -> list[Completion]:
+        threads = min(self.pool.limit * len(self.pool.servers), _CONCURRENCY, len(requests))
+        executor = ThreadPoolExecutor(threads, thread_name_prefix="vllm")
+        try:
+            return list(executor.map(lambda each: self._complete(each, sampling), requests))
+        except BaseException as error:
+            self._failure = self._failure or InputError(
+                f"the completions were given up: {error or type(error).__name__}"
+            )
+            raise
+        finally:
+            executor.shutdown(cancel_futures=True)
 
     def _complete(self, request: dict[str, Any], sampling: Sampling) -> Completion:
         """Return one completion; ask for it again when its server was lost, or has forgotten the adapter."""
@@ -133,7 +137,7 @@ class VLLMEngine:
         attempts = _ATTEMPTS + len(self.pool.servers) - 1
         reason = None
         for _ in range(attempts):
-            server, turn = self._take_server(tokens)
+            server, turn = self._take_server(tokens, request)
             try:
                 answered = self._ask(server, turn, request, sampling)
                 if isinstance(answered, Completion):
@@ -150,13 +154,13 @@ class VLLMEngine:
             f"{addresses(self.pool.servers)} failed {attempts} times at the same completion, at last: {reason}"
         )
 
-    def _take_server(self, tokens: int) -> tuple[Server, int]:
+    def _take_server(self, tokens: int, request: dict[str, Any]) -> tuple[Server, int]:
         while True:
             self._require_hope()
             try:
                 return self.pool.take(tokens)
             except NoServerLeft:
-                self._recover()
+                self._recover(request["model"], request["prompt"])
 
     def _ask(self, server: Server, turn: int, request: dict[str, Any], sampling: Sampling) -> Completion | str:
         """Return the completion, or why the server is of no use as it is."""
@@ -165,7 +169,7 @@ class VLLMEngine:
             return self._failure is not None or not server.in_use or server.turn != turn
 
         try:
-            answer = server.client.post("/v1/completions", {**request, "model": self._adapter}, given_up)
+            answer = server.client.post("/v1/completions", request, given_up)
         except ServerLost as error:
             return str(error)
         return failure_of(answer) or self._completion(server, answer, sampling)
@@ -183,6 +187,34 @@ class VLLMEngine:
 
     # Servers that come and go
 
+    @contextlib.contextmanager
+    def _own_server_kept(self) -> Iterator[None]:
+        """Start the run's own server again when it ends before every rank has left the block, which all leave together.
+
+        Only the main rank can, and it may have its completions long before the others.
+        """
+        if self._own is None or world_size() == 1:
+            yield
+            return
+        left = threading.Event()
+        watcher = threading.Thread(target=self._watch_own_server, args=(left,), daemon=True)
+        watcher.start()
+        try:
+            with failing_together():
+                yield
+        finally:
+            left.set()
+            watcher.join()
+
+    def _watch_own_server(self, left: threading.Event) -> None:
+        while self.server is not None and not left.wait(_WATCH_SECONDS):
+            with self._recovering:  # unless this rank has noticed too, and starts it itself
+                if not self.server.running and self._failure is None:
+                    logger.warning(
+                        "%s has ended, and is started again for the other ranks.", addresses(self.pool.servers)
+                    )
+                    self.server.start()
+
     def _lose(self, server: Server, turn: int, reason: str) -> None:
         """Leave the server out; of all threads that notice, one says so."""
         unfinished = self.pool.leave_out(server, turn, reason)
@@ -192,8 +224,11 @@ class VLLMEngine:
                 *(addresses([server]), reason, unfinished, addresses(others)),
             )
 
-    def _recover(self, prompt: Sequence[int] | None = None) -> None:
-        """Wait until one server is there and has the adapter; of all threads that notice, one does it."""
+    def _recover(self, adapter: str, prompt: Sequence[int] | None) -> None:
+        """Wait until one server is there and has `adapter`; of all threads that notice, one does it.
+
+        `prompt` is what its model is compared with the policy's by, see `_load`.
+        """
         with self._recovering:
             self._require_hope()
             if self.pool.in_use:
@@ -201,7 +236,7 @@ class VLLMEngine:
             reasons = "; ".join(self.pool.lost.values())
             logger.warning("Lost %s (%s). Waiting until one answers.", addresses(self.pool.servers), reasons)
             try:
-                self._bring_one_back(prompt)
+                self._bring_one_back(adapter, prompt)
             except InputError as error:
                 self._failure = error
                 raise
@@ -209,13 +244,14 @@ class VLLMEngine:
                 "%s has the adapter again; the unfinished completions are sent again", addresses(self.pool.in_use)
             )
 
-    def _bring_one_back(self, prompt: Sequence[int] | None) -> None:
+    def _bring_one_back(self, adapter: str, prompt: Sequence[int] | None) -> None:
         for _ in range(_ATTEMPTS):
-            self._load(self._wait_for(1), prompt)
+            self._load(self._wait_for(1), adapter, prompt)
             if self.pool.in_use:
                 return
         raise InputError(
-            f"{addresses(self.pool.servers)} failed each time at loading the adapter {self.folder / str(self._adapter)}"
+            f"{addresses(self.pool.servers)} failed {_ATTEMPTS} times at the adapter {self.folder / adapter}, at"
+            f" last: {'; '.join(self.pool.lost.values())}"
         )
 
     def _wait_for(self, enough: int) -> list[Server]:
@@ -241,9 +277,9 @@ class VLLMEngine:
         if len(healthy) < enough:
             urls = " and ".join(server.url for server in self.pool.servers if server not in healthy)
             others = "; the others are ready, so leave it out of vllm_server_base_urls to go without" if healthy else ""
+            hint = f"its log is {self._own.log_file}" if self._own is not None else how_to_start(self.model)
             raise InputError(
-                f"no vLLM server answered at {urls} within vllm_server_timeout={self.timeout:g} seconds{others}"
-                f"\n{how_to_start(self.model)}"
+                f"no vLLM server answered at {urls} within vllm_server_timeout={self.timeout:g} seconds{others}\n{hint}"
             )
         return healthy
 
@@ -266,25 +302,24 @@ class VLLMEngine:
         for server in self.pool.servers:
             if server.url in lost:
                 self.pool.leave_out(server, server.turn, lost[server.url])
-        before, self._adapter = self._adapter, write_adapter(self.model, self.folder, weights)
-        first = before is None
+        adapter = write_adapter(self.model, self.folder, weights)
+        first = self._adapter is None
         if first and weights is not None:
             logger.warning(
                 "The policy is sharded, so nothing checks whether the vLLM servers have the policy's base but its name. Look"
                 " at sampling/logp_gap of the first iteration: it is large where they have another"
             )
         if first:
-            remove_adapters(self.folder, but=self._adapter)
             self._wait_for(len(self.pool.servers))
+            self._base = None
             with contextlib.suppress(ServerLost):
                 self._base = base_name(self.pool.servers[0].client)
         prompt = prompts[0] if prompts else None
-        self._load(self.pool.servers if first else self._reachable(), prompt, all_must_take_it=first)
+        self._load(self.pool.servers if first else self._reachable(), adapter, prompt, all_must_take_it=first)
         if not self.pool.in_use:
-            self._recover(prompt)
-        if before not in (None, self._adapter):
-            shutil.rmtree(self.folder / before, ignore_errors=True)
-        return self._adapter, self._base, [(server.url, server.in_use) for server in self.pool.servers]
+            self._recover(adapter, prompt)
+        remove_adapters(self.folder, but=adapter)
+        return adapter, self._base, [(server.url, server.in_use) for server in self.pool.servers]
 
     def _reachable(self) -> list[Server]:
         """Return the servers in use, and those of the others that answer now."""
@@ -297,10 +332,18 @@ class VLLMEngine:
         on_each([server for server in self.pool.servers if not server.in_use], look, "answer")
         return [server for server in self.pool.servers if server.in_use or server in back]
 
-    def _load(self, servers: Sequence[Server], prompt: Sequence[int] | None, *, all_must_take_it: bool = False) -> None:
+    def _load(
+        self,
+        servers: Sequence[Server],
+        adapter: str,
+        prompt: Sequence[int] | None,
+        *,
+        all_must_take_it: bool = False,
+    ) -> None:
         """Load the adapter on these servers at the same time, and use those that have it and are of the policy's model.
 
-        Where the policy's weights are sharded, this rank cannot compute what the server should say: the name of the base
+        A server that was started, or started again, completes `prompt`, and its log-probabilities are compared with the
+        policy's. Where the policy's weights are sharded, this rank cannot compute what the server should say: the name of the base
         is all that is compared.
 
         Raises `InputError` when all refuse, or `all_must_take_it` and one refuses; otherwise that one is left out.
@@ -308,11 +351,11 @@ class VLLMEngine:
         probes: dict[Server, Completion] = {}
 
         def load(server: Server, given_up) -> None:
-            self._load_on(server, given_up)
+            self._load_on(server, adapter, given_up)
             if prompt is not None and not server.checked and not is_sharded(self.model):
                 answer = server.client.post(
                     "/v1/completions",
-                    {**probe_request(self.model, self.tokenizer, prompt), "model": self._adapter},
+                    {**probe_request(self.model, self.tokenizer, prompt), "model": adapter},
                     given_up,
                 )
                 if reason := failure_of(answer):
@@ -328,23 +371,24 @@ class VLLMEngine:
         for server, problem in problems.items():
             self._use_or_leave_out(server, problem)
 
-    def _load_on(self, server: Server, given_up) -> None:
+    def _load_on(self, server: Server, adapter: str, given_up) -> None:
         """Raise `ServerLost`, or `InputError` when the server cannot take the adapter or has another base."""
-        if server.in_use and server.adapter == self._adapter:
+        base = base_name(server.client)  # of a server in use too: it may have been started again since it last answered
+        if None not in (base, self._base) and base != self._base:
+            raise self._refusal(
+                server, f"it serves {base}, but this run samples from {self._base}; start it with --model {self._base}"
+            )
+        if server.in_use and server.adapter == adapter:
             return
         if not server.in_use:
-            base = base_name(server.client)
-            if None not in (base, self._base) and base != self._base:
-                raise self._refusal(
-                    server, f"it serves {base}, and the first server {self._base}; start it with --model {self._base}"
-                )
+            server.checked = False
         try:
-            load_adapter(server.client, self.folder / str(self._adapter), given_up)
+            load_adapter(server.client, self.folder / adapter, given_up)
         except InputError as error:
             raise self._refusal(server, str(error)) from error
-        before, server.adapter = server.adapter, self._adapter
-        if before not in (None, self._adapter):
-            unload_adapter(server.client, before, given_up)
+        before, server.adapter = server.adapter, adapter
+        if before not in (None, adapter) and not unload_adapter(server.client, before, given_up):
+            server.checked = False  # it was started again
 
     def _check(self, server: Server, prompt: Sequence[int], probe: Completion) -> InputError | None:
         try:

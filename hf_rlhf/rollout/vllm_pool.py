@@ -23,7 +23,7 @@ class Server:
     """What a rank knows of one server.
 
     adapter: name of the adapter that the server loaded last, where this rank loaded it.
-    checked: whether its model was compared with the policy since it was last started, as far as this rank knows.
+    checked: whether its model was compared with the policy's, and nothing since says that it was started again.
     in_use: whether completions go to it.
     turn: how often it was taken into use; a request that failed in an earlier turn says nothing about this one.
     lost_because: why it is left out, empty when it is not.
@@ -108,7 +108,7 @@ class ServerPool:
         with self._changed:
             if not server.in_use or server.turn != turn:
                 return None
-            server.in_use = server.checked = False
+            server.in_use = False
             server.lost_because = reason
             self._changed.notify_all()
             return server.requests

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import IA3Config
+from ranks import run_ranks
 from rollout.vllm_double import DROP, VLLMDouble
 from tiny import make_lora, make_model, make_trainer, metrics_of, perturb, trained
 
@@ -186,10 +187,55 @@ def test_a_server_that_stays_away_ends_the_run(engine, server):
     assert 1.5 <= time.monotonic() - start < 5  # the seven requests waited together
 
 
-def test_a_server_that_fails_at_one_completion_each_time_ends_the_run(engine, server):
+OUT_OF_MEMORY = (500, {"error": {"message": "out of memory"}})
+
+
+def test_a_server_that_fails_at_one_completion_each_time_ends_the_run(engine, server, monkeypatch):
     engine.generate(PROMPTS, SAMPLING, SEEDS)
-    server.planned.extend([(500, {"error": {"message": "out of memory"}})] * 100)
-    with pytest.raises(InputError, match=r"3 times.*out of memory"):
+    answer = server.answer
+
+    def fail_at_the_first_prompt(path, body, headers):
+        of_the_batch = body.get("max_tokens") == SAMPLING.max_completion_length  # and not to compare the models
+        return OUT_OF_MEMORY if of_the_batch and body["prompt"] == PROMPTS[0] else answer(path, body, headers)
+
+    monkeypatch.setattr(server, "answer", fail_at_the_first_prompt)
+    with pytest.raises(InputError, match=r"failed 3 times at the same completion, at last: out of memory"):
+        engine.generate(PROMPTS, SAMPLING, SEEDS)
+
+
+def test_a_server_that_fails_at_every_completion_ends_the_run(engine, server):
+    engine.generate(PROMPTS, SAMPLING, SEEDS)
+    server.planned.extend([OUT_OF_MEMORY] * 100)
+    with pytest.raises(InputError, match=r"failed 3 times at the adapter .*: out of memory"):
+        engine.generate(PROMPTS, SAMPLING, SEEDS)
+
+
+# A server that was started again with another model
+
+
+def test_another_base_is_refused_by_its_name_when_nothing_was_asked_for_meanwhile(engine, server, policy):
+    engine.generate(PROMPTS, SAMPLING, SEEDS)
+    server.stop()
+    server.root = "another"
+    server.start()
+    perturb(policy, only="lora", seed=8)
+    with pytest.raises(
+        InputError, match="it serves another, but this run samples from tiny; start it with --model tiny"
+    ):
+        engine.generate(PROMPTS, SAMPLING, SEEDS)
+
+
+@pytest.mark.parametrize("meanwhile", ["new weights", "the same weights"])
+def test_another_base_of_the_same_name_is_noticed_by_its_log_probabilities(
+    engine, server, policy, tokenizer, meanwhile
+):
+    engine.generate(PROMPTS, SAMPLING, SEEDS)
+    server.stop()
+    server.base = make_model(tokenizer, seed=5)
+    server.start()
+    if meanwhile == "new weights":  # with the same ones nothing is loaded, so the first completions miss the adapter
+        perturb(policy, only="lora", seed=8)
+    with pytest.raises(InputError, match="it serves another model than the policy's base"):
         engine.generate(PROMPTS, SAMPLING, SEEDS)
 
 
@@ -370,6 +416,7 @@ from rollout.vllm_double import VLLMDouble
 from tiny import make_model, make_tokenizer
 double = VLLMDouble(make_model(make_tokenizer()), make_tokenizer())
 double.port = int(sys.argv[sys.argv.index("--port") + 1])
+double.delay = {delay}
 with open({pids!r}, "a") as pids:
     pids.write(f"{{os.getpid()}}\\n")
 double.start()
@@ -377,12 +424,18 @@ threading.Event().wait()
 """
 
 
+def double_as_python(folder, delay=0.0):
+    """Write an executable `folder/python` that serves the double, and notes its process in `folder/pids`."""
+    python, pids = folder / "python", folder / "pids"
+    python.write_text(DOUBLE_AS_PYTHON.format(python=sys.executable, pids=str(pids), delay=delay))
+    python.chmod(0o755)
+    return python, pids
+
+
 @pytest.mark.slow
 def test_a_server_of_the_runs_own_that_dies_is_started_again(policy, tokenizer, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, (REPOSITORY, REPOSITORY / "tests"))))
-    python, pids = tmp_path / "python", tmp_path / "pids"
-    python.write_text(DOUBLE_AS_PYTHON.format(python=sys.executable, pids=str(pids)))
-    python.chmod(0o755)
+    python, pids = double_as_python(tmp_path)
     server = VLLMServer(str(python), [], tmp_path / "server.log")
     engine = VLLMEngine(policy.model, tokenizer, server, tmp_path / "vllm", timeout=60)
     wanted = [own.ids for own in plain(policy, tokenizer)]
@@ -393,3 +446,25 @@ def test_a_server_of_the_runs_own_that_dies_is_started_again(policy, tokenizer, 
     engine.close()
     assert not server.running
     assert not engine.pool.servers[0].client.healthy()
+
+
+@pytest.mark.slow
+def test_a_server_of_the_runs_own_is_started_again_for_ranks_that_still_sample(policy, tokenizer, tmp_path):
+    _, pids = double_as_python(tmp_path, delay=0.3)
+    done = run_ranks([Path(__file__).with_name("own_server_script.py"), tmp_path], folder=tmp_path)
+    assert "is started again for the other ranks" in done.stderr
+    assert len(pids.read_text().split()) == 2
+    sampled = json.loads((tmp_path / "sampled1.json").read_text())
+    assert sampled == [own.ids for own in plain(policy, tokenizer)]
+    assert json.loads((tmp_path / "sampled0.json").read_text()) == []
+
+
+def test_a_server_of_the_runs_own_that_stays_away_is_named_with_its_log(policy, tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setattr("hf_rlhf.rollout.vllm_engine.rank", lambda: 1)  # rank 0 alone sees the process
+    server = VLLMServer("python", [], tmp_path / "server.log")
+    engine = VLLMEngine(policy.model, tokenizer, server, tmp_path / "vllm", timeout=0.1)
+    with pytest.raises(
+        InputError, match=rf"no vLLM server answered at .*\nits log is {tmp_path / 'server.log'}"
+    ) as caught:
+        engine._recover("policy-0", None)
+    assert "Start it with" not in str(caught.value)

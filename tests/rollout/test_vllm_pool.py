@@ -255,6 +255,43 @@ def test_a_server_that_names_another_base_is_refused(policy, doubles, tmp_path):
         sampled(engine_of(policy, doubles, tmp_path))
 
 
+@pytest.mark.parametrize("failing", ["missing", "another base", "another model"])
+def test_a_start_that_failed_is_a_start_when_it_is_tried_again(policy, doubles, tmp_path, tokenizer, failing):
+    _, other = doubles
+    if failing == "missing":
+        other.stop()
+    elif failing == "another base":
+        other.root = "tiny-instruct"
+    else:
+        other.base = make_model(tokenizer, seed=5)
+    engine = engine_of(policy, doubles, tmp_path)
+    messages = []
+    for _ in range(2):
+        with pytest.raises(InputError, match=other.url) as caught:
+            sampled(engine)
+        messages.append(str(caught.value))
+    assert messages[0] == messages[1]
+    other.stop()
+    other.root, other.base = "tiny", make_model(tokenizer)
+    other.start()
+    assert sampled(engine) == drawn_without_servers(policy)
+    assert engine.count_answering() == 2
+
+
+def test_a_server_is_compared_again_after_a_start_that_failed(policy, doubles, tmp_path, tokenizer):
+    there, other = doubles
+    other.root = "tiny-instruct"
+    engine = engine_of(policy, doubles, tmp_path)
+    with pytest.raises(InputError, match="tiny-instruct"):
+        sampled(engine)
+    other.root = "tiny"
+    there.stop()
+    there.base = make_model(tokenizer, seed=5)
+    there.start()
+    with pytest.raises(InputError, match=f"{there.url} cannot sample: it serves another model"):
+        sampled(engine)
+
+
 # Adapters
 
 
