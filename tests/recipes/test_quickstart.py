@@ -9,8 +9,9 @@ from tiny import make_base_tokenizer, make_lora, make_model
 from hf_rlhf.cli import main
 from hf_rlhf.errors import InputError
 from hf_rlhf.models.adapters import base_of
-from hf_rlhf.recipes import quickstart
-from hf_rlhf.recipes.stages import run_stage
+from hf_rlhf.recipes.quickstart import comparison, replies
+from hf_rlhf.recipes.quickstart.arguments import QuickstartArguments
+from hf_rlhf.recipes.quickstart.stages import run_stage
 from hf_rlhf.rollout.stops import stop_token_ids
 
 
@@ -61,16 +62,17 @@ def test_replies_before_and_after_end_with_the_turn_whatever_the_models_end_toke
         ends.append(stop_token_ids(engine.model, tokenizer, sampling))
         return []
 
-    def comparison(model, tokenizer, rows, sampling, seeds, **judges):
+    def compared(model, tokenizer, rows, sampling, seeds, **judges):
         ends.append(stop_token_ids(base_of(model), tokenizer, sampling))
 
-    monkeypatch.setattr(quickstart, "quickstart_prompts", lambda: {"test": ["hello"]})
-    monkeypatch.setattr(quickstart, "collect", candidates)
-    monkeypatch.setattr(quickstart, "compare_with_start", comparison)
-    monkeypatch.setattr(quickstart, "load_reward_model", lambda *args, **kwargs: (None, None))
-    args = quickstart.QuickstartArguments(model_name_or_path=str(base))
-    quickstart._candidates(args, tmp_path, tmp_path)
-    quickstart.compare(args, tmp_path / "reward", tmp_path / "policy")
+    for stage in (replies, comparison):
+        monkeypatch.setattr(stage, "quickstart_prompts", lambda: {"test": ["hello"]})
+    monkeypatch.setattr(replies, "collect", candidates)
+    monkeypatch.setattr(comparison, "compare_with_start", compared)
+    monkeypatch.setattr(comparison, "load_reward_model", lambda *args, **kwargs: (None, None))
+    args = QuickstartArguments(model_name_or_path=str(base))
+    replies.sample_candidates(args, tmp_path, tmp_path)
+    comparison.compare(args, tmp_path / "reward", tmp_path / "policy")
     assert ends == [tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"])] * 2
 
 

@@ -1,0 +1,115 @@
+"""A small language model learns to be brief and cheerful, from feedback alone, in five stages.
+
+candidates -> preferences -> reward model -> PPO -> evaluation. Each stage leaves its result on disk and is reused when
+the command is run again.
+"""
+
+import json
+import os
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from hf_rlhf.errors import InputError
+from hf_rlhf.progress import duration
+from hf_rlhf.recipes.quickstart.arguments import CANDIDATES, POLICY, PREFERENCES, REWARD_MODEL, QuickstartArguments
+from hf_rlhf.recipes.quickstart.comparison import compare
+from hf_rlhf.recipes.quickstart.replies import SYSTEM_MESSAGE, judge_candidates, sample_candidates
+from hf_rlhf.recipes.quickstart.results import (
+    REPORT_FILE,
+    RESULTS_FILE,
+    examples,
+    headline,
+    table,
+    write_results,
+)
+from hf_rlhf.recipes.quickstart.stages import run_stage
+from hf_rlhf.recipes.quickstart.training import train_policy, train_reward_model
+from hf_rlhf.records import iteration_rows
+
+USUAL_TIME = "about 6 to 8 minutes on two CPU cores that do nothing else"
+
+
+def run_quickstart(args: QuickstartArguments) -> dict[str, float]:
+    """Run or reuse every stage and print the result; returns its numbers.
+
+    Leaves in `args.output_dir`: candidates, preferences, reward_model, policy (with model card), report.html.
+    """
+    from rich.console import Console
+
+    if args.candidates_per_prompt < 2:
+        raise InputError(
+            f"candidates_per_prompt={args.candidates_per_prompt} must be at least 2: one to prefer to another"
+        )
+    if args.temperature <= 0 or args.ppo_iterations < 1:
+        raise InputError(
+            "temperature must be above 0 and ppo_iterations at least 1: replies have to differ to be compared"
+        )
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise InputError("the quickstart is one process; start it without a launcher")
+    console, started = Console(), time.perf_counter()
+    root = Path(args.output_dir)
+    settings: dict[str, Any] = {"version": 2}
+    stages = (
+        (CANDIDATES, "Sample several replies to each message", sample_candidates, "model_name_or_path seed candidates_per_prompt"
+         " max_completion_length temperature"),
+        (PREFERENCES, "A simulated annotator prefers one of two", judge_candidates, "annotator_noise annotator_tie_margin max_preferences"),
+        (REWARD_MODEL, "Train a reward model on the preferences", train_reward_model, "lora_target_modules reward_learning_rate"),
+        (POLICY, "Train the policy with PPO against the reward model", _policy, "ppo_iterations num_ppo_epochs ppo_learning_rate kl_coef"),
+    )  # fmt: skip
+    console.print(
+        f"Five stages, {USUAL_TIME}; each leaves its result in {root}, and is reused when it is there already."
+    )
+
+    def announce(number: int, title: str) -> None:
+        passed = f"  [dim]({duration(time.perf_counter() - started)} so far)[/dim]" if number > 1 else ""
+        console.print(f"\n[bold]Stage {number} of 5: {title}[/bold]{passed}")
+
+    for number, (name, title, make, names) in enumerate(stages, start=1):
+        announce(number, title)
+        settings = settings | {key: getattr(args, key) for key in names.split()}
+        begun = time.perf_counter()
+        ran = run_stage(root / name, settings, lambda folder, make=make: make(args, root, folder))
+        seconds = duration(time.perf_counter() - begun) if ran else "reused"
+        console.print(f"     [dim]{_outcome(root / name)}  ({seconds}, {root / name})[/dim]")
+    announce(5, "Compare with the model it started from, on messages it never saw")
+    comparison = compare(args, root / REWARD_MODEL, root / POLICY)
+    rows, title = comparison.rows("annotator"), headline(comparison)
+    write_results(
+        root,
+        comparison,
+        rows,
+        title,
+        policy=root / POLICY,
+        reward_model=root / REWARD_MODEL,
+        settings={name: value for name, value in asdict(args).items() if name != "output_dir"},
+        system_message=SYSTEM_MESSAGE,
+    )
+    console.print(table(rows))
+    console.print(examples(comparison))
+    console.print(f"[bold]{title}[/bold]\n")
+    console.print(
+        f"Look at it:   {root / REPORT_FILE}\nThe policy:   {root / POLICY}  (adapter, value head, model card)"
+    )
+    console.print(f"[dim]Finished in {duration(time.perf_counter() - started)}.[/dim]")
+    return json.loads((root / RESULTS_FILE).read_text(encoding="utf-8"))
+
+
+def _policy(args: QuickstartArguments, root: Path, folder: Path) -> None:
+    """Stage 4."""
+    train_policy(args, root / REWARD_MODEL, folder)
+
+
+def _outcome(folder: Path) -> str:
+    """What a finished stage holds, in a few words."""
+    if folder.name in (CANDIDATES, PREFERENCES):
+        rows = len((folder / "train.jsonl").read_text(encoding="utf-8").splitlines())
+        held_out = len((folder / "test.jsonl").read_text(encoding="utf-8").splitlines())
+        noun = "replies" if folder.name == CANDIDATES else "preferences"
+        return f"{rows} {noun}, {held_out} held out"
+    if folder.name == REWARD_MODEL:
+        accuracy = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
+        return f"agrees with {accuracy['eval_accuracy']:.0%} of {accuracy['eval_rows']:.0f} held-out preferences"
+    rows = iteration_rows(folder)
+    return f"reward {rows[0]['reward']:.2f} -> {rows[-1]['reward']:.2f} in {len(rows)} iterations"
