@@ -47,7 +47,7 @@ def run(name: str, flags: dict[str, Any], source: Path, folder: Path, seed: int)
         begun = time.perf_counter()
         train_policy(args, source / REWARD_MODEL, folder, **flags)
         seconds = time.perf_counter() - begun
-        comparison = compare(args, source / REWARD_MODEL, folder)
+        comparison = compare(args, source / REWARD_MODEL, folder, folder)
         rows = {row.metric: row.after for row in comparison.rows("annotator")}
         last = iteration_rows(folder)[-1]
         content = {

@@ -1,6 +1,7 @@
 """A policy against the model it started from: the same prompts, the same random numbers, the same judge."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
@@ -66,36 +67,34 @@ class Comparison:
         ]
 
 
-def compare_with_start(
+def measure_side(
     model: Model,
-    tokenizer,
+    engine: TransformersEngine,
     rows: Sequence[Mapping[str, Any]],
     sampling: Sampling,
     seeds: Sequence[int],
     *,
+    adapter: bool,
     judge: Judge,
     reward: Reward,
     chat_template_kwargs: Mapping[str, Any] | None = None,
-) -> Comparison:
-    """Sample from a PEFT model with its adapter off and on, and judge both.
+) -> Side:
+    """Sample from a PEFT model with its adapter on, the trained policy, or off, what it started from; and judge.
 
     Args:
         model: the trained policy, as a `PeftModel` on the base it started from.
-        tokenizer: the policy's.
+        engine: samples from `model`.
         rows: `prompt` and `prompt_ids` each.
-        sampling: the same for both.
-        seeds: one a row, the same for both.
+        sampling: the same for both sides.
+        seeds: one a row, the same for both sides.
+        adapter: whether it is on.
         judge: scores one completion.
         reward: by TRL's reward-function contract.
         chat_template_kwargs: those that the prompts were rendered with.
     """
-    engine = TransformersEngine(model, tokenizer)
-    with use_adapter(model, None):
-        before = collect(engine, rows, tokenizer, sampling, seeds, chat_template_kwargs)
-    after = collect(engine, rows, tokenizer, sampling, seeds, chat_template_kwargs)
-    with use_adapter(model, None):
-        before_side = _side(model, before, sampling.temperature, judge, reward)
-    return Comparison(before_side, _side(model, after, sampling.temperature, judge, reward))
+    with nullcontext() if adapter else use_adapter(model, None):
+        trajectories = collect(engine, rows, engine.tokenizer, sampling, seeds, chat_template_kwargs)
+        return _side(model, trajectories, sampling.temperature, judge, reward)
 
 
 def _side(model: Model, trajectories: list[Trajectory], temperature: float, judge: Judge, reward: Reward) -> Side:

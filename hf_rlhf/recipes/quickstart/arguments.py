@@ -8,7 +8,9 @@ from hf_rlhf.models.load import EMBEDDED_MODEL
 from hf_rlhf.recipes.arguments import ModelArguments, flag, peft_config
 from hf_rlhf.rollout.sampling import Sampling
 
-CANDIDATES, PREFERENCES, REWARD_MODEL, POLICY = "candidates", "preferences", "reward_model", "policy"
+CANDIDATES, PREFERENCES, REWARD_MODEL, POLICY, EVALUATION = (
+    "candidates", "preferences", "reward_model", "policy", "evaluation"
+)  # fmt: skip
 
 
 @dataclass

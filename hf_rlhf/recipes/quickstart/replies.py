@@ -7,19 +7,21 @@ from typing import Any
 
 from hf_rlhf.data.quickstart import quickstart_prompts
 from hf_rlhf.errors import InputError
-from hf_rlhf.feedback.simulate import Candidate, CheerfulAnnotator
+from hf_rlhf.feedback.simulate import Candidate, CheerfulAnnotator, Preference
 from hf_rlhf.models.load import load_causal_lm, load_tokenizer
 from hf_rlhf.models.precision import current_device
 from hf_rlhf.progress import progress_of
 from hf_rlhf.recipes.quickstart.arguments import CANDIDATES, QuickstartArguments
-from hf_rlhf.records import append_json_line, read_json_lines
+from hf_rlhf.records import append_json_lines, keep_whole_parts, read_json_lines, write_json_lines
 from hf_rlhf.rollout.collect import collect
 from hf_rlhf.rollout.engines import TransformersEngine
 from hf_rlhf.rollout.sampling import row_seed
 from hf_rlhf.rollout.stops import stop_at_end_of_turn
-from hf_rlhf.types import Message, Model
+from hf_rlhf.types import Message, Model, Trajectory
 
 SYSTEM_MESSAGE = "Reply in one short sentence."
+BATCH_SIZE = 64
+"""Replies that are sampled, and written, together."""
 
 
 def as_messages(text: str) -> list[Message]:
@@ -35,7 +37,10 @@ def prompt_row(text: str, tokenizer) -> dict[str, Any]:
 
 
 def sample_candidates(args: QuickstartArguments, root: Path, folder: Path) -> None:
-    """Stage 1: `candidates_per_prompt` replies of the untrained model to every message."""
+    """Stage 1: sample `candidates_per_prompt` replies of the untrained model to every message.
+
+    Batches that `folder` holds already are kept. The others are those of a run that was not killed.
+    """
     model: Model = load_causal_lm(args.model_name_or_path, **args.model_kwargs)
     model.to(current_device())
     tokenizer = load_tokenizer(args.model_name_or_path)
@@ -45,19 +50,18 @@ def sample_candidates(args: QuickstartArguments, root: Path, folder: Path) -> No
         rows = [prompt_row(text, tokenizer) for text in texts for _ in range(args.candidates_per_prompt)]
         seeds = [row_seed(args.seed, "candidates", split, number) for number in range(len(rows))]
         stop_at_end_of_turn(model, tokenizer, rows[0], args.sampling)
-        with progress_of(len(rows) * args.max_completion_length, f"     {split}") as advance:
+        file = folder / f"{split}.jsonl"
+        done = keep_whole_parts(file, BATCH_SIZE, len(rows))
+        with progress_of((len(rows) - done) * args.max_completion_length, f"     {split}") as advance:
             engine = TransformersEngine(model, tokenizer, on_tokens=advance)
-            for start in range(0, len(rows), 64):
-                part = slice(start, start + 64)
-                for trajectory in collect(engine, rows[part], tokenizer, args.sampling, seeds[part]):
-                    append_json_line(
-                        folder / f"{split}.jsonl",
-                        {
-                            "prompt": trajectory.row["text"],
-                            "completion": trajectory.text,
-                            "finished": trajectory.completion.stopped,
-                        },
-                    )
+            for start in range(done, len(rows), BATCH_SIZE):
+                part = slice(start, start + BATCH_SIZE)
+                replies = collect(engine, rows[part], tokenizer, args.sampling, seeds[part])
+                append_json_lines(file, map(_candidate, replies))
+
+
+def _candidate(reply: Trajectory) -> dict[str, Any]:
+    return {"prompt": reply.row["text"], "completion": reply.text, "finished": reply.completion.stopped}
 
 
 def judge_candidates(args: QuickstartArguments, root: Path, folder: Path) -> None:
@@ -73,13 +77,19 @@ def judge_candidates(args: QuickstartArguments, root: Path, folder: Path) -> Non
             for a, b in itertools.combinations(candidates, 2)
             if (preference := annotator.prefer(text, a, b))
         ]
-        random.Random(args.seed).shuffle(judged)
-        for preference in judged[: args.max_preferences]:
-            append_json_line(
-                folder / f"{split}.jsonl",
-                {
-                    "prompt": as_messages(preference.prompt),
-                    "chosen": [{"role": "assistant", "content": preference.chosen.text}],
-                    "rejected": [{"role": "assistant", "content": preference.rejected.text}],
-                },
+        if not judged:
+            raise InputError(
+                f"annotator_tie_margin={args.annotator_tie_margin} is too large: the annotator finds all replies to the"
+                f" {split} messages alike, so there is nothing to learn from. Lower it, or raise candidates_per_prompt"
             )
+        random.Random(args.seed).shuffle(judged)
+        write_json_lines(folder / f"{split}.jsonl", map(_preference_row, judged[: args.max_preferences]))
+
+
+def _preference_row(preference: Preference) -> dict[str, Any]:
+    """Return a preference in TRL's format."""
+    return {
+        "prompt": as_messages(preference.prompt),
+        "chosen": [{"role": "assistant", "content": preference.chosen.text}],
+        "rejected": [{"role": "assistant", "content": preference.rejected.text}],
+    }

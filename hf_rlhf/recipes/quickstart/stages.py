@@ -1,4 +1,4 @@
-"""Stages whose results stay on disk: done once, reused when the same settings are run again."""
+"""Stages whose results stay on disk: done once, reused when the same settings are run again, taken up where they were."""
 
 import json
 import os
@@ -16,20 +16,37 @@ def run_stage(folder: Path, settings: dict[str, Any], make: Callable[[Path], Non
     """Fill `folder` by `make(scratch)` unless it holds the result for `settings`; returns whether it ran.
 
     The work happens in a hidden folder beside it, which takes its place when it is complete: what is there is whole.
+    After a kill, `make` gets the hidden folder as it was left, if the settings are still the same; else an empty one.
     Only folders that a stage has made are ever replaced.
     """
-    marker = folder / STAGE_FILE
-    if marker.is_file() and json.loads(marker.read_text(encoding="utf-8")) == settings:
+    scratch, replaced = (folder.with_name(f".{folder.name}.{what}") for what in ("partial", "replaced"))
+    _remove(replaced)
+    if _settings_in(folder) == settings:
         return False
-    if folder.exists() and not marker.is_file():
+    if folder.exists() and not (folder / STAGE_FILE).is_file():
         raise InputError(f"{folder} is there already and was not made by this command; choose another output_dir")
-    scratch = folder.with_name(f".{folder.name}.partial")
-    if scratch.exists():
-        shutil.rmtree(scratch)
-    scratch.mkdir(parents=True)
+    if _settings_in(scratch) != settings:
+        _remove(scratch)
+        scratch.mkdir(parents=True)
+        (scratch / STAGE_FILE).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
     make(scratch)
-    (scratch / STAGE_FILE).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-    if marker.is_file():
-        shutil.rmtree(folder)
-    os.replace(scratch, folder)
+    if folder.exists():
+        os.rename(folder, replaced)
+    os.rename(scratch, folder)
+    _remove(replaced)
     return True
+
+
+def _settings_in(folder: Path) -> dict[str, Any] | None:
+    """Return the settings of a stage's folder; None where there is none, or a kill has torn its file."""
+    try:
+        return json.loads((folder / STAGE_FILE).read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def _remove(folder: Path) -> None:
+    """Delete a stage's folder, its settings first: what a kill leaves of it is nobody's result."""
+    if folder.exists():
+        (folder / STAGE_FILE).unlink(missing_ok=True)
+        shutil.rmtree(folder)

@@ -6,6 +6,8 @@ from typing import Any
 
 from transformers import set_seed
 
+from hf_rlhf.checkpoint.folders import checkpoints, remove
+from hf_rlhf.checkpoint.resume import AUTO
 from hf_rlhf.data.quickstart import quickstart_prompts
 from hf_rlhf.evaluation.reward_model import Pairs, reward_accuracy
 from hf_rlhf.hub.model_card import reward_model_card
@@ -23,7 +25,7 @@ from hf_rlhf.rewards.learned import LearnedReward
 
 
 def train_reward_model(args: QuickstartArguments, root: Path, folder: Path) -> None:
-    """Stage 3: a LoRA reward model on the same base, by trl's RewardTrainer."""
+    """Stage 3: a LoRA reward model on the same base, by trl's RewardTrainer, from the newest checkpoint in `folder`."""
     from datasets import Dataset
 
     tokenizer = load_tokenizer(args.model_name_or_path)
@@ -37,8 +39,10 @@ def train_reward_model(args: QuickstartArguments, root: Path, folder: Path) -> N
         warmup_steps=5,
         center_rewards_coefficient=0.01,
         num_train_epochs=1,
-        logging_steps=10,
-        save_strategy="no",
+        logging_steps=5,
+        save_strategy="steps",
+        save_steps=5,
+        save_total_limit=2,
         report_to="none",
         seed=args.seed,
     )
@@ -46,7 +50,7 @@ def train_reward_model(args: QuickstartArguments, root: Path, folder: Path) -> N
     classifier = load_sequence_classifier(args.model_name_or_path, **args.model_kwargs)
     trainer = make_reward_trainer(classifier, tokenizer, training, train, peft_config=args.lora)
     with adapters_in_base_dtype(trainer.model):
-        trainer.train()
+        trainer.train(resume_from_checkpoint=AUTO)
     save_trained(trainer, folder)
     scorer, _ = load_reward_model(str(folder), **args.model_kwargs)
     scorer.model.to(current_device())
@@ -64,7 +68,7 @@ def train_reward_model(args: QuickstartArguments, root: Path, folder: Path) -> N
 
 
 def train_policy(args: QuickstartArguments, reward_model: Path, folder: Path, **flags: Any) -> None:
-    """PPO against `reward_model`; `flags` go to `PPOConfig`, before what `args` says.
+    """Stage 4: PPO against `reward_model`, from the newest checkpoint in `folder`; `flags` go to `PPOConfig`, before `args`.
 
     The policy's adapter and the reward model's share one base; with both off it is the reference.
     """
@@ -84,7 +88,9 @@ def train_policy(args: QuickstartArguments, reward_model: Path, folder: Path, **
         "max_prompt_length": 128,
         "max_completion_length": args.max_completion_length,
         "temperature": args.temperature,
-        "save_strategy": "no",
+        "save_strategy": "steps",
+        "save_steps": 2 * args.num_ppo_epochs,  # an iteration
+        "save_total_limit": 2,
         "report_to": "none",
         "seed": args.seed,
     }
@@ -97,5 +103,11 @@ def train_policy(args: QuickstartArguments, reward_model: Path, folder: Path, **
         processing_class=load_tokenizer(args.model_name_or_path),
         peft_config=args.lora,
     )
-    trainer.train()
+    trainer.train(resume_from_checkpoint=AUTO)
     trainer.save_model()
+
+
+def remove_checkpoints(folder: Path) -> None:
+    """Delete the checkpoints of a stage that is complete, which nothing resumes."""
+    for checkpoint in checkpoints(folder):
+        remove(checkpoint)
