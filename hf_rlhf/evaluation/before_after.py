@@ -12,7 +12,7 @@ from torch import Tensor
 from hf_rlhf.data.tokens import ROW_OPTIONS
 from hf_rlhf.evaluation.metrics import BeforeAfter, WinRate, win_rate
 from hf_rlhf.feedback.simulate import fluency
-from hf_rlhf.models.adapters import base_of, use_adapter
+from hf_rlhf.models.adapters import use_adapter
 from hf_rlhf.models.policy import PolicyWithValue
 from hf_rlhf.rewards.calls import accepted
 from hf_rlhf.rewards.contract import as_completion
@@ -92,15 +92,18 @@ def measure_side(
         reward: by TRL's reward-function contract.
         chat_template_kwargs: those that the prompts were rendered with.
     """
+    policy = PolicyWithValue(model)  # before sampling: it fuses adapters, which rounds differently
     with nullcontext() if adapter else use_adapter(model, None):
         trajectories = collect(engine, rows, engine.tokenizer, sampling, seeds, chat_template_kwargs)
-        return _side(model, trajectories, sampling.temperature, judge, reward)
+        return _side(policy, trajectories, sampling.temperature, judge, reward)
 
 
-def _side(model: Model, trajectories: list[Trajectory], temperature: float, judge: Judge, reward: Reward) -> Side:
-    sequences = Sequences.from_trajectories(trajectories).to(next(base_of(model).parameters()).device)
+def _side(
+    policy: PolicyWithValue, trajectories: list[Trajectory], temperature: float, judge: Judge, reward: Reward
+) -> Side:
+    sequences = Sequences.from_trajectories(trajectories).to(next(policy.parameters()).device)
     with torch.no_grad():
-        output = PolicyWithValue(model)(sequences, temperature=temperature, values=False, reference=True)
+        output = policy(sequences, temperature=temperature, values=False, reference=True)
 
     def per_reply(values: Tensor) -> list[float]:
         return (values * sequences.mask).sum(dim=1).tolist()

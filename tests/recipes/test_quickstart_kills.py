@@ -4,6 +4,8 @@ import os
 import signal
 import time
 
+import datasets  # noqa: F401 - here and not in each of the processes
+import matplotlib.pyplot  # noqa: F401
 from checkpoint.runs import in_child, outcome, start_child
 from tiny import make_model, make_tokenizer
 
@@ -11,14 +13,13 @@ from hf_rlhf.recipes.quickstart.arguments import QuickstartArguments
 from hf_rlhf.recipes.quickstart.replies import sample_candidates
 from hf_rlhf.recipes.quickstart.run import run_quickstart
 from hf_rlhf.records import append_json_lines, read_json_lines
+from hf_rlhf.reward_modeling import trainers  # noqa: F401
 
 MOMENTS = (
     ".candidates.partial/train.jsonl",
-    "candidates",
     ".reward_model.partial/metrics.jsonl",
     ".reward_model.partial/checkpoint-5",
     ".reward_model.partial/adapter_model.safetensors",
-    ".policy.partial/metrics.jsonl",
     ".policy.partial/checkpoint-8",
     ".policy.partial/adapter_model.safetensors",
     ".evaluation.partial/before.jsonl",
