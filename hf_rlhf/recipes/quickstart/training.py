@@ -16,6 +16,7 @@ from hf_rlhf.models.precision import current_device
 from hf_rlhf.models.reward_model import load_reward_model
 from hf_rlhf.ppo.config import PPOConfig
 from hf_rlhf.ppo.trainer import PPOTrainer
+from hf_rlhf.progress import progress_of
 from hf_rlhf.recipes.arguments import RewardTrainingArguments
 from hf_rlhf.recipes.quickstart.arguments import PREFERENCES, REWARD_MODEL, QuickstartArguments
 from hf_rlhf.recipes.quickstart.replies import as_messages
@@ -54,7 +55,9 @@ def train_reward_model(args: QuickstartArguments, root: Path, folder: Path) -> N
     save_trained(trainer, folder)
     scorer, _ = load_reward_model(str(folder), **args.model_kwargs)
     scorer.model.to(current_device())
-    accuracy = reward_accuracy(LearnedReward(scorer, tokenizer, device=current_device()), Pairs.from_dataset(test))
+    reward = LearnedReward(scorer, tokenizer, device=current_device())
+    with progress_of(1, "     agreement with held-out preferences"):
+        accuracy = reward_accuracy(reward, Pairs.from_dataset(test))
     (folder / "evaluation.json").write_text(json.dumps(accuracy, indent=2) + "\n", encoding="utf-8")
     card = reward_model_card(
         model_id=str(root / REWARD_MODEL),
