@@ -90,14 +90,14 @@ def test_replies_before_and_after_end_with_the_turn_whatever_the_models_end_toke
         return Side([], [], [], [], [])
 
     for stage in (replies, comparison):
-        monkeypatch.setattr(stage, "quickstart_prompts", lambda: {"test": ["hello"]})
+        monkeypatch.setattr(stage, "quickstart_prompts", lambda: {"train": ["hello"], "test": ["hello"]})
     monkeypatch.setattr(replies, "collect", candidates)
     monkeypatch.setattr(comparison, "measure_side", measured)
     monkeypatch.setattr(comparison, "load_reward_model", lambda *args, **kwargs: (None, None))
-    args = QuickstartArguments(model_name_or_path=str(base))
+    args = QuickstartArguments(model_name_or_path=str(base), messages=1)
     replies.sample_candidates(args, tmp_path, tmp_path)
     comparison.compare(args, tmp_path / "reward", tmp_path / "policy", tmp_path)
-    assert ends == [tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"])] * 3
+    assert ends == [tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"])] * 4
 
 
 @pytest.mark.slow
@@ -106,9 +106,16 @@ def test_quickstart_runs_end_to_end_and_again(tmp_path, capsys):
     """Few candidates and iterations: every file is there, and the second run makes nothing new."""
     folder = tmp_path / "quickstart"
     argv = ["quickstart", "--output_dir", str(folder), "--candidates_per_prompt", "2", "--max_preferences", "48"]
-    argv += ["--ppo_iterations", "2"]
+    argv += ["--ppo_iterations", "2", "--messages", "48"]
     assert main(argv) == 0
-    for name in ("report.html", "results.json", "samples.jsonl", "policy/README.md", "policy/value_head.safetensors"):
+    for name in (
+        "report.html",
+        "results.json",
+        "plan.json",
+        "samples.jsonl",
+        "policy/README.md",
+        "policy/value_head.safetensors",
+    ):
         assert (folder / name).is_file(), name
     results = json.loads((folder / "results.json").read_text())
     assert 0 <= results["win_rate"]["rate"] <= 1

@@ -41,7 +41,7 @@ def settings(folder, **flags):
         "annotator_tie_margin": 0.0,
         "max_preferences": 160,
     }
-    return QuickstartArguments(model_name_or_path=str(base), **(given | {"ppo_iterations": 3} | flags))
+    return QuickstartArguments(model_name_or_path=str(base), **(given | {"messages": 96, "ppo_iterations": 3} | flags))
 
 
 def killed_when(work, file):
@@ -99,5 +99,5 @@ def test_replies_that_were_written_are_kept(tmp_path):
     sample_candidates(args, tmp_path, tmp_path)
     found = read_json_lines(tmp_path / "train.jsonl")
     assert found[:64] == rows[:64]
-    assert len(found) == 2 * 216
+    assert len(found) == 2 * 96
     assert "p" not in {row["prompt"] for row in found[64:]}

@@ -2,6 +2,7 @@
 
 import itertools
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,17 @@ def prompt_row(text: str, tokenizer) -> dict[str, Any]:
     return {"text": text, "prompt": prompt, "prompt_ids": encoded["input_ids"]}
 
 
+def messages_of(args: QuickstartArguments) -> dict[str, list[str]]:
+    """Return the messages of each split that get several replies, evenly spaced over all of its messages."""
+    splits = quickstart_prompts()
+    share = args.size.messages / len(splits["train"])
+    return {split: _spaced(texts, max(round(len(texts) * share), 1)) for split, texts in splits.items()}
+
+
+def _spaced(texts: Sequence[str], count: int) -> list[str]:
+    return [texts[number * len(texts) // count] for number in range(count)]
+
+
 def sample_candidates(args: QuickstartArguments, root: Path, folder: Path) -> None:
     """Stage 1: sample `candidates_per_prompt` replies of the untrained model to every message.
 
@@ -46,8 +58,8 @@ def sample_candidates(args: QuickstartArguments, root: Path, folder: Path) -> No
     tokenizer = load_tokenizer(args.model_name_or_path)
     if not tokenizer.chat_template:
         raise InputError(f"{args.model_name_or_path!r} has no chat template; the quickstart needs an instruct model")
-    for split, texts in quickstart_prompts().items():
-        rows = [prompt_row(text, tokenizer) for text in texts for _ in range(args.candidates_per_prompt)]
+    for split, texts in messages_of(args).items():
+        rows = [prompt_row(text, tokenizer) for text in texts for _ in range(args.size.candidates_per_prompt)]
         seeds = [row_seed(args.seed, "candidates", split, number) for number in range(len(rows))]
         stop_at_end_of_turn(model, tokenizer, rows[0], args.sampling)
         file = folder / f"{split}.jsonl"
@@ -83,7 +95,7 @@ def judge_candidates(args: QuickstartArguments, root: Path, folder: Path) -> Non
                 f" {split} messages alike, so there is nothing to learn from. Lower it, or raise candidates_per_prompt"
             )
         random.Random(args.seed).shuffle(judged)
-        write_json_lines(folder / f"{split}.jsonl", map(_preference_row, judged[: args.max_preferences]))
+        write_json_lines(folder / f"{split}.jsonl", map(_preference_row, judged[: args.size.max_preferences]))
 
 
 def _preference_row(preference: Preference) -> dict[str, Any]:

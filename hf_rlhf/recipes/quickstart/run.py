@@ -23,6 +23,7 @@ from hf_rlhf.recipes.quickstart.arguments import (
     REWARD_MODEL,
     QuickstartArguments,
 )
+from hf_rlhf.recipes.quickstart.budget import plan_quickstart, plan_table, require_size, too_slow
 from hf_rlhf.recipes.quickstart.comparison import compare
 from hf_rlhf.recipes.quickstart.replies import SYSTEM_MESSAGE, judge_candidates, sample_candidates
 from hf_rlhf.recipes.quickstart.results import (
@@ -36,8 +37,6 @@ from hf_rlhf.recipes.quickstart.results import (
 from hf_rlhf.recipes.quickstart.stages import run_stage
 from hf_rlhf.recipes.quickstart.training import remove_checkpoints, train_policy, train_reward_model
 from hf_rlhf.records import iteration_rows, read_json_lines
-
-USUAL_TIME = "about 6 to 8 minutes on two CPU cores that do nothing else"
 
 
 def run_quickstart(args: QuickstartArguments) -> dict[str, Any]:
@@ -60,14 +59,9 @@ def run_quickstart(args: QuickstartArguments) -> dict[str, Any]:
 
 def _require_sound(args: QuickstartArguments) -> None:
     """Raise `InputError` for settings with which no stage can work."""
-    if args.candidates_per_prompt < 2:
-        raise InputError(
-            f"candidates_per_prompt={args.candidates_per_prompt} must be at least 2: one to prefer to another"
-        )
-    if args.temperature <= 0 or args.ppo_iterations < 1:
-        raise InputError(
-            "temperature must be above 0 and ppo_iterations at least 1: replies have to differ to be compared"
-        )
+    require_size(args)
+    if args.temperature <= 0:
+        raise InputError(f"temperature={args.temperature} must be above 0: replies have to differ to be compared")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise InputError("the quickstart is one process; start it without a launcher")
 
@@ -76,13 +70,16 @@ def _run(args: QuickstartArguments, root: Path) -> dict[str, Any]:
     from rich.console import Console
 
     console, started = Console(), time.perf_counter()
-    console.print(
-        f"Five stages, {USUAL_TIME}; each leaves its result in {root}, and is reused when it is there already."
-    )
+    console.print(f"Five stages; each leaves its result in {root}, and is reused when it is there already.")
+    plan = plan_quickstart(args, root, passed=time.perf_counter() - started)
+    args = plan.args
+    console.print(plan_table(plan))
+    if warning := too_slow(plan):
+        console.print(f"[bold]{warning}[/bold]")
     settings: dict[str, Any] = {"version": 3}
     for number, stage in enumerate(STAGES, start=1):
-        passed = f"  [dim]({duration(time.perf_counter() - started)} so far)[/dim]" if number > 1 else ""
-        console.print(f"\n[bold]Stage {number} of {len(STAGES)}: {stage.title}[/bold]{passed}")
+        times = f"about {duration(plan.seconds[stage.folder])}; {duration(time.perf_counter() - started)} so far"
+        console.print(f"\n[bold]Stage {number} of {len(STAGES)}: {stage.title}[/bold]  [dim]({times})[/dim]")
         settings = settings | {key: getattr(args, key) for key in stage.settings.split()}
         folder, begun = root / stage.folder, time.perf_counter()
         ran = run_stage(folder, settings, lambda scratch, stage=stage: stage.make(args, root, scratch))
@@ -138,7 +135,7 @@ STAGES = (
         CANDIDATES,
         "Sample several replies to each message",
         sample_candidates,
-        "model_name_or_path seed candidates_per_prompt max_completion_length temperature",
+        "model_name_or_path seed messages candidates_per_prompt max_completion_length temperature",
     ),
     Stage(
         PREFERENCES,

@@ -18,7 +18,7 @@ from hf_rlhf.ppo.config import PPOConfig
 from hf_rlhf.ppo.trainer import PPOTrainer
 from hf_rlhf.progress import progress_of
 from hf_rlhf.recipes.arguments import RewardTrainingArguments
-from hf_rlhf.recipes.quickstart.arguments import PREFERENCES, REWARD_MODEL, QuickstartArguments
+from hf_rlhf.recipes.quickstart.arguments import PREFERENCES, REWARD_MODEL, ROLLOUT_SIZE, QuickstartArguments
 from hf_rlhf.recipes.quickstart.replies import as_messages
 from hf_rlhf.records import read_json_lines
 from hf_rlhf.reward_modeling.training import adapters_in_base_dtype, make_reward_trainer, save_trained
@@ -80,10 +80,10 @@ def train_policy(args: QuickstartArguments, reward_model: Path, folder: Path, **
     prompts = [{"prompt": as_messages(text)} for text in quickstart_prompts()["train"]]
     settings = {
         "output_dir": str(folder),
-        "per_device_train_batch_size": 16,
+        "per_device_train_batch_size": ROLLOUT_SIZE // 2,
         "num_mini_batches": 2,
         "num_ppo_epochs": args.num_ppo_epochs,
-        "max_steps": args.ppo_iterations * 2 * args.num_ppo_epochs,
+        "max_steps": args.size.ppo_iterations * 2 * args.num_ppo_epochs,
         "learning_rate": args.ppo_learning_rate,
         "lr_scheduler_type": "constant_with_warmup",
         "warmup_steps": 4,
