@@ -47,14 +47,15 @@ class PlainProgress(TrainerCallback):
     def on_train_begin(self, args, state, control, **kwargs):
         """Start the clock."""
         self.begun, self.first, self.state = time.monotonic(), state.global_step, state
-        self.seconds_per_update = 0.0  # of whole cycles; 0 before there is one
+        self.ends: float | None = None  # as the whole cycles so far foretell; None before there is one
         self.due = self.begun + FIRST_LINE_SECONDS
 
     def on_step_end(self, args, state, control, **kwargs):
         """Measure whole cycles."""
         done = state.global_step - self.first
         if done > 0 and done % self.cycle == 0:
-            self.seconds_per_update = (time.monotonic() - self.begun) / done
+            now = time.monotonic()
+            self.ends = now + (now - self.begun) / done * (state.max_steps - state.global_step)
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         """Print the watched numbers, the time that passed and the time that is left."""
@@ -76,8 +77,7 @@ class PlainProgress(TrainerCallback):
             return
         now = time.monotonic()
         self.due = now + PLAIN_LINE_SECONDS
-        to_do = self.seconds_per_update * (state.max_steps - state.global_step)
-        left = f", about {duration(to_do)} left" if to_do > 0 else ""
+        left = f", about {duration(self.ends - now)} left" if self.ends is not None and self.ends > now else ""
         say(f"update {state.global_step}/{state.max_steps} ({duration(now - self.begun)}{left}){numbers}")
 
 
@@ -158,7 +158,7 @@ def progress_of(total: int, description: str) -> Iterator[Callable[[int], None]]
             return
         due, passed = now + PLAIN_LINE_SECONDS, now - begun
         share = min(done / total, 1)
-        left = f", about {duration(passed / share - passed)} left" if share > 0.02 else ""  # the prompts come first
+        left = f", about {duration(passed / share - passed)} left" if share > 0.1 else ""  # the prompts come first
         say(f"{description}: {share:.0%} ({duration(passed)}{left})")
 
     def advance(amount: int) -> None:
