@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,7 @@ class Plan:
         return sum(self.seconds.values())
 
 
-def plan_quickstart(args: QuickstartArguments, root: Path, passed: float) -> Plan:
+def plan_quickstart(args: QuickstartArguments, root: Path) -> Plan:
     """Settle the flags of `Size` that `args` leaves open, so that the run ends within `args.minutes`.
 
     A run that goes on in `root` keeps what was chosen there for the same minutes and model. The choice, the measured
@@ -69,15 +70,16 @@ def plan_quickstart(args: QuickstartArguments, root: Path, passed: float) -> Pla
     Args:
         args: as the user gave them.
         root: the quickstart's folder.
-        passed: seconds since the command began.
     """
+    begun = time.perf_counter()
     wanted = {"minutes": args.minutes, "model_name_or_path": args.model_name_or_path}
     recorded = _recorded(root / PLAN_FILE)
     known = {name: recorded.get(name) for name in wanted} == wanted
     speed = Speed(**recorded["speed"]) if known else measure_speed(args)
     given = {name: getattr(args, name) for name in SIZE_FLAGS if getattr(args, name) is not None}
     chosen = {name: value for name, value in recorded["chosen"].items() if name not in given} if known else {}
-    plan = _largest_that_fits(args, given | chosen, speed, args.minutes * 60 * (1 - _RESERVE) - passed)
+    left = args.minutes * 60 * (1 - _RESERVE) - (time.perf_counter() - begun)
+    plan = _largest_that_fits(args, given | chosen, speed, left)
     chosen = {name: getattr(plan.args, name) for name in SIZE_FLAGS if name not in given}
     content = {**wanted, "chosen": chosen, "speed": asdict(speed), "expected_seconds": plan.seconds}
     write_settings(root, plan.args)

@@ -71,7 +71,7 @@ def _run(args: QuickstartArguments, root: Path) -> dict[str, Any]:
 
     console, started = Console(), time.perf_counter()
     console.print(f"Five stages; each leaves its result in {root}, and is reused when it is there already.")
-    plan = plan_quickstart(args, root, passed=time.perf_counter() - started)
+    plan = plan_quickstart(args, root)
     args = plan.args
     console.print(plan_table(plan))
     if warning := too_slow(plan):
