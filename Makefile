@@ -12,10 +12,20 @@ PURELIB := "import sysconfig; print(sysconfig.get_path('purelib'))"
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help setup quickstart test test-slow test-kills test-deepspeed test-vllm test-quant benchmark check format clean
+# What make test-fast runs: of each part the files whose tests take milliseconds, as --durations=0 says.
+FAST := tests/ops tests/evaluation tests/feedback tests/hub tests/reward_modeling tests/rewards \
+	$(filter-out %/test_damaged_sets.py,$(wildcard tests/data/test_*.py)) \
+	$(addprefix tests/models/test_,adapters.py attention.py foreign_code.py fused_lora.py heads.py) \
+	$(addprefix tests/rollout/test_,engines.py stops.py support.py vllm_server.py) \
+	$(addprefix tests/ppo/test_,iteration_log.py kl_control.py prompts.py scores.py stages.py) \
+	$(addprefix tests/recipes/test_,config_files.py quickstart_budget.py) \
+	$(addprefix tests/test_,errors.py layers.py progress.py records.py types.py) tests/checkpoint/test_lock.py
+
+.PHONY: help setup quickstart test test-fast test-slow test-kills test-deepspeed test-vllm test-quant benchmark check format clean
 
 help:
-	@echo "make quickstart   a language model learns from feedback, on this machine, in minutes"
+	@echo "make quickstart   a language model learns from feedback, on this machine, in eight minutes (ARGS=\"--minutes 20\")"
+	@echo "make test-fast    the quick tests of every part, while you work (under a minute on two cores)"
 	@echo "make test         the test suite, a process for each core (about eight minutes on two)"
 	@echo "make test-slow    the long tests as well"
 	@echo "make test-kills   50 runs of PPO, 50 of a reward model and 10 of PPO under FSDP2 are killed, and end in the same bits"
@@ -41,6 +51,9 @@ quickstart: $(SETUP)
 
 test: $(SETUP)
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile -m "not slow and not gpu and not hub and not deepspeed" $(ARGS)
+
+test-fast: $(SETUP)
+	$(BIN)/python -m pytest -q --numprocesses auto --maxprocesses 4 --dist loadfile -m "not slow and not gpu and not hub and not deepspeed" $(FAST) $(ARGS)
 
 test-slow: $(SETUP)
 	$(BIN)/python -m pytest -m "not gpu and not hub and not deepspeed" $(ARGS)

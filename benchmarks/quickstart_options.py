@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from hf_rlhf.ppo.config import PPOConfig
-from hf_rlhf.recipes.quickstart import REWARD_MODEL, QuickstartArguments, compare, train_policy
+from hf_rlhf.recipes.quickstart.arguments import REWARD_MODEL, QuickstartArguments
+from hf_rlhf.recipes.quickstart.comparison import compare
+from hf_rlhf.recipes.quickstart.training import train_policy
 from hf_rlhf.records import iteration_rows
 
 ONE_EPOCH = {"num_ppo_epochs": 1, "max_steps": 48}  # 24 iterations in the time of 18 with two epochs
@@ -45,7 +47,7 @@ def run(name: str, flags: dict[str, Any], source: Path, folder: Path, seed: int)
         begun = time.perf_counter()
         train_policy(args, source / REWARD_MODEL, folder, **flags)
         seconds = time.perf_counter() - begun
-        comparison = compare(args, source / REWARD_MODEL, folder)
+        comparison = compare(args, source / REWARD_MODEL, folder, folder)
         rows = {row.metric: row.after for row in comparison.rows("annotator")}
         last = iteration_rows(folder)[-1]
         content = {

@@ -80,7 +80,8 @@ def data(argv: Sequence[str]) -> None:
 def quickstart(argv: Sequence[str]) -> None:
     """See a small model learn from feedback, end to end, on this machine."""
     from hf_rlhf.recipes.parsing import parse_arguments
-    from hf_rlhf.recipes.quickstart import QuickstartArguments, run_quickstart
+    from hf_rlhf.recipes.quickstart.arguments import QuickstartArguments
+    from hf_rlhf.recipes.quickstart.run import run_quickstart
 
     run_quickstart(*parse_arguments([QuickstartArguments], argv, "hf-rlhf quickstart"))
 

@@ -3,12 +3,14 @@
 import logging
 import math
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from typing import Any
 
-from transformers import PrinterCallback, ProgressCallback, TrainerCallback
+from transformers import PrinterCallback, ProgressCallback, TrainerCallback, TrainerState
 
 Watched = tuple[tuple[str, str, int], ...]
 """`(key, name to show, digits)`; keys that are not logged are left out."""
@@ -30,24 +32,79 @@ class CompactProgress(ProgressCallback):
 
 
 class PlainProgress(TrainerCallback):
-    """A line for each log and no bar, for output that is not a terminal."""
+    """Lines and no bar, for output that is not a terminal: one for each log, and one when nothing was said for a while.
 
-    def __init__(self, watched: Watched = ()):
+    Args:
+        watched: what a log's line shows.
+        cycle: updates after which the work repeats itself; the time that is left counts whole cycles alone.
+    """
+
+    def __init__(self, watched: Watched = (), cycle: int = 1):
         self.watched = watched
+        self.cycle = cycle
+        self.state: TrainerState | None = None  # of the training under way
 
     def on_train_begin(self, args, state, control, **kwargs):
         """Start the clock."""
-        self.begun, self.first = time.monotonic(), state.global_step
+        self.begun, self.first, self.state = time.monotonic(), state.global_step, state
+        self.ends: float | None = None  # as the whole cycles so far foretell; None before there is one
+        self.due = self.begun + FIRST_LINE_SECONDS
+
+    def on_step_end(self, args, state, control, **kwargs):
+        """Measure whole cycles."""
+        done = state.global_step - self.first
+        if done > 0 and done % self.cycle == 0:
+            now = time.monotonic()
+            self.ends = now + (now - self.begun) / done * (state.max_steps - state.global_step)
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         """Print the watched numbers, the time that passed and the time that is left."""
-        numbers = numbers_of(logs, self.watched)
-        if not state.is_world_process_zero or not numbers or not state.max_steps:
+        if numbers := numbers_of(logs, self.watched):
+            self._say(f": {numbers}")
+
+    def on_train_end(self, args, state, control, **kwargs):
+        """Stop saying anything."""
+        self.state = None
+
+    def remind(self) -> None:
+        """Print the time that passed and the time that is left, if no line came for `PLAIN_LINE_SECONDS`."""
+        if self.state is not None and time.monotonic() >= self.due:
+            self._say("")
+
+    def _say(self, numbers: str) -> None:
+        state = self.state
+        if state is None or not state.is_world_process_zero or not state.max_steps:
             return
-        passed, done = time.monotonic() - self.begun, state.global_step - self.first
-        to_do = state.max_steps - state.global_step
-        left = f", about {duration(passed / done * to_do)} left" if done > 0 and to_do > 0 else ""
-        say(f"update {state.global_step}/{state.max_steps} ({duration(passed)}{left}): {numbers}")
+        now = time.monotonic()
+        self.due = now + PLAIN_LINE_SECONDS
+        left = f", about {duration(self.ends - now)} left" if self.ends is not None and self.ends > now else ""
+        say(f"update {state.global_step}/{state.max_steps} ({duration(now - self.begun)}{left}){numbers}")
+
+
+@contextmanager
+def plain_lines_of(trainer: Any) -> Iterator[None]:
+    """Let the `PlainProgress` of `trainer`, where it has one, print lines also between two logs while the block runs."""
+    lines = [each for each in trainer.callback_handler.callbacks if isinstance(each, PlainProgress)]
+    with _each_second(lines[0].remind) if lines else nullcontext():
+        yield
+
+
+@contextmanager
+def _each_second(show: Callable[[], None]) -> Iterator[None]:
+    """Call `show` once a second from a thread while the block runs."""
+    over = threading.Event()
+
+    def repeat() -> None:
+        while not over.wait(1.0):
+            show()
+
+    thread = threading.Thread(target=repeat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 def say(text: str) -> None:
@@ -92,26 +149,33 @@ def progress_of(total: int, description: str) -> Iterator[Callable[[int], None]]
             bar.update(task, completed=total)
         return
     begun = time.monotonic()
-    done, last = 0, begun + FIRST_LINE_SECONDS - PLAIN_LINE_SECONDS
+    done, due = 0, begun + FIRST_LINE_SECONDS
+
+    def show() -> None:
+        nonlocal due
+        now = time.monotonic()
+        if now < due:
+            return
+        due, passed = now + PLAIN_LINE_SECONDS, now - begun
+        share = min(done / total, 1)
+        left = f", about {duration(passed / share - passed)} left" if share > 0.1 else ""  # the prompts come first
+        say(f"{description}: {share:.0%} ({duration(passed)}{left})")
 
     def advance(amount: int) -> None:
-        nonlocal done, last
-        done, now = done + amount, time.monotonic()
-        if now - last >= PLAIN_LINE_SECONDS:
-            last, passed = now, now - begun
-            share = min(done / total, 1)
-            left = f", about {duration(passed / share - passed)} left" if share > 0.02 else ""  # the prompts come first
-            say(f"{description}: {share:.0%} ({duration(passed)}{left})")
+        nonlocal done
+        done += amount
+        show()
 
-    yield advance
+    with _each_second(show):
+        yield advance
 
 
-def use_compact_progress(trainer, watched: Watched) -> None:
-    """Swap Trainer's progress callback, or the one that prints every dict, for a compact one."""
+def use_compact_progress(trainer, watched: Watched, cycle: int = 1) -> None:
+    """Swap Trainer's progress callback, or the one that prints every dict, for a compact one; see `PlainProgress`."""
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     if not trainer.args.disable_tqdm:
-        trainer.add_callback((CompactProgress if sys.stderr.isatty() else PlainProgress)(watched))
+        trainer.add_callback(CompactProgress(watched) if sys.stderr.isatty() else PlainProgress(watched, cycle))
 
 
 def quiet_libraries() -> None:

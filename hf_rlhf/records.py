@@ -5,7 +5,7 @@ import json
 import math
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
@@ -55,14 +55,41 @@ def append_json_line(file: Path, row: Mapping[str, Any]) -> None:
 
     Half a character, which UTF-8 lacks, becomes its JSON escape.
     """
-    with file.open("a", encoding="utf-8", errors="backslashreplace") as lines:
-        lines.write(json.dumps(_finite_or_null(row), ensure_ascii=False, default=str) + "\n")
+    append_json_lines(file, [row])
+
+
+def append_json_lines(file: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Append several rows, each in the form of `append_json_line`."""
+    _write_json_lines(file, rows, "a")
+
+
+def write_json_lines(file: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write `rows` in the form of `append_json_line`, in place of what `file` held."""
+    _write_json_lines(file, rows, "w")
+
+
+def _write_json_lines(file: Path, rows: Iterable[Mapping[str, Any]], mode: str) -> None:
+    with file.open(mode, encoding="utf-8", errors="backslashreplace") as lines:
+        lines.writelines(json.dumps(_finite_or_null(row), ensure_ascii=False, default=str) + "\n" for row in rows)
 
 
 def read_json_lines(file: Path) -> list[dict[str, Any]]:
     """Read what `append_json_line` wrote; a last line torn by a kill is left out."""
     with file.open(encoding="utf-8", newline="\n") as lines:
         return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def keep_whole_parts(file: Path, size: int, total: int) -> int:
+    """Cut JSON Lines that were written in parts of `size` rows, `total` in all, to the parts that are whole.
+
+    Returns the number of rows kept; 0 where there is no file.
+    """
+    if not file.is_file():
+        return 0
+    lines = [line for line in file.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
+    kept = total if len(lines) >= total else len(lines) // size * size
+    os.truncate(file, sum(map(len, lines[:kept])))
+    return kept
 
 
 def iteration_rows(folder: Path) -> list[dict[str, Any]]:

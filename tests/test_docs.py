@@ -23,13 +23,21 @@ from hf_rlhf.recipes.arguments import (
 )
 from hf_rlhf.recipes.parsing import parse_arguments
 from hf_rlhf.recipes.plan import PlanArguments
+from hf_rlhf.recipes.quickstart.arguments import QuickstartArguments
 
 REPOSITORY = Path(__file__).parents[1]
 PAGES = sorted((REPOSITORY / "docs").glob("*.md"))
 PPO = [PPOArguments, PPOConfig, ModelArguments]
 FLAGS = {
     field.name
-    for part in (*PPO, PlanArguments, RewardArguments, RewardTrainingArguments, SFTTrainingArguments)
+    for part in (
+        *PPO,
+        PlanArguments,
+        QuickstartArguments,
+        RewardArguments,
+        RewardTrainingArguments,
+        SFTTrainingArguments,
+    )
     for field in fields(part)
 }
 

@@ -1,6 +1,6 @@
 import json
 
-from hf_rlhf.records import append_json_line, read_json_lines, sample_rows
+from hf_rlhf.records import append_json_line, keep_whole_parts, read_json_lines, sample_rows, write_json_lines
 from hf_rlhf.types import Completion, Trajectory
 
 
@@ -25,3 +25,16 @@ def test_half_a_character_is_written_as_its_escape(tmp_path):
     append_json_line(rows, {"extra": "é \ud83d"})
     assert rows.read_text(encoding="utf-8") == '{"extra": "é \\ud83d"}\n'
     assert read_json_lines(rows) == [{"extra": "é \ud83d"}]
+
+
+def test_parts_that_a_kill_has_torn_are_cut_off(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    assert keep_whole_parts(file, 2, 5) == 0
+    write_json_lines(file, [{"row": number} for number in range(3)])
+    with file.open("a") as lines:
+        lines.write('{"ro')
+    assert keep_whole_parts(file, 2, 5) == 2
+    assert read_json_lines(file) == [{"row": 0}, {"row": 1}]
+    write_json_lines(file, [{"row": number} for number in range(5)])
+    assert keep_whole_parts(file, 2, 5) == 5
+    assert len(read_json_lines(file)) == 5

@@ -43,7 +43,7 @@ from hf_rlhf.models.adapters import is_peft_model, load_adapter_weights, saved_n
 from hf_rlhf.models.load import load_full_weights
 from hf_rlhf.models.quantized import keep_4bit_layout
 from hf_rlhf.models.sharding import gather_weights, gathered_tensor, local_shard, prepare_sharded
-from hf_rlhf.progress import say
+from hf_rlhf.progress import plain_lines_of, say
 from hf_rlhf.records import METRICS_FILE, append_json_line, cut_logs, log_sizes, versions
 
 OPTIMIZER, SCHEDULE, SCALER, RUN = "optimizer", "scheduler", "scaler", "run_state"
@@ -109,7 +109,7 @@ class DurableTrainer(Trainer):
             self._stop_signal, self._stopped = 0, False
             self._resumed_from = resume_point(self.folder, resume_from_checkpoint)
             self._begun = False
-            with refusals_of_libraries(self.args, until=lambda: self._begun):
+            with refusals_of_libraries(self.args, until=lambda: self._begun), plain_lines_of(self):
                 return super().train(self._resumed_from, *args, **kwargs)
 
     def _run_epoch(self, **kwargs):

@@ -1,6 +1,7 @@
 """A policy against the model it started from: the same prompts, the same random numbers, the same judge."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
@@ -11,7 +12,7 @@ from torch import Tensor
 from hf_rlhf.data.tokens import ROW_OPTIONS
 from hf_rlhf.evaluation.metrics import BeforeAfter, WinRate, win_rate
 from hf_rlhf.feedback.simulate import fluency
-from hf_rlhf.models.adapters import base_of, use_adapter
+from hf_rlhf.models.adapters import use_adapter
 from hf_rlhf.models.policy import PolicyWithValue
 from hf_rlhf.rewards.calls import accepted
 from hf_rlhf.rewards.contract import as_completion
@@ -66,42 +67,43 @@ class Comparison:
         ]
 
 
-def compare_with_start(
+def measure_side(
     model: Model,
-    tokenizer,
+    engine: TransformersEngine,
     rows: Sequence[Mapping[str, Any]],
     sampling: Sampling,
     seeds: Sequence[int],
     *,
+    adapter: bool,
     judge: Judge,
     reward: Reward,
     chat_template_kwargs: Mapping[str, Any] | None = None,
-) -> Comparison:
-    """Sample from a PEFT model with its adapter off and on, and judge both.
+) -> Side:
+    """Sample from a PEFT model with its adapter on, the trained policy, or off, what it started from; and judge.
 
     Args:
         model: the trained policy, as a `PeftModel` on the base it started from.
-        tokenizer: the policy's.
+        engine: samples from `model`.
         rows: `prompt` and `prompt_ids` each.
-        sampling: the same for both.
-        seeds: one a row, the same for both.
+        sampling: the same for both sides.
+        seeds: one a row, the same for both sides.
+        adapter: whether it is on.
         judge: scores one completion.
         reward: by TRL's reward-function contract.
         chat_template_kwargs: those that the prompts were rendered with.
     """
-    engine = TransformersEngine(model, tokenizer)
-    with use_adapter(model, None):
-        before = collect(engine, rows, tokenizer, sampling, seeds, chat_template_kwargs)
-    after = collect(engine, rows, tokenizer, sampling, seeds, chat_template_kwargs)
-    with use_adapter(model, None):
-        before_side = _side(model, before, sampling.temperature, judge, reward)
-    return Comparison(before_side, _side(model, after, sampling.temperature, judge, reward))
+    policy = PolicyWithValue(model)  # before sampling: it fuses adapters, which rounds differently
+    with nullcontext() if adapter else use_adapter(model, None):
+        trajectories = collect(engine, rows, engine.tokenizer, sampling, seeds, chat_template_kwargs)
+        return _side(policy, trajectories, sampling.temperature, judge, reward)
 
 
-def _side(model: Model, trajectories: list[Trajectory], temperature: float, judge: Judge, reward: Reward) -> Side:
-    sequences = Sequences.from_trajectories(trajectories).to(next(base_of(model).parameters()).device)
+def _side(
+    policy: PolicyWithValue, trajectories: list[Trajectory], temperature: float, judge: Judge, reward: Reward
+) -> Side:
+    sequences = Sequences.from_trajectories(trajectories).to(next(policy.parameters()).device)
     with torch.no_grad():
-        output = PolicyWithValue(model)(sequences, temperature=temperature, values=False, reference=True)
+        output = policy(sequences, temperature=temperature, values=False, reference=True)
 
     def per_reply(values: Tensor) -> list[float]:
         return (values * sequences.mask).sum(dim=1).tolist()

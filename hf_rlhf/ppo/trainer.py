@@ -207,7 +207,7 @@ class PPOTrainer(IterationTrainer):
         self.add_callback(SettingsCallback(args.batch_algebra(), self.folder, lambda: self.settings or (args,)))
         self.add_callback(IterationCallback(args.updates_per_iteration, self.updates_per_pass))
         self.add_callback(self.guard)
-        use_compact_progress(self, PPO_WATCHED)
+        use_compact_progress(self, PPO_WATCHED, cycle=args.updates_per_iteration)
 
     # One iteration, as in the paper
 

@@ -25,7 +25,7 @@ from tiny_critics import CRITICS, WHOLE_TEXTS, make_critic_trainer, make_places
 from tiny_data import plain_pairs
 
 from hf_rlhf.data.prompts import prompt_rows
-from hf_rlhf.evaluation.before_after import compare_with_start
+from hf_rlhf.evaluation.before_after import measure_side
 from hf_rlhf.models.load import load_causal_lm
 from hf_rlhf.models.reward_model import load_reward_model
 from hf_rlhf.models.value_model import load_value_model
@@ -185,15 +185,17 @@ def test_a_resumed_run_ends_in_the_weights_of_the_whole_one(tmp_path, accelerato
 def test_a_policy_beside_its_start(accelerator):
     tokenizer = make_tokenizer()
     model = adapter_start().to(ACCELERATOR)
-    compare_with_start(
-        model,
-        tokenizer,
-        prompt_rows(make_prompts(2)["prompt"], tokenizer),
-        Sampling(max_completion_length=3),
-        [0, 1],
-        judge=lambda trajectory: 0.0,
-        reward=lambda prompts, completions: [0.0] * len(completions),
-    )
+    for adapter in (False, True):
+        measure_side(
+            model,
+            TransformersEngine(model, tokenizer),
+            prompt_rows(make_prompts(2)["prompt"], tokenizer),
+            Sampling(max_completion_length=3),
+            [0, 1],
+            adapter=adapter,
+            judge=lambda trajectory: 0.0,
+            reward=lambda prompts, completions: [0.0] * len(completions),
+        )
 
 
 def test_sampling_waits_for_many_rows_as_often_as_for_few():

@@ -8,9 +8,11 @@ from tiny import make_base_tokenizer, make_lora, make_model
 
 from hf_rlhf.cli import main
 from hf_rlhf.errors import InputError
+from hf_rlhf.evaluation.before_after import Side
 from hf_rlhf.models.adapters import base_of
-from hf_rlhf.recipes import quickstart
-from hf_rlhf.recipes.stages import run_stage
+from hf_rlhf.recipes.quickstart import comparison, replies
+from hf_rlhf.recipes.quickstart.arguments import QuickstartArguments
+from hf_rlhf.recipes.quickstart.stages import run_stage
 from hf_rlhf.rollout.stops import stop_token_ids
 
 
@@ -43,6 +45,28 @@ def test_a_stage_that_fails_leaves_the_old_result(tmp_path):
     assert (folder / "result.txt").read_text() == "old"
 
 
+def test_a_killed_stage_finds_what_it_had_done_unless_the_settings_have_changed(tmp_path):
+    folder, found = tmp_path / "stage", []
+
+    def make(scratch):
+        found.append(sorted(path.name for path in scratch.iterdir()))
+        (scratch / "half.txt").write_text("half")
+        raise RuntimeError("killed")
+
+    for seed in (0, 0, 1):
+        with pytest.raises(RuntimeError, match="killed"):
+            run_stage(folder, {"seed": seed}, make)
+    assert found == [["stage.json"], ["half.txt", "stage.json"], ["stage.json"]]
+
+
+def test_a_kill_while_a_stage_is_replaced_loses_nothing(tmp_path):
+    folder = tmp_path / "stage"
+    run_stage(folder, {"seed": 0}, lambda scratch: None)
+    folder.rename(tmp_path / ".stage.replaced")  # so far the kill let it come
+    assert run_stage(folder, {"seed": 1}, lambda scratch: None)
+    assert [path.name for path in tmp_path.iterdir()] == ["stage"]
+
+
 def test_a_folder_of_somebody_else_is_left_alone(tmp_path):
     (tmp_path / "stage").mkdir()
     (tmp_path / "stage" / "mine.txt").write_text("mine")
@@ -61,17 +85,19 @@ def test_replies_before_and_after_end_with_the_turn_whatever_the_models_end_toke
         ends.append(stop_token_ids(engine.model, tokenizer, sampling))
         return []
 
-    def comparison(model, tokenizer, rows, sampling, seeds, **judges):
-        ends.append(stop_token_ids(base_of(model), tokenizer, sampling))
+    def measured(model, engine, rows, sampling, seeds, **judges):
+        ends.append(stop_token_ids(base_of(model), engine.tokenizer, sampling))
+        return Side([], [], [], [], [])
 
-    monkeypatch.setattr(quickstart, "quickstart_prompts", lambda: {"test": ["hello"]})
-    monkeypatch.setattr(quickstart, "collect", candidates)
-    monkeypatch.setattr(quickstart, "compare_with_start", comparison)
-    monkeypatch.setattr(quickstart, "load_reward_model", lambda *args, **kwargs: (None, None))
-    args = quickstart.QuickstartArguments(model_name_or_path=str(base))
-    quickstart._candidates(args, tmp_path, tmp_path)
-    quickstart.compare(args, tmp_path / "reward", tmp_path / "policy")
-    assert ends == [tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"])] * 2
+    for stage in (replies, comparison):
+        monkeypatch.setattr(stage, "quickstart_prompts", lambda: {"train": ["hello"], "test": ["hello"]})
+    monkeypatch.setattr(replies, "collect", candidates)
+    monkeypatch.setattr(comparison, "measure_side", measured)
+    monkeypatch.setattr(comparison, "load_reward_model", lambda *args, **kwargs: (None, None))
+    args = QuickstartArguments(model_name_or_path=str(base), messages=1)
+    replies.sample_candidates(args, tmp_path, tmp_path)
+    comparison.compare(args, tmp_path / "reward", tmp_path / "policy", tmp_path)
+    assert ends == [tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"])] * 4
 
 
 @pytest.mark.slow
@@ -80,12 +106,19 @@ def test_quickstart_runs_end_to_end_and_again(tmp_path, capsys):
     """Few candidates and iterations: every file is there, and the second run makes nothing new."""
     folder = tmp_path / "quickstart"
     argv = ["quickstart", "--output_dir", str(folder), "--candidates_per_prompt", "2", "--max_preferences", "48"]
-    argv += ["--ppo_iterations", "2"]
+    argv += ["--ppo_iterations", "2", "--messages", "48"]
     assert main(argv) == 0
-    for name in ("report.html", "results.json", "samples.jsonl", "policy/README.md", "policy/value_head.safetensors"):
+    for name in (
+        "report.html",
+        "results.json",
+        "plan.json",
+        "samples.jsonl",
+        "policy/README.md",
+        "policy/value_head.safetensors",
+    ):
         assert (folder / name).is_file(), name
     results = json.loads((folder / "results.json").read_text())
     assert 0 <= results["win_rate"]["rate"] <= 1
     capsys.readouterr()
     assert main(argv) == 0
-    assert capsys.readouterr().out.count("reused") == 4
+    assert capsys.readouterr().out.count("reused") == 5

@@ -1,0 +1,1 @@
+"""The quickstart: a small language model learns from feedback, end to end, on this machine."""
