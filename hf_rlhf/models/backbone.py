@@ -60,6 +60,16 @@ def logits_head(causal_lm: Model) -> Callable[[Tensor], Tensor]:
     return logits
 
 
+def block_list(model: Model) -> tuple[str, nn.ModuleList] | None:
+    """Return the blocks of a transformers model and their name in it; None where no list holds each of them once."""
+    count = model.config.get_text_config().num_hidden_layers
+    lists = {id(blocks) for blocks in backbone_of(model).modules() if isinstance(blocks, nn.ModuleList)}
+    for name, blocks in model.named_modules():
+        if id(blocks) in lists and isinstance(blocks, nn.ModuleList) and len(set(blocks)) == len(blocks) == count:
+            return name, blocks
+    return None
+
+
 def block_names(model: Model) -> set[str]:
     """The class names of the repeated blocks of a transformers model."""
     return {

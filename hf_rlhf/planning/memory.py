@@ -64,13 +64,20 @@ class MemoryModel:
         return self.trained < self.shape.parameters
 
 
+def model_on_meta(config: Any, dtype: torch.dtype = torch.float32) -> Model:
+    """Return the policy's model without memory: its layers, their names and sizes."""
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config, dtype=dtype)
+
+
 def model_without_data(config: Any, dtype: torch.dtype, peft_config: Any) -> Model:
     """The policy's model, its tensors without data; to be called and used within a `FakeTensorMode`."""
     from peft import get_peft_model
-    from transformers import AutoModelForCausalLM
 
     with unset_fake_temporarily(), torch.device("meta"):  # where PEFT can convert and move what it likes
-        model: Any = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        model: Any = model_on_meta(config, dtype)
         if peft_config is None:
             model.requires_grad_(True)
         else:

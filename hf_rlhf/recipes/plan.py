@@ -15,7 +15,7 @@ from hf_rlhf.models.load import read_config
 from hf_rlhf.models.precision import native_dtype
 from hf_rlhf.models.same_base import same_model
 from hf_rlhf.planning.layout import Layout, Strategy
-from hf_rlhf.planning.memory import MemoryModel, MemoryPlan, look_at, plan_memory, proposals
+from hf_rlhf.planning.memory import MemoryModel, MemoryPlan, look_at, model_on_meta, plan_memory, proposals
 from hf_rlhf.planning.work import IterationSize, Machine, roofline
 from hf_rlhf.ppo.config import PPOConfig
 from hf_rlhf.ppo.launch import rewards_share_base
@@ -125,7 +125,7 @@ def memory_model(
             config,
             training,
             dtype=str(config.dtype or torch.float32).removeprefix("torch.") if model.dtype == "auto" else model.dtype,
-            peft_config=peft_config(model)
+            peft_config=peft_config(model, model_on_meta(config))
             if base is None or not model.use_peft
             else PeftConfig.from_pretrained(folder),
             quantized=model.load_in_4bit,

@@ -77,11 +77,11 @@ class QuickstartArguments:
         """How replies are sampled, in every stage."""
         return Sampling(max_completion_length=self.max_completion_length, temperature=self.temperature)
 
-    @property
-    def lora(self):
-        """The LoRA config of both adapters: attention only, which is enough here and half the work of every layer."""
+    def lora(self, model: Model) -> Any:
+        """Return the LoRA config of both adapters: attention only, which is enough here and half the work of every layer."""
         modules = self.lora_target_modules.split(",")
-        return peft_config(ModelArguments(model_name_or_path=self.model_name_or_path, lora_target_modules=modules))
+        flags = ModelArguments(model_name_or_path=self.model_name_or_path, lora_target_modules=modules)
+        return peft_config(flags, model)
 
     @property
     def model_kwargs(self) -> dict[str, str]:
@@ -238,7 +238,7 @@ def _reward_model(args: QuickstartArguments, root: Path, folder: Path) -> None:
     )
     set_seed(args.seed)  # before the score head's random start
     classifier = load_sequence_classifier(args.model_name_or_path, **args.model_kwargs)
-    trainer = make_reward_trainer(classifier, tokenizer, training, train, peft_config=args.lora)
+    trainer = make_reward_trainer(classifier, tokenizer, training, train, peft_config=args.lora(classifier))
     with adapters_in_base_dtype(trainer.model):
         trainer.train()
     save_trained(trainer, folder)
@@ -288,13 +288,14 @@ def train_policy(args: QuickstartArguments, reward_model: Path, folder: Path, **
         "seed": args.seed,
     }
     training = PPOConfig(**(settings | flags))
+    policy = load_causal_lm(args.model_name_or_path, **args.model_kwargs)
     trainer = PPOTrainer(
-        load_causal_lm(args.model_name_or_path, **args.model_kwargs),
+        policy,
         str(reward_model),
         training,
         Dataset.from_list(prompts),
         processing_class=load_tokenizer(args.model_name_or_path),
-        peft_config=args.lora,
+        peft_config=args.lora(policy),
     )
     trainer.train()
     trainer.save_model()
