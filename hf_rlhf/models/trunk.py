@@ -103,6 +103,22 @@ def block_list(model: Model) -> tuple[str, nn.ModuleList] | None:
     return None
 
 
+def trunk_depth(model: Model, adapters: Collection[str]) -> int:
+    """Return how many blocks at the bottom of a transformers model nobody trains; tensors without data will do.
+
+    `adapters` are those that differ from role to role. 0 where the blocks are not one list.
+    """
+    found = block_list(model)
+    if found is None:
+        return 0
+    sequences = _few_tokens(model)
+    with torch.no_grad(), keep_modes(model), compute_in_base_dtype(model):
+        model.eval()
+        walk = _Walk(model, found[1])
+        walk.run(layout_of(model, sequences.input_ids, sequences.attention_mask))
+    return walk.lowest_use(adapters)
+
+
 @torch.no_grad()
 def find_trunk(model: Model, adapters: Collection[str]) -> Trunk | None:
     """Return the trunk of a transformers model in which `adapters` differ from role to role; None where all is trained.
@@ -112,18 +128,13 @@ def find_trunk(model: Model, adapters: Collection[str]) -> Trunk | None:
     found = block_list(model)
     if found is None:
         raise CannotEnter("its blocks are not one list that holds each of them once")
-    name, blocks = found
-    device = next(model.parameters()).device
-    ids = torch.arange(1, 13, device=device).reshape(2, 6) % model.config.get_text_config().vocab_size
-    real = torch.ones_like(ids, dtype=torch.bool)
-    real[0, 4:] = False
-    sequences = Sequences(ids, real, real.new_ones(2).long(), real[:, 1:])
+    (name, blocks), sequences = found, _few_tokens(model)
+    ids, real = sequences.input_ids, sequences.attention_mask
     with keep_modes(model), compute_in_base_dtype(model):
         model.eval()
-        layout = layout_of(model, ids, real)
-        walk = _Walk(model, blocks)
-        whole = layout.split(walk.run(layout))
-        depth = min(walk.lowest_use(adapters), len(blocks) - 1)
+        layout, walk = layout_of(model, ids, real), _Walk(model, blocks)
+        whole = torch.cat(layout.split(walk.run(layout)))
+        depth = walk.lowest_use(adapters)
         if depth == 0:
             return None
         trunk = Trunk(name, depth, len(blocks), walk.besides())
@@ -131,14 +142,22 @@ def find_trunk(model: Model, adapters: Collection[str]) -> Trunk | None:
             states = TrunkStates(trunk, trunk.states(model, sequences))
             layout_of(model, ids.flip(1), real).run(backbone_of(model))  # so that nothing is left of the whole pass
             with states.given_to(model, layout):
-                entered = layout.split(layout.run(backbone_of(model)))
+                entered = torch.cat(layout.split(layout.run(backbone_of(model))))
         except (TypeError, ValueError, RuntimeError, LookupError, AttributeError) as error:
             raise CannotEnter(f"its code cannot begin at block {depth} ({type(error).__name__})") from error
-    apart = torch.cat(entered).float() - torch.cat(whole).float()
-    rounding = 1e-5 if whole[0].dtype == torch.float32 else 1e-2
-    if not apart.norm() <= rounding * torch.cat(whole).float().norm():
+    rounding = 1e-5 if whole.dtype == torch.float32 else 1e-2
+    if not (entered.float() - whole.float()).norm() <= rounding * whole.float().norm():
         raise CannotEnter(f"its states are others when it begins at block {depth}")
     return trunk
+
+
+def _few_tokens(model: Model) -> Sequences:
+    """Make two sequences, of which the first is shorter."""
+    device = next(model.parameters()).device
+    ids = torch.arange(1, 13, device=device).reshape(2, 6) % model.config.get_text_config().vocab_size
+    real = torch.ones_like(ids, dtype=torch.bool)
+    real[0, 4:] = False
+    return Sequences(ids, real, torch.ones_like(ids[:, 0]), real[:, 1:])
 
 
 class _Walk:
@@ -172,9 +191,11 @@ class _Walk:
     def lowest_use(self, adapters: Collection[str]) -> int:
         """Return how many blocks finish before the first weight is used that is trained or part of one of `adapters`.
 
+        The last block is never among them: a pass begins at some block.
+
         A module that a fused layer computes by itself never runs: it is used where the layer around it is.
         """
-        lowest, names = len(self.blocks), set(adapters)
+        lowest, names = len(self.blocks) - 1, set(adapters)
         modules = dict(self.model.named_modules())
         for name, parameter in self.model.named_parameters():
             parts = name.split(".")

@@ -306,11 +306,10 @@ class PPOTrainer(IterationTrainer):
             self.iteration_log.add_reward_metrics(self.rewards.score(trajectories, self.state))
 
     @torch.no_grad()
-    def evaluate_policy(self, trajectories: list[Trajectory], *, keep_trunk: bool = True) -> None:
+    def evaluate_policy(self, trajectories: list[Trajectory]) -> None:
         """Fill in log-probabilities, reference log-probabilities, KL, values and entropy by forward passes.
 
-        All are of the distribution that the run's settings sample from, also for completions from elsewhere. With
-        `keep_trunk`, updates will begin above the trunk.
+        All are of the distribution that the run's settings sample from, also for completions from elsewhere.
         """
         estimator, sampling, size = self.args.kl_estimator, self.args.sampling, self.args.rollout_forward_batch_size
         with self.iteration_log.timed("evaluate"), keep_modes(self.policy):
@@ -332,7 +331,7 @@ class PPOTrainer(IterationTrainer):
                     entropy=True,
                     reference=True,
                     full_kl=estimator == FULL_KL,
-                    trunk_states=self.kept_states.of(sequences, keep=keep_trunk),
+                    trunk_states=self.kept_states.of(sequences),
                 )
                 kl = output.kl
                 if kl is None:
@@ -519,11 +518,11 @@ class PPOTrainer(IterationTrainer):
         start = time.perf_counter()
         rows = take_share(list(range(len(prepared))))
         seeds = self._seeds("eval", 0, len(rows))
-        with self.iteration_log.set_aside():
+        with self.iteration_log.set_aside(), self.kept_states.set_aside():
             with self._weights_to_sample(), self._failing():
                 trajectories = self.sample_and_score([prepared[row] for row in rows], seeds)
             with self._weights(), self._failing():
-                self.evaluate_policy(trajectories, keep_trunk=False)
+                self.evaluate_policy(trajectories)
             logged = self.iteration_log.reward_metrics()
         metrics = {**evaluation_metrics(trajectories), **logged, "runtime": time.perf_counter() - start}
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}

@@ -1,6 +1,7 @@
 """The policy's trunk in a PPO run: whether it can be computed once per sequence and iteration, and the states kept of it."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -71,16 +72,23 @@ class KeptStates:
     def __init__(self, policy: PolicyWithValue):
         self.policy = policy
         self._by_tokens: dict[bytes, Tensor] = {}
+        self._keeping = True
 
     def clear(self) -> None:
         """Forget all."""
         self._by_tokens = {}
 
-    def of(self, sequences: Sequences, *, keep: bool = True) -> list[Tensor] | None:
-        """Return the states `(L_b, H)` of each sequence, computed where they are new; None for a policy without trunk.
+    @contextmanager
+    def set_aside(self) -> Iterator[None]:
+        """Keep nothing of what is computed in the block: it belongs to no iteration."""
+        self._keeping = False
+        try:
+            yield
+        finally:
+            self._keeping = True
 
-        With `keep`, they are there at the next call.
-        """
+    def of(self, sequences: Sequences) -> list[Tensor] | None:
+        """Return the states `(L_b, H)` of each sequence, computed where they are new; None for a policy without trunk."""
         if self.policy.trunk is None:
             return None
         keys = [_tokens(ids[real]) for ids, real in zip(sequences.input_ids, sequences.attention_mask, strict=True)]
@@ -90,7 +98,7 @@ class KeptStates:
         if new:
             part = sequences[torch.tensor(list(new.values()), device=device)]
             computed = dict(zip(new, self.policy.trunk_states(part), strict=True))
-        if keep:
+        if self._keeping:
             self._by_tokens |= {key: states.cpu() for key, states in computed.items()}
         return [computed[key] if key in computed else self._by_tokens[key].to(device) for key in keys]
 
