@@ -300,6 +300,7 @@ def _as_columns(flat: Tensor, sequences: Sequences) -> Tensor:
 def wrap_policy(model: Model, peft_config=None, *, keep_reference: bool = False, own_reference: bool = False) -> Model:
     """Make `model` trainable as a policy: full fine-tuning, a fresh LoRA adapter, or going on from a PEFT model.
 
+    Full fine-tuning leaves frozen what came frozen, such as the lower blocks, unless that is everything.
     The active adapter of a `PeftModel` is the policy's start. It becomes the adapter `policy`, with a frozen copy
     `reference` unless the reference is a model (`own_reference`); under its former name it is gone, so that no third copy
     takes memory, and `save_pretrained` of the `PeftModel` cannot write the untrained start where the trained policy is
@@ -331,7 +332,8 @@ def wrap_policy(model: Model, peft_config=None, *, keep_reference: bool = False,
         )
     if peft_config is None:
         require_full_training(model, "the model")
-        return model.requires_grad_(True)
+        trained = {parameter.requires_grad for parameter in model.parameters()}
+        return model if len(trained) == 2 else model.requires_grad_(True)
     require_trainable_adapter(peft_config)
     require_known_layers(model, peft_config)
     wrapped = get_peft_model(model, peft_config, adapter_name=POLICY)

@@ -2,7 +2,17 @@
 
 import pytest
 import torch
-from tiny import make_config, make_lora, make_model, make_prompts, make_tokenizer, make_trainer, perturb, trained
+from tiny import (
+    make_config,
+    make_lora,
+    make_model,
+    make_prompts,
+    make_tokenizer,
+    make_trainer,
+    perturb,
+    snapshot,
+    trained,
+)
 
 from hf_rlhf.ppo.trainer import PPOTrainer
 
@@ -95,6 +105,28 @@ def test_models_of_their_own_are_named(tmp_path):
         settings["trainer_kwargs"]["value_model"] = classifier()
     for name, weight in states[True].items():
         torch.testing.assert_close(weight, states[False][name], rtol=1e-5, atol=1e-6)
+
+
+def test_full_fine_tuning_of_the_upper_blocks(tmp_path):
+    """What came frozen stays so, and the reference, a copy, begins above the trunk too."""
+    weights = {}
+    for reuse in (True, False):
+        model = make_model(make_tokenizer())
+        for part in (model.model.embed_tokens, model.model.layers[0]):
+            part.requires_grad_(False)
+        trainer = make_trainer(
+            tmp_path / str(reuse), model=model, lora=None, reuse_trunk=reuse, optim="sgd", kl_estimator="full"
+        )
+        assert (trainer.policy.trunk is not None) == reuse
+        start = snapshot(model)
+        trainer.train()
+        weights[reuse] = snapshot(model)
+        assert {name for name, weight in start.items() if not torch.equal(weight, weights[reuse][name])} == {
+            name for name, parameter in model.named_parameters() if parameter.requires_grad
+        }
+    assert not any("layers.0" in name or "embed" in name for name in trained(model))
+    for name, weight in weights[True].items():
+        assert (weight - weights[False][name]).norm() <= 1e-6 * weight.norm(), name
 
 
 def test_an_own_loop_with_masks_of_several_turns(tmp_path):
