@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_rlhf.models.adapters import compute_in_base_dtype, keep_modes
-from hf_rlhf.models.layouts import Layout, Row, backbone_of, packed, padded
+from hf_rlhf.models.layouts import BatchLayout, Row, backbone_of, packed, padded
 from hf_rlhf.types import Model
 
 PACKED = "hf_rlhf_packed"
@@ -154,7 +154,7 @@ def packs(model: Model) -> bool:
     return model.config._attn_implementation == PACKED
 
 
-def layout_of(model: Model, input_ids: Tensor, attention_mask: Tensor) -> Layout:
+def layout_of(model: Model, input_ids: Tensor, attention_mask: Tensor) -> BatchLayout:
     """Lay a right-padded batch `(B, L)` out as `model` takes it now."""
     return (packed if packs(model) else padded)(input_ids, attention_mask)
 

@@ -37,7 +37,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Layout:
+class BatchLayout:
     """A batch of `B` sequences as a backbone takes it: `(R, W)` places, `N` of which hold tokens and the others padding."""
 
     inputs: dict[str, Any]  # input_ids (R, W), and what the backbone has to know besides
@@ -71,14 +71,14 @@ class Layout:
         return shift + torch.arange(len(shift), device=shift.device)
 
 
-def padded(input_ids: Tensor, attention_mask: Tensor) -> Layout:
+def padded(input_ids: Tensor, attention_mask: Tensor) -> BatchLayout:
     """Lay a right-padded batch `(B, L)` out as it is."""
     inputs = {"input_ids": input_ids, "attention_mask": attention_mask.long()}
     first = torch.arange(len(input_ids), device=input_ids.device) * input_ids.shape[1]
-    return Layout(inputs, attention_mask.sum(dim=1), first)
+    return BatchLayout(inputs, attention_mask.sum(dim=1), first)
 
 
-def packed(input_ids: Tensor, attention_mask: Tensor) -> Layout:
+def packed(input_ids: Tensor, attention_mask: Tensor) -> BatchLayout:
     """Lay the sequences of a right-padded batch `(B, L)` out end to end, for a model with `packed_attention`."""
     lengths = attention_mask.sum(dim=1)
     first = lengths.cumsum(dim=0) - lengths
@@ -93,7 +93,7 @@ def packed(input_ids: Tensor, attention_mask: Tensor) -> Layout:
         "attention_mask": attention_mask.new_ones(1, 1, 1, 1),  # of four axes, so that no mask is made of it
         "row": Row.of(each, ids.device),
     }
-    return Layout(inputs, lengths, first)
+    return BatchLayout(inputs, lengths, first)
 
 
 def _filling(lengths: list[int], device: torch.device) -> list[int]:

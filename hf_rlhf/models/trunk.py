@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from hf_rlhf.models.adapters import compute_in_base_dtype, keep_modes
 from hf_rlhf.models.attention import layout_of
-from hf_rlhf.models.layouts import Layout, backbone_of
+from hf_rlhf.models.layouts import BatchLayout, backbone_of
 from hf_rlhf.types import Model, Sequences
 
 
@@ -52,7 +52,7 @@ class Trunk:
             reached.append(states)
             return states
 
-        with self._answering(model.get_submodule(self.name)[self.depth :], reach):
+        with self._answering(list(model.get_submodule(self.name))[self.depth :], reach):
             layout.run(backbone_of(model))
         return layout.split(reached[0])
 
@@ -64,13 +64,11 @@ class Trunk:
             states = answer(args[0] if args else kwargs["hidden_states"])
             return states if self.besides is None else (states, *[None] * self.besides)
 
-        blocks = list(blocks)
         before = [block._compiled_call_impl for block in blocks]
         try:
+            # torch calls this in place of a module, whatever hooks and compiled code that has
             for block in blocks:
-                block._compiled_call_impl = (
-                    call  # which torch calls in place of a module, hooks and compiled code and all
-                )
+                block._compiled_call_impl = call
             yield
         finally:
             for block, compiled in zip(blocks, before, strict=True):
@@ -85,10 +83,10 @@ class TrunkStates:
     sequences: Sequence[Tensor]
 
     @contextmanager
-    def given_to(self, model: Model, layout: Layout) -> Iterator[None]:
+    def given_to(self, model: Model, layout: BatchLayout) -> Iterator[None]:
         """Let a pass of `model` over the same batch begin above the trunk."""
         states = layout.join(self.sequences)
-        trunk = model.get_submodule(self.trunk.name)[: self.trunk.depth]
+        trunk = list(model.get_submodule(self.trunk.name))[: self.trunk.depth]
         with self.trunk._answering(trunk, lambda _: states):
             yield
 
@@ -170,7 +168,7 @@ class _Walk:
         self.ran_after: dict[nn.Module, int] = {}
         self.outputs: list[Any] = []
 
-    def run(self, layout: Layout) -> Tensor:
+    def run(self, layout: BatchLayout) -> Tensor:
         """Make the pass; returns its states `(R, W, H)`."""
         backbone = backbone_of(self.model)
         hooks = [module.register_forward_pre_hook(self._begin) for module in backbone.modules()]

@@ -91,8 +91,9 @@ class KeptStates:
         """Return the states `(L_b, H)` of each sequence, computed where they are new; None for a policy without trunk."""
         if self.policy.trunk is None:
             return None
-        keys = [_tokens(ids[real]) for ids, real in zip(sequences.input_ids, sequences.attention_mask, strict=True)]
-        device = sequences.input_ids.device
+        device, lengths = sequences.input_ids.device, sequences.attention_mask.sum(dim=1).tolist()
+        rows = zip(sequences.input_ids.cpu().numpy(), lengths, strict=True)
+        keys = [ids[:length].tobytes() for ids, length in rows]
         new = {key: b for b, key in enumerate(keys) if key not in self._by_tokens}
         computed: dict[bytes, Tensor] = {}
         if new:
@@ -101,7 +102,3 @@ class KeptStates:
         if self._keeping:
             self._by_tokens |= {key: states.cpu() for key, states in computed.items()}
         return [computed[key] if key in computed else self._by_tokens[key].to(device) for key in keys]
-
-
-def _tokens(ids: Tensor) -> bytes:
-    return ids.cpu().numpy().tobytes()
