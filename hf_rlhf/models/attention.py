@@ -7,13 +7,13 @@ needs no kernels of its own.
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from hf_rlhf.models.adapters import compute_in_base_dtype, keep_modes
+from hf_rlhf.models.layouts import BatchLayout, Row, backbone_of, packed, padded
 from hf_rlhf.types import Model
 
 PACKED = "hf_rlhf_packed"
@@ -23,32 +23,6 @@ FUSED = "sdpa"
 """torch's scaled dot product attention, by its name in transformers."""
 
 _SHORT = 128
-
-
-@dataclass(frozen=True)
-class Row:
-    """Sequences that lie end to end, and where their tokens are in a padded batch `(B, L)` of them."""
-
-    lengths: list[int]
-    longest: int  # L, a multiple of 16: oneDNN compiles each product for each size
-    to_batch: Tensor  # (B L,) token of the row at each place of the batch; after a sequence's end, its last
-    to_row: Tensor  # (N,) place in the batch of each token
-
-    @classmethod
-    def of(cls, lengths: list[int], device: torch.device) -> "Row":
-        """The row of sequences of these lengths, none of them empty."""
-        longest = -(-max(lengths) // 16) * 16
-        counts = torch.tensor(lengths)
-        places = torch.arange(longest)
-        starts = counts.cumsum(dim=0) - counts
-        to_batch = starts[:, None] + torch.minimum(places, counts[:, None] - 1)  # (B, L)
-        to_row = (places < counts[:, None]).flatten().nonzero().squeeze(1)
-        return cls(lengths, longest, to_batch.flatten().to(device), to_row.to(device))
-
-    @property
-    def alike(self) -> bool:
-        """Whether attention to a padded batch at once beats one sequence after the other: it is small, or mostly real."""
-        return self.longest <= 32 or len(self.to_batch) * self.longest <= 2 * sum(length**2 for length in self.lengths)
 
 
 def packed_attention(
@@ -175,46 +149,14 @@ def plain_attention_is_faster(device: torch.device | str, length: int) -> bool:
     return torch.device(device).type == "cpu" and length <= _SHORT
 
 
-def packed_states(model: Model, input_ids: Tensor, attention_mask: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """Last hidden states `(N, H)` of the tokens at `rows` and `columns` of a right-padded batch, computed without padding."""
-    lengths = attention_mask.sum(dim=1)
-    starts = lengths.cumsum(dim=0) - lengths
-    places = attention_mask.bool().nonzero(as_tuple=True)
-    each, ids, positions = lengths.tolist(), input_ids[places], places[1]
-    if filling := _filling(each, ids.device):
-        zeros = ids.new_zeros(sum(filling))
-        each, ids, positions = each + filling, torch.cat([ids, zeros]), torch.cat([positions, zeros])
-    states = backbone_of(model)(
-        input_ids=ids[None],
-        position_ids=positions[None],
-        attention_mask=attention_mask.new_ones(1, 1, 1, 1),  # of four axes, so that no mask is made of it
-        row=Row.of(each, ids.device),
-        use_cache=False,
-    ).last_hidden_state
-    return states[0, starts[rows] + columns]
-
-
-def _filling(lengths: list[int], device: torch.device) -> list[int]:
-    """Lengths of sequences that nobody reads, with which a row has a width that comes again, on a CPU.
-
-    oneDNN compiles each product for each number of rows, and keeps what it compiled. Widths are a sixteenth apart, or 16.
-    """
-    if device.type != "cpu":
-        return []
-    tokens, longest = sum(lengths), max(lengths)
-    whole, part = divmod(-tokens % max(16, 2 ** (tokens.bit_length() - 5)), longest)
-    return [longest] * whole + [part] * (part > 0)
-
-
-def backbone_of(model: Model) -> Model:
-    """The part of a transformers model that ends in its last hidden states."""
-    backbone = model.base_model
-    return model.model if backbone is model else backbone  # Llama 4's text model names another than it has
-
-
 def packs(model: Model) -> bool:
     """Whether `model` computes its states without padding now."""
     return model.config._attn_implementation == PACKED
+
+
+def layout_of(model: Model, input_ids: Tensor, attention_mask: Tensor) -> BatchLayout:
+    """Lay a right-padded batch `(B, L)` out as `model` takes it now."""
+    return (packed if packs(model) else padded)(input_ids, attention_mask)
 
 
 def training_attention(
@@ -278,20 +220,19 @@ def _can_pack(model: Model, longest: int) -> bool:
 
     def states_of_second(ids: Tensor, kind: str) -> Tensor:
         with attention(model, kind):
-            if kind == PACKED:
-                return packed_states(model, ids, real, *of_second).float()
-            return backbone_of(model)(input_ids=ids, attention_mask=real, use_cache=False).last_hidden_state[1].float()
+            layout = packed(ids, real) if kind == PACKED else padded(ids, real)
+            return layout.take(layout.run(backbone_of(model)), *of_second).float()
 
     with keep_modes(model), compute_in_base_dtype(model):
         model.eval()
         try:
-            fused, plain, packed = (states_of_second(ids, kind) for kind in (FUSED, "eager", PACKED))
-            alone = torch.equal(packed, states_of_second(others, PACKED))
+            fused, plain, end_to_end = (states_of_second(ids, kind) for kind in (FUSED, "eager", PACKED))
+            alone = torch.equal(end_to_end, states_of_second(others, PACKED))
         except (TypeError, ValueError, RuntimeError, IndexError, AttributeError):
             return False  # its code takes no sequences in one row
     # In bf16 the two padded ones are percents apart, and packing rounds as one of them.
     rounding = max(0.01, _apart(fused, plain))
-    return alone and min(_apart(packed, fused), _apart(packed, plain)) <= rounding
+    return alone and min(_apart(end_to_end, fused), _apart(end_to_end, plain)) <= rounding
 
 
 def _apart(states: Tensor, others: Tensor) -> float:

@@ -1,7 +1,7 @@
 """What lies inside a transformers model: last hidden states, and the map from them to logits."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -9,28 +9,36 @@ from torch import Tensor, nn
 
 from hf_rlhf.errors import InputError
 from hf_rlhf.models.adapters import base_of, compute_in_base_dtype, keep_modes
-from hf_rlhf.models.attention import backbone_of, packed_states, packs
+from hf_rlhf.models.attention import layout_of
+from hf_rlhf.models.layouts import backbone_of
+from hf_rlhf.models.trunk import TrunkStates
 from hf_rlhf.types import Model, Sequences
 
 
-def states_at(model: Model, input_ids: Tensor, attention_mask: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+def states_at(
+    model: Model,
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    rows: Tensor,
+    columns: Tensor,
+    entry: TrunkStates | None = None,
+) -> Tensor:
     """Last hidden states `(N, H)`, after the final norm and before any head, of the tokens at `rows` and `columns`.
 
-    The batch `(B, L)` is right-padded. `model` has no PEFT wrapper. The result is contiguous: a slice of the states would
-    send lm_head down a path that copies its weight.
+    The batch `(B, L)` is right-padded. `model` has no PEFT wrapper. With `entry`, the states that enter the first block
+    above the trunk are not computed. The result is contiguous: a slice of the states would send lm_head down a path that
+    copies its weight.
     """
-    if packs(model):
-        return packed_states(model, input_ids, attention_mask, rows, columns)
-    inputs = {"input_ids": input_ids, "attention_mask": attention_mask.long()}
-    states = backbone_of(model)(**inputs, use_cache=False).last_hidden_state
-    return states[rows, columns]
+    layout = layout_of(model, input_ids, attention_mask)
+    with nullcontext() if entry is None else entry.given_to(model, layout):
+        return layout.take(layout.run(backbone_of(model)), rows, columns)
 
 
-def counted_states(model: Model, sequences: Sequences) -> Tensor:
+def counted_states(model: Model, sequences: Sequences, entry: TrunkStates | None = None) -> Tensor:
     """Hidden states `(N, H)` that predict the counted tokens: the states those tokens were sampled in."""
     rows, columns = sequences.counted
     places = sequences.prompt_lengths[rows] + columns - 1
-    return states_at(model, sequences.input_ids, sequences.attention_mask, rows, places)
+    return states_at(model, sequences.input_ids, sequences.attention_mask, rows, places, entry)
 
 
 def counted_ids(sequences: Sequences) -> Tensor:

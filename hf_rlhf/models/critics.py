@@ -43,6 +43,7 @@ from hf_rlhf.models.load import load_full_weights, load_sequence_classifier, req
 from hf_rlhf.models.reward_model import load_classifier, require_reward_model, score_head
 from hf_rlhf.models.same_base import base_weights, stands_on
 from hf_rlhf.models.sharding import below
+from hf_rlhf.models.trunk import TrunkStates
 from hf_rlhf.models.vocabulary import resize_vocabulary
 from hf_rlhf.types import Model, Sequences
 
@@ -65,8 +66,11 @@ class ValueHeadCritic(nn.Module):
         self.head = head
         self.detach = detach
 
-    def forward(self, policy: Model, sequences: Sequences, hidden: Tensor) -> Tensor:
-        """Values `(N,)` in fp32 of the states before the counted tokens; `hidden` `(N, H)` are the policy's."""
+    def forward(self, policy: Model, sequences: Sequences, hidden: Tensor, entry: TrunkStates | None = None) -> Tensor:
+        """Values `(N,)` in fp32 of the states before the counted tokens; `hidden` `(N, H)` are the policy's.
+
+        `entry` holds what leaves the policy's trunk.
+        """
         return self.head(hidden.detach() if self.detach else hidden)
 
     def trained_parameters(self, policy: Model) -> list[Parameter]:
@@ -100,9 +104,9 @@ class AdapterCritic(ValueHeadCritic):
 
     kind: CriticKind = "adapter"
 
-    def forward(self, policy: Model, sequences: Sequences, hidden: Tensor) -> Tensor:
+    def forward(self, policy: Model, sequences: Sequences, hidden: Tensor, entry: TrunkStates | None = None) -> Tensor:
         with use_adapter(policy, CRITIC), compute_in_base_dtype(policy):
-            return self.head(counted_states(base_of(policy), sequences))
+            return self.head(counted_states(base_of(policy), sequences, entry))
 
     def trained_parameters(self, policy: Model) -> list[Parameter]:
         return [*self.head.parameters(), *adapter_parameters(policy, CRITIC)]
@@ -132,7 +136,7 @@ class ModelCritic(ValueHeadCritic):
         self.model = classifier
         _score_layer(classifier).requires_grad_(False)
 
-    def forward(self, policy: Model, sequences: Sequences, hidden: Tensor) -> Tensor:
+    def forward(self, policy: Model, sequences: Sequences, hidden: Tensor, entry: TrunkStates | None = None) -> Tensor:
         with compute_in_base_dtype(self.model):
             return self.head(counted_states(base_of(self.model), sequences))
 

@@ -1,13 +1,17 @@
-"""Names of layers in a PEFT config, compared with the layers that a model has."""
+"""Names of layers in a PEFT config, compared with the layers that a model has, and restricted to its last blocks."""
 
+import copy
 import difflib
+import math
 import re
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from typing import Any
 
 from torch import nn
 
 from hf_rlhf.errors import InputError
+from hf_rlhf.models.trunk import block_list
 from hf_rlhf.types import Model
 
 
@@ -30,6 +34,69 @@ def require_known_layers(model: Model, config: Any) -> None:
     parameters = [name for name, _ in model.named_parameters()]
     _require_names("lora_target_parameters", getattr(config, "target_parameters", None) or (), parameters, "parameter")
     _require_blocks(getattr(config, "layers_to_transform", None), model)
+
+
+def share_of_blocks(layers: str | float) -> int | float:
+    """Read the flag `lora_layers`: a number of blocks, or a fraction of them, 1.0 for `all`.
+
+    Raises `InputError` for any other value.
+    """
+    text = str(layers)
+    with suppress(ValueError):
+        if int(text) >= 1:
+            return int(text)
+    with suppress(ValueError):
+        if text == "all" or 0 < float(text) < 1:
+            return 1.0 if text == "all" else float(text)
+    raise InputError(
+        f"lora_layers={layers} is invalid: it must be all, a number of blocks (8: the last 8), or a fraction of them between"
+        " 0 and 1 (0.25: the last quarter)."
+    )
+
+
+def last_blocks(layers: str | float, blocks: int) -> int:
+    """Return how many of a model's `blocks` the flag `lora_layers` means; a fraction of them is rounded up."""
+    share = share_of_blocks(layers)
+    if share > blocks:
+        raise InputError(
+            f"lora_layers={layers} is invalid: the model has {blocks} blocks. Set it to 1 to {blocks}, or all."
+        )
+    return share if isinstance(share, int) else math.ceil(share * blocks)
+
+
+def in_last_blocks(config: Any, model: Model, layers: str | float) -> Any:
+    """Return a LoRA config that adapts what `config` names in the last blocks of `model` alone.
+
+    PEFT's `layers_to_transform` does it for names of layers. It goes with neither `all-linear`, which is replaced by
+    the names of those layers in a block, nor a regular expression, which gets the numbers of the blocks. `layers` is the flag
+    `lora_layers`. Raises `InputError` as `last_blocks`, and for a model without one list of blocks.
+    """
+    found = block_list(model)
+    if found is None:
+        raise InputError(
+            f"lora_layers={layers} is invalid: {type(model).__name__} has no list of blocks. Set it to all"
+        )
+    name, blocks = found
+    numbers = list(range(len(blocks) - last_blocks(layers, len(blocks)), len(blocks)))
+    config, pattern = copy.deepcopy(config), name.rpartition(".")[2]
+    targets = config.target_modules
+    if targets == "all-linear":
+        targets = {inner for block in blocks for inner, module in block.named_modules() if _is_linear(module)}
+    if isinstance(targets, str):
+        chosen = "|".join(map(str, numbers))
+        config.target_modules = rf"(?=(.*\.)?{pattern}\.({chosen})\.)({targets})"
+    elif targets:
+        config.target_modules = targets
+        config.layers_to_transform, config.layers_pattern = numbers, pattern
+    if wanted := getattr(config, "target_parameters", None):
+        inner = [f"{pattern}.{number}.{inner}" for number in numbers for inner, _ in blocks[number].named_parameters()]
+        config.target_parameters = [each for each in inner if any(f".{each}".endswith(f".{name}") for name in wanted)]
+    return config
+
+
+def _is_linear(module: nn.Module) -> bool:
+    """Return whether PEFT's `all-linear` means this layer."""
+    return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
 
 
 def _has_matrix(module: nn.Module) -> bool:

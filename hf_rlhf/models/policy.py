@@ -2,7 +2,7 @@
 
 import copy
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,6 +34,7 @@ from hf_rlhf.models.heads import ValueHead
 from hf_rlhf.models.load import load_full_weights, require_causal_lm, require_full_training
 from hf_rlhf.models.lora_targets import require_known_layers
 from hf_rlhf.models.sharding import below
+from hf_rlhf.models.trunk import Trunk, TrunkStates
 from hf_rlhf.ops.logprobs import token_kl, token_logprobs
 from hf_rlhf.types import Model, Sequences
 
@@ -64,6 +65,8 @@ class PolicyWithValue(nn.Module):
         self.model = model
         self.config = base_of(model).config
         self.critic = critic or ValueHeadCritic(ValueHead(state_width(base_of(model))))
+        self.trunk: Trunk | None = None  # of the model, whose states `forward` may be given
+        self.reference_has_trunk = ref_model is None  # or nobody knows what that one shares
         if ref_model is None and not is_peft_model(model):
             ref_model = copy.deepcopy(model)
         self._dropout_in_configs: list[tuple[Any, str, float]] = []
@@ -83,11 +86,13 @@ class PolicyWithValue(nn.Module):
         reference: bool = False,
         full_kl: bool = False,
         texts: Sequences | None = None,
+        trunk_states: Sequence[Tensor] | None = None,
     ) -> PolicyOutput:
         """Score the counted tokens of `sequences`.
 
         Everything of one update goes through one call, since DDP counts calls: `texts` are sequences besides, scored
-        by the policy at temperature 1.
+        by the policy at temperature 1. With `trunk_states` of `sequences` (see the method) the passes of all roles that have
+        the trunk begin above it.
         """
         scoring = {
             "temperature": temperature,
@@ -95,13 +100,17 @@ class PolicyWithValue(nn.Module):
             "vocab_size": self.config.get_text_config().vocab_size,
         }
         ids = counted_ids(sequences)
+        entry = None
+        if trunk_states is not None:
+            assert self.trunk is not None
+            entry = TrunkStates(self.trunk, trunk_states)
         with compute_in_base_dtype(self.model):
-            hidden = counted_states(base_of(self.model), sequences)  # (N, H)
+            hidden = counted_states(base_of(self.model), sequences, entry)  # (N, H)
             head = logits_head(base_of(self.model))
             scored = token_logprobs(hidden, ids, head, entropy=entropy, **scoring)
         kl = of_reference = of_texts = None
         if reference or full_kl:
-            of_reference, reference_hidden = self._by_reference(sequences, ids, score=reference, **scoring)
+            of_reference, reference_hidden = self._by_reference(sequences, ids, entry, score=reference, **scoring)
             if full_kl:
                 with compute_in_base_dtype(self.model):
                     kl = token_kl(hidden, head, reference_hidden, self._reference_head, **scoring)
@@ -109,7 +118,7 @@ class PolicyWithValue(nn.Module):
             with compute_in_base_dtype(self.model):
                 states = counted_states(base_of(self.model), texts)
                 of_texts = token_logprobs(states, counted_ids(texts), head, vocab_size=scoring["vocab_size"]).logprobs
-        of_states = self.critic(self.model, sequences, hidden) if values else None
+        of_states = self.critic(self.model, sequences, hidden, entry) if values else None
         return PolicyOutput(
             logprobs=_as_columns(scored.logprobs, sequences),
             values=None if of_states is None else _as_columns(of_states, sequences),
@@ -120,12 +129,19 @@ class PolicyWithValue(nn.Module):
         )
 
     @torch.no_grad()
+    def trunk_states(self, sequences: Sequences) -> list[Tensor]:
+        """Compute what leaves the trunk: hidden states `(L_b, H)` of all tokens of each sequence, in the base's dtype."""
+        assert self.trunk is not None
+        with compute_in_base_dtype(self.model):
+            return self.trunk.states(base_of(self.model), sequences)
+
+    @torch.no_grad()
     def _by_reference(
-        self, sequences: Sequences, ids: Tensor, *, score: bool, **scoring: Any
+        self, sequences: Sequences, ids: Tensor, entry: TrunkStates | None, *, score: bool, **scoring: Any
     ) -> tuple[Tensor | None, Tensor]:
         """Log-probabilities `(N,)` of the counted tokens under the reference, if wanted, and its states `(N, H)`."""
         with self.reference() as model:
-            hidden = counted_states(base_of(model), sequences)
+            hidden = counted_states(base_of(model), sequences, entry if self.reference_has_trunk else None)
             scored = token_logprobs(hidden, ids, logits_head(base_of(model)), **scoring).logprobs if score else None
         return scored, hidden
 
@@ -283,6 +299,7 @@ def _as_columns(flat: Tensor, sequences: Sequences) -> Tensor:
 def wrap_policy(model: Model, peft_config=None, *, keep_reference: bool = False, own_reference: bool = False) -> Model:
     """Make `model` trainable as a policy: full fine-tuning, a fresh LoRA adapter, or going on from a PEFT model.
 
+    Full fine-tuning leaves frozen what came frozen, such as the lower blocks, unless that is everything.
     The active adapter of a `PeftModel` is the policy's start. It becomes the adapter `policy`, with a frozen copy
     `reference` unless the reference is a model (`own_reference`); under its former name it is gone, so that no third copy
     takes memory, and `save_pretrained` of the `PeftModel` cannot write the untrained start where the trained policy is
@@ -314,7 +331,8 @@ def wrap_policy(model: Model, peft_config=None, *, keep_reference: bool = False,
         )
     if peft_config is None:
         require_full_training(model, "the model")
-        return model.requires_grad_(True)
+        trained = {parameter.requires_grad for parameter in model.parameters()}
+        return model if len(trained) == 2 else model.requires_grad_(True)
     require_trainable_adapter(peft_config)
     require_known_layers(model, peft_config)
     wrapped = get_peft_model(model, peft_config, adapter_name=POLICY)

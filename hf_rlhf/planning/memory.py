@@ -19,6 +19,7 @@ from hf_rlhf.models.attention import set_attention, training_attention
 from hf_rlhf.models.fused_lora import fuse_lora
 from hf_rlhf.models.lora_targets import require_known_layers
 from hf_rlhf.models.precision import current_device
+from hf_rlhf.models.trunk import trunk_depth
 from hf_rlhf.ops.logprobs import chunk_rows
 from hf_rlhf.planning.layout import Layout
 from hf_rlhf.planning.work import ModelShape
@@ -57,6 +58,12 @@ class MemoryModel:
     reward: float  # bytes of the reward models' weights
     libraries: float  # bytes of a process that has done nothing yet; 0 on a GPU but for its context
     quantized: bool = False
+    trunk: int = 0  # blocks at the bottom that nobody trains
+
+    @property
+    def trained_blocks(self) -> int:
+        """Blocks from the first trained one on."""
+        return self.shape.layers - self.trunk
 
     @property
     def lora(self) -> bool:
@@ -64,13 +71,20 @@ class MemoryModel:
         return self.trained < self.shape.parameters
 
 
+def model_on_meta(config: Any, dtype: torch.dtype = torch.float32) -> Model:
+    """Return the policy's model without memory: its layers, their names and sizes."""
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config, dtype=dtype)
+
+
 def model_without_data(config: Any, dtype: torch.dtype, peft_config: Any) -> Model:
     """The policy's model, its tensors without data; to be called and used within a `FakeTensorMode`."""
     from peft import get_peft_model
-    from transformers import AutoModelForCausalLM
 
     with unset_fake_temporarily(), torch.device("meta"):  # where PEFT can convert and move what it likes
-        model: Any = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        model: Any = model_on_meta(config, dtype)
         if peft_config is None:
             model.requires_grad_(True)
         else:
@@ -105,17 +119,19 @@ def look_at(
         set_attention(training_attention([base_of(model)], args.device, length, packing=False, recomputes=recomputes))
         trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
         saved = saved_bytes(model, args.per_device_train_batch_size, length)
+        trunk = trunk_depth(base_of(model), (POLICY,))
     tokens = args.per_device_train_batch_size * length
     return MemoryModel(
         shape=shape,
         itemsize=base_dtype.itemsize,
         trained=trained,
         activations=saved / tokens,
-        block_activations=saved / tokens / shape.layers,
+        block_activations=saved / tokens / (shape.layers - trunk),
         length=length,
         reward=reward,
         libraries=resident_bytes() + _PROCESS if args.device.type == "cpu" else _CONTEXT,
         quantized=quantized,
+        trunk=trunk,
     )
 
 
@@ -164,13 +180,24 @@ def plan_memory(model: MemoryModel, args: PPOConfig, layout: Layout | None = Non
         "reward models": model.reward,
     }
     gathered = _gathered(model, args, layout, base - unsharded)
+    kept = kept_states(model, args, layout) if args.device.type == "cpu" else 0.0  # where they are kept
     return MemoryPlan(
         {name: size for name, size in fixed.items() if size},
         {
-            name: gathered[name] + size(model, args) * (_SLACK_CPU if args.device.type == "cpu" else 1.0)
+            name: gathered[name]
+            + kept * (name != "generate")
+            + size(model, args) * (_SLACK_CPU if args.device.type == "cpu" else 1.0)
             for name, size in (("generate", _generate), ("score", _score), ("update", _update))
         },
     )
+
+
+def kept_states(model: MemoryModel, args: PPOConfig, layout: Layout) -> float:
+    """Bytes of the states that leave the trunk, of all completions of an iteration on a device; 0 where none are kept."""
+    if not (model.trunk and args.reuse_trunk and args.disable_dropout) or layout.strategy != "ddp":
+        return 0.0
+    tokens = args.rollout_batch_size // args.world_size * model.length
+    return tokens * float(model.shape.hidden * model.itemsize)
 
 
 def _gathered(model: MemoryModel, args: PPOConfig, layout: Layout, base: float) -> dict[str, float]:
@@ -206,7 +233,8 @@ def _update(model: MemoryModel, args: PPOConfig) -> float:
     shape, tokens = model.shape, args.per_device_train_batch_size * model.length
     kept = tokens * model.activations
     if args.gradient_checkpointing:  # the input of each block, and one block at a time
-        kept = tokens * (shape.layers * shape.hidden * model.itemsize + model.block_activations)
+        blocks = model.trained_blocks if args.reuse_trunk else shape.layers
+        kept = tokens * (blocks * shape.hidden * model.itemsize + model.block_activations)
     passes = 1 if args.critic == "value_head" else 2
     return passes * kept + _logits(model, args.per_device_train_batch_size * args.max_completion_length, args.device)
 

@@ -58,7 +58,7 @@ class ModelShape:
 
 @dataclass(frozen=True)
 class IterationSize:
-    """One iteration of PPO with LoRA of every linear layer: what is sampled, and how often it is learned from."""
+    """One iteration of PPO with LoRA on every linear layer of the trained blocks: what is sampled, and how often it is learned from."""
 
     completions: int
     prompt_length: float  # mean, in tokens
@@ -66,6 +66,8 @@ class IterationSize:
     num_ppo_epochs: int
     lora_rank: int = 16
     reward_model: bool = True  # as large as the policy
+    trained_share: float = 1.0  # of the blocks, from the first trained one on
+    reuse_trunk: bool = True  # compute the others once per completion
 
     @property
     def tokens(self) -> float:
@@ -140,7 +142,7 @@ def roofline(shape: ModelShape, size: IterationSize, machine: Machine, itemsize:
     pass that needs no gradient of the frozen weights.
     """
     length = size.prompt_length + size.completion_length
-    adapter = size.lora_rank * shape.linear_features
+    adapter = size.lora_rank * shape.linear_features * size.trained_share
     attention = 2 * shape.layers * shape.query_width * length  # of a token: causal scores and their sum over values
     forward = 2 * (shape.linear + adapter) + attention  # operations a token
     head = 2 * shape.vocab * shape.hidden
@@ -152,8 +154,10 @@ def roofline(shape: ModelShape, size: IterationSize, machine: Machine, itemsize:
     step_flops = size.completions * (forward + head) / machine.flops
     generate = prefill + size.completion_length * max(step_bytes, step_flops)
 
-    passes = 3 if size.reward_model else 2
+    from_trunk = size.trained_share if size.reuse_trunk else 1.0  # of a pass, all but the first
+    passes = 1 + from_trunk + size.reward_model
     score = (passes * size.tokens * forward + 2 * size.completion_tokens * head) / machine.flops
-    backward = 2 * (shape.linear + 2 * adapter) + 2 * attention
-    update = size.num_ppo_epochs * (size.tokens * (forward + backward) + size.completion_tokens * 2 * head)
+    backward = size.trained_share * (2 * shape.linear + 2 * attention) + 4 * adapter
+    pass_and_back = from_trunk * forward + backward
+    update = size.num_ppo_epochs * (size.tokens * pass_and_back + size.completion_tokens * 2 * head)
     return {"generate": generate, "score": score, "update": update / machine.flops}

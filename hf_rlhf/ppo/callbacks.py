@@ -37,23 +37,23 @@ class IterationCallback(TrainerCallback):
 
 
 class SettingsCallback(TrainerCallback):
-    """When training begins, print the sizes of an iteration; a run that does not resume writes its settings, and one that
+    """When training begins, print the sizes of an iteration and what was chosen; a run that does not resume writes its settings, and one that
     does says which of them have changed.
 
     Args:
-        algebra: those sizes, in words.
+        facts: those, in words.
         folder: of the run.
         settings: gives the dataclasses whose flags config.yaml is to hold.
     """
 
-    def __init__(self, algebra: str, folder: Path, settings: Callable[[], Iterable[Any]]):
-        self.algebra = algebra
+    def __init__(self, facts: str, folder: Path, settings: Callable[[], Iterable[Any]]):
+        self.facts = facts
         self.folder = folder
         self.settings = settings
 
     def on_train_begin(self, args, state, control, **kwargs):
         if state.is_world_process_zero:
-            say(self.algebra)
+            say(self.facts)
             if state.global_step == 0 or not (self.folder / CONFIG_FILE).exists():
                 write_settings(self.folder, *self.settings())
             elif changed := changed_settings(self.folder, *self.settings()):

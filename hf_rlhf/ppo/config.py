@@ -140,6 +140,11 @@ class PPOConfig(TrainingArguments):
         False, "Call reward functions for each generation batch while the next is sampled; for those that wait."
     )
     rollout_forward_batch_size: int = _flag(64, "Sequences per forward pass where no gradient is needed.")
+    reuse_trunk: bool = _flag(
+        True,
+        "Compute the lowest blocks, where nobody trains them (lora_layers), once per completion and iteration, and begin"
+        " every pass and update above them. Takes memory for one hidden state of each token.",
+    )
     gather_for_rollout: bool = _flag(
         True,
         "Under FSDP: hold all weights whole on each device while nothing trains. False gathers each block whenever it runs,"

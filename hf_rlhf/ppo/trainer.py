@@ -66,6 +66,7 @@ from hf_rlhf.ppo.setup import (
     require_roles_of_their_own,
     require_scorable,
 )
+from hf_rlhf.ppo.trunk import KeptStates, choose_trunk
 from hf_rlhf.progress import use_compact_progress
 from hf_rlhf.rewards.sources import RewardSource, require_functions, resolve_rewards
 from hf_rlhf.rollout.collect import collect
@@ -183,6 +184,8 @@ class PPOTrainer(IterationTrainer):
             packing=args.leaves_padding_out,
             recomputes=bool(args.gradient_checkpointing),
         )
+        trunk = choose_trunk(policy, args, self._attention, sharded=self.is_fsdp_enabled or self.is_deepspeed_enabled)
+        policy.trunk = trunk.trunk
         if args.use_liger_kernel:
             for model in policy.transformers_models():
                 use_liger_kernels(model, args.device, args.liger_kernel_config)
@@ -198,13 +201,15 @@ class PPOTrainer(IterationTrainer):
             self.prompts = prompt_stream(self.prompt_set, args.rollout_batch_size, args.seed)
             self._stop_at_end_of_turn(next(iter(self._turns(self.prompt_set))))
         self.texts = None if texts is None else TextStream(texts, args.minibatch_size, args.seed)
+        self.kept_states = KeptStates(self.policy)
         self.kl_control = args.kl_control()
         self.shaper = ScoreShaper(args.score_shaping())
         self.iteration_log = IterationLog(args.rollout_batch_size)
         self.guard = UpdateGuard(args, self.iteration_log, self.policy.parameters)
         self._started: int | None = None  # the iteration begun last
         self._drawn = 0  # completions that `generate` sampled in it, over all ranks
-        self.add_callback(SettingsCallback(args.batch_algebra(), self.folder, lambda: self.settings or (args,)))
+        begin = "\n".join(filter(None, [args.batch_algebra(), trunk.words]))
+        self.add_callback(SettingsCallback(begin, self.folder, lambda: self.settings or (args,)))
         self.add_callback(IterationCallback(args.updates_per_iteration, self.updates_per_pass))
         self.add_callback(self.guard)
         use_compact_progress(self, PPO_WATCHED, cycle=args.updates_per_iteration)
@@ -319,12 +324,14 @@ class PPOTrainer(IterationTrainer):
             batches = [by_length[start : start + size] for start in range(0, len(by_length), size)]
             for batch in in_step(batches, []) if self._in_step else batches:
                 sequences = Sequences.from_trajectories(batch) if batch else Sequences.of_one_token()
+                sequences = sequences.to(self.args.device)
                 output: Any = self.policy.forward(  # not by its hooks: FSDP's would shard the root again
-                    sequences.to(self.args.device),
+                    sequences,
                     temperature=self.args.temperature,
                     entropy=True,
                     reference=True,
                     full_kl=estimator == FULL_KL,
+                    trunk_states=self.kept_states.of(sequences),
                 )
                 kl = output.kl
                 if kl is None:
@@ -371,6 +378,7 @@ class PPOTrainer(IterationTrainer):
             entropy=args.entropy_coef > 0,
             full_kl=args.full_kl_in_loss,
             texts=texts,
+            trunk_states=self.kept_states.of(experience.sequences),
         )
         loss = self.loss(output, experience)
         tokens = experience.mask.sum()
@@ -510,7 +518,7 @@ class PPOTrainer(IterationTrainer):
         start = time.perf_counter()
         rows = take_share(list(range(len(prepared))))
         seeds = self._seeds("eval", 0, len(rows))
-        with self.iteration_log.set_aside():
+        with self.iteration_log.set_aside(), self.kept_states.set_aside():
             with self._weights_to_sample(), self._failing():
                 trajectories = self.sample_and_score([prepared[row] for row in rows], seeds)
             with self._weights(), self._failing():
@@ -552,6 +560,7 @@ class PPOTrainer(IterationTrainer):
     def _start_iteration(self, iteration: int) -> None:
         self._started = iteration
         self._drawn = 0
+        self.kept_states.clear()
         self.iteration_log.start()
         self.guard.start_iteration()
         if isinstance(self.engine, VLLMEngine):
@@ -571,6 +580,7 @@ class PPOTrainer(IterationTrainer):
 
     def _reset_attention(self) -> None:
         set_attention(dict.fromkeys(self._attention, FUSED))  # with which what is saved will be loaded
+        self.kept_states.clear()
         self._started = None  # an iteration that is begun again sets it again
 
     def _seeds(self, purpose: str, iteration: int, count: int | None = None, first: int = 0) -> list[int]:

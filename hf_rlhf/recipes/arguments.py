@@ -13,7 +13,9 @@ from trl import ModelConfig, RewardConfig, SFTConfig
 from hf_rlhf.checkpoint.best import Directions, require_best_metric, settle_best_metric
 from hf_rlhf.errors import InputError, refusals_of_libraries
 from hf_rlhf.models.load import EMBEDDED_MODEL
+from hf_rlhf.models.lora_targets import in_last_blocks, share_of_blocks
 from hf_rlhf.models.precision import NATIVE, native_dtype
+from hf_rlhf.types import Model
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +49,9 @@ class ModelArguments(ModelConfig):
     use_peft: bool = flag(True, "Train LoRA adapters; false trains every weight.")
     lora_dropout: float = flag(0.0, "LoRA dropout; PPO switches it off in any case.")
     lora_target_modules: list[str] | None = flag(None, "Layers that get LoRA; by default every linear one.")
+    lora_layers: str = flag(
+        "all", "Blocks that get LoRA: all, the last so many (8), or the last part of them (0.25), for faster updates."
+    )
 
     def __post_init__(self):
         self.lora_target_modules = self.lora_target_modules or ["all-linear"]
@@ -55,6 +60,10 @@ class ModelArguments(ModelConfig):
             self.lora_target_modules = [self.lora_target_modules]
         if self.use_peft:
             self._check_lora()
+        elif self.lora_layers != "all":
+            raise InputError(
+                f"lora_layers={self.lora_layers} is invalid: use_peft=false trains every weight. Leave it out."
+            )
 
     def _check_lora(self) -> None:
         targets = self.lora_target_modules
@@ -74,6 +83,7 @@ class ModelArguments(ModelConfig):
         for name, (holds, rule) in rules.items():
             if not holds:
                 raise InputError(f"{name}={getattr(self, name)} is invalid: it must be {rule}.")
+        share_of_blocks(self.lora_layers)
 
     def on(self, device: torch.device) -> "ModelArguments":
         """Return these flags with the `dtype` that `native` stands for on `device`.
@@ -191,14 +201,15 @@ class SFTTrainingArguments(SFTConfig):
         super().__post_init__()
 
 
-def peft_config(model_args: ModelArguments, **overrides: Any):
-    """The LoRA config that the flags describe, or None for full fine-tuning."""
+def peft_config(model_args: ModelArguments, model: Model) -> Any:
+    """Return the LoRA config that the flags describe for `model`, or None for full fine-tuning.
+
+    Raises `InputError` where `lora_layers` names more blocks than the model has.
+    """
     from trl import get_peft_config
 
-    config = get_peft_config(model_args)
-    if config is not None:
-        config.task_type = "CAUSAL_LM"  # a reward model's trainer makes it its own
-    for name, value in overrides.items():
-        if config is not None:
-            setattr(config, name, value)
-    return config
+    config: Any = get_peft_config(model_args)
+    if config is None:
+        return None
+    config.task_type = "CAUSAL_LM"  # a reward model's trainer makes it its own
+    return config if model_args.lora_layers == "all" else in_last_blocks(config, model, model_args.lora_layers)

@@ -15,7 +15,7 @@ from hf_rlhf.models.load import read_config
 from hf_rlhf.models.precision import native_dtype
 from hf_rlhf.models.same_base import same_model
 from hf_rlhf.planning.layout import Layout, Strategy
-from hf_rlhf.planning.memory import MemoryModel, MemoryPlan, look_at, plan_memory, proposals
+from hf_rlhf.planning.memory import MemoryModel, MemoryPlan, kept_states, look_at, model_on_meta, plan_memory, proposals
 from hf_rlhf.planning.work import IterationSize, Machine, roofline
 from hf_rlhf.ppo.config import PPOConfig
 from hf_rlhf.ppo.launch import rewards_share_base
@@ -77,6 +77,9 @@ def plan_run(plan: PlanArguments, script: PPOArguments, training: PPOConfig, mod
     available = available_bytes(training) if plan.memory_gb is None else plan.memory_gb * 1e9
     console.print(f"\n[bold]{model.model_name_or_path}[/bold]  {known.shape.parameters / 1e6:,.0f}M parameters,"
                   f" {known.trained / 1e6:,.1f}M of them trained; {training.batch_algebra()}{_devices(layout)}\n")  # fmt: skip
+    if kept := kept_states(known, training, layout):
+        console.print(f"The lowest {known.trunk} of {known.shape.layers} blocks are trained by nobody. They are computed once per"
+                      f" completion and iteration, and what leaves them takes {kept / 1e9:.3g} GB.\n")  # fmt: skip
     console.print(_table(memory, available, console.width))
     console.print(_time(plan, training, model, known))
     if memory.peak <= available:
@@ -125,7 +128,7 @@ def memory_model(
             config,
             training,
             dtype=str(config.dtype or torch.float32).removeprefix("torch.") if model.dtype == "auto" else model.dtype,
-            peft_config=peft_config(model)
+            peft_config=peft_config(model, model_on_meta(config))
             if base is None or not model.use_peft
             else PeftConfig.from_pretrained(folder),
             quantized=model.load_in_4bit,
@@ -197,6 +200,8 @@ def _time(plan: PlanArguments, training: PPOConfig, model: ModelArguments, known
         training.num_ppo_epochs,
         lora_rank=model.lora_r,
         reward_model=known.reward > 0,
+        trained_share=known.trained_blocks / known.shape.layers,
+        reuse_trunk=training.reuse_trunk,
     )
     dtype = {2: torch.bfloat16, 4: torch.float32}[known.itemsize]
     ideal = roofline(known.shape, size, Machine.measured(dtype, training.device), known.itemsize)

@@ -80,7 +80,7 @@ def _train(
             train_set,
             eval_dataset=eval_set,
             processing_class=tokenizer,
-            peft_config=None if is_peft_model(policy) else peft_config(model),
+            peft_config=None if is_peft_model(policy) else peft_config(model, policy),
             ptx_dataset=texts,
         )
     folder = output_folder(training)

@@ -87,7 +87,7 @@ def _train(
     train_set, eval_set, report, _ = reward_sets(script, training, tokenizer)
     set_seed(training.seed)  # before the score head's random start
     classifier = load_start(model, load_reward_start, trust_remote_code=trust)
-    config = None if is_peft_model(classifier) else peft_config(model)
+    config = None if is_peft_model(classifier) else peft_config(model, classifier)
     if training.chat_template_path is not None:
         make_room_for_template(classifier, tokenizer, model, config, trust_remote_code=trust)
     require_fitting_tokenizer(classifier, tokenizer)

@@ -64,7 +64,7 @@ def _train(
     set_special_tokens(tokenizer, training)
     train_set, eval_set, report, _ = sft_sets(script, training, tokenizer)
     policy = load_start(model, trainable=True, trust_remote_code=trust)
-    config = None if is_peft_model(policy) else peft_config(model)
+    config = None if is_peft_model(policy) else peft_config(model, policy)
     if training.chat_template_path is not None:
         make_room_for_template(policy, tokenizer, model, config, trust_remote_code=trust)
     require_fitting_tokenizer(policy, tokenizer)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from datasets import Dataset
 from safetensors.torch import load_file
-from tiny import WORDS, make_model, make_prompts, make_tokenizer, make_trainer, metrics_of, perturb
+from tiny import WORDS, make_lora, make_model, make_prompts, make_tokenizer, make_trainer, metrics_of, perturb
 
 TOLERANCE = 1e-6
 GATES = ("ratio_threshold", "early_stop_kl", "critic_warmup_iterations", "critic_learning_rate")
@@ -133,6 +133,19 @@ RUNS = {
         "kl_estimator": "full",
         "kl_in_loss": True,
         "learning_rate": 0.05,
+    },
+    "trunk": {
+        "lora": make_lora(
+            target_modules=["q_proj", "down_proj"], layers_to_transform=[1], layers_pattern="layers"
+        ),  # of two blocks
+        "critic": "adapter",
+        "kl_estimator": "full",
+        "kl_in_loss": True,
+        "ptx_dataset": texts,
+        "ptx_coef": 0.1,
+        "gradient_checkpointing": True,
+        "max_steps": 4,
+        "save_steps": 4,
     },
     "sparse": {
         "data": lambda: make_prompts(16).to_iterable_dataset(),

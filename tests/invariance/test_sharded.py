@@ -14,7 +14,9 @@ ZERO_2_RUNS = {
 """Those of two ranks, without the flags that need the optimizer, which DeepSpeed owns."""
 
 
-FSDP2_RUNS = TWO_RANKS | {f"{place}, in step": cut | {"gather_for_rollout": False} for place, cut in TWO_RANKS.items()}
+FSDP2_RUNS = TWO_RANKS | {
+    f"{place}, in step": cut | {"gather_for_rollout": False} for place, cut in TWO_RANKS.items() if place != "trunk"
+}
 """Those of two ranks, with the weights gathered once for a rollout, and block by block."""
 
 

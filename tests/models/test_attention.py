@@ -12,7 +12,6 @@ from hf_rlhf.models.attention import (
     FUSED,
     PACKED,
     attention,
-    packed_states,
     set_attention,
     training_attention,
 )
@@ -123,9 +122,9 @@ def test_a_neighbour_is_not_seen(length):
     model = small_model("llama")
     set_attention({model: PACKED} if kinds_of(model) else {})
     ids, real, rows, columns = batch([length, length])
-    one = packed_states(model, ids, real, rows, columns)
+    one = states_at(model, ids, real, rows, columns)
     ids[0] = ids[0].flip(0)
-    other = packed_states(model, ids, real, rows, columns)
+    other = states_at(model, ids, real, rows, columns)
     assert torch.equal(one[length:], other[length:])
     assert not torch.equal(one[:length], other[:length])
 

@@ -1,11 +1,14 @@
 """Names of layers in a LoRA config are there in the model, or an error says which are."""
 
 import pytest
-from peft import LoraConfig, get_peft_model
-from tiny import make_lora, make_model, make_tokenizer
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from tiny import make_lora, make_model, make_tokenizer, perturb
+from transformers import LlamaForCausalLM
 
 from hf_rlhf.errors import InputError
-from hf_rlhf.models.lora_targets import require_known_layers
+from hf_rlhf.models.adapters import POLICY, save_adapter
+from hf_rlhf.models.lora_targets import in_last_blocks, last_blocks, require_known_layers
 from hf_rlhf.models.policy import wrap_policy
 from hf_rlhf.models.vocabulary import resize_vocabulary
 from hf_rlhf.reward_modeling.training import make_reward_trainer
@@ -73,3 +76,69 @@ def test_weights_that_zero_3_holds_elsewhere_are_still_matrices(model):
     require_known_layers(model, LoraConfig(target_modules=["q_proj"]))
     with pytest.raises(InputError, match="ZeRO-3 has split"):
         resize_vocabulary(model, 100)
+
+
+# The last blocks alone
+
+
+@pytest.mark.parametrize(
+    ("layers", "blocks", "count"),
+    [("all", 30, 30), ("8", 30, 8), (8, 30, 8), ("0.25", 30, 8), (0.5, 30, 15), ("0.001", 30, 1), (2, 2, 2)],
+)
+def test_blocks_that_a_flag_means(layers, blocks, count):
+    assert last_blocks(layers, blocks) == count
+
+
+@pytest.mark.parametrize("layers", ["0", "-1", "1.0", "1.5", "half", "nan", "", "31"])
+def test_other_values_are_errors(layers):
+    with pytest.raises(InputError, match=f"lora_layers={layers} is invalid.*all"):
+        last_blocks(layers, 30)
+
+
+def adapted_layers(model, config, layers):
+    """Names of the layers of `model` that PEFT adapts."""
+    adapted = get_peft_model(model, in_last_blocks(config, model, layers)).base_model.model
+    return adapted, {name for name, module in adapted.named_modules() if hasattr(module, "lora_A")}
+
+
+@pytest.mark.parametrize(
+    ("targets", "inner"),
+    [
+        ("all-linear", 7),
+        (["q_proj", "mlp.down_proj"], 2),
+        (r".*\.(q|v)_proj", 2),
+    ],
+)
+def test_only_the_last_blocks_are_adapted(targets, inner):
+    model = make_model(make_tokenizer(), num_hidden_layers=4)
+    _, names = adapted_layers(model, make_lora(target_modules=targets), 2)
+    assert len(names) == 2 * inner
+    assert {name.split(".")[2] for name in names} == {"2", "3"}
+
+
+def test_parameters_of_the_last_blocks():
+    model = make_model(make_tokenizer(), num_hidden_layers=3)
+    config = in_last_blocks(LoraConfig(target_modules=[], target_parameters=["k_proj.weight"]), model, 1)
+    assert config.target_parameters == ["layers.2.self_attn.k_proj.weight"]
+    require_known_layers(model, config)
+
+
+def test_other_names_of_blocks():
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=29, n_positions=16, n_embd=16, n_layer=3, n_head=2))
+    _, names = adapted_layers(model, make_lora(fan_in_fan_out=True), "0.3")
+    assert names == {f"transformer.h.2.{name}" for name in ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")}
+
+
+@pytest.mark.parametrize("targets", ["all-linear", r".*\.(q|v)_proj"])
+def test_plain_peft_loads_what_was_saved(tmp_path, targets):
+    base = make_model(make_tokenizer(), num_hidden_layers=3)
+    base.save_pretrained(tmp_path / "base")
+    policy = wrap_policy(base, in_last_blocks(make_lora(target_modules=targets), base, 2))
+    perturb(policy, only="lora")
+    save_adapter(policy, POLICY, tmp_path / "adapter")
+    ids = torch.arange(1, 7)[None]
+    loaded = PeftModel.from_pretrained(LlamaForCausalLM.from_pretrained(tmp_path / "base"), tmp_path / "adapter")
+    assert sum("lora_A" in name for name, _ in loaded.named_parameters()) == 2 * (7 if targets == "all-linear" else 2)
+    torch.testing.assert_close(loaded.eval()(ids).logits, policy.eval()(ids).logits, rtol=0, atol=0)

@@ -13,10 +13,13 @@ from torch import nn
 
 from hf_rlhf.cli import main
 from hf_rlhf.errors import InputError
+from hf_rlhf.models.adapters import POLICY, base_of
 from hf_rlhf.models.load import load_causal_lm
+from hf_rlhf.models.lora_targets import in_last_blocks
 from hf_rlhf.models.policy import PolicyWithValue, wrap_policy
 from hf_rlhf.models.quantized import keep_4bit_layout
 from hf_rlhf.models.reward_model import load_reward_model
+from hf_rlhf.models.trunk import find_trunk
 from hf_rlhf.rewards.learned import LearnedReward
 from hf_rlhf.rollout.engines import TransformersEngine
 from hf_rlhf.rollout.sampling import Sampling
@@ -162,3 +165,15 @@ def test_a_reward_model_scores_as_it_was_trained_and_so_does_its_merge(tmp_path,
     adapted = scores(out, quantization_config=in_4_bits(), device_map={"": "cpu"})
     merged = scores(f"{out}/merged")
     assert merged == pytest.approx(adapted, abs=0.3)  # rounded to 4 bits once more
+
+
+def test_a_pass_begins_above_the_trunk(model_folder):
+    """And gives what the whole pass gives, to the bit."""
+    model = load_4bit(model_folder)
+    policy = perturb(PolicyWithValue(wrap_policy(model, in_last_blocks(make_lora(), model, 1))), only="lora")
+    policy.trunk = find_trunk(base_of(policy.model), (POLICY,))
+    sequences = make_sequences()
+    whole = policy(sequences)
+    above = policy(sequences, trunk_states=policy.trunk_states(sequences))
+    assert policy.trunk.depth == 1
+    assert torch.equal(above.logprobs, whole.logprobs)

@@ -16,9 +16,19 @@ from hf_rlhf.errors import InputError
 from hf_rlhf.models.adapters import base_of
 from hf_rlhf.models.attention import set_attention
 from hf_rlhf.models.load import EMBEDDED_MODEL, read_config
+from hf_rlhf.models.lora_targets import in_last_blocks
 from hf_rlhf.models.policy import wrap_policy
 from hf_rlhf.planning import work
-from hf_rlhf.planning.memory import look_at, model_without_data, plan_memory, proposals, saved_bytes
+from hf_rlhf.planning.layout import Layout
+from hf_rlhf.planning.memory import (
+    kept_states,
+    look_at,
+    model_on_meta,
+    model_without_data,
+    plan_memory,
+    proposals,
+    saved_bytes,
+)
 from hf_rlhf.planning.work import IterationSize, Machine, ModelShape, roofline
 from hf_rlhf.recipes.arguments import ModelArguments, PPOArguments
 from hf_rlhf.recipes.plan import PlanArguments, memory_model, plan_run
@@ -77,6 +87,26 @@ def test_memory_grows_with_the_micro_batch_alone(tmp_path):
         for micro, accumulated in ((4, 1), (4, 8), (8, 1))
     }
     assert peaks[4, 1] == peaks[4, 8] < peaks[8, 1]
+
+
+def test_fewer_blocks_take_less(tmp_path):
+    """A quarter of the blocks, 8 of 30: the activations of 8, and 2 bytes of each of the 576 numbers of a token's state."""
+    config = read_config(EMBEDDED_MODEL)
+    args = make_config(tmp_path, per_device_train_batch_size=4)
+    lora = in_last_blocks(make_lora(), model_on_meta(config), "0.25")
+    every, quarter = (look_at(config, args, dtype="bfloat16", peft_config=each) for each in (make_lora(), lora))
+    assert (every.trunk, quarter.trunk) == (0, 22)
+    assert quarter.trained == pytest.approx(every.trained * 8 / 30)
+    assert quarter.activations == pytest.approx(every.activations * 8 / 30, rel=0.03)
+    assert quarter.block_activations == pytest.approx(every.block_activations, rel=0.03)
+    ddp = Layout()
+    assert kept_states(quarter, args, ddp) == 8 * 40 * 576 * 2
+    assert kept_states(every, args, ddp) == 0
+    plain = make_config(tmp_path, per_device_train_batch_size=4, reuse_trunk=False)
+    assert kept_states(quarter, plain, ddp) == 0
+    with_states, without = (plan_memory(quarter, each, ddp).phases for each in (args, plain))
+    assert with_states["update"] - without["update"] == pytest.approx(8 * 40 * 576 * 2)
+    assert with_states["generate"] == without["generate"]
 
 
 @pytest.mark.parametrize("share", [0.9, 0.4, 0.02])

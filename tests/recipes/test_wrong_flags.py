@@ -48,6 +48,9 @@ WRONG = [
     (ALL, "--lora_task_type SEQ", "lora_task_type=SEQ is invalid"),
     (ALL, "--lora_target_modules q_proj,v_prj", "Did you mean v_proj?"),
     (ALL, "--lora_target_modules all-linear lm_head", "all-linear alone"),
+    (ALL, "--lora_layers half", "lora_layers=half is invalid: it must be all, a number"),
+    (ALL, "--lora_layers 99", "lora_layers=99 is invalid: the model has"),
+    (ALL, "--use_peft false --lora_layers 1", "use_peft=false trains every weight"),
     (ALL, "--lora_modules_to_save lm_haed", "lora_modules_to_save=lm_haed is invalid"),
     (ALL, "--optim adamw_8bit", "pip install -U bitsandbytes"),
     (ALL, "--optim galore_adamw --optim_target_modules q_proj", "GaLore"),
@@ -87,6 +90,7 @@ def test_a_package_of_kernels_that_is_missing(failing, stage, name):
 def test_a_plan_refuses_what_a_run_would(failing, stage):
     argv = ["plan", *stage("ppo")[1:]]
     assert "lora_target_modules=c_attn is invalid" in failing(*argv, "--lora_target_modules", "c_attn")
+    assert "lora_layers=99 is invalid" in failing(*argv, "--lora_layers", "99")
     assert "(says peft)" in failing(*argv, "--lora_target_parameters", "q_proj.weight")
 
 

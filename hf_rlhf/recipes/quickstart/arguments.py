@@ -1,12 +1,14 @@
 """The settings of the quickstart, and the names of its stages' folders."""
 
 from dataclasses import asdict, dataclass, fields
+from typing import Any
 
 import torch
 
 from hf_rlhf.models.load import EMBEDDED_MODEL
 from hf_rlhf.recipes.arguments import ModelArguments, flag, peft_config
 from hf_rlhf.rollout.sampling import Sampling
+from hf_rlhf.types import Model
 
 CANDIDATES, PREFERENCES, REWARD_MODEL, POLICY, EVALUATION = (
     "candidates", "preferences", "reward_model", "policy", "evaluation"
@@ -36,9 +38,6 @@ class Size:
             max_preferences=round(400 * share),
             ppo_iterations=round(18 * (share + 0.5) / 1.5),
         )
-
-
-SIZE_FLAGS = tuple(field.name for field in fields(Size))
 
 
 SIZE_FLAGS = tuple(field.name for field in fields(Size))
@@ -81,11 +80,11 @@ class QuickstartArguments:
         """How replies are sampled, in every stage."""
         return Sampling(max_completion_length=self.max_completion_length, temperature=self.temperature)
 
-    @property
-    def lora(self):
-        """The LoRA config of both adapters: attention only, which is enough here and half the work of every layer."""
+    def lora(self, model: Model) -> Any:
+        """Return the LoRA config of both adapters: attention only, which is enough here and half the work of every layer."""
         modules = self.lora_target_modules.split(",")
-        return peft_config(ModelArguments(model_name_or_path=self.model_name_or_path, lora_target_modules=modules))
+        flags = ModelArguments(model_name_or_path=self.model_name_or_path, lora_target_modules=modules)
+        return peft_config(flags, model)
 
     @property
     def model_kwargs(self) -> dict[str, str]:

@@ -61,8 +61,7 @@ def measure_speed(args: QuickstartArguments) -> Speed:
             token = max(many - few, 0.0) / (_MANY - _FEW)
             prompt, step = (first - many) / _MANY, max(few - _FEW * token, 0.0)
         advance(1)
-        lora: Any = args.lora
-        policy = PolicyWithValue(get_peft_model(model, lora)).to(current_device())
+        policy = PolicyWithValue(get_peft_model(model, args.lora(model))).to(current_device())
         length = max(args.max_completion_length * 3 // 4, 1)  # many replies end before the limit
         _passes(policy, rows[:1], length)
         advance(1)

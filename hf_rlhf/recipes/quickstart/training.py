@@ -49,7 +49,7 @@ def train_reward_model(args: QuickstartArguments, root: Path, folder: Path) -> N
     )
     set_seed(args.seed)  # before the score head's random start
     classifier = load_sequence_classifier(args.model_name_or_path, **args.model_kwargs)
-    trainer = make_reward_trainer(classifier, tokenizer, training, train, peft_config=args.lora)
+    trainer = make_reward_trainer(classifier, tokenizer, training, train, peft_config=args.lora(classifier))
     with adapters_in_base_dtype(trainer.model):
         trainer.train(resume_from_checkpoint=AUTO)
     save_trained(trainer, folder)
@@ -98,13 +98,14 @@ def train_policy(args: QuickstartArguments, reward_model: Path, folder: Path, **
         "seed": args.seed,
     }
     training = PPOConfig(**(settings | flags))
+    policy = load_causal_lm(args.model_name_or_path, **args.model_kwargs)
     trainer = PPOTrainer(
-        load_causal_lm(args.model_name_or_path, **args.model_kwargs),
+        policy,
         str(reward_model),
         training,
         Dataset.from_list(prompts),
         processing_class=load_tokenizer(args.model_name_or_path),
-        peft_config=args.lora,
+        peft_config=args.lora(policy),
     )
     trainer.train(resume_from_checkpoint=AUTO)
     trainer.save_model()

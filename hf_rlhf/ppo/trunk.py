@@ -1,0 +1,104 @@
+"""The policy's trunk in a PPO run: whether it can be computed once per sequence and iteration, and the states kept of it."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from hf_rlhf.models.adapters import CRITIC, POLICY, REFERENCE, base_of
+from hf_rlhf.models.attention import attention
+from hf_rlhf.models.critics import ModelCritic
+from hf_rlhf.models.policy import PolicyWithValue
+from hf_rlhf.models.trunk import CannotEnter, Trunk, find_trunk
+from hf_rlhf.ppo.config import PPOConfig
+from hf_rlhf.types import Model, Sequences
+
+
+class TrunkChoice(NamedTuple):
+    """The trunk to keep states of, None for the plain way, and that in words; no words where every block is trained."""
+
+    trunk: Trunk | None
+    words: str
+
+
+def choose_trunk(
+    policy: PolicyWithValue, args: PPOConfig, attention_kinds: Mapping[Model, str], *, sharded: bool
+) -> TrunkChoice:
+    """Find the blocks that nobody trains, by a few tokens, and decide whether their states are kept.
+
+    Args:
+        policy: policy, critic and reference; adapters of rewards play no part.
+        args: of the run.
+        attention_kinds: the attention of models that train with another than they have now.
+        sharded: whether the launcher shards weights or optimizer state.
+    """
+    if not args.reuse_trunk:
+        return TrunkChoice(None, "")
+    model = base_of(policy.model)
+    kind = attention_kinds.get(model, model.config._attn_implementation)
+    try:
+        with attention(model, kind):
+            trunk = find_trunk(model, (POLICY, CRITIC, REFERENCE))
+    except CannotEnter as reason:
+        return TrunkChoice(None, f"trunk: computed anew in every pass, since {reason}")
+    if trunk is None:
+        return TrunkChoice(None, "")
+    blocks = f"the lowest {trunk.depth} of {trunk.blocks} blocks, which nobody trains,"
+    if sharded:
+        return TrunkChoice(None, f"trunk: {blocks} are computed anew in every pass, since FSDP or DeepSpeed owns them")
+    if not args.disable_dropout:
+        return TrunkChoice(None, f"trunk: {blocks} are computed anew in every pass, since disable_dropout=false")
+    roles = [
+        name
+        for name, apart in (
+            ("critic", isinstance(policy.critic, ModelCritic)),
+            ("reference", policy.reference_model is not None and not policy.reference_has_trunk),
+        )
+        if apart
+    ]
+    besides = f"; not for the {' and the '.join(roles)}, a model of its own" if roles else ""
+    return TrunkChoice(trunk, f"trunk: {blocks} are computed once per completion and iteration{besides}")
+
+
+class KeptStates:
+    """What leaves the policy's trunk, of the sequences of one iteration: on the CPU, found again by their tokens.
+
+    The tokens alone decide these states. So a rank that gets a row from another computes them anew, which is faster than
+    to send them.
+    """
+
+    def __init__(self, policy: PolicyWithValue):
+        self.policy = policy
+        self._by_tokens: dict[bytes, Tensor] = {}
+        self._keeping = True
+
+    def clear(self) -> None:
+        """Forget all."""
+        self._by_tokens = {}
+
+    @contextmanager
+    def set_aside(self) -> Iterator[None]:
+        """Keep nothing of what is computed in the block: it belongs to no iteration."""
+        self._keeping = False
+        try:
+            yield
+        finally:
+            self._keeping = True
+
+    def of(self, sequences: Sequences) -> list[Tensor] | None:
+        """Return the states `(L_b, H)` of each sequence, computed where they are new; None for a policy without trunk."""
+        if self.policy.trunk is None:
+            return None
+        device, lengths = sequences.input_ids.device, sequences.attention_mask.sum(dim=1).tolist()
+        rows = zip(sequences.input_ids.cpu().numpy(), lengths, strict=True)
+        keys = [ids[:length].tobytes() for ids, length in rows]
+        new = {key: b for b, key in enumerate(keys) if key not in self._by_tokens}
+        computed: dict[bytes, Tensor] = {}
+        if new:
+            part = sequences[torch.tensor(list(new.values()), device=device)]
+            computed = dict(zip(new, self.policy.trunk_states(part), strict=True))
+        if self._keeping:
+            self._by_tokens |= {key: states.cpu() for key, states in computed.items()}
+        return [computed[key] if key in computed else self._by_tokens[key].to(device) for key in keys]

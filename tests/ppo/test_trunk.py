@@ -1,0 +1,171 @@
+"""A run in which the lower blocks are computed once per completion and iteration, and what it says of that."""
+
+import pytest
+import torch
+from tiny import (
+    make_config,
+    make_lora,
+    make_model,
+    make_prompts,
+    make_tokenizer,
+    make_trainer,
+    perturb,
+    snapshot,
+    trained,
+)
+
+from hf_rlhf.ppo.trainer import PPOTrainer
+
+LAST = {"target_modules": ["q_proj", "down_proj"], "layers_to_transform": [1], "layers_pattern": "layers"}
+ONCE = "the lowest 1 of 2 blocks, which nobody trains, are computed once per completion and iteration"
+
+
+def last_block_trainer(folder, **settings):
+    trainer = make_trainer(folder, **{"lora": make_lora(**LAST)} | settings)
+    perturb(trainer.policy, only="lora")
+    return trainer
+
+
+def runs_of_lowest_block(trainer):
+    """A list that gets the number of tokens of each pass through the trunk, sampling left out."""
+    tokens = []
+    policy = trainer.policy
+    states = policy.trunk_states
+
+    def counted(sequences):
+        tokens.append(int(sequences.attention_mask.sum()))
+        return states(sequences)
+
+    policy.trunk_states = counted
+    return tokens
+
+
+def test_it_is_computed_once_in_an_iteration(tmp_path, capsys):
+    trainer = last_block_trainer(tmp_path)
+    tokens = runs_of_lowest_block(trainer)
+    rows = []
+    make_experience = trainer.make_experience
+
+    def experience_of(*args):
+        experience = make_experience(*args)
+        rows.append(experience.sequences)
+        return experience
+
+    trainer.make_experience = experience_of
+    trainer.train()
+    assert len(rows) == 2
+    each = [
+        {tuple(ids[:n].tolist()) for ids, n in zip(s.input_ids, s.attention_mask.sum(1), strict=True)} for s in rows
+    ]
+    assert tokens == [sum(map(len, sequences)) for sequences in each]  # two equal completions are one
+    assert not trainer.kept_states._by_tokens
+    assert f"trunk: {ONCE}\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ({"lora": True}, ""),
+        ({"reuse_trunk": False}, ""),
+        ({"disable_dropout": False}, "computed anew in every pass, since disable_dropout=false"),
+    ],
+)
+def test_the_plain_way(tmp_path, capsys, flags, words):
+    trainer = last_block_trainer(tmp_path, max_steps=4, **flags)
+    assert trainer.policy.trunk is None
+    tokens = runs_of_lowest_block(trainer)
+    trainer.train()
+    printed = capsys.readouterr().out
+    assert not tokens
+    assert words in printed
+    assert ("trunk:" in printed) == bool(words)
+
+
+def test_an_architecture_that_cannot_be_entered(tmp_path, capsys):
+    model = make_model(make_tokenizer())
+    left = {}
+    model.model.layers[0].register_forward_hook(lambda block, inputs, output: left.update(states=output))
+    model.model.layers[1].register_forward_pre_hook(lambda block, inputs: (inputs[0] + left.pop("states"), *inputs[1:]))
+    trainer = last_block_trainer(tmp_path, model=model, max_steps=4)
+    trainer.train()
+    assert "trunk: computed anew in every pass, since its code cannot begin at block 1" in capsys.readouterr().out
+
+
+def test_models_of_their_own_are_named(tmp_path):
+    from invariance.runs import classifier
+
+    settings = {"critic": "model", "trainer_kwargs": {"value_model": classifier()}}
+    settings["trainer_kwargs"]["ref_model"] = make_model(make_tokenizer(), seed=1)
+    states = {}
+    for reuse in (True, False):
+        trainer = last_block_trainer(tmp_path / str(reuse), reuse_trunk=reuse, max_steps=4, optim="sgd", **settings)
+        assert (trainer.policy.trunk is not None) == reuse
+        trainer.train()
+        states[reuse] = trained(trainer.policy)
+        settings["trainer_kwargs"]["value_model"] = classifier()
+    for name, weight in states[True].items():
+        torch.testing.assert_close(weight, states[False][name], rtol=1e-5, atol=1e-6)
+
+
+def test_full_fine_tuning_of_the_upper_blocks(tmp_path):
+    """What came frozen stays so, and the reference, a copy, begins above the trunk too."""
+    weights = {}
+    for reuse in (True, False):
+        model = make_model(make_tokenizer())
+        for part in (model.model.embed_tokens, model.model.layers[0]):
+            part.requires_grad_(False)
+        trainer = make_trainer(
+            tmp_path / str(reuse), model=model, lora=None, reuse_trunk=reuse, optim="sgd", kl_estimator="full"
+        )
+        assert (trainer.policy.trunk is not None) == reuse
+        start = snapshot(model)
+        trainer.train()
+        weights[reuse] = snapshot(model)
+        assert {name for name, weight in start.items() if not torch.equal(weight, weights[reuse][name])} == {
+            name for name, parameter in model.named_parameters() if parameter.requires_grad
+        }
+    assert not any("layers.0" in name or "embed" in name for name in trained(model))
+    for name, weight in weights[True].items():
+        assert (weight - weights[False][name]).norm() <= 1e-6 * weight.norm(), name
+
+
+def test_an_own_loop_with_masks_of_several_turns(tmp_path):
+    """Completions from elsewhere, of which some tokens are another speaker's."""
+    tokenizer, weights = make_tokenizer(), {}
+    prompts = [row["prompt"] for row in make_prompts(8)]
+    completions = [[7 + (b + t) % 20 for t in range(3 + b % 5)] for b in range(8)]
+    masks = [[t % 3 != 1 for t in range(len(ids))] for ids in completions]
+    for reuse in (True, False):
+        trainer = PPOTrainer(
+            make_model(tokenizer),
+            None,
+            make_config(tmp_path / str(reuse), reuse_trunk=reuse, optim="sgd", learning_rate=0.5),
+            processing_class=tokenizer,
+            peft_config=make_lora(**LAST),
+        )
+        perturb(trainer.policy, only="lora")
+        start = trained(trainer.policy)
+        for _ in range(2):
+            trainer.step(prompts, completions, [float(b % 3) for b in range(8)], masks)
+        weights[reuse] = trained(trainer.policy)
+    for name, weight in weights[True].items():
+        assert (weight - start[name]).norm() > 1e-4 * start[name].norm(), name
+        assert (weight - weights[False][name]).norm() <= 1e-6 * weight.norm(), name
+
+
+def test_a_resumed_run_is_the_whole_run(tmp_path):
+    whole = last_block_trainer(tmp_path / "whole", save_strategy="steps", save_steps=4)
+    whole.train()
+    resumed = last_block_trainer(tmp_path / "resumed")
+    resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-4"))
+    assert resumed.policy.trunk is not None
+    for name, weight in trained(whole.policy).items():
+        assert torch.equal(trained(resumed.policy)[name], weight), name
+
+
+def test_evaluation_keeps_nothing(tmp_path):
+    trainer = last_block_trainer(tmp_path, trainer_kwargs={"eval_dataset": make_prompts(4)})
+    tokens = runs_of_lowest_block(trainer)
+    assert trainer.evaluate()["eval_kl"] > 0
+    assert len(tokens) == 1
+    assert not trainer.kept_states._by_tokens
