@@ -37,11 +37,12 @@ class IterationCallback(TrainerCallback):
 
 
 class SettingsCallback(TrainerCallback):
-    """When training begins, print the sizes of an iteration and what was chosen; a run that does not resume writes its settings, and one that
-    does says which of them have changed.
+    """When training begins, print the sizes of an iteration and what was chosen.
+
+    A run that does not resume writes its settings, and one that does says which of them have changed.
 
     Args:
-        facts: those, in words.
+        facts: those sizes and choices, in words.
         folder: of the run.
         settings: gives the dataclasses whose flags config.yaml is to hold.
     """

@@ -37,6 +37,7 @@ from hf_rlhf.models.sharding import unsharded
 from hf_rlhf.models.value_model import ValueModel
 from hf_rlhf.ops import FULL_KL, gae, kl_estimate, token_rewards, whiten
 from hf_rlhf.ppo.callbacks import PPO_WATCHED, IterationCallback, SettingsCallback
+from hf_rlhf.ppo.choices import choices, in_lines
 from hf_rlhf.ppo.config import PPOConfig
 from hf_rlhf.ppo.experience import Experience, micro_batches, require_finite
 from hf_rlhf.ppo.guard import UpdateGuard
@@ -208,7 +209,8 @@ class PPOTrainer(IterationTrainer):
         self.guard = UpdateGuard(args, self.iteration_log, self.policy.parameters)
         self._started: int | None = None  # the iteration begun last
         self._drawn = 0  # completions that `generate` sampled in it, over all ranks
-        begin = "\n".join(filter(None, [args.batch_algebra(), trunk.words]))
+        self.choices = choices(policy.model, args, self._attention, trunk)
+        begin = f"{args.batch_algebra()}\n{in_lines(self.choices)}"
         self.add_callback(SettingsCallback(begin, self.folder, lambda: self.settings or (args,)))
         self.add_callback(IterationCallback(args.updates_per_iteration, self.updates_per_pass))
         self.add_callback(self.guard)

@@ -42,14 +42,14 @@ def choose_trunk(
         with attention(model, kind):
             trunk = find_trunk(model, (POLICY, CRITIC, REFERENCE))
     except CannotEnter as reason:
-        return TrunkChoice(None, f"trunk: computed anew in every pass, since {reason}")
+        return TrunkChoice(None, f"computed anew in every pass, since {reason}")
     if trunk is None:
         return TrunkChoice(None, "")
     blocks = f"the lowest {trunk.depth} of {trunk.blocks} blocks, which nobody trains,"
     if sharded:
-        return TrunkChoice(None, f"trunk: {blocks} are computed anew in every pass, since FSDP or DeepSpeed owns them")
+        return TrunkChoice(None, f"{blocks} are computed anew in every pass, since FSDP or DeepSpeed owns them")
     if not args.disable_dropout:
-        return TrunkChoice(None, f"trunk: {blocks} are computed anew in every pass, since disable_dropout=false")
+        return TrunkChoice(None, f"{blocks} are computed anew in every pass, since disable_dropout=false")
     roles = [
         name
         for name, apart in (
@@ -59,7 +59,7 @@ def choose_trunk(
         if apart
     ]
     besides = f"; not for the {' and the '.join(roles)}, a model of its own" if roles else ""
-    return TrunkChoice(trunk, f"trunk: {blocks} are computed once per completion and iteration{besides}")
+    return TrunkChoice(trunk, f"{blocks} are computed once per completion and iteration{besides}")
 
 
 class KeptStates:

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -154,10 +155,10 @@ def planned_peak(script: PPOArguments, training: PPOConfig, model: ModelArgument
         return None
 
 
-def write_plan(folder: Path, planned: float | None, measured: float | None) -> None:
-    """plan.json: the peak that was planned, and the one that was measured."""
+def write_plan(folder: Path, planned: float | None, measured: float | None, chosen: Mapping[str, str]) -> None:
+    """plan.json: the peak that was planned, the one that was measured, and what the run chose by itself."""
     peaks = {"planned_peak_gb": planned, "measured_peak_gb": measured}
-    content = {name: None if peak is None else peak / 1e9 for name, peak in peaks.items()}
+    content = {name: None if peak is None else peak / 1e9 for name, peak in peaks.items()} | {"chosen": chosen}
     (folder / PLAN_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 

@@ -96,7 +96,7 @@ def _train(
         needs = {"end_ids": ends if set(ends) - set(configured) else None, "vocabulary": own_vocabulary(policy)}
         _write_card(folder, script, training, model, needs)
         if trainer.state.global_step > trainer.resumed_at:  # or nothing was measured, and plan.json stays
-            write_plan(folder, planned, peak)
+            write_plan(folder, planned, peak, trainer.choices)
         if training.push_to_hub:
             push_folder(folder, training.hub_model_id, private=training.hub_private_repo)
     release(trainer)

@@ -1,0 +1,95 @@
+"""The choices that a run makes by itself, in words: what is fast here, and what goes the plain way for which reason."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+from hf_rlhf.models.adapters import base_of, is_peft_model
+from hf_rlhf.models.attention import PACKED
+from hf_rlhf.models.fused_lora import FusedLoraLinear
+from hf_rlhf.models.precision import native_dtype
+from hf_rlhf.ops.logprobs import chunk_rows
+from hf_rlhf.ppo.config import PPOConfig
+from hf_rlhf.ppo.trunk import TrunkChoice
+from hf_rlhf.types import Model
+
+
+def choices(model: Model, args: PPOConfig, attention_kinds: Mapping[Model, str], trunk: TrunkChoice) -> dict[str, str]:
+    """Return what was chosen for a PPO run, by name.
+
+    Args:
+        model: the policy's, with its adapter.
+        args: of the run.
+        attention_kinds: the attention of models that train with another than the one they are loaded with.
+        trunk: what is computed once.
+    """
+    base = base_of(model)
+    vocabulary = base.config.get_text_config().vocab_size
+    kind = attention_kinds.get(base, base.config._attn_implementation)
+    return {
+        "device": _device(args),
+        "dtype": _dtype(base, args.device),
+        "sampling": _engine(args),
+        "attention": _attention(kind, args),
+        "adapters": _adapters(model),
+        "logits": f"{chunk_rows(vocabulary, args.device)} tokens at a time",
+        "trunk": trunk.words or "every block is trained" if args.reuse_trunk else "reuse_trunk=false",
+        "compiled blocks": "in updates" if args.torch_compile else "no (torch_compile)",
+    }
+
+
+def in_lines(chosen: Mapping[str, str]) -> str:
+    """Write them one below the other."""
+    return "\n".join(f"{name}: {words}" for name, words in chosen.items())
+
+
+def _device(args: PPOConfig) -> str:
+    ranks = f", {args.world_size} ranks" if args.world_size > 1 else ""
+    if args.device.type == "cpu":
+        return f"cpu, {torch.get_num_threads()} threads{ranks}"
+    name = torch.cuda.get_device_name(args.device) if args.device.type == "cuda" else args.device.type
+    return f"{args.device} ({name}){ranks}"
+
+
+def _dtype(base: Model, device: torch.device) -> str:
+    if getattr(base, "is_quantized", False):
+        return "4-bit base; what is trained is float32"
+    if base.dtype == torch.float32:
+        return "float32"
+    name = str(base.dtype).removeprefix("torch.")
+    slow = base.dtype == torch.bfloat16 and native_dtype(device) != base.dtype
+    return f"{name} base{', which this device multiplies slowly' if slow else ''}; what is trained is float32"
+
+
+def _engine(args: PPOConfig) -> str:
+    if args.use_vllm:
+        return "vLLM server"
+    if args.use_transformers_continuous_batching:
+        return "transformers, continuous batching"
+    size = args.generation_batch_size or args.rollout_batch_size // args.world_size
+    return f"transformers, {size} completions at a time"
+
+
+def _attention(kind: str, args: PPOConfig) -> str:
+    if kind == PACKED:
+        return "sequences end to end, without padding"
+    if args.torch_compile:
+        why = "torch_compile would compile anew for each length"
+    elif not args.leaves_padding_out:
+        why = "padding_free" if args.padding_free is False else "padding_free is for CPUs unless set"
+    else:
+        why = "this architecture mixes sequences that lie end to end"
+    return f"{kind}, padded: {why}"
+
+
+def _adapters(model: nn.Module) -> str:
+    if not is_peft_model(model):
+        return "none, all weights are trained"
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    fused = sum(isinstance(layer, FusedLoraLinear) for layer in layers)
+    rest = len(layers) - fused
+    plain = f", {rest} by PEFT: no plain LoRA on a plain linear layer" if rest else ""
+    return f"{fused} of {len(layers)} layers in one product{plain}"
