@@ -58,7 +58,10 @@ class ModelShape:
 
 @dataclass(frozen=True)
 class IterationSize:
-    """One iteration of PPO with LoRA of every linear layer: what is sampled, and how often it is learned from."""
+    """One iteration of PPO: what is sampled, how often it is learned from, and what is trained.
+
+    LoRA is on every linear layer; `lora_rank` 0 trains all weights.
+    """
 
     completions: int
     prompt_length: float  # mean, in tokens
@@ -66,6 +69,7 @@ class IterationSize:
     num_ppo_epochs: int
     lora_rank: int = 16
     reward_model: bool = True  # as large as the policy
+    own_critic: bool = False  # whose states are not the policy's: an adapter or a model
 
     @property
     def tokens(self) -> float:
@@ -136,8 +140,8 @@ def roofline(shape: ModelShape, size: IterationSize, machine: Machine, itemsize:
     """The fewest seconds that `generate`, `score` and `update` can take.
 
     A decoding step reads every weight and the keys and values so far; all else is arithmetic. Scoring is a pass of the
-    policy with its critic, one of the reference and one of the reward model. An update is a forward pass, and a backward
-    pass that needs no gradient of the frozen weights.
+    policy with its critic, one of the reference and one of the reward model; a critic of its own is a pass more, here and
+    in an update. An update is a forward pass, and a backward pass that needs no gradient of the frozen weights.
     """
     length = size.prompt_length + size.completion_length
     adapter = size.lora_rank * shape.linear_features
@@ -152,8 +156,10 @@ def roofline(shape: ModelShape, size: IterationSize, machine: Machine, itemsize:
     step_flops = size.completions * (forward + head) / machine.flops
     generate = prefill + size.completion_length * max(step_bytes, step_flops)
 
-    passes = 3 if size.reward_model else 2
+    passes = 2 + size.reward_model + size.own_critic
     score = (passes * size.tokens * forward + 2 * size.completion_tokens * head) / machine.flops
-    backward = 2 * (shape.linear + 2 * adapter) + 2 * attention
-    update = size.num_ppo_epochs * (size.tokens * (forward + backward) + size.completion_tokens * 2 * head)
+    trained, heads = (adapter, 2) if size.lora_rank else (shape.linear, 3)
+    backward = 2 * (shape.linear + adapter + trained) + 2 * attention
+    trained_tokens = (1 + size.own_critic) * size.tokens
+    update = size.num_ppo_epochs * (trained_tokens * (forward + backward) + size.completion_tokens * heads * head)
     return {"generate": generate, "score": score, "update": update / machine.flops}
