@@ -29,7 +29,7 @@ from hf_rlhf.ppo.launch import rewards_share_base
 from hf_rlhf.types import Model
 
 _CONTEXT = 0.6e9  # bytes of a CUDA context
-_PROCESS = 0.4e9  # by which a process on a CPU grows besides: tokenizer, kernels, buffers; fitted, as is the next
+_PROCESS = 0.15e9  # by which a process on a CPU grows besides: tokenizer, kernels, buffers; fitted, as is the next
 _SLACK_CPU = 1.15  # of a phase: what malloc does not give back, which differs by 20 % between equal runs
 _KINDS = _SIZES, _STRATEGY, _TRAINED = range(3)  # of changes to a run that does not fit, the mildest first
 _BYTES_4BIT = 0.56  # a weight in NF4, its block constants included (Dettmers 2023, arXiv 2305.14314)
@@ -173,6 +173,7 @@ def plan_memory(model: MemoryModel, args: PPOConfig, layout: Layout | None = Non
         "reward models": model.reward + (0.0 if _shares_base(model, args, layout) else model.reward_bases),
     }
     besides = _gathered(model, args, layout, base - unsharded)
+    besides["update"] += _left_by_chunks(model, args)
     return MemoryPlan(
         {name: size for name, size in fixed.items() if size},
         {
@@ -227,6 +228,17 @@ def _update(model: MemoryModel, args: PPOConfig) -> float:
         kept = tokens * (shape.layers * shape.hidden * model.itemsize + model.block_activations)
     passes = 1 if args.critic == "value_head" else 2
     return passes * kept + _logits(model, args.per_device_train_batch_size * args.max_completion_length, args.device)
+
+
+def _left_by_chunks(model: MemoryModel, args: PPOConfig) -> float:
+    """Return bytes that malloc holds after the chunks of logits of a micro-batch: of each but the last, one fp32 matrix.
+
+    torch aligns what it allocates, and glibc does not give an aligned block the place of a freed one of its size.
+    """
+    if args.device.type != "cpu":
+        return 0.0
+    tokens = args.per_device_train_batch_size * args.max_completion_length
+    return max(0, tokens - chunk_rows(model.shape.vocab, args.device)) * model.shape.vocab * 4.0
 
 
 def _logits(model: MemoryModel, tokens: int, device: torch.device) -> float:
