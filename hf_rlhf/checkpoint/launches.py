@@ -16,10 +16,8 @@ def require_durable_launch(accelerator: Accelerator, model: nn.Module) -> None:
             f"fsdp_version={fsdp.fsdp_version} is invalid: checkpoints are made of what FSDP 2 shards. Set it to 2, as"
             " recipes/accelerate_configs/fsdp2.yaml does"
         )
-    if fsdp is not None and any(type(weight).__name__ == "Params4bit" for weight in model.parameters()):
-        raise InputError(
-            "load_in_4bit=true is invalid under FSDP2, which does not shard 4-bit weights. Use DDP or ZeRO-2, or a base in bf16"
-        )
+    if fsdp is not None:
+        require_shardable_base(quantized=any(type(weight).__name__ == "Params4bit" for weight in model.parameters()))
     if accelerator.distributed_type.value == "DEEPSPEED":
         plugin: Any = accelerator.deepspeed_plugin
         _require_durable_deepspeed(plugin.deepspeed_config)
@@ -44,13 +42,26 @@ def _require_durable_deepspeed(config: dict[str, Any]) -> None:
         )
 
 
+def require_shardable_base(*, quantized: bool) -> None:
+    """Raise `InputError` for a base of 4 bits under FSDP2."""
+    if quantized:
+        raise InputError(
+            "load_in_4bit=true is invalid under FSDP2, which does not shard 4-bit weights. Use DDP or ZeRO-2, or a base in bf16"
+        )
+
+
+def require_shardable_optimizer(name: str) -> None:
+    """Raise `InputError` for a flag `optim` that names an optimizer which cannot compute on the shards of FSDP2."""
+    if name == "adafactor":
+        raise InputError("optim=adafactor is invalid under FSDP2: it cannot compute on shards. Use adamw_torch")
+
+
 def require_shardable(optimizer: Any, name: str) -> None:
     """Raise `InputError` for an optimizer that does not work on weights that FSDP2 shards.
 
     `name` is the flag `optim`. FSDP2 makes new parameters of a model's, and what an optimizer knew of the old ones is lost.
     """
-    if name == "adafactor":
-        raise InputError("optim=adafactor is invalid under FSDP2: it cannot compute on shards. Use adamw_torch")
+    require_shardable_optimizer(name)
     if optimizer.state:
         raise InputError(
             f"optim={name} is invalid under FSDP2: it has a state before its first update, which sharding loses. Use adamw_torch"

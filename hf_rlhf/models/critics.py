@@ -223,6 +223,12 @@ def build_critic(
     return critic
 
 
+def require_adapter_for_critic(kind: CriticKind, *, has_adapter: bool) -> None:
+    """Raise `InputError` for a critic that is an adapter beside a policy that has none."""
+    if kind == "adapter" and not has_adapter:
+        raise InputError('critic="adapter" needs a policy with LoRA (use_peft, peft_config); or take "model"')
+
+
 def saved_critics(folder: Path) -> list[str]:
     """The kinds of critic that a run left in `folder`: one, or none."""
     return [
@@ -241,8 +247,7 @@ def run_folder(name_or_path: str) -> Path:
 def _adapter_critic(policy: Model, folder: Path | None, fresh: ValueHead) -> AdapterCritic:
     from peft import PeftConfig
 
-    if not is_peft_model(policy):
-        raise InputError('critic="adapter" needs a policy with LoRA (use_peft, peft_config); or take "model"')
+    require_adapter_for_critic("adapter", has_adapter=is_peft_model(policy))
     if folder is None:
         add_trainable_adapter(policy, CRITIC, _fresh_config(policy.peft_config[POLICY]))
         return AdapterCritic(fresh)

@@ -59,7 +59,7 @@ def load_causal_lm(name_or_path: str, *, dtype: str | torch.dtype = NATIVE, **kw
     """
     from transformers import AutoModelForCausalLM
 
-    if (config := _config(name_or_path, **kwargs)) is not None:
+    if (config := find_config(name_or_path, **kwargs)) is not None:
         require_causal_lm(config, repr(name_or_path))
     loaded: Any = _load(AutoModelForCausalLM, name_or_path, dtype=dtype, output_loading_info=True, **kwargs)
     model, info = loaded
@@ -111,15 +111,15 @@ def _other_kind(model_or_config: Model) -> str | None:
 
 def read_config(name_or_path: str):
     """The config of a causal language model; nothing else is downloaded. Raises `InputError` when there is none."""
-    config = _config(name_or_path)
+    config = find_config(name_or_path)
     if config is None:
         raise InputError(f"no model config could be read from {name_or_path!r}\n{_way_out()}")
     require_causal_lm(config, repr(name_or_path))
     return config
 
 
-def _config(name_or_path: str, **kwargs: Any):
-    """The config of a model; None where there is none to read, and loading the model will say why."""
+def find_config(name_or_path: str, **kwargs: Any):
+    """Return the config of a model of any kind; None where there is none to read, and loading the model will say why."""
     from transformers import AutoConfig
 
     of_the_hub = (

@@ -3,7 +3,12 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from transformers.training_args import OptimizerNames
+
+from hf_rlhf.checkpoint.launches import require_shardable_base, require_shardable_optimizer
 from hf_rlhf.distributed import asked_for
+from hf_rlhf.ppo.config import PPOConfig
+from hf_rlhf.ppo.launch import require_flags_of_deepspeed, require_flags_of_fsdp
 
 Strategy = Literal["ddp", "fsdp2", "zero2"]
 
@@ -26,6 +31,15 @@ class Layout:
             if ranks > 1 and asked_for(variable):
                 return cls(strategy, ranks)
         return cls("ddp", ranks)
+
+    def require_flags(self, args: PPOConfig, *, quantized: bool) -> None:
+        """Raise `InputError` for flags that the trainer refuses under this strategy; `quantized` is a base of 4 bits."""
+        if self.strategy == "fsdp2":
+            require_flags_of_fsdp(args)
+            require_shardable_base(quantized=quantized)
+            require_shardable_optimizer(OptimizerNames(args.optim).value)
+        if self.strategy == "zero2":
+            require_flags_of_deepspeed(args)
 
     @property
     def shards_weights(self) -> bool:

@@ -7,6 +7,7 @@ saves is added up. So every architecture and attention counts as it is, at any s
 import copy
 import os
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 
+from hf_rlhf.errors import InputError
 from hf_rlhf.models.adapters import POLICY, base_of, compute_in_base_dtype
 from hf_rlhf.models.attention import set_attention, training_attention
 from hf_rlhf.models.fused_lora import fuse_lora
@@ -24,12 +26,18 @@ from hf_rlhf.ops.logprobs import chunk_rows
 from hf_rlhf.planning.layout import Layout
 from hf_rlhf.planning.work import ModelShape
 from hf_rlhf.ppo.config import PPOConfig
+from hf_rlhf.ppo.launch import rewards_share_base
 from hf_rlhf.types import Model
 
 _CONTEXT = 0.6e9  # bytes of a CUDA context
-_PROCESS = 0.4e9  # by which a process on a CPU grows besides: tokenizer, kernels, buffers; fitted, as is the next
+_PROCESS = 0.15e9  # by which a process on a CPU grows besides: tokenizer, kernels, buffers; fitted, as is the next
 _SLACK_CPU = 1.15  # of a phase: what malloc does not give back, which differs by 20 % between equal runs
+_KINDS = _SIZES, _STRATEGY, _TRAINED = range(3)  # of changes to a run that does not fit, the mildest first
 _BYTES_4BIT = 0.56  # a weight in NF4, its block constants included (Dettmers 2023, arXiv 2305.14314)
+
+
+Flags = dict[str, Any]
+"""Values of flags, by their names on the command line."""
 
 
 @dataclass(frozen=True)
@@ -55,9 +63,10 @@ class MemoryModel:
     activations: float  # bytes that the backward pass keeps, a token
     block_activations: float  # the same of one block
     length: int  # tokens of the longest sequence
-    reward: float  # bytes of the reward models' weights
+    reward: float  # bytes of the reward models' weights, bases shared with the policy left out
     libraries: float  # bytes of a process that has done nothing yet; 0 on a GPU but for its context
     quantized: bool = False
+    reward_bases: float = 0.0  # bytes of the bases of reward adapters, where they cannot share the policy's
     trunk: int = 0  # blocks at the bottom that nobody trains
 
     @property
@@ -177,14 +186,15 @@ def plan_memory(model: MemoryModel, args: PPOConfig, layout: Layout | None = Non
         "what is trained, its gradients and moments": trained,
         "reference": 0.0 if model.lora else frozen,
         "critic": {"value_head": 0.0, "adapter": trained, "model": frozen + trained}[args.critic],
-        "reward models": model.reward,
+        "reward models": model.reward + (0.0 if _shares_base(model, args, layout) else model.reward_bases),
     }
-    gathered = _gathered(model, args, layout, base - unsharded)
+    besides = _gathered(model, args, layout, base - unsharded)
+    besides["update"] += _left_by_chunks(model, args)
     kept = kept_states(model, args, layout) if args.device.type == "cpu" else 0.0  # where they are kept
     return MemoryPlan(
         {name: size for name, size in fixed.items() if size},
         {
-            name: gathered[name]
+            name: besides[name]
             + kept * (name != "generate")
             + size(model, args) * (_SLACK_CPU if args.device.type == "cpu" else 1.0)
             for name, size in (("generate", _generate), ("score", _score), ("update", _update))
@@ -196,8 +206,13 @@ def kept_states(model: MemoryModel, args: PPOConfig, layout: Layout) -> float:
     """Bytes of the states that leave the trunk, of all completions of an iteration on a device; 0 where none are kept."""
     if not (model.trunk and args.reuse_trunk and args.disable_dropout) or layout.strategy != "ddp":
         return 0.0
-    tokens = args.rollout_batch_size // args.world_size * model.length
+    tokens = args.rank_batch_size * model.length
     return tokens * float(model.shape.hidden * model.itemsize)
+
+
+def _shares_base(model: MemoryModel, args: PPOConfig, layout: Layout) -> bool:
+    # Whether a base of 4 bits is the one that a reward adapter was trained on cannot be told (`stands_on`)
+    return model.lora and not model.quantized and rewards_share_base(args, sharded=layout.shards_weights)
 
 
 def _gathered(model: MemoryModel, args: PPOConfig, layout: Layout, base: float) -> dict[str, float]:
@@ -216,17 +231,21 @@ def _gathered(model: MemoryModel, args: PPOConfig, layout: Layout, base: float) 
 def _generate(model: MemoryModel, args: PPOConfig) -> float:
     """Keys and values, and the logits of a step in the few forms that sampling gives them."""
     shape = model.shape
-    batch = args.generation_batch_size or args.rollout_batch_size // args.world_size
+    batch = args.generation_batch_size or args.rank_batch_size
     cache = 2 * shape.layers * shape.kv_width * model.itemsize * batch * model.length
     return cache + batch * shape.vocab * (model.itemsize + 5 * 4)
 
 
 def _score(model: MemoryModel, args: PPOConfig) -> float:
     """A pass without gradients holds one block's tensors at a time."""
-    batch = min(args.rollout_forward_batch_size, args.rollout_batch_size // args.world_size)
+    batch = _scored_at_once(args)
     return batch * model.length * model.block_activations + _logits(
         model, batch * args.max_completion_length, args.device
     )
+
+
+def _scored_at_once(args: PPOConfig) -> int:
+    return min(args.rollout_forward_batch_size, args.rank_batch_size)
 
 
 def _update(model: MemoryModel, args: PPOConfig) -> float:
@@ -237,6 +256,17 @@ def _update(model: MemoryModel, args: PPOConfig) -> float:
         kept = tokens * (blocks * shape.hidden * model.itemsize + model.block_activations)
     passes = 1 if args.critic == "value_head" else 2
     return passes * kept + _logits(model, args.per_device_train_batch_size * args.max_completion_length, args.device)
+
+
+def _left_by_chunks(model: MemoryModel, args: PPOConfig) -> float:
+    """Return bytes that malloc holds after the chunks of logits of a micro-batch: of each but the last, one fp32 matrix.
+
+    torch aligns what it allocates, and glibc does not give an aligned block the place of a freed one of its size.
+    """
+    if args.device.type != "cpu":
+        return 0.0
+    tokens = args.per_device_train_batch_size * args.max_completion_length
+    return max(0, tokens - chunk_rows(model.shape.vocab, args.device)) * model.shape.vocab * 4.0
 
 
 def _logits(model: MemoryModel, tokens: int, device: torch.device) -> float:
@@ -265,47 +295,125 @@ def peak_bytes(device: torch.device) -> float | None:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def proposals(
-    model: MemoryModel, args: PPOConfig, available: float, layout: Layout | None = None
-) -> list[tuple[str, PPOConfig, MemoryModel]]:
-    """What to change, one thing after the other, until the run fits: the flags, the arguments with them, the models.
+@dataclass(frozen=True)
+class Setup:
+    """All that the memory of a run depends on."""
 
-    Each step makes the largest phase smaller; the completions of an iteration and of an update stay. The last step fits, if
-    any does.
-    """
-    steps: list[tuple[str, PPOConfig, MemoryModel]] = []
-    shards = (layout or Layout.of_launch(args.world_size)).shards_weights
-    while (plan := plan_memory(model, args, layout)).peak > available:
-        phase = max(plan.phases, key=lambda name: plan.phases[name])
-        flags = _smaller(phase, args)
-        if not flags and shards and phase != "update" and args.gather_for_rollout:
-            flags = {"gather_for_rollout": False}
-        if flags:
-            args = copy.copy(args)
-            for name, value in flags.items():
+    model: MemoryModel
+    args: PPOConfig
+    layout: Layout
+    with_lora: MemoryModel | None = None  # where all weights are trained: the same policy with LoRA
+
+    @property
+    def plan(self) -> MemoryPlan:
+        """The memory of each phase."""
+        return plan_memory(self.model, self.args, self.layout)
+
+    def changed(self, flags: Flags) -> "Setup":
+        """Return the setup with other values of these flags of `hf-rlhf plan`."""
+        model, args, layout = self.model, copy.copy(self.args), self.layout
+        for name, value in flags.items():
+            if name == "use_peft":
+                assert self.with_lora is not None
+                model = self.with_lora
+            elif name == "load_in_4bit":
+                model = replace(model, quantized=True)
+            elif name == "strategy":
+                layout = replace(layout, strategy=value)
+            else:
                 setattr(args, name, value)
-        elif model.lora and not model.quantized and not shards:
-            flags, model = {"load_in_4bit": True}, replace(model, quantized=True)
-        else:
+        return replace(self, model=model, args=args, layout=layout)
+
+    def is_accepted(self) -> bool:
+        """Return whether the trainer takes these flags under this strategy."""
+        try:
+            self.layout.require_flags(self.args, quantized=self.model.quantized)
+        except InputError:
+            return False
+        return True
+
+
+def proposals(setup: Setup, available: float) -> list[tuple[Flags, Setup]]:
+    """Return what to change until the run fits into `available` bytes: flags, and the setup with them and those before.
+
+    Sizes of batches come first and the strategy second. What is trained changes only where neither is enough. The
+    completions of an iteration and of an update stay as they are. The last setup fits, if any does.
+    """
+    steps: list[tuple[Flags, Setup]] = []
+    for most in _KINDS:
+        steps = _replayed(setup, _descent(setup, available, most), available)
+        if steps and steps[-1][1].plan.peak <= available:
             break
-        steps.append((" ".join(f"--{name} {str(value).lower()}" for name, value in flags.items()), args, model))
     return steps
 
 
-def _smaller(phase: str, args: PPOConfig) -> dict[str, Any]:
-    """Flags that make a phase take less; none when it is as small as it gets."""
-    on_device = args.rollout_batch_size // args.world_size
-    if phase == "generate":
-        size = args.generation_batch_size or on_device
-        return {"generation_batch_size": size // 2} if size > 1 else {}
-    if phase == "score":
-        size = min(args.rollout_forward_batch_size, on_device)
-        return {"rollout_forward_batch_size": size // 2} if size > 1 else {}
-    size = args.per_device_train_batch_size
-    divisor = next((n for n in range(2, size + 1) if size % n == 0), None)
-    if divisor is not None:
-        return {
-            "per_device_train_batch_size": size // divisor,
-            "gradient_accumulation_steps": args.gradient_accumulation_steps * divisor,
-        }
-    return {} if args.gradient_checkpointing else {"gradient_checkpointing": True}
+def _descent(setup: Setup, available: float, most: int) -> list[Flags]:
+    """Return changes up to kind `most`: at each step one flag that is enough, or else the change that saves most."""
+    chosen: list[Flags] = []
+    while (peak := setup.plan.peak) > available:
+        changes = [flags for kind, flags in _changes(setup) if kind <= most and setup.changed(flags).is_accepted()]
+        enough = next((found for flags in changes if (found := _enough(setup, flags, available))), None)
+        if enough is not None:
+            return [*chosen, enough]
+        best = min(changes, key=lambda flags: _size(setup.changed(flags).plan), default=None)
+        if best is None or setup.changed(best).plan.peak >= peak:
+            break
+        chosen.append(best)
+        setup = setup.changed(best)
+    return chosen
+
+
+def _size(plan: MemoryPlan) -> tuple[float, float]:
+    """Return the peak, and the sum of all phases to choose between changes after which another phase is the largest."""
+    return plan.peak, sum(plan.phases.values())
+
+
+def _enough(setup: Setup, flags: Flags, available: float) -> Flags | None:
+    """Return the flags, or half or a quarter of a batch instead, if they alone make the run fit."""
+    for _ in range(2):
+        setup = setup.changed(flags)
+        if setup.plan.peak <= available:
+            return flags
+        again = [each for _, each in _changes(setup) if each.keys() == flags.keys()]
+        if not again:
+            return None
+        flags = again[0]
+    return None
+
+
+def _replayed(setup: Setup, chosen: list[Flags], available: float) -> list[tuple[Flags, Setup]]:
+    """Return each flag once, with its last value: a batch that is halved three times is one change."""
+    last = {tuple(flags): flags for flags in chosen}  # in the order in which each was chosen first
+    steps: list[tuple[Flags, Setup]] = []
+    for flags in last.values():
+        setup = setup.changed(flags)
+        steps.append((flags, setup))
+        if setup.plan.peak <= available:
+            break
+    return steps
+
+
+def _changes(setup: Setup) -> Iterator[tuple[int, Flags]]:
+    """Yield the single changes that may save memory, those that cost least time first, with their kind."""
+    args, layout, model = setup.args, setup.layout, setup.model
+    micro = args.per_device_train_batch_size
+    if (divisor := next((n for n in range(2, micro + 1) if micro % n == 0), None)) is not None:
+        accumulated = args.gradient_accumulation_steps * divisor
+        yield _SIZES, {"per_device_train_batch_size": micro // divisor, "gradient_accumulation_steps": accumulated}
+    sampled = args.generation_batch_size or args.rank_batch_size
+    if sampled > 1 and not args.use_transformers_continuous_batching:
+        yield _SIZES, {"generation_batch_size": sampled // 2}
+    scored = _scored_at_once(args)
+    if scored > 1:
+        yield _SIZES, {"rollout_forward_batch_size": scored // 2}
+    if not args.gradient_checkpointing:
+        yield _SIZES, {"gradient_checkpointing": True}
+    if layout.shards_weights and args.gather_for_rollout:
+        yield _SIZES, {"gather_for_rollout": False}
+    if layout.ranks > 1 and not layout.shards_weights:
+        yield _STRATEGY, {"strategy": "fsdp2"}
+        yield _STRATEGY, {"strategy": "fsdp2", "gather_for_rollout": False}
+    if setup.with_lora is not None and not model.lora:
+        yield _TRAINED, {"use_peft": True}
+    if model.lora and not model.quantized:
+        yield _TRAINED, {"load_in_4bit": True}

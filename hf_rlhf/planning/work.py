@@ -58,7 +58,10 @@ class ModelShape:
 
 @dataclass(frozen=True)
 class IterationSize:
-    """One iteration of PPO with LoRA on every linear layer of the trained blocks: what is sampled, and how often it is learned from."""
+    """One iteration of PPO: what is sampled, how often it is learned from, and what is trained.
+
+    LoRA is on every linear layer of the trained blocks; `lora_rank` 0 trains all weights.
+    """
 
     completions: int
     prompt_length: float  # mean, in tokens
@@ -68,6 +71,7 @@ class IterationSize:
     reward_model: bool = True  # as large as the policy
     trained_share: float = 1.0  # of the blocks, from the first trained one on
     reuse_trunk: bool = True  # compute the others once per completion
+    own_critic: bool = False  # whose states are not the policy's: an adapter or a model
 
     @property
     def tokens(self) -> float:
@@ -138,8 +142,8 @@ def roofline(shape: ModelShape, size: IterationSize, machine: Machine, itemsize:
     """The fewest seconds that `generate`, `score` and `update` can take.
 
     A decoding step reads every weight and the keys and values so far; all else is arithmetic. Scoring is a pass of the
-    policy with its critic, one of the reference and one of the reward model. An update is a forward pass, and a backward
-    pass that needs no gradient of the frozen weights.
+    policy with its critic, one of the reference and one of the reward model; a critic of its own is a pass more, here and
+    in an update. An update is a forward pass, and a backward pass that needs no gradient of the frozen weights.
     """
     length = size.prompt_length + size.completion_length
     adapter = size.lora_rank * shape.linear_features * size.trained_share
@@ -155,9 +159,11 @@ def roofline(shape: ModelShape, size: IterationSize, machine: Machine, itemsize:
     generate = prefill + size.completion_length * max(step_bytes, step_flops)
 
     from_trunk = size.trained_share if size.reuse_trunk else 1.0  # of a pass, all but the first
-    passes = 1 + from_trunk + size.reward_model
+    passes = 1 + from_trunk * (1 + size.own_critic) + size.reward_model
     score = (passes * size.tokens * forward + 2 * size.completion_tokens * head) / machine.flops
-    backward = size.trained_share * (2 * shape.linear + 2 * attention) + 4 * adapter
-    pass_and_back = from_trunk * forward + backward
-    update = size.num_ppo_epochs * (size.tokens * pass_and_back + size.completion_tokens * 2 * head)
+    trained, heads = (adapter, 2) if size.lora_rank else (shape.linear * size.trained_share, 3)
+    backward = size.trained_share * (2 * shape.linear + 2 * attention) + 2 * adapter + 2 * trained
+    trained_tokens = (1 + size.own_critic) * size.tokens
+    of_tokens = trained_tokens * (from_trunk * forward + backward)
+    update = size.num_ppo_epochs * (of_tokens + size.completion_tokens * heads * head)
     return {"generate": generate, "score": score, "update": update / machine.flops}

@@ -382,21 +382,27 @@ class PPOConfig(TrainingArguments):
         return self.per_device_train_batch_size * self.gradient_accumulation_steps * self.world_size
 
     @property
+    def rank_batch_size(self) -> int:
+        """Completions per iteration that each rank samples."""
+        return self.per_device_train_batch_size * self.gradient_accumulation_steps * self.num_mini_batches
+
+    @property
     def rollout_batch_size(self) -> int:
         """Completions per iteration, over all ranks."""
-        return self.minibatch_size * self.num_mini_batches
+        return self.rank_batch_size * self.world_size
 
     @property
     def updates_per_iteration(self) -> int:
         """Optimizer updates per iteration."""
         return self.num_ppo_epochs * self.num_mini_batches
 
-    def batch_algebra(self) -> str:
-        """The sizes of an iteration, in words."""
+    def batch_algebra(self, ranks: int | None = None) -> str:
+        """Return the sizes of an iteration on `ranks` ranks in words; by default on those of this run."""
+        ranks = ranks or self.world_size
         return (
-            f"{self.rollout_batch_size} completions an iteration = {self.per_device_train_batch_size} per device"
+            f"{self.rank_batch_size * ranks} completions an iteration = {self.per_device_train_batch_size} per device"
             f" x {self.gradient_accumulation_steps} accumulated x {_count(self.num_mini_batches, 'minibatch', 'es')}"
-            f" x {_count(self.world_size, 'rank')}; {_count(self.updates_per_iteration, 'optimizer update')} an iteration"
+            f" x {_count(ranks, 'rank')}; {_count(self.updates_per_iteration, 'optimizer update')} an iteration"
             f" = {_count(self.num_ppo_epochs, 'PPO epoch')} x {_count(self.num_mini_batches, 'minibatch', 'es')}"
         )
 

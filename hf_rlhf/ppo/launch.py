@@ -51,9 +51,11 @@ def require_known_launch(accelerator: Accelerator, args: PPOConfig, blocks: Coll
     fsdp: Any = getattr(accelerator.state, "fsdp_plugin", None)
     by_deepspeed = accelerator.distributed_type.value == "DEEPSPEED"
     if fsdp is not None:
-        _require_known_fsdp(fsdp, args, blocks)
+        _require_known_fsdp(fsdp, blocks)
+        require_flags_of_fsdp(args)
     if by_deepspeed:
-        _require_known_deepspeed(args)
+        _require_known_deepspeed()
+        require_flags_of_deepspeed(args)
     parallel = accelerator.parallelism_config
     if parallel is not None and (parallel.cp_enabled or parallel.tp_enabled or parallel.sp_enabled):
         raise InputError(
@@ -91,7 +93,7 @@ def warn_of_silent_ddp(accelerator: Accelerator, args: PPOConfig) -> None:
             )
 
 
-def _require_known_fsdp(plugin: Any, args: PPOConfig, blocks: Collection[str]) -> None:
+def _require_known_fsdp(plugin: Any, blocks: Collection[str]) -> None:
     rules = {
         "fsdp_activation_checkpointing": (
             not plugin.activation_checkpointing,
@@ -113,6 +115,13 @@ def _require_known_fsdp(plugin: Any, args: PPOConfig, blocks: Collection[str]) -
             plugin.ignored_modules is None,
             "must be left out: they would get no sum of gradients",
         ),
+    }
+    _require(rules)
+
+
+def require_flags_of_fsdp(args: PPOConfig) -> None:
+    """Raise `InputError` for flags with which PPO does not run under FSDP, whatever the launcher's other settings are."""
+    rules = {
         "score_while_sampling": (
             not (args.score_while_sampling and not args.gather_for_rollout),
             "must be false with gather_for_rollout=false: ranks can have different numbers of generation batches",
@@ -123,6 +132,10 @@ def _require_known_fsdp(plugin: Any, args: PPOConfig, blocks: Collection[str]) -
             "must be false with gather_for_rollout=false: its ranks do not sample in step",
         ),
     }
+    _require(rules)
+
+
+def _require(rules: dict[str, tuple[bool, str]]) -> None:
     for name, (holds, rule) in rules.items():
         if not holds:
             raise InputError(f"{name} {rule}: PPO does not run under FSDP otherwise")
@@ -132,12 +145,16 @@ def _is_by_blocks(policy: Any) -> bool:
     return "transformer" in getattr(getattr(policy, "func", policy), "__name__", "")
 
 
-def _require_known_deepspeed(args: PPOConfig) -> None:
+def _require_known_deepspeed() -> None:
     if is_deepspeed_zero3_enabled():
         raise InputError(
             "zero_stage=3 is invalid for PPO: ZeRO-3 gathers the head for each chunk of logits, and ranks have different"
             " numbers of them. Use FSDP2, which shards the same things (recipes/accelerate_configs/fsdp2.yaml)"
         )
+
+
+def require_flags_of_deepspeed(args: PPOConfig) -> None:
+    """Raise `InputError` for flags that need the optimizer, which is DeepSpeed's."""
     for name in GATES:
         if getattr(args, name):
             raise InputError(f"{name} needs the optimizer, which DeepSpeed owns. Leave it out, or use DDP or FSDP2")

@@ -181,7 +181,7 @@ def build_engine(model: Model, tokenizer, args: PPOConfig) -> Engine:
         settings: Any = args.transformers_continuous_batching_config  # a dict by now, also when given as JSON
         return ContinuousBatchingEngine(model, tokenizer, settings)
     if not args.use_vllm:
-        batch_size = args.generation_batch_size or args.rollout_batch_size // args.world_size
+        batch_size = args.generation_batch_size or args.rank_batch_size
         return TransformersEngine(model, tokenizer, batch_size)
     require_servable(model)
     max_logprobs = logprobs_wanted(args.sampling, vocabulary_of(model))

@@ -1,5 +1,6 @@
 """`hf-rlhf plan`: memory and time of a PPO run before anything but a config is downloaded."""
 
+import copy
 import json
 import logging
 import os
@@ -12,17 +13,28 @@ import torch
 from hf_rlhf.data.files import SUFFIXES, read_rows
 from hf_rlhf.errors import InputError, refusals_of_libraries
 from hf_rlhf.models.adapters import ADAPTER_FILE, adapter_base, adapter_folder
-from hf_rlhf.models.load import read_config
+from hf_rlhf.models.critics import require_adapter_for_critic
+from hf_rlhf.models.load import find_config, read_config
 from hf_rlhf.models.precision import native_dtype
 from hf_rlhf.models.same_base import same_model
 from hf_rlhf.planning.layout import Layout, Strategy
-from hf_rlhf.planning.memory import MemoryModel, MemoryPlan, kept_states, look_at, model_on_meta, plan_memory, proposals
+from hf_rlhf.planning.memory import (
+    Flags,
+    MemoryModel,
+    MemoryPlan,
+    Setup,
+    kept_states,
+    look_at,
+    model_on_meta,
+    plan_memory,
+    proposals,
+)
 from hf_rlhf.planning.work import IterationSize, Machine, roofline
 from hf_rlhf.ppo.config import PPOConfig
-from hf_rlhf.ppo.launch import rewards_share_base
 from hf_rlhf.progress import duration
 from hf_rlhf.recipes.arguments import ModelArguments, PPOArguments, flag, peft_config
 from hf_rlhf.rewards.functions import is_function_name
+from hf_rlhf.rollout.vllm_adapter import require_servable_adapter
 
 PLAN_FILE = "plan.json"
 USUAL_FRACTION = 0.3
@@ -41,7 +53,7 @@ class PlanArguments:
         None, "What will shard the run: ddp (nothing), fsdp2 or zero2; by default as this process was launched."
     )
     num_processes: int | None = flag(
-        None, "Devices of the run, with strategy; by default as this process was launched."
+        None, "Devices of the run; fsdp2 and zero2 need 2 or more. By default as this process was launched."
     )
 
     def __post_init__(self):
@@ -51,58 +63,97 @@ class PlanArguments:
             )
 
     def layout(self, training: PPOConfig) -> Layout:
-        """Return how the run will lie on its devices."""
+        """Return how the run will lie on its devices. Raises `InputError` for a strategy that has nothing to shard over."""
         launched = Layout.of_launch(training.world_size)
-        return Layout(self.strategy or launched.strategy, self.num_processes or launched.ranks)
+        layout = Layout(self.strategy or launched.strategy, self.num_processes or launched.ranks)
+        if layout.strategy != "ddp" and layout.ranks < 2:
+            given = "out num_processes" if self.num_processes is None else f" num_processes={self.num_processes}"
+            raise InputError(
+                f"strategy={layout.strategy} is invalid with{given}: it shards a run over several devices. Set num_processes to"
+                " how many the run will have, 2 or more"
+            )
+        return layout
 
 
 def plan_run(plan: PlanArguments, script: PPOArguments, training: PPOConfig, model: ModelArguments) -> MemoryPlan:
     """Print what each phase takes and, if the run does not fit, what to change; returns the plan.
 
-    Raises `InputError` when the model's config cannot be found, or when nothing that is known here makes the run fit.
+    Raises `InputError` for flags that the trainer refuses, when the model's config cannot be found, or when nothing that is
+    known here makes the run fit.
     """
     from rich.console import Console
 
     console = Console(highlight=False)
     _require_data(script)
+    layout = plan.layout(training)
+    require_flags(training, model, layout)
     model = model.on(training.device)
     try:
-        known = memory_model(script, training, model, plan.layout(training))
+        known = memory_model(script, training, model)
     except (RuntimeError, AssertionError) as error:
         raise InputError(
             f"{model.model_name_or_path}: this architecture does not run without data ({type(error).__name__}:"
             f" {str(error)[:200]}), so it cannot be planned; start the run with one update (max_steps 1) and look at plan.json"
         ) from error
-    layout = plan.layout(training)
-    memory = plan_memory(known, training, layout)
-    available = available_bytes(training) if plan.memory_gb is None else plan.memory_gb * 1e9
+    setup = Setup(known, training, layout)
+    available = available_bytes(training, layout.ranks) if plan.memory_gb is None else plan.memory_gb * 1e9
+    algebra = training.batch_algebra(layout.ranks)
     console.print(f"\n[bold]{model.model_name_or_path}[/bold]  {known.shape.parameters / 1e6:,.0f}M parameters,"
-                  f" {known.trained / 1e6:,.1f}M of them trained; {training.batch_algebra()}{_devices(layout)}\n")  # fmt: skip
+                  f" {known.trained / 1e6:,.1f}M of them trained; {algebra}{_devices(layout)}\n")  # fmt: skip
     if kept := kept_states(known, training, layout):
         console.print(f"The lowest {known.trunk} of {known.shape.layers} blocks are trained by nobody. They are computed once per"
                       f" completion and iteration, and what leaves them takes {kept / 1e9:.3g} GB.\n")  # fmt: skip
+    memory = setup.plan
     console.print(_table(memory, available, console.width))
-    console.print(_time(plan, training, model, known))
+    console.print(_time(plan, training, model, known, layout))
     if memory.peak <= available:
         console.print(f"[green]fits[/green]: {memory.peak / 1e9:.1f} of {available / 1e9:.1f} GB\n")
         return memory
-    steps = proposals(known, training, available, layout)
-    changed = [(flags, plan_memory(later, arguments, layout).peak) for flags, arguments, later in steps]
-    helps = bool(changed) and changed[-1][1] <= available
+    if not known.lora:
+        with_lora = copy.copy(model)
+        with_lora.use_peft = True
+        setup = replace(setup, with_lora=memory_model(script, training, with_lora))
+    steps = proposals(setup, available)
+    helps = bool(steps) and steps[-1][1].plan.peak <= available
     then = "In this order:" if helps else "No flag here makes it fit; all that make it smaller, in this order:"
     console.print(f"[red]does not fit[/red]: {memory.peak / 1e9:.1f} of {available / 1e9:.1f} GB. {then}")
-    for flags, peak in changed:
-        console.print(f"  {peak / 1e9:6.1f} GB  {flags}", soft_wrap=True)
+    for flags, changed in steps:
+        console.print(f"  {changed.plan.peak / 1e9:6.1f} GB  {_as_typed(flags)}", soft_wrap=True)
+    if any("strategy" in flags for flags, _ in steps):
+        console.print("A run gets its strategy from its launcher: recipes/accelerate_configs/fsdp2.yaml")
     if not helps:
         raise InputError(
-            f"{model.model_name_or_path} does not fit into {available / 1e9:.1f} GB by any of these; take a smaller model,"
-            " or a lower max_prompt_length or max_completion_length"
+            f"{model.model_name_or_path} does not fit into {available / 1e9:.1f} GB by any of these; take"
+            f"{_more_devices(steps[-1][1] if steps else setup, available)} a smaller model, or a lower max_prompt_length or"
+            " max_completion_length"
         )
     return memory
 
 
+def require_flags(training: PPOConfig, model: ModelArguments, layout: Layout) -> None:
+    """Raise `InputError` for flags that the trainer refuses, by its own rules."""
+    layout.require_flags(training, quantized=model.load_in_4bit)
+    require_adapter_for_critic(training.critic, has_adapter=model.use_peft)  # pyright: ignore
+    if training.use_vllm:
+        require_servable_adapter(model.use_peft)
+
+
+def _as_typed(flags: Flags) -> str:
+    return " ".join(f"--{name} {str(value).lower()}" for name, value in flags.items())
+
+
+def _more_devices(setup: Setup, available: float) -> str:
+    """Return how many devices FSDP2 needs to make a run fit that has been made as small as it gets, as text."""
+    setup = replace(setup, model=replace(setup.model, quantized=False)).changed({"gather_for_rollout": False})
+    for ranks in (2**power for power in range(1, 11)):
+        wider = replace(setup, layout=Layout("fsdp2", ranks))
+        if ranks > setup.layout.ranks and wider.is_accepted() and wider.plan.peak <= available:
+            return f" {ranks} devices (--strategy fsdp2 --num_processes {ranks} --gather_for_rollout false),"
+    return ""
+
+
 def _devices(layout: Layout) -> str:
-    return "" if layout.ranks == 1 else f"; that on each of {layout.ranks} devices under {layout.strategy}"
+    return "" if layout.ranks == 1 else f"; on {layout.ranks} devices under {layout.strategy}"
 
 
 def _require_data(script: PPOArguments) -> None:
@@ -113,12 +164,8 @@ def _require_data(script: PPOArguments) -> None:
             read_rows(str(name))  # which says where it looked, and what is there of a similar name
 
 
-def memory_model(
-    script: PPOArguments, training: PPOConfig, model: ModelArguments, layout: Layout | None = None
-) -> MemoryModel:
+def memory_model(script: PPOArguments, training: PPOConfig, model: ModelArguments) -> MemoryModel:
     """Collect what the plan has to know of the models that the flags name; `native` is resolved (`ModelArguments.on`)."""
-    sharded = (layout or Layout.of_launch(training.world_size)).shards_weights
-    share_base = rewards_share_base(training, sharded=sharded)
     from peft import PeftConfig
 
     folder = adapter_folder(model.model_name_or_path)
@@ -135,10 +182,9 @@ def memory_model(
             quantized=model.load_in_4bit,
         )
     named = [name for name in (script.reward_model_path, *(script.reward_funcs or ())) if name]
-    names = [name for name in named if not is_function_name(name)]
-    itemsize = native_dtype(training.device).itemsize  # in which reward models are loaded
-    sizes = [_reward_bytes(name, base or folder, known, itemsize, share_base=share_base) for name in names]
-    return replace(known, reward=sum(sizes))
+    native = native_dtype(training.device)  # in which reward models are loaded
+    sizes = [_reward_bytes(name, base or folder, known, native) for name in named if not is_function_name(name)]
+    return replace(known, reward=sum(own for own, _ in sizes), reward_bases=sum(shared for _, shared in sizes))
 
 
 def planned_peak(script: PPOArguments, training: PPOConfig, model: ModelArguments) -> float | None:
@@ -162,19 +208,45 @@ def write_plan(folder: Path, planned: float | None, measured: float | None, chos
     (folder / PLAN_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-def _reward_bytes(name: str, base: str, known: MemoryModel, itemsize: int, *, share_base: bool) -> float:
-    """Bytes of a reward model's weights: of an adapter on the policy's base, or of a model as large as the policy."""
+def _reward_bytes(name: str, base: str, known: MemoryModel, native: torch.dtype) -> tuple[float, float]:
+    """Return bytes of a reward model's own weights, and of the policy's base as far as it can share that."""
     folder = Path(adapter_folder(name))
     adapter = (folder / ADAPTER_FILE).stat().st_size if (folder / ADAPTER_FILE).is_file() else 0
-    shares = share_base and adapter and known.lora and same_model(str(adapter_base(folder)), base)
-    return adapter if shares else adapter + known.shape.parameters * float(itemsize)
+    own_base = adapter_base(folder)
+    parameters = _classifier_parameters(own_base or str(folder))
+    if parameters is None:
+        parameters = known.shape.parameters
+        logger.warning(
+            "reward model %s: its config cannot be read, so it is assumed as large as the policy. Name a folder or Hub"
+            " repository that has a config.json, or an adapter of one",
+            name,
+        )
+    if own_base is not None and known.lora and same_model(own_base, base):
+        return adapter, parameters * float(known.itemsize)
+    return adapter + parameters * float(native.itemsize), 0.0
 
 
-def available_bytes(training: PPOConfig) -> float:
-    """Memory of the device that a run would use; of a CPU, a share for each process."""
+def _classifier_parameters(name_or_path: str) -> int | None:
+    """Return how many weights a model has as a reward model, by its config; None where that cannot be read."""
+    from transformers import AutoModelForSequenceClassification
+
+    config = find_config(name_or_path)
+    if config is None:
+        return None
+    config.num_labels = 1
+    try:
+        with torch.device("meta"):
+            classifier = AutoModelForSequenceClassification.from_config(config)
+    except ValueError:  # transformers has no classifier of this kind of model
+        return None
+    return sum(weight.numel() for weight in classifier.parameters())
+
+
+def available_bytes(training: PPOConfig, ranks: int) -> float:
+    """Return the memory of the device that a run would use; of a CPU, a share for each of `ranks` processes."""
     if training.device.type == "cuda":
         return torch.cuda.get_device_properties(training.device).total_memory
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / training.world_size
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / ranks
 
 
 def _table(memory: MemoryPlan, available: float, width: int):
@@ -192,37 +264,59 @@ def _table(memory: MemoryPlan, available: float, width: int):
     return table
 
 
-def _time(plan: PlanArguments, training: PPOConfig, model: ModelArguments, known: MemoryModel) -> str:
-    prompt = plan.prompt_length or training.max_prompt_length / 2
+def _time(plan: PlanArguments, training: PPOConfig, model: ModelArguments, known: MemoryModel, layout: Layout) -> str:
+    """Return the time of an iteration and of the run in words, or why this machine cannot say it."""
+    if reason := _another_machine(plan, training, layout):
+        return f"\n{_whole_run(training, layout.ranks)} Times are left out: {reason}, and they are measured on this machine.\n"
     size = IterationSize(
-        training.rollout_batch_size // training.world_size,
-        prompt,
+        training.rank_batch_size,
+        plan.prompt_length or training.max_prompt_length / 2,
         training.max_completion_length,
         training.num_ppo_epochs,
-        lora_rank=model.lora_r,
+        lora_rank=model.lora_r if known.lora else 0,
         reward_model=known.reward > 0,
         trained_share=known.trained_blocks / known.shape.layers,
         reuse_trunk=training.reuse_trunk,
+        own_critic=training.critic != "value_head",
     )
     dtype = {2: torch.bfloat16, 4: torch.float32}[known.itemsize]
     ideal = roofline(known.shape, size, Machine.measured(dtype, training.device), known.itemsize)
     total = sum(ideal.values()) / USUAL_FRACTION
-    parts = ", ".join(f"{name} {seconds / USUAL_FRACTION:.3g} s" for name, seconds in ideal.items())
+    parts = ", ".join(f"{name} {_seconds(seconds / USUAL_FRACTION)}" for name, seconds in ideal.items())
+    trained = "LoRA" if known.lora else "all weights trained"
+    critic = {"value_head": "a value head", "adapter": "a critic adapter", "model": "a critic model"}[training.critic]
+    rate = layout.ranks * size.completion_tokens / total
     return (
-        f"\nAn iteration with LoRA and a value head takes about {total:.3g} s here ({parts}), {size.completion_tokens / total:.0f} completion tokens a"
-        f" second. {_whole_run(training, total)}\nThe times are a rough guess: the least that arithmetic and memory traffic"
-        f" of this device allow (a roofline), divided by {USUAL_FRACTION:.0%}.\n"
+        f"\nAn iteration with {trained} and {critic} takes about {_seconds(total)} here ({parts}), {rate:.3g} completion tokens a"
+        f" second. {_whole_run(training, layout.ranks, total)}\nThe times are a rough guess: the least that arithmetic and memory"
+        f" traffic of this device allow (a roofline), divided by {USUAL_FRACTION:.0%}.\n"
     )
 
 
-def _whole_run(training: PPOConfig, seconds: float) -> str:
+def _another_machine(plan: PlanArguments, training: PPOConfig, layout: Layout) -> str:
+    """Return in what the planned run differs from one on this machine; empty for one that could be started here."""
+    devices = max(torch.cuda.device_count() if training.device.type == "cuda" else 1, training.world_size)
+    if layout.ranks > devices:
+        return f"the plan is for {layout.ranks} devices"
+    memory = available_bytes(training, layout.ranks)
+    if plan.memory_gb is not None and abs(plan.memory_gb * 1e9 - memory) > 0.1 * memory:
+        return f"the plan is for a device of {plan.memory_gb:g} GB"
+    return ""
+
+
+def _seconds(seconds: float) -> str:
+    return duration(seconds) if seconds >= 10 else f"{seconds:.2g} s"
+
+
+def _whole_run(training: PPOConfig, ranks: int, seconds: float | None = None) -> str:
+    """Return the length of a run on `ranks` ranks in words, with its time where an iteration takes `seconds`."""
+    prompts = training.rank_batch_size * ranks
     if training.total_episodes is not None:
-        iterations = -(-training.total_episodes // training.rollout_batch_size)
+        iterations = -(-training.total_episodes // prompts)
     elif training.max_steps > 0:
         iterations = -(-training.max_steps // training.updates_per_iteration)
     else:
-        return (
-            f"A run of {training.num_train_epochs:g} epochs has that for each {training.rollout_batch_size} prompts,"
-            " times the epochs."
-        )
-    return f"The whole run has {iterations} iterations: about {duration(iterations * seconds)}."
+        epochs = f"{training.num_train_epochs:g} epoch{'' if training.num_train_epochs == 1 else 's'}"
+        return f"The run has {epochs}, each of one iteration for every {prompts} prompts."
+    time = "" if seconds is None else f": about {_seconds(iterations * seconds)}"
+    return f"The whole run has {iterations} iteration{'' if iterations == 1 else 's'} of {prompts} prompts{time}."

@@ -61,12 +61,17 @@ def unload_adapter(client: VLLMClient, name: str, given_up: Callable[[], bool]) 
     return client.post("/v1/unload_lora_adapter", {"lora_name": name}, given_up).status != 404
 
 
-def require_servable(model: Model) -> None:
-    """Raise `InputError` for a policy that a vLLM server cannot take as a LoRA adapter."""
-    if not is_peft_model(model):
+def require_servable_adapter(has_adapter: bool) -> None:
+    """Raise `InputError` for a policy without an adapter."""
+    if not has_adapter:
         raise InputError(
             "use_vllm needs a LoRA policy (use_peft, peft_config): full fine-tuning has no adapter to hand to the server"
         )
+
+
+def require_servable(model: Model) -> None:
+    """Raise `InputError` for a policy that a vLLM server cannot take as a LoRA adapter."""
+    require_servable_adapter(is_peft_model(model))
     config = model.peft_config[POLICY]
     kind = getattr(config.peft_type, "value", config.peft_type)
     if kind != "LORA":

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -18,9 +19,11 @@ from hf_rlhf.models.attention import set_attention
 from hf_rlhf.models.load import EMBEDDED_MODEL, read_config
 from hf_rlhf.models.lora_targets import in_last_blocks
 from hf_rlhf.models.policy import wrap_policy
+from hf_rlhf.models.precision import native_dtype
 from hf_rlhf.planning import work
 from hf_rlhf.planning.layout import Layout
 from hf_rlhf.planning.memory import (
+    Setup,
     kept_states,
     look_at,
     model_on_meta,
@@ -112,16 +115,69 @@ def test_fewer_blocks_take_less(tmp_path):
 @pytest.mark.parametrize("share", [0.9, 0.4, 0.02])
 @pytest.mark.parametrize("micro", [32, 6])
 def test_proposals_end_with_one_that_fits(tmp_path, micro, share):
-    known, args = embedded_plan(tmp_path, per_device_train_batch_size=micro)
-    whole = plan_memory(known, args)
-    assert proposals(known, args, whole.peak) == []
+    setup = Setup(*embedded_plan(tmp_path, per_device_train_batch_size=micro), Layout())
+    whole = setup.plan
+    assert proposals(setup, whole.peak) == []
     fixed = sum(whole.fixed.values())
     available = fixed + share * (whole.peak - fixed)
-    *before, (flags, changed, later) = proposals(known, args, available)
-    assert plan_memory(later, changed).peak <= available
-    assert all(plan_memory(model, arguments).peak > available for _, arguments, model in before)
-    assert flags.startswith("--")
-    assert changed.rollout_batch_size == args.rollout_batch_size
+    *before, (_, last) = proposals(setup, available)
+    assert last.plan.peak <= available
+    assert all(changed.plan.peak > available for _, changed in before)
+    assert last.args.rollout_batch_size == setup.args.rollout_batch_size
+
+
+def proposed_flags(setup, available):
+    """The flags of all proposals; the last of them fits."""
+    steps = proposals(setup, available)
+    assert steps[-1][1].plan.peak <= available
+    return [flags for flags, _ in steps]
+
+
+def test_one_change_that_is_enough_is_proposed_alone(tmp_path):
+    setup = Setup(*embedded_plan(tmp_path, gradient_checkpointing=True), Layout("fsdp2", 8))
+    gathered = setup.plan.peak - setup.plan.phases["update"]
+    setup = replace(setup, model=replace(setup.model, shape=replace(setup.model.shape, parameters=10**10)))
+    by_block = setup.changed({"gather_for_rollout": False})
+    assert by_block.plan.peak < setup.plan.peak - gathered
+    assert proposed_flags(setup, by_block.plan.peak) == [{"gather_for_rollout": False}]
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "zero2"])
+def test_a_run_that_no_batch_size_makes_fit_is_sharded(tmp_path, strategy):
+    args = make_config(tmp_path, gradient_checkpointing=True)
+    whole = look_at(read_config(EMBEDDED_MODEL), args, dtype="float32", peft_config=None)
+    setup = Setup(whole, args, Layout(strategy, 8))
+    sharded = setup.changed({"strategy": "fsdp2"})
+    by_block = setup.changed({"strategy": "fsdp2", "gather_for_rollout": False})
+    assert sharded.plan.peak < sum(setup.plan.fixed.values())
+    assert proposed_flags(setup, sharded.plan.peak) == [{"strategy": "fsdp2"}]
+    assert proposed_flags(setup, by_block.plan.peak)[0] == {"strategy": "fsdp2", "gather_for_rollout": False}
+
+
+def test_what_is_trained_changes_where_nothing_else_is_enough(tmp_path):
+    args = make_config(tmp_path)
+    whole = look_at(read_config(EMBEDDED_MODEL), args, dtype="float32", peft_config=None)
+    setup = Setup(whole, args, Layout(), with_lora=embedded_plan(tmp_path)[0])
+    available = 0.8 * sum(setup.plan.fixed.values())
+    assert {"use_peft": True} in proposed_flags(setup, available)
+
+
+def test_a_base_of_4_bits_is_not_proposed_where_it_is_refused(tmp_path):
+    known, args = embedded_plan(tmp_path)
+    asked = {layout: [flags for flags, _ in proposals(Setup(known, args, layout), 0.0)] for layout in LAYOUTS}
+    assert [{"load_in_4bit": True} in flags for flags in asked.values()] == [True, True, False]
+
+
+LAYOUTS = (Layout(), Layout("zero2", 2), Layout("fsdp2", 2))
+
+
+def test_a_reward_adapter_has_a_base_of_its_own_beside_a_policy_that_it_cannot_share(tmp_path):
+    known, args = embedded_plan(tmp_path)
+    setup = Setup(replace(known, reward=1.0, reward_bases=10.0), args, Layout("fsdp2", 2))
+    assert setup.plan.fixed["reward models"] == 1.0
+    assert setup.changed({"gather_for_rollout": False}).plan.fixed["reward models"] == 11.0
+    one_device = replace(setup, layout=Layout())
+    assert one_device.changed({"load_in_4bit": True}).plan.fixed["reward models"] == 11.0
 
 
 def test_the_command_says_what_to_change(tmp_path, capsys):
@@ -134,7 +190,7 @@ def test_the_command_says_what_to_change(tmp_path, capsys):
     plan_run(PlanArguments(memory_gb=memory_gb), PPOArguments(), training, ModelArguments())
     printed = capsys.readouterr().out
     assert "does not fit" in printed
-    assert "--per_device_train_batch_size 16" in printed
+    assert "--per_device_train_batch_size 8" in printed
     assert "In this order:" in printed
     with pytest.raises(InputError, match="take a smaller model"):
         plan_run(PlanArguments(memory_gb=0.1), PPOArguments(), training, ModelArguments())
@@ -144,15 +200,96 @@ def test_the_command_says_what_to_change(tmp_path, capsys):
 def test_the_plan_of_a_whole_run_fits_80_columns(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     training = make_config(tmp_path, per_device_train_batch_size=32, max_prompt_length=64, max_completion_length=64)
+    monkeypatch.setattr("hf_rlhf.recipes.plan.available_bytes", lambda *_: 3e9)
     plan_run(PlanArguments(memory_gb=3), PPOArguments(), training, ModelArguments())
     printed = capsys.readouterr().out
-    assert "The whole run has 2 iterations: about" in " ".join(printed.split())
+    assert "The whole run has 2 iterations of 64 prompts: about" in " ".join(printed.split())
     assert "roofline" in printed
     assert "…" not in printed
     assert re.search(
-        r"^ +\d\.\d GB  --per_device_train_batch_size 16 --gradient_accumulation_steps 2$", printed, re.MULTILINE
+        r"^ +\d\.\d GB  --per_device_train_batch_size 8 --gradient_accumulation_steps 4$", printed, re.MULTILINE
     )
     assert max(map(len, printed.splitlines())) <= 80
+
+
+@pytest.mark.parametrize(("given", "said"), [(None, "without num_processes"), (1, "with num_processes=1")])
+@pytest.mark.parametrize("strategy", ["fsdp2", "zero2"])
+def test_a_strategy_of_several_ranks_asks_how_many(tmp_path, strategy, given, said):
+    with pytest.raises(InputError, match=rf"strategy={strategy} is invalid {said}.*2 or more"):
+        PlanArguments(strategy=strategy, num_processes=given).layout(make_config(tmp_path))
+
+
+def test_the_sizes_of_a_run_are_those_of_the_planned_ranks(tmp_path, capsys):
+    training = make_config(tmp_path, num_mini_batches=1, max_steps=-1, num_train_epochs=3)
+    plan_run(PlanArguments(num_processes=8, memory_gb=1000), PPOArguments(), training, ModelArguments())
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "32 completions an iteration = 4 per device x 1 accumulated x 1 minibatch x 8 ranks" in printed
+    assert "The run has 3 epochs, each of one iteration for every 32 prompts." in printed
+    training.total_episodes = 100
+    plan_run(PlanArguments(num_processes=8, memory_gb=1000), PPOArguments(), training, ModelArguments())
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "The whole run has 4 iterations of 32 prompts. Times are left out: the plan is for 8 devices" in printed
+    assert "roofline" not in printed
+
+
+@pytest.mark.parametrize(
+    ("flags", "models", "strategy", "said"),
+    [
+        ({"early_stop_kl": 0.1}, {}, "zero2", "early_stop_kl needs the optimizer, which DeepSpeed owns"),
+        ({"torch_compile": True}, {}, "fsdp2", "torch_compile must be false"),
+        (
+            {"score_while_sampling": True, "generation_batch_size": 1, "gather_for_rollout": False},
+            {},
+            "fsdp2",
+            "score_while_sampling must be false with gather_for_rollout=false",
+        ),
+        (
+            {"use_transformers_continuous_batching": True, "gather_for_rollout": False},
+            {},
+            "fsdp2",
+            "use_transformers_continuous_batching must be false with gather_for_rollout=false",
+        ),
+        ({"optim": "adafactor"}, {}, "fsdp2", "optim=adafactor is invalid under FSDP2"),
+        ({}, {"load_in_4bit": True}, "fsdp2", "load_in_4bit=true is invalid under FSDP2"),
+        ({"use_vllm": True}, {"use_peft": False}, "ddp", "use_vllm needs a LoRA policy"),
+        ({"critic": "adapter"}, {"use_peft": False}, "ddp", 'critic="adapter" needs a policy with LoRA'),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+)
+def test_a_run_that_the_trainer_refuses_is_not_planned(tmp_path, flags, models, strategy, said):
+    plan = PlanArguments(strategy=strategy, num_processes=2)
+    with pytest.raises(InputError, match=said):
+        plan_run(plan, PPOArguments(), make_config(tmp_path, **flags), ModelArguments(**models))
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ({}, "An iteration with all weights trained and a value head takes about"),
+        ({"critic": "model"}, "An iteration with all weights trained and a critic model takes about"),
+    ],
+)
+def test_the_time_says_what_is_trained(tmp_path, monkeypatch, capsys, flags, said):
+    monkeypatch.setattr(Machine, "measured", lambda *_: Machine(flops=1e6, bandwidth=1e12))
+    make_model(make_tokenizer()).save_pretrained(tmp_path / "tiny")
+    model = ModelArguments(model_name_or_path=str(tmp_path / "tiny"), use_peft=False)
+    plan_run(PlanArguments(), PPOArguments(), make_config(tmp_path, **flags), model)
+    printed = " ".join(capsys.readouterr().out.split())
+    assert said in printed
+    assert re.search(r"\(generate [\d.]+ s, score [\d.]+ s, update [\d.]+ (s|min)\)", printed)
+
+
+def test_times_of_this_machine_are_not_those_of_a_device_with_other_memory(tmp_path, capsys):
+    plan_run(PlanArguments(memory_gb=5000), PPOArguments(), make_config(tmp_path), ModelArguments())
+    assert "Times are left out: the plan is for a device of 5000 GB" in " ".join(capsys.readouterr().out.split())
+
+
+def test_malloc_keeps_a_matrix_of_each_chunk_of_logits_but_the_last(tmp_path, monkeypatch):
+    known, args = embedded_plan(tmp_path, per_device_train_batch_size=32)
+    update = plan_memory(known, args).phases["update"]
+    monkeypatch.setattr("hf_rlhf.planning.memory._left_by_chunks", lambda *_: 0.0)
+    left = update - plan_memory(known, args).phases["update"]
+    assert left == pytest.approx((32 * 64 - 170) * 49152 * 4)  # 170 tokens a chunk
 
 
 def test_rows_that_are_not_there_are_named():
@@ -185,6 +322,10 @@ def test_the_roofline_by_hand():
     assert seconds["score"] == 2 * 16 * forward + 2 * 10 * head
     assert seconds["update"] == 16 * (forward + 2 * 100 + 2 * attention) + 10 * 2 * head
     slow = roofline(shape, size, Machine(flops=1e12, bandwidth=1.0), itemsize=2)
+    whole = roofline(shape, replace(size, lora_rank=0), Machine(flops=1.0, bandwidth=1e12), itemsize=2)
+    assert whole["update"] == seconds["update"] + 16 * 2 * 100 + 10 * head  # the gradient of the weights
+    critic = roofline(shape, replace(size, own_critic=True), Machine(flops=1.0, bandwidth=1e12), itemsize=2)
+    assert critic["score"] == seconds["score"] + 16 * forward
     assert slow["generate"] == pytest.approx(5 * (2 * 140 + 2 * 2 * 4 * 2 * (3 + 2.5)), rel=1e-6)
 
 
@@ -205,7 +346,7 @@ def test_a_measurement_of_a_slow_dtype_takes_no_longer_than_its_limit(monkeypatc
     assert machine.bandwidth > 1e8
 
 
-def test_a_reward_model_is_planned_in_the_dtype_in_which_it_is_loaded(tmp_path, monkeypatch):
+def test_a_reward_model_is_planned_in_the_dtype_in_which_it_is_loaded(tmp_path, monkeypatch, caplog):
     make_model(make_tokenizer()).save_pretrained(tmp_path / "tiny")
     training, script = make_config(tmp_path), PPOArguments(reward_model_path="a/hub-name")
     model = ModelArguments(model_name_or_path=str(tmp_path / "tiny"), dtype="float32")
@@ -214,6 +355,24 @@ def test_a_reward_model_is_planned_in_the_dtype_in_which_it_is_loaded(tmp_path, 
         known = memory_model(script, training, model)
         assert known.reward == native.itemsize * known.shape.parameters
         assert known.itemsize == 4
+    assert "a/hub-name: its config cannot be read, so it is assumed as large as the policy" in caplog.text
+
+
+def test_a_reward_model_is_as_large_as_its_own_config_says(tmp_path, caplog):
+    make_model(make_tokenizer()).save_pretrained(tmp_path / "tiny")
+    wide = make_model(make_tokenizer(), hidden_size=64)
+    wide.config.save_pretrained(tmp_path / "wide")  # a folder with only a config.json
+    (tmp_path / "adapter").mkdir()
+    config = {"base_model_name_or_path": str(tmp_path / "wide"), "peft_type": "LORA"}
+    (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(config), encoding="utf-8")
+    (tmp_path / "adapter" / "adapter_model.safetensors").write_bytes(bytes(100))
+    model = ModelArguments(model_name_or_path=str(tmp_path / "tiny"), dtype="float32")
+    weights = sum(weight.numel() for weight in wide.model.parameters()) + 64  # the score head
+    itemsize = native_dtype("cpu").itemsize
+    for name, more in (("wide", 0), ("adapter", 100)):
+        script = PPOArguments(reward_model_path=str(tmp_path / name))
+        assert memory_model(script, make_config(tmp_path), model).reward == weights * itemsize + more
+    assert not caplog.text
 
 
 @pytest.mark.slow
