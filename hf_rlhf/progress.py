@@ -157,7 +157,7 @@ def progress_of(total: int, description: str) -> Iterator[Callable[[int], None]]
         if now < due:
             return
         due, passed = now + PLAIN_LINE_SECONDS, now - begun
-        share = min(done / total, 1)
+        share = min(done / max(total, 1), 1)
         left = f", about {duration(passed / share - passed)} left" if share > 0.1 else ""  # the prompts come first
         say(f"{description}: {share:.0%} ({duration(passed)}{left})")
 

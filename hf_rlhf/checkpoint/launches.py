@@ -25,7 +25,7 @@ def require_durable_launch(accelerator: Accelerator, model: nn.Module) -> None:
 
 def _require_durable_deepspeed(config: dict[str, Any]) -> None:
     zero = config.get("zero_optimization", {})
-    if zero.get("stage") == 0:
+    if zero.get("stage", 0) == 0:
         raise InputError(
             "zero_stage=0 is invalid: it shards nothing, and its optimizer is not one that can be saved here. Set it to 2, or"
             " launch with recipes/accelerate_configs/ddp.yaml"

@@ -61,6 +61,9 @@ def use_adapter(model: Model, name: str | None, *, inference: bool = False) -> I
     if name is not None and name not in model.peft_config:
         raise ValueError(f"Adapter {name} not found.")
     switched = _switched_modules(model)
+    if any(layer.merged for layer in switched.layers):
+        warnings.warn("an adapter was merged into its base; it is unmerged, to switch to another", stacklevel=3)
+        model.unmerge_adapter()
     adapted = [*switched.layers, *switched.wrappers]
     modes = [module.training for module in switched.modules]
     chosen = [(module._active_adapter, module._disable_adapters) for module in adapted]
@@ -89,7 +92,7 @@ def use_adapter(model: Model, name: str | None, *, inference: bool = False) -> I
 class _Switched(NamedTuple):
     """What of a PEFT model `use_adapter` sets."""
 
-    adapters: tuple[tuple[str, int], ...]  # it had when the lists were made
+    adapters: dict[str, Any]  # and their configs, when the lists were made
     modules: list[nn.Module]
     layers: list[Any]
     wrappers: list[Any]  # of modules that an adapter has a copy of, or some rows
@@ -100,15 +103,19 @@ def _switched_modules(model: Model) -> _Switched:
     from peft.tuners.tuners_utils import BaseTunerLayer
     from peft.utils.other import AuxiliaryTrainingWrapper
 
-    adapters = tuple((name, id(config)) for name, config in model.peft_config.items())
+    adapters = dict(model.peft_config)
     known = getattr(model, "_hf_rlhf_switched", None)
-    if known is None or known.adapters != adapters:
+    if known is None or not _are_same(known.adapters, adapters):
         modules = list(model.modules())
         layers = [module for module in modules if isinstance(module, BaseTunerLayer)]
         wrappers = [module for module in modules if isinstance(module, AuxiliaryTrainingWrapper)]
         known = _Switched(adapters, modules, layers, wrappers)
         setattr(model, "_hf_rlhf_switched", known)  # noqa: B010 (no attribute of nn.Module)
     return known
+
+
+def _are_same(some: dict[str, Any], others: dict[str, Any]) -> bool:
+    return some.keys() == others.keys() and all(config is others[name] for name, config in some.items())
 
 
 def _set_modes(modules: list[nn.Module], modes: list[bool]) -> None:
@@ -129,20 +136,23 @@ def same_adapter_in_recomputation(model: Model) -> Callable[[], tuple[Any, Any]]
 
     It runs long after `use_adapter` and `compute_in_base_dtype` are left, and would meet another adapter or dtype.
     """
-    layers = _adapter_layers(model)
+    switched = _switched_modules(model)
+    names = {"_active_adapter": [*switched.layers, *switched.wrappers]}
+    names["_disable_adapters"] = names["_active_adapter"]
+    names["cast_input_dtype_enabled"] = [
+        layer for layer in switched.layers if hasattr(layer, "cast_input_dtype_enabled")
+    ]
 
-    def settings() -> list[tuple[Any, ...]]:
-        return [
-            (layer._active_adapter, layer._disable_adapters, getattr(layer, "cast_input_dtype_enabled", True))
-            for layer in layers
-        ]
+    def settings() -> list[Any]:
+        return [getattr(module, name) for name, modules in names.items() for module in modules]
 
-    def apply(values: list[tuple[Any, ...]]) -> None:
-        for layer, value in zip(layers, values, strict=True):
-            layer._active_adapter, layer._disable_adapters, layer.cast_input_dtype_enabled = value
+    def apply(values: list[Any]) -> None:
+        places = ((module, name) for name, modules in names.items() for module in modules)
+        for (module, name), value in zip(places, values, strict=True):
+            setattr(module, name, value)
 
     @contextlib.contextmanager
-    def as_in_forward(values: list[tuple[Any, ...]]) -> Iterator[None]:
+    def as_in_forward(values: list[Any]) -> Iterator[None]:
         now = settings()
         apply(values)
         try:

@@ -28,7 +28,9 @@ def require_known_layers(model: Model, config: Any) -> None:
     targets = getattr(config, "target_modules", None)
     if isinstance(targets, str) and targets.lower() != "all-linear":
         _require_match(targets, layers)
-    elif targets is not None and not isinstance(targets, str):
+    given, config = targets, _as_peft_reads_it(config, model)
+    if given is not None and not isinstance(given, str):  # what PEFT gives another name, it knows
+        targets = [name for name in given if name in config.target_modules]
         _require_names("lora_target_modules", targets, layers, "layer with a matrix of weights")
     _require_names("lora_modules_to_save", getattr(config, "modules_to_save", None) or (), modules, "module")
     parameters = [name for name, _ in model.named_parameters()]
@@ -78,7 +80,7 @@ def in_last_blocks(config: Any, model: Model, layers: str | float) -> Any:
         )
     name, blocks = found
     numbers = list(range(len(blocks) - last_blocks(layers, len(blocks)), len(blocks)))
-    config, pattern = copy.deepcopy(config), name.rpartition(".")[2]
+    config, pattern = _as_peft_reads_it(config, model), name.rpartition(".")[2]
     targets = config.target_modules
     if targets == "all-linear":
         targets = {inner for block in blocks for inner, module in block.named_modules() if _is_linear(module)}
@@ -86,12 +88,32 @@ def in_last_blocks(config: Any, model: Model, layers: str | float) -> Any:
         chosen = "|".join(map(str, numbers))
         config.target_modules = rf"(?=(.*\.)?{pattern}\.({chosen})\.)({targets})"
     elif targets:
+        _require_inner(targets, blocks, layers)
         config.target_modules = targets
         config.layers_to_transform, config.layers_pattern = numbers, pattern
     if wanted := getattr(config, "target_parameters", None):
         inner = [f"{pattern}.{number}.{inner}" for number in numbers for inner, _ in blocks[number].named_parameters()]
         config.target_parameters = [each for each in inner if any(f".{each}".endswith(f".{name}") for name in wanted)]
     return config
+
+
+def _as_peft_reads_it(config: Any, model: Model) -> Any:
+    """Return a copy of a config with the names that PEFT makes of it: experts of a layer are one parameter since transformers 5."""
+    config = copy.deepcopy(config)
+    with suppress(ImportError):  # an earlier PEFT leaves it as it is
+        from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
+
+        convert_peft_config_for_transformers(config, model, None)
+    return config
+
+
+def _require_inner(targets: Iterable[str], blocks: Iterable[nn.Module], layers: str | float) -> None:
+    inner = [name for block in blocks for name, _ in (*block.named_modules(), *block.named_parameters())]
+    outside = [name for name in targets if not any(f".{each}".endswith(f".{name}") for each in inner)]
+    if outside:
+        raise InputError(
+            f"lora_layers={layers} is invalid with lora_target_modules={outside[0]}, which is in no block. Leave one of them out"
+        )
 
 
 def _is_linear(module: nn.Module) -> bool:

@@ -34,7 +34,7 @@ from hf_rlhf.models.heads import ValueHead
 from hf_rlhf.models.load import load_full_weights, require_causal_lm, require_full_training
 from hf_rlhf.models.lora_targets import require_known_layers
 from hf_rlhf.models.sharding import below
-from hf_rlhf.models.trunk import Trunk, TrunkStates
+from hf_rlhf.models.trunk import Trunk, TrunkStates, block_list
 from hf_rlhf.ops.logprobs import token_kl, token_logprobs
 from hf_rlhf.types import Model, Sequences
 
@@ -299,7 +299,8 @@ def _as_columns(flat: Tensor, sequences: Sequences) -> Tensor:
 def wrap_policy(model: Model, peft_config=None, *, keep_reference: bool = False, own_reference: bool = False) -> Model:
     """Make `model` trainable as a policy: full fine-tuning, a fresh LoRA adapter, or going on from a PEFT model.
 
-    Full fine-tuning leaves frozen what came frozen, such as the lower blocks, unless that is everything.
+    Full fine-tuning leaves frozen what came frozen below the last block, which has to be trained; otherwise all weights are
+    trained, as after PEFT's merge, which leaves all but a few frozen.
     The active adapter of a `PeftModel` is the policy's start. It becomes the adapter `policy`, with a frozen copy
     `reference` unless the reference is a model (`own_reference`); under its former name it is gone, so that no third copy
     takes memory, and `save_pretrained` of the `PeftModel` cannot write the untrained start where the trained policy is
@@ -331,11 +332,18 @@ def wrap_policy(model: Model, peft_config=None, *, keep_reference: bool = False,
         )
     if peft_config is None:
         require_full_training(model, "the model")
-        trained = {parameter.requires_grad for parameter in model.parameters()}
-        return model if len(trained) == 2 else model.requires_grad_(True)
+        if not _is_frozen_below(model):
+            model.requires_grad_(True)
+        return model
     require_trainable_adapter(peft_config)
     require_known_layers(model, peft_config)
     wrapped = get_peft_model(model, peft_config, adapter_name=POLICY)
     if keep_reference:
         copy_adapter(wrapped, POLICY, REFERENCE)
     return train_in_fp32(wrapped)
+
+
+def _is_frozen_below(model: Model) -> bool:
+    """Return whether a model came with some weights frozen, and all of its last block trained."""
+    found = block_list(model)
+    return found is not None and all(parameter.requires_grad for parameter in found[1][-1].parameters())

@@ -128,7 +128,10 @@ def look_at(
         set_attention(training_attention([base_of(model)], args.device, length, packing=False, recomputes=recomputes))
         trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
         saved = saved_bytes(model, args.per_device_train_batch_size, length)
-        trunk = trunk_depth(base_of(model), (POLICY,))
+        starts_elsewhere = (
+            args.critic == "adapter" and args.critic_path is not None
+        )  # with layers that nobody knows here
+        trunk = 0 if starts_elsewhere else trunk_depth(base_of(model), (POLICY,))
     tokens = args.per_device_train_batch_size * length
     return MemoryModel(
         shape=shape,

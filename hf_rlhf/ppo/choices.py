@@ -85,7 +85,12 @@ def _attention(kind: str, args: PPOConfig) -> str:
 
 def _adapters(model: nn.Module) -> str:
     if not is_peft_model(model):
-        return "none, all weights are trained"
+        frozen = sum(parameter.numel() for parameter in model.parameters() if not parameter.requires_grad)
+        return (
+            f"none; {frozen:,} weights came frozen and stay so, all others are trained"
+            if frozen
+            else "none, all weights are trained"
+        )
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]

@@ -1,5 +1,6 @@
 """The policy's trunk in a PPO run: whether it can be computed once per sequence and iteration, and the states kept of it."""
 
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -14,6 +15,8 @@ from hf_rlhf.models.policy import PolicyWithValue
 from hf_rlhf.models.trunk import CannotEnter, Trunk, find_trunk
 from hf_rlhf.ppo.config import PPOConfig
 from hf_rlhf.types import Model, Sequences
+
+logger = logging.getLogger(__name__)
 
 
 class TrunkChoice(NamedTuple):
@@ -73,10 +76,19 @@ class KeptStates:
         self.policy = policy
         self._by_tokens: dict[bytes, Tensor] = {}
         self._keeping = True
+        self._trained = self._now_trained()
 
     def clear(self) -> None:
-        """Forget all."""
+        """Forget all; and the trunk itself, where weights are trained that were frozen when it was found."""
         self._by_tokens = {}
+        if self.policy.trunk is not None and not self._now_trained() <= self._trained:
+            self.policy.trunk = None
+            logger.warning(
+                "weights are trained that were frozen when the run was made: every pass computes all blocks now"
+            )
+
+    def _now_trained(self) -> set[str]:
+        return {name for name, parameter in self.policy.named_parameters() if parameter.requires_grad}
 
     @contextmanager
     def set_aside(self) -> Iterator[None]:

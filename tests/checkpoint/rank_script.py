@@ -124,7 +124,7 @@ def work(argv):
     launch = sharding_on_cpu.allow()
     if os.environ["RANK"] == "1":
         EVENTS[what]()
-    if kind in runs.SHARDED:
+    if kind not in runs.RUNS:
         runs.SHARDED[kind](Path(folder), "never", **launch)
         return
     trainer = runs.RUNS[kind](Path(folder), ref_model_sync_iterations=None, **json.loads(*more or ["{}"]))

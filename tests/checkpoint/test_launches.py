@@ -36,10 +36,11 @@ WHOLE = {"stage": 3, "stage3_gather_16bit_weights_on_model_save": True}
     [
         (under("FSDP", fsdp_version=1), "fsdp_version=1 is invalid"),
         (zero(0), "zero_stage=0 is invalid: it shards nothing"),
+        (under("DEEPSPEED", zero_optimization={}), "zero_stage=0 is invalid"),
         (zero(3), "zero3_save_16bit_model=false is invalid"),
         (zero(2, fp16={"enabled": True}), "mixed_precision=fp16 is invalid under DeepSpeed"),
     ],
-    ids=["FSDP 1", "stage 0", "shards of a model", "fp16"],
+    ids=["FSDP 1", "stage 0", "no stage", "shards of a model", "fp16"],
 )
 def test_what_could_not_be_saved_is_refused(launched, said):
     with pytest.raises(InputError, match=said):

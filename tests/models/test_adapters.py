@@ -83,6 +83,28 @@ def test_an_adapter_added_between_two_blocks_is_found(peft_model):
         pass
 
 
+def test_an_adapter_of_the_same_name_is_found_anew(peft_model):
+    """Where the config of a deleted one was, memory holds another."""
+    for target in ("q_proj", "down_proj"):
+        for _ in range(8):
+            peft_model.add_adapter("again", make_lora(target_modules=[target]))
+            perturb(peft_model, only=".again.")
+            with use_adapter(peft_model, "again"):
+                used = logits_of(peft_model)
+            peft_model.set_adapter("again")
+            assert torch.equal(used, logits_of(peft_model))
+            peft_model.set_adapter(POLICY)
+            peft_model.delete_adapter("again")
+
+
+def test_a_merged_adapter_is_unmerged_with_a_warning(peft_model):
+    with use_adapter(peft_model, "other"):
+        expected = logits_of(peft_model)
+    peft_model.merge_adapter()
+    with pytest.warns(UserWarning, match="unmerged"), use_adapter(peft_model, "other"):
+        torch.testing.assert_close(logits_of(peft_model), expected)
+
+
 def test_switching_needs_no_walk_through_peft(peft_model, monkeypatch):
     """Several switches a batch, each in a fraction of a pass."""
     with use_adapter(peft_model, None):

@@ -163,6 +163,29 @@ def test_every_trained_parameter_takes_part_in_a_batch_without_counted_tokens(pl
 # Gradient checkpointing
 
 
+@pytest.mark.parametrize("saved", ["down_proj", "post_attention_layernorm", "mlp"])
+def test_a_copied_layer_of_the_policy_is_not_the_critics_in_recomputation(saved):
+    """The critic's pass runs with the base's layer, and so does its recomputation."""
+    gradients = []
+    for checkpointing in (False, True):
+        policy = wrap_policy(
+            make_model(make_tokenizer()), make_lora(modules_to_save=[saved], target_modules=["q_proj", "v_proj"])
+        )
+        model = PolicyWithValue(policy, build_critic("adapter", policy))
+        perturb(model, only="lora")
+        perturb(model, only="modules_to_save", scale=0.5)
+        perturb(model.value_head)
+        if checkpointing:
+            model.gradient_checkpointing_enable()
+        model.train()
+        model(make_sequences()).values.pow(2).sum().backward()
+        gradients.append({name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None})
+    plain, recomputed = gradients
+    assert plain.keys() == recomputed.keys()
+    for name, gradient in plain.items():
+        torch.testing.assert_close(recomputed[name], gradient, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("kind", "dtype"),
     [(kind, dtype) for kind in ("value_head", "adapter", "model") for dtype in ("float32", "bfloat16")]

@@ -4,7 +4,7 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from tiny import make_lora, make_model, make_tokenizer, perturb
-from transformers import LlamaForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM
 
 from hf_rlhf.errors import InputError
 from hf_rlhf.models.adapters import POLICY, save_adapter
@@ -121,6 +121,39 @@ def test_parameters_of_the_last_blocks():
     config = in_last_blocks(LoraConfig(target_modules=[], target_parameters=["k_proj.weight"]), model, 1)
     assert config.target_parameters == ["layers.2.self_attn.k_proj.weight"]
     require_known_layers(model, config)
+
+
+MIXTURES = {
+    "mixtral": {"num_local_experts": 2},
+    "qwen3_moe": {"num_experts": 2, "moe_intermediate_size": 16, "head_dim": 8},
+}
+
+
+@pytest.mark.parametrize("kind", MIXTURES)
+@pytest.mark.parametrize("targets", ["all-linear", r".*\.(q_proj|v_proj)", "by name"])
+def test_experts_of_the_last_blocks(kind, targets):
+    """PEFT makes one parameter of the experts' layers, under other names."""
+    if targets == "by name":
+        targets = ["q_proj", *(("w1", "w2", "w3") if kind == "mixtral" else ("gate_proj", "up_proj", "down_proj"))]
+    sizes = {"vocab_size": 29, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 3}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
+
+    def adapted(layers):
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **sizes, **heads, **MIXTURES[kind]))
+        config = make_lora(target_modules=targets)
+        wrapped = wrap_policy(model, config if layers == "all" else in_last_blocks(config, model, layers))
+        names = [name for name, weight in wrapped.named_parameters() if weight.requires_grad]
+        return {number: {name for name in names if f".layers.{number}." in name} for number in range(3)}
+
+    everywhere, last = adapted("all"), adapted(2)
+    assert everywhere[0]
+    assert last == everywhere | {0: set()}
+
+
+@pytest.mark.parametrize("outside", ["embed_tokens", "lm_head"])
+def test_a_layer_that_is_in_no_block_is_not_left_out_silently(model, outside):
+    with pytest.raises(InputError, match=f"lora_layers=1 is invalid with lora_target_modules={outside}"):
+        in_last_blocks(make_lora(target_modules=["q_proj", outside]), model, 1)
 
 
 def test_other_names_of_blocks():

@@ -4,6 +4,7 @@ import re
 
 import pytest
 import torch
+from peft import get_peft_model
 from tiny import (
     make_config,
     make_lora,
@@ -170,3 +171,26 @@ def test_evaluation_keeps_nothing(tmp_path):
     assert trainer.evaluate()["eval_kl"] > 0
     assert len(tokens) == 1
     assert not trainer.kept_states._by_tokens
+
+
+def test_weights_thawed_later_learn(tmp_path, caplog):
+    trainer = last_block_trainer(tmp_path, max_steps=4)
+    assert trainer.policy.trunk is not None
+    lowest = [p for n, p in trainer.policy.named_parameters() if ".layers.0." in n and "lora_" not in n]
+    for parameter in lowest:
+        parameter.requires_grad_(True)
+    before = [parameter.detach().clone() for parameter in lowest]
+    trainer.train()
+    assert "every pass computes all blocks now" in caplog.text
+    assert not all(torch.equal(parameter, old) for parameter, old in zip(lowest, before, strict=True))
+
+
+def test_a_merged_model_that_peft_left_frozen_is_trained_whole(tmp_path, capsys):
+    model = make_model(make_tokenizer())
+    adapted = get_peft_model(model, make_lora(modules_to_save=["lm_head"]))
+    merged = adapted.merge_and_unload()
+    assert 0 < sum(parameter.requires_grad for parameter in merged.parameters()) < len(list(merged.parameters()))
+    trainer = make_trainer(tmp_path, model=merged, lora=None, max_steps=2)
+    assert all(parameter.requires_grad for parameter in trainer.policy.model.parameters())
+    trainer.train()
+    assert "adapters: none, all weights are trained\n" in capsys.readouterr().out

@@ -96,6 +96,29 @@ def test_a_run_that_goes_on_keeps_its_choice(machine, tmp_path):
     assert len(machine[1]) == 2
 
 
+@pytest.mark.parametrize(
+    "flags", [{"max_completion_length": 64}, {"num_ppo_epochs": 4}, {"lora_target_modules": "q_proj"}]
+)
+def test_a_flag_that_changes_the_time_changes_the_choice(machine, tmp_path, flags):
+    machine[0][0] = 0.8
+    settled(tmp_path / "one")
+    assert settled(tmp_path / "one", **flags).args.size == settled(tmp_path / "two", **flags).args.size
+    assert len(machine[1]) == 3
+
+
+def test_a_small_trial_leaves_no_sizes_behind(machine, tmp_path):
+    machine[0][0] = 0.8
+    settled(tmp_path / "one", messages=10, ppo_iterations=1)
+    assert settled(tmp_path / "one").args.size == settled(tmp_path / "two").args.size
+
+
+@pytest.mark.parametrize("content", ["", '{"chosen": ', "[]", '{"flags": {}}'])
+def test_a_torn_or_foreign_plan_is_made_anew(machine, tmp_path, content):
+    expected = settled(tmp_path).args.size
+    (tmp_path / "plan.json").write_text(content)
+    assert settled(tmp_path).args.size == expected
+
+
 def _amounts(plan):
     return [getattr(plan.args.size, name) for name in SIZE_FLAGS]
 

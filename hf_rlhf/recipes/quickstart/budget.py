@@ -28,6 +28,8 @@ from hf_rlhf.records import write_settings
 PLAN_FILE = "plan.json"
 SHARES = [number / 20 for number in range(20, 5, -1)]
 """Shares of the full size, largest first; below the last one nothing clear is learned."""
+_DECISIVE = ("minutes", "model_name_or_path", "lora_target_modules", "max_completion_length", "num_ppo_epochs")
+"""Flags besides those sizes that decide how long a run takes."""
 _RESERVE = 0.1  # share of the budget that is left for what was not foreseen
 
 
@@ -64,24 +66,26 @@ class Plan:
 def plan_quickstart(args: QuickstartArguments, root: Path) -> Plan:
     """Settle the flags of `Size` that `args` leaves open, so that the run ends within `args.minutes`.
 
-    A run that goes on in `root` keeps what was chosen there for the same minutes and model. The choice, the measured
-    speed and the expected seconds are in plan.json, and all flags in config.yaml.
+    A run that goes on in `root` keeps what was chosen there for the same flags; sizes may be given besides. The choice, the
+    measured speed and the expected seconds are in plan.json, and all flags in config.yaml.
 
     Args:
         args: as the user gave them.
         root: the quickstart's folder.
     """
     begun = time.perf_counter()
-    wanted = {"minutes": args.minutes, "model_name_or_path": args.model_name_or_path}
-    recorded = _recorded(root / PLAN_FILE)
-    known = {name: recorded.get(name) for name in wanted} == wanted
-    speed = Speed(**recorded["speed"]) if known else measure_speed(args)
+    wanted = {name: getattr(args, name) for name in _DECISIVE}
     given = {name: getattr(args, name) for name in SIZE_FLAGS if getattr(args, name) is not None}
-    chosen = {name: value for name, value in recorded["chosen"].items() if name not in given} if known else {}
+    recorded = _recorded(root / PLAN_FILE)
+    known = recorded is not None and recorded.flags == wanted and recorded.beside.items() <= given.items()
+    speed = recorded.speed if recorded and known else measure_speed(args)
+    beside = recorded.beside if recorded and known else given
+    before = recorded.chosen if recorded and known else {}
+    chosen = {name: value for name, value in before.items() if name not in given}
     left = args.minutes * 60 * (1 - _RESERVE) - (time.perf_counter() - begun)
     plan = _largest_that_fits(args, given | chosen, speed, left)
     chosen = {name: getattr(plan.args, name) for name in SIZE_FLAGS if name not in given}
-    content = {**wanted, "chosen": chosen, "speed": asdict(speed), "expected_seconds": plan.seconds}
+    content = asdict(_Recorded(wanted, beside, chosen, speed)) | {"expected_seconds": plan.seconds}
     write_settings(root, plan.args)
     scratch = root / f".{PLAN_FILE}"
     scratch.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
@@ -100,8 +104,23 @@ def _largest_that_fits(args: QuickstartArguments, fixed: dict[str, int], speed: 
     return plan
 
 
-def _recorded(file: Path) -> dict[str, Any]:
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+@dataclass(frozen=True)
+class _Recorded:
+    """What plan.json says of a choice: for which flags it was made, beside which sizes, and at which speed."""
+
+    flags: dict[str, Any]
+    beside: dict[str, int]
+    chosen: dict[str, int]
+    speed: Speed
+
+
+def _recorded(file: Path) -> _Recorded | None:
+    """Read a choice; None where there is none, or a file that is torn or of another version."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        return _Recorded(content["flags"], dict(content["beside"]), dict(content["chosen"]), Speed(**content["speed"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def plan_table(plan: Plan) -> Any:
