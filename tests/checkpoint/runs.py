@@ -274,6 +274,7 @@ def start_child(work, *, stderr=os.devnull):
         null = os.open(stderr, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(null, 1)
         os.dup2(null, 2)
+        os.environ["HF_DEACTIVATE_ASYNC_LOAD"] = "1"  # threads race for torch's pool, which a fork has lost
         PeftModel.create_or_update_model_card = lambda *_: None  # compiles a template: half of the time
         work()
         status = 0

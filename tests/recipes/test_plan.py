@@ -37,6 +37,12 @@ from hf_rlhf.recipes.arguments import ModelArguments, PPOArguments
 from hf_rlhf.recipes.plan import PlanArguments, memory_model, plan_run
 
 
+@pytest.fixture(autouse=True)
+def fresh_process(monkeypatch):
+    """Plans count what their process holds, and that of a test holds what the tests before it left."""
+    monkeypatch.setattr("hf_rlhf.planning.memory.resident_bytes", lambda: 0.5e9)
+
+
 @pytest.mark.parametrize("lora", [True, False])
 @pytest.mark.parametrize("length", [16, 300], ids=["plain attention", "fused attention"])
 def test_what_is_counted_without_data_is_what_a_real_pass_keeps(lora, length):
