@@ -156,7 +156,8 @@ def test_a_rank_that_cannot_write_ends_the_job_under_zero_3(tmp_path):
     zero_3 = {"ACCELERATE_DEEPSPEED_ZERO_STAGE": "3", "ACCELERATE_DEEPSPEED_ZERO3_SAVE_16BIT_MODEL": "true"}
     done = torchrun([RANK_SCRIPT, "sft", tmp_path / "run", "fail to write"], 2, sharding_on_cpu.ZERO_2 | zero_3)
     assert done.returncode != 0
-    assert re.search(FAILURES["fail in a save"], done.stdout + done.stderr), done.stderr[-3000:]
+    said = done.stdout + done.stderr
+    assert re.search("the checkpoint of update 4 could not be written: .*No space left", said), said[-3000:]
 
 
 @pytest.mark.parametrize("gather", [True, pytest.param(False, marks=pytest.mark.slow)])

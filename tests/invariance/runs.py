@@ -9,6 +9,8 @@ from safetensors.torch import load_file
 from tiny import WORDS, make_lora, make_model, make_prompts, make_tokenizer, make_trainer, metrics_of, perturb
 
 TOLERANCE = 1e-6
+OF_A_LAUNCH = ("run_state", "optimizer")
+"""Files that each launch writes in its own way: what each rank goes on from."""
 GATES = ("ratio_threshold", "early_stop_kl", "critic_warmup_iterations", "critic_learning_rate")
 """Flags that withhold gradients or need parameter groups of their own; DeepSpeed allows neither."""
 ROUNDING = ("val/first_ratio_error", "sampling/logp_gap")  # what these two measure is rounding itself
@@ -204,7 +206,7 @@ def assert_same(one, other):
     """The runs in two folders left the same weights (by 1e-6 of their norm), metrics, samples and state."""
     one, other = Path(one), Path(other)
     weights, of_other = (
-        {file.relative_to(folder) for file in folder.rglob("*.safetensors") if file.stem != "run_state"}
+        {file.relative_to(folder) for file in folder.rglob("*.safetensors") if not file.stem.startswith(OF_A_LAUNCH)}
         for folder in (one, other)
     )
     assert weights == of_other
