@@ -26,7 +26,7 @@ FAST := tests/ops tests/evaluation tests/feedback tests/hub tests/reward_modelin
 help:
 	@echo "make quickstart   a language model learns from feedback, on this machine, in eight minutes (ARGS=\"--minutes 20\")"
 	@echo "make test-fast    the quick tests of every part, while you work (under a minute on two cores)"
-	@echo "make test         the test suite, a process for each core (about eight minutes on two)"
+	@echo "make test         the test suite, a process for each core (eight to twelve minutes on two)"
 	@echo "make test-slow    the long tests as well"
 	@echo "make test-kills   50 runs of PPO, 50 of a reward model and 10 of PPO under FSDP2 are killed, and end in the same bits"
 	@echo "make test-deepspeed  the tests under DeepSpeed on two CPU ranks, in an environment of its own (three minutes)"
