@@ -288,9 +288,8 @@ class DurableTrainer(Trainer):
         try:
             with failing_together(), self._explained():
                 self._write_parts(scratch, run_state, weights)
-            if (
-                self._is_zero_3 and not self.args.save_only_model
-            ):  # DeepSpeed's own files: its ranks wait for each other
+            if self._is_zero_3 and not self.args.save_only_model:
+                # DeepSpeed's own files, at which its ranks wait for each other
                 super()._save_optimizer_and_scheduler(str(scratch))
             with failing_together(), self._explained():
                 if self.args.should_save:

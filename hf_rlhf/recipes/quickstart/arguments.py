@@ -34,7 +34,7 @@ class Size:
         """
         return cls(
             messages=round(216 * share),
-            candidates_per_prompt=4 if share == 1 else 3,  # three give as many preferences as are used
+            candidates_per_prompt=4 if share == 1 else 3,  # of three, nearly as many preferences as are used
             max_preferences=round(400 * share),
             ppo_iterations=round(18 * (share + 0.5) / 1.5),
         )
