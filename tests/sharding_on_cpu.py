@@ -57,3 +57,17 @@ def _allow_fsdp() -> None:
         make(self, *args, **kwargs)
 
     AcceleratorState.__init__ = make_with_fsdp
+    _refuse_calls_without_arguments()
+
+
+def _refuse_calls_without_arguments() -> None:
+    """As torch up to 2.11 does on a GPU, where it moves the arguments of a root there: an IndexError if there are none."""
+    from torch.distributed.fsdp._fully_shard._fsdp_state import FSDPState
+
+    own = FSDPState._root_pre_forward
+
+    def root_pre_forward(self, module, args, kwargs):
+        assert args or kwargs, f"{type(module).__name__} is called by FSDP without an argument"
+        return own(self, module, args, kwargs)
+
+    FSDPState._root_pre_forward = root_pre_forward

@@ -44,10 +44,10 @@ def prepare_sharded(module: nn.Module, *, reshard_after_forward: bool) -> None:
         return
     setattr(module, "reshards_after_forward", reshard_after_forward)  # noqa: B010 (no attribute of nn.Module)
     # FSDP takes for its root what runs first. A block that sampled first would be it, so the root runs first, idly.
-    setattr(module, "run_idly", lambda: None)  # noqa: B010
+    setattr(module, "run_idly", lambda argument: None)  # noqa: B010 (on a GPU, FSDP wants one to move there)
     register_fsdp_forward_method(module, "run_idly")
     with torch.no_grad():
-        module.run_idly()  # pyright: ignore[reportCallIssue]
+        module.run_idly(0)  # pyright: ignore[reportCallIssue]
     for part in module.modules():
         part.register_load_state_dict_pre_hook(_shard_loaded)
 
