@@ -2,6 +2,8 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import fields
+from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -38,6 +40,11 @@ class ContinuousBatchingEngine:
         from transformers import GenerationConfig
         from transformers.generation import ContinuousBatchingConfig
 
+        if "seed" not in _settings_known():
+            raise InputError(
+                f"use_transformers_continuous_batching is invalid with transformers {version('transformers')}, which cannot be"
+                " given a seed for it: pip install -U transformers, or leave it out"
+            )
         require_batchable(sampling)
         if not prompts:
             return []
@@ -87,7 +94,14 @@ class ContinuousBatchingEngine:
             return {"max_memory_percent": 0.5}
         pages = sum(-(-(len(prompt) + sampling.max_completion_length) // _PAGE) for prompt in prompts)
         tokens = max(len(prompts), *map(len, prompts))
-        return {"page_size": _PAGE, "num_blocks": pages + 1, "max_batch_tokens": max(tokens, 256)}
+        page = "page_size" if "page_size" in _settings_known() else "block_size"  # as older transformers call it
+        return {page: _PAGE, "num_blocks": pages + 1, "max_batch_tokens": max(tokens, 256)}
+
+
+def _settings_known() -> set[str]:
+    from transformers.generation import ContinuousBatchingConfig
+
+    return {field.name for field in fields(ContinuousBatchingConfig)}
 
 
 def require_batchable(sampling: Sampling) -> None:
