@@ -56,6 +56,10 @@ LENIENT = {"index of the accelerator", "written by such an index", "rows of the 
 """Of which fake tensors say nothing; ATen does: indices "should be either on cpu or on the same device as the indexed tensor"."""
 
 
+STRICT = {"written by such an index"}
+"""And what a GPU's torch 2.11 does without a word, by copying the index."""
+
+
 def outcome(operation, *errors):
     """What the operation, on six tensors that are made here, raises."""
     a, i, s = (
@@ -94,7 +98,7 @@ def test_fake_tensors_of_a_gpu_say_the_same(name):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("name", [*REFUSED, *DONE])
+@pytest.mark.parametrize("name", sorted({*REFUSED, *DONE} - STRICT))
 def test_a_gpu_says_the_same(name):
     assert (outcome((REFUSED | DONE)[name], RuntimeError) is not None) == (name in REFUSED)
 
