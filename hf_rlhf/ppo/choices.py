@@ -68,7 +68,8 @@ def _engine(args: PPOConfig) -> str:
     if args.use_transformers_continuous_batching:
         return "transformers, continuous batching"
     size = args.generation_batch_size or args.rollout_batch_size // args.world_size
-    return f"transformers, {size} completions at a time"
+    graphs = ", each step a CUDA graph" if args.use_cuda_graphs and args.device.type == "cuda" else ""
+    return f"transformers, {size} completions at a time{graphs}"
 
 
 def _attention(kind: str, args: PPOConfig) -> str:

@@ -156,6 +156,11 @@ class PPOConfig(TrainingArguments):
         " was measured.",
     )
 
+    use_cuda_graphs: bool = _flag(
+        True,
+        "On a CUDA device, sample by replaying a recorded decoding step, instead of launching its kernels one by one, where the"
+        " model's code allows it.",
+    )
     use_transformers_continuous_batching: bool = _flag(
         False, "Sample by transformers' continuous batching: a finished completion makes room for the next prompt."
     )

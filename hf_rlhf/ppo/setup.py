@@ -182,7 +182,7 @@ def build_engine(model: Model, tokenizer, args: PPOConfig) -> Engine:
         return ContinuousBatchingEngine(model, tokenizer, settings)
     if not args.use_vllm:
         batch_size = args.generation_batch_size or args.rank_batch_size
-        return TransformersEngine(model, tokenizer, batch_size)
+        return TransformersEngine(model, tokenizer, batch_size, use_cuda_graphs=args.use_cuda_graphs)
     require_servable(model)
     max_logprobs = logprobs_wanted(args.sampling, vocabulary_of(model))
     folder = Path(str(args.output_dir)).absolute() / VLLM_FOLDER

@@ -166,6 +166,8 @@ class PPOTrainer(IterationTrainer):
             require_measured_best(args, self.rewards, eval_sets)
             for name, prompts in (("train_dataset", self.prompt_set), ("eval_dataset", eval_sets)):
                 require_scorable(self.rewards, prompts, processing_class, args, name)
+        # Trainer would look for Liger's kernels for the policy with its head, and warn that there are none
+        use_liger_kernel, args.use_liger_kernel = args.use_liger_kernel, False
         super().__init__(
             model=policy,
             args=args,
@@ -175,6 +177,7 @@ class PPOTrainer(IterationTrainer):
             callbacks=callbacks,
             optimizers=optimizers,
         )
+        args.use_liger_kernel = use_liger_kernel
         require_known_launch(self.accelerator, args, policy._no_split_modules)
         warn_of_silent_ddp(self.accelerator, args)
         require_known_head(policy.model)
@@ -197,6 +200,8 @@ class PPOTrainer(IterationTrainer):
         self.engine = build_engine(self.policy.model, processing_class, args)
         if isinstance(self.engine, TransformersEngine):
             self.engine.in_step = self._in_step
+            if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+                self.engine.graphs = None  # weights come and go between the steps
         self.prompts = None
         if self.prompt_set is not None:
             self.prompts = prompt_stream(self.prompt_set, args.rollout_batch_size, args.seed)

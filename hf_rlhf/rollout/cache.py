@@ -21,23 +21,52 @@ class RoomyLayer(DynamicLayer):
     def __init__(self, longest: int):
         super().__init__()
         self.longest = longest
-        self._rooms: tuple[Tensor, Tensor] | None = None  # of which `keys` and `values` are the filled part
+        self.rooms: tuple[Tensor, Tensor] | None = None  # of which `keys` and `values` are the filled part
+        self.fixed: tuple[Tensor, int] | None = None  # see `update`
 
     def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
-        """Add keys and values `(B, heads, new, D)`; returns all of them, `(B, heads, L, D)`."""
+        """Add keys and values `(B, heads, new, D)`; returns all of them, `(B, heads, L, D)`.
+
+        With `fixed`, a place `(1,)` on the device and a width, shapes do not depend on the place: what is there is written over,
+        and the whole width is returned. Then whoever set it says with `set_length` what is filled.
+        """
+        if self.fixed is not None:
+            place, width = self.fixed
+            keys, values = self.make_room()
+            keys.index_copy_(-2, place, key_states)
+            values.index_copy_(-2, place, value_states)
+            return keys[..., :width, :], values[..., :width, :]
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         done = self.get_seq_length()
         end = done + key_states.shape[-2]
-        if self._rooms is None:
-            self._rooms = self._with_room(self.keys, key_states), self._with_room(self.values, value_states)
-        for room, states in zip(self._rooms, (key_states, value_states), strict=True):
+        if self.rooms is None:
+            self.rooms = self._with_room(self.keys, key_states), self._with_room(self.values, value_states)
+        for room, states in zip(self.rooms, (key_states, value_states), strict=True):
             room[..., done:end, :] = states
-        self.keys, self.values = (room[..., :end, :] for room in self._rooms)
+        return self.set_length(end)
+
+    def make_room(self) -> tuple[Tensor, Tensor]:
+        """The room of a layer that holds something, made if there is none yet."""
+        if self.rooms is None:
+            assert self.keys is not None
+            assert self.values is not None
+            self.rooms = self._with_room(self.keys, self.keys), self._with_room(self.values, self.values)
+        return self.rooms
+
+    def set_length(self, length: int) -> tuple[Tensor, Tensor]:
+        """The first `length` places of the room are filled; returns them."""
+        keys, values = self.make_room()
+        self.keys, self.values = keys[..., :length, :], values[..., :length, :]
         return self.keys, self.values
 
+    def get_seq_length(self) -> int:
+        """Tokens held; with `fixed`, as many as leave the width to be seen by one token more."""
+        return super().get_seq_length() if self.fixed is None else self.fixed[1] - 1
+
     def _with_room(self, held: Tensor | None, states: Tensor) -> Tensor:
-        room = states.new_empty(*states.shape[:-2], self.longest, states.shape[-1])
+        # Zeros, since what is not filled yet may be hidden by a mask: 0 times NaN is NaN
+        room = states.new_zeros(*states.shape[:-2], self.longest, states.shape[-1])
         if held is not None and held.numel():
             room[..., : held.shape[-2], :] = held
         return room
@@ -45,7 +74,7 @@ class RoomyLayer(DynamicLayer):
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keep the rows `indices`."""
         super().batch_select_indices(indices)
-        self._rooms = None
+        self.rooms = None
 
 
 def cache_of_rows(causal_lm: Model, longest: int) -> DynamicCache | None:

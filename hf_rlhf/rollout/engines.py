@@ -1,7 +1,8 @@
 """Engines turn prompt ids into completions. Here `transformers`, static batches sorted by length; `vllm_engine` has the other."""
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Protocol
 
 import torch
@@ -10,9 +11,12 @@ from torch import Tensor
 from hf_rlhf.distributed import in_step
 from hf_rlhf.models.adapters import base_of, compute_in_base_dtype, keep_modes
 from hf_rlhf.rollout.cache import cache_of_rows
+from hf_rlhf.rollout.graphs import GraphedSteps, GraphsDiffer
 from hf_rlhf.rollout.sampling import Sampling, uniform_draws
 from hf_rlhf.rollout.stops import stop_token_ids
 from hf_rlhf.types import Completion, Model
+
+logger = logging.getLogger(__name__)
 
 
 class Engine(Protocol):
@@ -34,10 +38,12 @@ class TransformersEngine:
         tokenizer: its tokenizer.
         batch_size: most prompts of a batch; by default all that `generate` gets.
         on_tokens: called after each decoding step with the number of tokens that it sampled, to show progress.
+        use_cuda_graphs: on a CUDA device, replay decoding steps as CUDA graphs where the model's code allows it.
 
     Attributes:
         in_step: whether every rank makes the same number of forward passes, as it has to where the model's blocks are
             gathered for each. Then all ranks call `generate` together, and a batch lasts as long as its longest completion.
+        graphs: how decoding steps are replayed as CUDA graphs; None for the plain way.
     """
 
     def __init__(
@@ -46,12 +52,15 @@ class TransformersEngine:
         tokenizer,
         batch_size: int | None = None,
         on_tokens: Callable[[int], None] | None = None,
+        *,
+        use_cuda_graphs: bool = True,
     ):
         self.model = model
         self.tokenizer = tokenizer
         self.batch_size = batch_size
         self.on_tokens = on_tokens
         self.in_step = False
+        self.graphs = GraphedSteps() if use_cuda_graphs else None
 
     @torch.no_grad()
     def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling, seeds: Sequence[int]) -> list[Completion]:
@@ -63,9 +72,16 @@ class TransformersEngine:
             self.model.eval()
             batches = [by_length[start : start + size] for start in range(0, len(prompts), size)]
             for rows in in_step(batches, []) if self.in_step else batches:
-                batch = self._generate_batch([prompts[b] for b in rows], sampling, [seeds[b] for b in rows])
+                batch = self._try_graphs([prompts[b] for b in rows], sampling, [seeds[b] for b in rows])
                 completions.update(zip(rows, batch, strict=True))
         return [completions[b] for b in range(len(prompts))]
+
+    def _try_graphs(self, prompts: list[Sequence[int]], sampling: Sampling, seeds: list[int]) -> list[Completion]:
+        try:
+            return self._generate_batch(prompts, sampling, seeds)
+        except GraphsDiffer as error:
+            logger.warning("sampling goes the plain way, without CUDA graphs: %s", error)
+            return self._generate_batch(prompts, sampling, seeds)
 
     def _generate_batch(self, prompts: list[Sequence[int]], sampling: Sampling, seeds: list[int]) -> list[Completion]:
         """As `generate`, at once; when half of the rows have stopped, the others go on without them.
@@ -88,6 +104,7 @@ class TransformersEngine:
             _own_generation_config(causal_lm, self.tokenizer.pad_token_id),
             _contiguous_head_input(causal_lm),
             compute_in_base_dtype(self.model),
+            nullcontext() if self.graphs is None or self.in_step else self.graphs.replace_forward(causal_lm, cache),
         ):
             while running and done < longest:
                 draw = _RowSampler(sampling, draws[running, done:], self.on_tokens)
@@ -255,7 +272,8 @@ def _inverse_transform(probabilities: Tensor, draws: Tensor) -> Tensor:
 class _StopRecorder:
     """A stopping criterion that remembers after how many tokens each row stopped; 0 while it has not.
 
-    Generation ends when `enough` of the rows have stopped.
+    Generation ends when `enough` of the rows have stopped. A step beyond that end, which transformers takes on some devices
+    before it looks and then drops, is not remembered.
     """
 
     def __init__(
@@ -275,9 +293,10 @@ class _StopRecorder:
         self.enough = enough
 
     def __call__(self, input_ids: Tensor, scores, **kwargs) -> Tensor:
-        done = torch.isin(input_ids[:, -1], self.eos_token_id)
+        ended = (self.lengths > 0).sum() >= self.enough
+        done = torch.isin(input_ids[:, -1], self.eos_token_id) & ~ended
         if self.stop_strings is not None:
-            done = done | self.stop_strings(input_ids[:, self.prompt_width :], scores)
+            done = done | (self.stop_strings(input_ids[:, self.prompt_width :], scores) & ~ended)
         self.lengths = torch.where((self.lengths == 0) & done, input_ids.shape[1] - self.prompt_width, self.lengths)
         stopped = self.lengths > 0
         return torch.ones_like(stopped) if stopped.sum() >= self.enough else stopped

@@ -1,0 +1,146 @@
+"""Decoding steps that are replayed say what the model says; on a CPU the graph is a function that is called again."""
+
+import pytest
+import torch
+from tiny import make_lora, make_model, perturb
+
+from hf_rlhf.rollout import graphs
+from hf_rlhf.rollout.engines import TransformersEngine
+from hf_rlhf.rollout.sampling import Sampling
+
+ON_GPU = torch.cuda.is_available()
+PROMPTS = [[5, 6, 7, 8], [9], [10, 11, 12, 13, 14, 15], [16, 17], [18, 5, 9]]
+SEEDS = [3, 1, 4, 1, 5]
+
+
+class CalledAgain:
+    """What a CUDA graph does, by calling the step anew and writing its result where the first one lies."""
+
+    def __init__(self, step):
+        self.step, self.output = step, step()
+
+    def replay(self):
+        self.output.logits.copy_(self.step().logits)
+
+
+@pytest.fixture
+def recorded(monkeypatch):
+    """Steps recorded, by the number of their rows and the width they see; real CUDA graphs where there is a GPU."""
+    seen = []
+    own_record = graphs.record
+
+    def record(step, device):
+        if ON_GPU:
+            graph, output = own_record(step, device)
+        else:
+            graph = CalledAgain(step)
+            output = graph.output
+        seen.append(tuple(output.logits.shape[:1]))
+        return graph, output
+
+    monkeypatch.setattr(graphs, "record", record)
+    monkeypatch.setattr(graphs, "_records", lambda device: True)
+    return seen
+
+
+def policy(tokenizer, **overrides):
+    """A model with a LoRA adapter that changes what it says."""
+    from peft import get_peft_model
+
+    model = perturb(get_peft_model(make_model(tokenizer, **overrides), make_lora()), only="lora_B", scale=0.3)
+    return model.to("cuda" if ON_GPU else "cpu")
+
+
+def sampled(engine, **more):
+    return engine.generate(PROMPTS, Sampling(**{"max_completion_length": 24, "temperature": 0.9} | more), SEEDS)
+
+
+def require_equal(ours, plain):
+    for one, other in zip(ours, plain, strict=True):
+        assert one.ids == other.ids
+        assert one.stopped == other.stopped
+        torch.testing.assert_close(torch.tensor(one.logprobs), torch.tensor(other.logprobs), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("more", [{}, {"temperature": 0.0}, {"top_k": 5}, {"stop_token_ids": (9, 10)}])
+@pytest.mark.parametrize("width", [256, 8])
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+def test_replayed_steps_sample_what_plain_ones_do(tokenizer, recorded, monkeypatch, more, width, implementation):
+    monkeypatch.setattr(graphs, "_WIDTH", width)
+    model = policy(tokenizer, attn_implementation=implementation)
+    plain = sampled(TransformersEngine(model, tokenizer, use_cuda_graphs=False), **more)
+    assert not recorded
+    engine = TransformersEngine(model, tokenizer)
+    require_equal(sampled(engine, **more), plain)
+    if ON_GPU and implementation == "eager":  # its mask is copied from the CPU in every step
+        assert "cannot be recorded" in engine.graphs.reason
+    else:
+        assert engine.graphs.reason is None
+        assert len(recorded) >= (3 if width == 8 else 1)
+
+
+def test_rows_that_stop_are_left_out_of_a_new_graph(tokenizer, recorded):
+    model = policy(tokenizer)
+    engine = TransformersEngine(model, tokenizer)
+    ours = sampled(engine, max_completion_length=60)
+    require_equal(ours, sampled(TransformersEngine(model, tokenizer, use_cuda_graphs=False), max_completion_length=60))
+    assert len({rows for (rows,) in recorded}) > 1, "no row stopped before the others: the seeds say nothing"
+
+
+def test_weights_that_changed_meanwhile_are_those_that_sample(tokenizer, recorded):
+    model = policy(tokenizer)
+    engine = TransformersEngine(model, tokenizer)
+    before = sampled(engine)
+    perturb(model, only="lora_A", scale=0.5, seed=1)
+    after = sampled(engine)
+    assert [row.ids for row in before] != [row.ids for row in after]
+    require_equal(after, sampled(TransformersEngine(model, tokenizer, use_cuda_graphs=False)))
+
+
+def test_a_step_that_says_something_else_is_noticed_and_nothing_of_it_stays(tokenizer, recorded, monkeypatch, caplog):
+    model = policy(tokenizer)
+    replay = graphs._Recorded.replay
+
+    def wrong(self, kwargs, done):
+        output = replay(self, kwargs, done)
+        if done >= 12:
+            output.logits.copy_(output.logits.flip(-1))
+        return output
+
+    monkeypatch.setattr(graphs._Recorded, "replay", wrong)
+    engine = TransformersEngine(model, tokenizer)
+    require_equal(sampled(engine), sampled(TransformersEngine(model, tokenizer, use_cuda_graphs=False)))
+    assert "moved" in engine.graphs.reason
+    assert "plain way" in caplog.text
+    times = len(recorded)
+    sampled(engine)
+    assert len(recorded) == times
+
+
+def test_code_that_cannot_be_recorded_goes_the_plain_way(tokenizer, recorded, monkeypatch, caplog):
+    model = policy(tokenizer)
+
+    def record(step, device):
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(graphs, "record", record)
+    engine = TransformersEngine(model, tokenizer)
+    require_equal(sampled(engine), sampled(TransformersEngine(model, tokenizer, use_cuda_graphs=False)))
+    assert "cannot be recorded (RuntimeError: operation not permitted" in caplog.text
+
+
+def test_nothing_is_recorded_without_a_gpu(tokenizer, monkeypatch):
+    monkeypatch.setattr(graphs, "record", None)
+    model = make_model(tokenizer)
+    engine = TransformersEngine(model, tokenizer)
+    sampled(engine)
+    assert engine.graphs.reason == "no CUDA device"
+    assert "forward" not in vars(model)
+
+
+def test_forward_is_the_models_own_again_after_an_error(tokenizer, recorded, monkeypatch):
+    model = policy(tokenizer)
+    monkeypatch.setattr(graphs._Recorded, "replay", lambda self, kwargs, done: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        sampled(TransformersEngine(model, tokenizer))
+    assert "forward" not in vars(model.get_base_model())
