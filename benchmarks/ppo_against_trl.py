@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from hf_rlhf.models.load import EMBEDDED_MODEL, load_causal_lm, load_sequence_classifier, load_tokenizer, resolve_model
+from hf_rlhf.models.lora_targets import in_last_blocks, share_of_blocks
 from hf_rlhf.planning.work import IterationSize, Machine, ModelShape, roofline
 
 WORKLOADS = Path(__file__).parent / "workloads"
@@ -48,6 +49,25 @@ def make_reward_models(folder: Path, model: str) -> dict[str, Path]:
         for place in places.values():
             tokenizer.save_pretrained(place)
     return places
+
+
+def lora_arguments(model: str, layers: str) -> dict[str, Any]:
+    """Arguments of a LoRA config on every linear layer, of the last blocks alone unless `layers` is `all`.
+
+    Named one by one, as PEFT restricts `all-linear` to no blocks, and the same on every side.
+    """
+    from peft import LoraConfig
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    arguments = {"r": 16, "lora_alpha": 32, "lora_dropout": 0.0, "target_modules": "all-linear"}
+    if layers != "all":
+        with torch.device("meta"):
+            blocks = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(resolve_model(model)))
+        config = in_last_blocks(LoraConfig(task_type="CAUSAL_LM", **arguments), blocks, layers)
+        arguments["target_modules"] = sorted(config.target_modules)
+        arguments["layers_to_transform"] = config.layers_to_transform
+        arguments["layers_pattern"] = config.layers_pattern
+    return arguments
 
 
 def run(side: str, python: str, flags: dict[str, Any]) -> dict[str, Any]:
