@@ -16,6 +16,7 @@ counts neither for that end nor as having reached the level.
 """
 
 import argparse
+import itertools
 import json
 import os
 import subprocess
@@ -33,28 +34,29 @@ from ppo_against_trl import lora_arguments
 
 sys.path.append(str(Path(__file__).parent / "workloads"))
 
-from task import RESULT_FILE, Setting, Task  # noqa: E402
+from task import RESULT_FILE, Setting, Task
 
-from hf_rlhf.data.quickstart import quickstart_prompts  # noqa: E402
-from hf_rlhf.evaluation.before_after import measure_side  # noqa: E402
-from hf_rlhf.feedback.simulate import CheerfulAnnotator  # noqa: E402
-from hf_rlhf.models.load import EMBEDDED_MODEL, load_causal_lm, load_tokenizer, resolve_model  # noqa: E402
-from hf_rlhf.models.precision import current_device, native_dtype  # noqa: E402
-from hf_rlhf.models.reward_model import load_reward_model  # noqa: E402
-from hf_rlhf.recipes.quickstart.arguments import (  # noqa: E402
+from hf_rlhf.data.quickstart import quickstart_prompts
+from hf_rlhf.evaluation.before_after import measure_side
+from hf_rlhf.feedback.simulate import CheerfulAnnotator
+from hf_rlhf.models.load import EMBEDDED_MODEL, load_causal_lm, load_tokenizer, resolve_model
+from hf_rlhf.models.precision import current_device, native_dtype
+from hf_rlhf.models.reward_model import load_reward_model
+from hf_rlhf.progress import quiet_libraries
+from hf_rlhf.recipes.quickstart.arguments import (
     CANDIDATES,
     PREFERENCES,
     REWARD_MODEL,
     QuickstartArguments,
     Size,
 )
-from hf_rlhf.recipes.quickstart.replies import as_messages, judge_candidates, sample_candidates  # noqa: E402
-from hf_rlhf.recipes.quickstart.stages import run_stage  # noqa: E402
-from hf_rlhf.recipes.quickstart.training import remove_checkpoints, train_reward_model  # noqa: E402
-from hf_rlhf.records import read_json_lines, write_json_lines  # noqa: E402
-from hf_rlhf.rewards.learned import LearnedReward  # noqa: E402
-from hf_rlhf.rollout.engines import TransformersEngine  # noqa: E402
-from hf_rlhf.rollout.sampling import row_seed  # noqa: E402
+from hf_rlhf.recipes.quickstart.replies import as_messages, judge_candidates, sample_candidates
+from hf_rlhf.recipes.quickstart.stages import run_stage
+from hf_rlhf.recipes.quickstart.training import remove_checkpoints, train_reward_model
+from hf_rlhf.records import read_json_lines, write_json_lines
+from hf_rlhf.rewards.learned import LearnedReward
+from hf_rlhf.rollout.engines import TransformersEngine
+from hf_rlhf.rollout.sampling import row_seed
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 STAGES = ("prepare", "search", "run", "judge", "plot")
@@ -387,7 +389,9 @@ def best(tried: Sequence[dict[str, Any]], kl_bound: float) -> dict[str, Any]:
     if not done:
         raise SystemExit(f"every setting failed; the last one:\n{tried[-1]['failed']}")
     within = [outcome for outcome in done if outcome["kl"] <= kl_bound]
-    return max(within, key=lambda outcome: outcome["reward"]) if within else min(done, key=lambda outcome: outcome["kl"])
+    return (
+        max(within, key=lambda outcome: outcome["reward"]) if within else min(done, key=lambda outcome: outcome["kl"])
+    )
 
 
 def words(setting: Setting) -> str:
@@ -426,7 +430,9 @@ def run(experiment: Experiment) -> None:
     """Train every seed on every side with the settings that the search found."""
     settings = read(experiment.folder / "settings.json") or {}
     if any(side not in settings for side in experiment.sides):
-        raise SystemExit(f"{experiment.folder} has no settings of {', '.join(experiment.sides)}; run --stage search first")
+        raise SystemExit(
+            f"{experiment.folder} has no settings of {', '.join(experiment.sides)}; run --stage search first"
+        )
     for side, seed in runs(experiment):
         setting = Setting(**settings[side]["setting"])
         folder = run_folder(experiment, side, seed)
@@ -460,7 +466,7 @@ class Reached(NamedTuple):
 
 def reached(points: Sequence[dict[str, Any]], level: float, kl_bound: float) -> Reached | None:
     """Return when a curve first has a reward of `level` at a KL of at most `kl_bound`, on lines between its points."""
-    for before, after in zip(points, points[1:], strict=False):
+    for before, after in itertools.pairwise(points):
         if after["reward"] < level:
             continue
         rise = after["reward"] - before["reward"]
@@ -472,9 +478,9 @@ def reached(points: Sequence[dict[str, Any]], level: float, kl_bound: float) -> 
 
 
 def end_of(points: Sequence[dict[str, Any]], name: str, kl_bound: float) -> float:
-    """Return the mean of the last two points within the KL bound; the start, which comes first, always is."""
-    within = [point for point in points if point["kl"] <= kl_bound]
-    return fmean(point[name] for point in within[-2:] if len(within) <= 2 or point is not points[0])
+    """Return the mean of a curve's last two snapshots within the KL bound; its start where none is."""
+    within = [point for point in points[1:] if point["kl"] <= kl_bound] or points[:1]
+    return fmean(point[name] for point in within[-2:])
 
 
 def summarize(experiment: Experiment) -> dict[str, Any]:
@@ -647,7 +653,9 @@ def parse() -> tuple[Experiment, list[str]]:
     parser.add_argument("--snapshots", type=int, default=12, help="of a run, at most")
     parser.add_argument("--rollout_batch_size", type=int, default=128 if on_gpu else 32, help="replies of an iteration")
     parser.add_argument("--share", type=float, default=1.0 if on_gpu else 0.6, help="of the quickstart's feedback")
-    parser.add_argument("--held_out_samples", type=int, default=8 if on_gpu else 2, help="replies to a held-out message")
+    parser.add_argument(
+        "--held_out_samples", type=int, default=8 if on_gpu else 2, help="replies to a held-out message"
+    )
     parser.add_argument("--kl_coef", type=float, default=0.03)
     parser.add_argument("--level", type=float, default=0.6, help="share of the gain that has to be reached")
     parser.add_argument("--kl_bound", type=float, default=12.0, help="nats a reply")
@@ -678,6 +686,7 @@ def tiny_model(folder: Path) -> Path:
 
 def main() -> None:
     """Do the stages that the command line names."""
+    quiet_libraries()
     experiment, stages = parse()
     if experiment.peer is None:
         print("TRL is left out: it needs --peer_python or --peer_path", flush=True)

@@ -11,6 +11,7 @@ from task import Recorder, Task
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, TrainerCallback
 from trl.experimental.ppo import PPOConfig, PPOTrainer, ppo_trainer
 
+VERSION = "1.12.0"
 ITERATIONS = 10**6  # more than the time allows
 
 
@@ -45,6 +46,8 @@ def close_cut_completions(reward_model, end_token_id: int) -> None:
 
 
 def main() -> None:
+    if (version := importlib.metadata.version("trl")) != VERSION:
+        raise SystemExit(f"trl {version} is here, and trl {VERSION} is compared; check --peer_python and --peer_path")
     task = Task.from_command_line()
     setting = task.setting
     dtype = getattr(torch, task.dtype)
