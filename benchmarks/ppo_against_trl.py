@@ -117,8 +117,8 @@ def trained_blocks(layers: str) -> str:
     """The flag `lora_layers` as a person reads it."""
     share = share_of_blocks(layers)
     if isinstance(share, int):
-        return "the last block" if share == 1 else f"the last {share} blocks"
-    return "all blocks" if share == 1 else f"the last {share:.0%} of the blocks"
+        return "last block" if share == 1 else f"last {share} blocks"
+    return "all blocks" if share == 1 else f"last {share:.0%} of blocks"
 
 
 def plot(results: list[dict[str, Any]], file: Path) -> None:
@@ -128,7 +128,7 @@ def plot(results: list[dict[str, Any]], file: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(8, 0.9 + 1.2 * len(results)), layout="constrained")
+    figure, axes = pyplot.subplots(figsize=(9, 0.9 + 1.2 * len(results)), layout="constrained")
     colours = {"generate": "#8fb8de", "score": "#f2b872", "update": "#2a6fb0"}
     labels, rows = [], []
     for number, result in enumerate(results):

@@ -64,6 +64,7 @@ NAMES = {"own": "hf_rlhf", "trl": "TRL 1.12.0"}
 FILES = {"own": "own_to_reward.py", "trl": "trl_to_reward.py"}
 COLORS = {"own": "#2a6fb0", "trl": "#d07a1f"}
 JUDGED_FILE = "judged.json"
+SECONDS_TO_LOAD = 900  # allowed to a process besides three times its training
 SEARCH_SEED = 1000  # none of those that are reported
 
 # The search: first these for both sides. TRL's value model is a model of its own, all of whose weights are trained: a tenth
@@ -119,6 +120,16 @@ class Experiment:
         return args
 
     @property
+    def feedback(self) -> dict[str, Any]:
+        """Settings that decide what the reward model is."""
+        return {name: value for name, value in asdict(self.quickstart).items() if name != "output_dir"}
+
+    @property
+    def judging(self) -> dict[str, Any]:
+        """Settings that decide what a snapshot is given; another one is judged anew."""
+        return {"held_out_samples": self.held_out_samples, "feedback": self.feedback}
+
+    @property
     def reward_models(self) -> dict[str, Path]:
         """Folder of the reward model for each side: an adapter, and the same merged."""
         return {"own": self.folder / REWARD_MODEL, "trl": self.folder / "reward_merged"}
@@ -137,8 +148,7 @@ class Experiment:
 
 def prepare(experiment: Experiment) -> None:
     """Sample replies, have them compared, and train the reward model: once as an adapter, then merged for TRL."""
-    args, folder = experiment.quickstart, experiment.folder
-    settings = {name: value for name, value in asdict(args).items() if name != "output_dir"}
+    args, folder, settings = experiment.quickstart, experiment.folder, experiment.feedback
     run_stage(folder / CANDIDATES, settings, lambda scratch: sample_candidates(args, folder, scratch))
     run_stage(folder / PREFERENCES, settings, lambda scratch: _preferences(args, folder, scratch))
     run_stage(folder / REWARD_MODEL, settings, lambda scratch: train_reward_model(args, folder, scratch))
@@ -224,6 +234,7 @@ def train(experiment: Experiment, side: str, setting: Setting, seed: int, second
         kl_coef=experiment.kl_coef,
         lora=lora_arguments(resolve_model(experiment.model), setting.lora_layers),
         setting=setting,
+        feedback=experiment.feedback,
     )
     if (result := read(folder / RESULT_FILE)) and result["task"] == json.loads(json.dumps(asdict(task))):
         return None
@@ -231,10 +242,15 @@ def train(experiment: Experiment, side: str, setting: Setting, seed: int, second
     (folder / "task.json").write_text(json.dumps(asdict(task), indent=2) + "\n", encoding="utf-8")
     python, environment = peer_process(experiment) if side == "trl" else own_process()
     command = [python, str(REPOSITORY / "benchmarks" / "workloads" / FILES[side]), str(folder / "task.json")]
+    limit = 3 * seconds + SECONDS_TO_LOAD
     with (folder / "log.txt").open("w", encoding="utf-8") as log:
-        done = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=environment, check=False)
-    if not done.returncode:
-        return None
+        try:
+            subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=environment, timeout=limit, check=True)
+            return None
+        except subprocess.TimeoutExpired:
+            return f"killed after {limit:.0f} s"
+        except (OSError, subprocess.CalledProcessError) as error:
+            log.write(f"\n{error}\n")
     return (folder / "log.txt").read_text(encoding="utf-8", errors="replace").strip()[-2000:] or "no message"
 
 
@@ -276,24 +292,25 @@ def read(file: Path) -> Any:
 def judge_run(experiment: Experiment, folder: Path, last: int | None = None) -> list[dict[str, Any]]:
     """Return the points of a run's curve: its snapshots (the last so many of them), judged once."""
     file = folder / JUDGED_FILE
-    judging = {"held_out_samples": experiment.held_out_samples}
     known = read(file)
-    points = known["points"] if known and known["judging"] == judging else {}
+    points = known["points"] if known and known["judging"] == experiment.judging else {}
     snapshots = read(folder / RESULT_FILE)["snapshots"]
     for snapshot in snapshots[-last:] if last else snapshots:
         key = str(snapshot["iteration"])
         if key not in points:
             place = folder / "snapshots" / key
             points[key] = {**snapshot, "folder": str(place), **measure(experiment, place)}
-            file.write_text(json.dumps({"judging": judging, "points": points}, indent=2) + "\n", encoding="utf-8")
+            file.write_text(
+                json.dumps({"judging": experiment.judging, "points": points}, indent=2) + "\n", encoding="utf-8"
+            )
     return sorted(points.values(), key=lambda point: point["seconds"])
 
 
 def judge_start(experiment: Experiment) -> dict[str, Any]:
     """Return the first point of every curve: the model that training starts from."""
     known = read(experiment.folder / "start.json")
-    if not known or known["held_out_samples"] != experiment.held_out_samples:
-        known = {"held_out_samples": experiment.held_out_samples, "seconds": 0.0, **measure(experiment, None)}
+    if not known or known["judging"] != experiment.judging:
+        known = {"judging": experiment.judging, "seconds": 0.0, **measure(experiment, None)}
         experiment.write("start.json", known)
     return known
 
@@ -617,6 +634,8 @@ def draw(summary: dict[str, Any], file: Path) -> None:
     over_kl.set_xlabel("KL to the start (nats a reply)")
     if over_kl.get_xlim()[1] > summary["kl_bound"]:
         over_kl.axvline(summary["kl_bound"], color="#555555", linestyle=":", linewidth=0.9, zorder=0)
+        low = over_kl.get_ylim()[0]
+        over_kl.text(summary["kl_bound"], low, "bound ", ha="right", va="bottom", color="#555555", fontsize=9)
     over_time.legend(frameon=False, loc="lower right", title="thin: seeds; thick: their median", title_fontsize=9)
     figure.savefig(file, dpi=120)
 

@@ -2,7 +2,6 @@
 
 import json
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -45,6 +44,7 @@ class Task:
     kl_coef: float
     lora: dict[str, Any]  # arguments of LoraConfig
     setting: Setting = field(default_factory=Setting)
+    feedback: dict[str, Any] = field(default_factory=dict)  # what the reward model was made by: another is another task
 
     @classmethod
     def from_command_line(cls) -> "Task":
@@ -65,8 +65,7 @@ class Recorder:
         self.save = save
         self.snapshots: list[dict[str, Any]] = []
         self.iterations = 0
-        self._begun = time.perf_counter()
-        self._saving = 0.0
+        self._begun, self._saving = now(), 0.0
 
     @property
     def seconds(self) -> float:
