@@ -389,12 +389,17 @@ def attempt(experiment: Experiment, side: str, setting: Setting) -> dict[str, An
     name = "_".join(f"{value:g}" if isinstance(value, float) else str(value) for value in asdict(setting).values())
     folder = experiment.folder / "search" / side / name
     failure = train(experiment, side, setting, SEARCH_SEED, 60 * experiment.search_minutes, folder)
-    outcome: dict[str, Any] = {"setting": asdict(setting), "failed": failure, "reward": None, "kl": None}
+    outcome: dict[str, Any] = {
+        "setting": asdict(setting),
+        "failed": failure,
+        "iterations": None,
+        "reward": None,
+        "kl": None,
+    }
     if failure is None:
         points = judge_run(experiment, folder, last=2)[-2:]
-        iterations = read(folder / RESULT_FILE)["iterations"]
         outcome |= {name: fmean(point[name] for point in points) for name in ("reward", "kl")}
-        outcome |= {"iterations": iterations}
+        outcome["iterations"] = read(folder / RESULT_FILE)["iterations"]
     shown = f"failed: {failure}" if failure else f"reward {outcome['reward']:.2f}, KL {outcome['kl']:.1f}"
     print(f"search, {NAMES[side]}, {words(setting)}: {shown}", flush=True)
     return outcome
@@ -558,6 +563,18 @@ def table(summary: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def search_table(found: dict[str, Any]) -> str:
+    """Return every setting that the search tried as Markdown, the chosen ones in bold."""
+    lines = ["| | tried in the search | iterations | reward | KL |", "|---|---|---|---|---|"]
+    for side, of in found.items():
+        for outcome in of["tried"]:
+            shown = words(Setting(**outcome["setting"]))
+            shown = f"**{shown}**" if outcome["setting"] == of["setting"] else shown
+            numbers = [number(outcome[name], digits) for name, digits in (("iterations", 0), ("reward", 2), ("kl", 1))]
+            lines.append(f"| {NAMES[side]} | {shown} | {' | '.join(numbers)} |")
+    return "\n".join(lines)
+
+
 def row(name: str, sides: dict[str, Any], shown: Callable[[dict[str, Any]], str]) -> str:
     """Return one line of the table."""
     return f"| {name} | " + " | ".join(shown(of) for of in sides.values()) + " |"
@@ -590,9 +607,10 @@ def plot(experiment: Experiment) -> None:
     """Write the numbers, the table and the picture, and print the table."""
     summary = summarize(experiment)
     experiment.write("time_to_reward.json", summary)
-    (experiment.folder / "time_to_reward.md").write_text(table(summary) + "\n", encoding="utf-8")
+    text = f"{table(summary)}\n\n{search_table(read(experiment.folder / 'settings.json'))}\n"
+    (experiment.folder / "time_to_reward.md").write_text(text, encoding="utf-8")
     draw(summary, experiment.folder / "time_to_reward.png")
-    print("\n" + table(summary))
+    print("\n" + text)
 
 
 def draw(summary: dict[str, Any], file: Path) -> None:
