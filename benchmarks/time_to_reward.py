@@ -71,9 +71,9 @@ SEARCH_SEED = 1000  # none of those that are reported
 # of the policy's learning rate to begin with.
 POLICY_SETTINGS = [
     Setting(learning_rate=5e-4),
-    Setting(learning_rate=5e-4, lora_layers="0.25"),
-    Setting(learning_rate=1e-3, lora_layers="0.25"),
     Setting(learning_rate=2e-4, num_ppo_epochs=4),
+    Setting(learning_rate=1e-3, lora_layers="0.25"),
+    Setting(learning_rate=2e-3, lora_layers="0.25"),
 ]
 VALUE_RATE = {"own": 1.0, "trl": 0.1}  # times the policy's
 # Then these changes of the best one.
@@ -227,7 +227,7 @@ def train(experiment: Experiment, side: str, setting: Setting, seed: int, second
         dtype=experiment.dtype,
         seed=seed,
         seconds=seconds,
-        snapshot_seconds=seconds / experiment.snapshots,
+        snapshots=experiment.snapshots,
         rollout_batch_size=experiment.rollout_batch_size,
         max_completion_length=args.max_completion_length,
         temperature=args.temperature,
@@ -687,7 +687,7 @@ def parse() -> tuple[Experiment, list[str]]:
     parser.add_argument("--minutes", type=float, default=1.0 if on_gpu else 6.0, help="of a run of hf_rlhf")
     parser.add_argument("--peer_minutes", type=float, help="of a run of TRL; by default twice as many")
     parser.add_argument("--search_minutes", type=float, default=0.4 if on_gpu else 2.0, help="of a run; 0: no search")
-    parser.add_argument("--snapshots", type=int, default=12, help="of a run, at most")
+    parser.add_argument("--snapshots", type=int, default=12, help="of a run, about: 2 or more")
     parser.add_argument("--rollout_batch_size", type=int, default=128 if on_gpu else 32, help="replies of an iteration")
     parser.add_argument("--share", type=float, default=1.0 if on_gpu else 0.6, help="of the quickstart's feedback")
     parser.add_argument(
@@ -699,6 +699,8 @@ def parse() -> tuple[Experiment, list[str]]:
     parser.add_argument("--tiny", action="store_true", help="every part in two minutes, with a model of random weights")
     parser.add_argument("--output_dir", type=Path, default=Path("runs/time_to_reward"))
     args = parser.parse_args()
+    if args.snapshots < 2:
+        parser.error(f"--snapshots {args.snapshots} is invalid: a curve has 2 or more")
     folder = args.output_dir.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     values = {name: value for name, value in vars(args).items() if name in Experiment.__dataclass_fields__}

@@ -10,6 +10,8 @@ from typing import Any
 from work import now, peak_bytes
 
 RESULT_FILE = "result.json"
+FIRST_SNAPSHOT = 1 / 40
+"""Of a run's seconds: no snapshot before."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Task:
-    """One run of one side: for `seconds` of training, with a snapshot of the policy every `snapshot_seconds`."""
+    """One run of one side: for `seconds` of training, with about as many `snapshots` of the policy."""
 
     model: str  # folder of the policy's start, which is also the reference
     tokenizer: str  # folder; its padding token is not its end token
@@ -37,7 +39,7 @@ class Task:
     dtype: str
     seed: int
     seconds: float
-    snapshot_seconds: float
+    snapshots: int
     rollout_batch_size: int
     max_completion_length: int
     temperature: float
@@ -58,7 +60,11 @@ class Task:
 
 
 class Recorder:
-    """The clock of a run, which stands still while a snapshot is saved, and the list of its snapshots."""
+    """The clock of a run, which stands still while a snapshot is saved, and the list of its snapshots.
+
+    Each snapshot comes a fixed factor of seconds after the one before, so that times of a fast and of a slow side are
+    known equally well.
+    """
 
     def __init__(self, task: Task, save: Callable[[Path], Any]):
         self.task = task
@@ -66,6 +72,7 @@ class Recorder:
         self.snapshots: list[dict[str, Any]] = []
         self.iterations = 0
         self._begun, self._saving = now(), 0.0
+        self._due = FIRST_SNAPSHOT * task.seconds
 
     @property
     def seconds(self) -> float:
@@ -80,13 +87,13 @@ class Recorder:
         """Count an iteration and save the policy where it is due; returns whether the time is up."""
         self.iterations += 1
         seconds = self.seconds
-        last = self.snapshots[-1]["seconds"] if self.snapshots else 0.0
         over = seconds >= self.task.seconds
-        if over or seconds - last >= self.task.snapshot_seconds:
+        if over or seconds >= self._due:
             folder = Path(self.task.output_dir) / "snapshots" / str(self.iterations)
             begun = now()
             self.save(folder)
             self._saving += now() - begun
+            self._due = seconds * (1 / FIRST_SNAPSHOT) ** (1 / (self.task.snapshots - 1))
             self.snapshots.append({"iteration": self.iterations, "seconds": seconds, "folder": str(folder)})
         return over
 

@@ -62,6 +62,30 @@ def test_sides_take_turns_in_beginning(script):
     assert script.runs(experiment) == [("own", 0), ("trl", 0), ("trl", 1), ("own", 1), ("own", 2), ("trl", 2)]
 
 
+def test_the_clock_of_a_run_leaves_out_saving_and_snapshots_spread_out(script, monkeypatch, tmp_path):
+    import task
+
+    clock = [0.0]
+    monkeypatch.setattr(task, "now", lambda: clock[0])
+    values = dict.fromkeys(task.Task.__dataclass_fields__) | {
+        "output_dir": str(tmp_path),
+        "seconds": 40,
+        "snapshots": 3,
+    }
+
+    def save(folder):
+        clock[0] += 100
+
+    recorder = task.Recorder(task.Task(**values), save)
+    recorder.begin()
+    over = False
+    while not over:
+        clock[0] += 1
+        over = recorder.end_iteration()
+    assert [snapshot["seconds"] for snapshot in recorder.snapshots] == [1, 7, 40]  # a factor of the root of 40
+    assert recorder.iterations == 40
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_every_stage_runs_and_is_not_repeated(tmp_path):
