@@ -8,6 +8,7 @@ base, TRL gets it merged, as a model, and its PPO a second copy of it as the val
 """
 
 import argparse
+import itertools
 import json
 import os
 import subprocess
@@ -19,6 +20,7 @@ from typing import Any
 import torch
 
 from hf_rlhf.models.load import EMBEDDED_MODEL, load_causal_lm, load_sequence_classifier, load_tokenizer, resolve_model
+from hf_rlhf.models.lora_targets import in_last_blocks, last_blocks, share_of_blocks
 from hf_rlhf.planning.work import IterationSize, Machine, ModelShape, roofline
 
 WORKLOADS = Path(__file__).parent / "workloads"
@@ -50,6 +52,25 @@ def make_reward_models(folder: Path, model: str) -> dict[str, Path]:
     return places
 
 
+def lora_arguments(model: str, layers: str) -> dict[str, Any]:
+    """Arguments of a LoRA config on every linear layer, of the last blocks alone unless `layers` is `all`.
+
+    Named one by one, as PEFT restricts `all-linear` to no blocks, and the same on every side.
+    """
+    from peft import LoraConfig
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    arguments = {"r": 16, "lora_alpha": 32, "lora_dropout": 0.0, "target_modules": "all-linear"}
+    if layers != "all":
+        with torch.device("meta"):
+            blocks = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(resolve_model(model)))
+        config = in_last_blocks(LoraConfig(task_type="CAUSAL_LM", **arguments), blocks, layers)
+        arguments["target_modules"] = sorted(config.target_modules)
+        arguments["layers_to_transform"] = config.layers_to_transform
+        arguments["layers_pattern"] = config.layers_pattern
+    return arguments
+
+
 def run(side: str, python: str, flags: dict[str, Any]) -> dict[str, Any]:
     """One process; returns what it reports."""
     command = [python, str(WORKLOADS / FILES[side])]
@@ -72,12 +93,12 @@ def summary(reports: list[dict[str, Any]]) -> dict[str, float]:
 def table(results: list[dict[str, Any]]) -> str:
     """All workloads as Markdown, each side that a result holds."""
     lines = [
-        "| completions | dtype | | generate, s | score, s | update, s | iteration, s | peak, GB |",
-        "|---|---|---|---|---|---|---|---|",
+        "| completions | dtype | LoRA on | | generate, s | score, s | update, s | iteration, s | peak, GB |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for result in results:
         own, ideal = result["own"], result["roofline"]
-        place = f"| {result['rollout_batch_size']} | {result['dtype']} "
+        place = f"| {result['rollout_batch_size']} | {result['dtype']} | {trained_blocks(result['lora_layers'])} "
         sides = [side for side in NAMES if side in result]
         for side in sides:
             cells = " | ".join(f"{result[side][phase]:.2f}" for phase in (*PHASES, "total"))
@@ -92,6 +113,14 @@ def table(results: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def trained_blocks(layers: str) -> str:
+    """The flag `lora_layers` as a person reads it."""
+    share = share_of_blocks(layers)
+    if isinstance(share, int):
+        return "last block" if share == 1 else f"last {share} blocks"
+    return "all blocks" if share == 1 else f"last {share:.0%} of blocks"
+
+
 def plot(results: list[dict[str, Any]], file: Path) -> None:
     """Seconds of an iteration by phase, a group of bars for each workload."""
     import matplotlib
@@ -99,7 +128,7 @@ def plot(results: list[dict[str, Any]], file: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(8, 0.9 + 1.2 * len(results)), layout="constrained")
+    figure, axes = pyplot.subplots(figsize=(9, 0.9 + 1.2 * len(results)), layout="constrained")
     colours = {"generate": "#8fb8de", "score": "#f2b872", "update": "#2a6fb0"}
     labels, rows = [], []
     for number, result in enumerate(results):
@@ -107,7 +136,8 @@ def plot(results: list[dict[str, Any]], file: Path) -> None:
         for place, side in enumerate(sides):
             row, left = len(results) - number - 0.9 * (place + 0.5) / len(sides), 0.0
             rows.append(row)
-            labels.append(f"{NAMES[side]}, {result['rollout_batch_size']} x {result['dtype']}")
+            size = f"{result['rollout_batch_size']} x {result['dtype']}"
+            labels.append(f"{NAMES[side]}, {size}, {trained_blocks(result['lora_layers'])}")
             for phase in PHASES:
                 width, label = result[side][phase], phase if len(rows) == 1 else None
                 axes.barh(row, width, 0.8 / len(sides), left=left, color=colours[phase], label=label)
@@ -128,6 +158,7 @@ def main() -> None:
     parser.add_argument("--model", default=EMBEDDED_MODEL)
     parser.add_argument("--rollout_batch_sizes", type=int, nargs="+", default=[8, 32])
     parser.add_argument("--dtypes", nargs="+", choices=["bfloat16", "float32"], default=["bfloat16", "float32"])
+    parser.add_argument("--lora_layers", nargs="+", default=["all", "0.25"], help="blocks with LoRA, on every side")
     parser.add_argument("--runs", type=int, default=1, help="processes of each side, in turn")
     parser.add_argument("--iterations", type=int, default=4, help="of each process; the first does not count")
     parser.add_argument("--output_dir", type=Path, default=Path("runs/benchmark"))
@@ -137,38 +168,39 @@ def main() -> None:
     rewards = make_reward_models(args.output_dir, model)
     shape = ModelShape.from_model(load_causal_lm(model))
     results = []
-    for batch in args.rollout_batch_sizes:
-        for dtype in args.dtypes:
-            reports: dict[str, list[dict[str, Any]]] = {side: [] for side in NAMES}
-            for number in range(args.runs):
-                for side in NAMES:
-                    flags = {
-                        "model": model,
-                        "reward_model": rewards["own" if side == "own" else "trl"],
-                        "output_dir": args.output_dir / side,
-                        "dtype": dtype,
-                        "rollout_batch_size": batch,
-                        "completion_length": COMPLETION_LENGTH,
-                        "num_ppo_epochs": PPO_EPOCHS,
-                        "iterations": args.iterations,
-                    }
-                    reports[side].append(run(side, args.peer_python if side == "trl" else sys.executable, flags))
-                    last = summary(reports[side][-1:])
-                    print(f"{batch} x {dtype}, run {number + 1}, {NAMES[side]}: {last['total']:.1f} s", flush=True)
-            size = IterationSize(batch, PROMPT_LENGTH, COMPLETION_LENGTH, PPO_EPOCHS)
-            machine = Machine.measured(getattr(torch, dtype))
-            results.append(
-                {
-                    "rollout_batch_size": batch,
-                    "dtype": dtype,
-                    **{side: summary(parts) for side, parts in reports.items()},
-                    "roofline": roofline(shape, size, machine, getattr(torch, dtype).itemsize),
-                    "machine": {"flops": machine.flops, "bandwidth": machine.bandwidth},
-                }
-            )
-            (args.output_dir / "ppo_against_trl.json").write_text(
-                json.dumps(results, indent=2) + "\n", encoding="utf-8"
-            )
+    for batch, dtype, layers in itertools.product(args.rollout_batch_sizes, args.dtypes, args.lora_layers):
+        flags = {
+            "model": model,
+            "dtype": dtype,
+            "rollout_batch_size": batch,
+            "completion_length": COMPLETION_LENGTH,
+            "num_ppo_epochs": PPO_EPOCHS,
+            "iterations": args.iterations,
+            "lora": json.dumps(lora_arguments(model, layers)),
+        }
+        reports: dict[str, list[dict[str, Any]]] = {side: [] for side in NAMES}
+        for number in range(args.runs):
+            for side in NAMES:
+                flags["reward_model"] = rewards["own" if side == "own" else "trl"]
+                flags["output_dir"] = args.output_dir / side
+                reports[side].append(run(side, args.peer_python if side == "trl" else sys.executable, flags))
+                last = summary(reports[side][-1:])
+                size = f"{batch} x {dtype}, {trained_blocks(layers)}"
+                print(f"{size}, run {number + 1}, {NAMES[side]}: {last['total']:.1f} s", flush=True)
+        trained_share = last_blocks(layers, shape.layers) / shape.layers
+        size = IterationSize(batch, PROMPT_LENGTH, COMPLETION_LENGTH, PPO_EPOCHS, trained_share=trained_share)
+        machine = Machine.measured(getattr(torch, dtype))
+        results.append(
+            {
+                "rollout_batch_size": batch,
+                "dtype": dtype,
+                "lora_layers": layers,
+                **{side: summary(parts) for side, parts in reports.items()},
+                "roofline": roofline(shape, size, machine, getattr(torch, dtype).itemsize),
+                "machine": {"flops": machine.flops, "bandwidth": machine.bandwidth},
+            }
+        )
+        (args.output_dir / "ppo_against_trl.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     plot(results, args.output_dir / "ppo_against_trl.png")
     print("\n" + table(results))
 

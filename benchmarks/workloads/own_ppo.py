@@ -55,7 +55,7 @@ def main() -> None:
         ),
         Dataset.from_list([{"prompt": text} for text in texts]),
         processing_class=tokenizer,
-        peft_config=LoraConfig(task_type="CAUSAL_LM", **work.lora),
+        peft_config=LoraConfig(task_type="CAUSAL_LM", **work.lora_arguments),
         callbacks=[Iterations(stopwatch)],
     )
     trainer.train()

@@ -59,7 +59,7 @@ def main() -> None:
         reward_model=reward_model,
         value_model=value_model,
         train_dataset=Dataset.from_list(rows),
-        peft_config=LoraConfig(task_type="CAUSAL_LM", **work.lora),
+        peft_config=LoraConfig(task_type="CAUSAL_LM", **work.lora_arguments),
         callbacks=[Iterations(stopwatch)],
     )
     outer = ppo_trainer.forward

@@ -74,7 +74,7 @@ def main() -> None:
         train_dataset=Dataset.from_list([{"prompt": text} for text in texts]),
         processing_class=tokenizer,
         reward_processing_classes=AutoTokenizer.from_pretrained(work.reward_model),
-        peft_config=LoraConfig(task_type="CAUSAL_LM", **work.lora),
+        peft_config=LoraConfig(task_type="CAUSAL_LM", **work.lora_arguments),
         callbacks=[Iterations(stopwatch, updates)],
     )
     trainer.train()

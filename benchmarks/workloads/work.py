@@ -57,6 +57,9 @@ class Work:
     num_ppo_epochs: int = 4
     num_mini_batches: int = 2
     iterations: int = 4  # the first warms up and does not count
+    lora: str = (
+        '{"r": 16, "lora_alpha": 32, "target_modules": "all-linear"}'  # arguments of the policy's LoraConfig, as JSON
+    )
 
     @classmethod
     def from_command_line(cls) -> "Work":
@@ -76,9 +79,9 @@ class Work:
         return "".join(f" {word}" for word in words)
 
     @property
-    def lora(self) -> dict[str, Any]:
-        """LoRA on every linear layer of the policy."""
-        return {"r": 16, "lora_alpha": 32, "target_modules": "all-linear", "lora_dropout": 0.0}
+    def lora_arguments(self) -> dict[str, Any]:
+        """Arguments of the policy's `LoraConfig`."""
+        return json.loads(self.lora)
 
 
 def now() -> float:

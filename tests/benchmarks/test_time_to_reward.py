@@ -1,0 +1,111 @@
+"""Time to the same reward: the rule by which it is read off curves, and the whole with a model of random weights."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[2]
+SCRIPT = REPOSITORY / "benchmarks" / "time_to_reward.py"
+PEER = REPOSITORY / ".venv-trl" / "bin" / "python"
+
+
+@pytest.fixture
+def script(monkeypatch):
+    monkeypatch.syspath_prepend(str(SCRIPT.parent))
+    import time_to_reward
+
+    return time_to_reward
+
+
+def curve(*points):
+    return [{"seconds": seconds, "reward": reward, "kl": kl} for seconds, reward, kl in points]
+
+
+def test_the_level_is_reached_on_the_line_between_two_snapshots(script):
+    points = curve((0, 0.0, 0.0), (10, 0.5, 1.0), (20, 1.5, 3.0))
+    assert script.reached(points, 1.0, kl_bound=12) == (15.0, 2.0)
+    assert script.reached(points, 1.6, kl_bound=12) is None
+
+
+def test_a_level_that_is_reached_beyond_the_kl_bound_does_not_count(script):
+    points = curve((0, 0.0, 0.0), (10, 1.0, 20.0), (20, 1.2, 9.0))
+    assert script.reached(points, 1.0, kl_bound=12) == (20.0, 9.0)
+    assert script.reached(points[:2], 1.0, kl_bound=12) is None
+    assert script.end_of(points, "reward", 12) == 1.2
+    assert script.end_of(points[:2], "reward", 12) == 0.0  # the start alone is within the bound
+
+
+def test_a_seed_that_never_reaches_the_level_is_later_than_all_others(script):
+    assert script.median_or_none([10.0, None, 30.0]) == 30.0
+    assert script.median_or_none([10.0, None, None]) is None
+
+
+def test_the_best_setting_has_the_highest_reward_within_the_kl_bound(script):
+    tried = [
+        {"failed": None, "reward": 2.0, "kl": 30.0},
+        {"failed": None, "reward": 1.0, "kl": 9.0},
+        {"failed": "out of memory", "reward": None, "kl": None},
+    ]
+    assert script.best(tried, 12) is tried[1]
+    assert script.best(tried[:1], 12) is tried[0]
+    with pytest.raises(SystemExit, match="out of memory"):
+        script.best(tried[2:], 12)
+
+
+def test_sides_take_turns_in_beginning(script):
+    names = dict.fromkeys(script.Experiment.__dataclass_fields__)
+    experiment = script.Experiment(**{**names, "peer": ("python", None), "seeds": [0, 1, 2]})
+    assert script.runs(experiment) == [("own", 0), ("trl", 0), ("trl", 1), ("own", 1), ("own", 2), ("trl", 2)]
+
+
+def test_the_clock_of_a_run_leaves_out_saving_and_snapshots_spread_out(script, monkeypatch, tmp_path):
+    import task
+
+    clock = [0.0]
+    monkeypatch.setattr(task, "now", lambda: clock[0])
+    values = dict.fromkeys(task.Task.__dataclass_fields__) | {
+        "output_dir": str(tmp_path),
+        "seconds": 40,
+        "snapshots": 3,
+    }
+
+    def save(folder):
+        clock[0] += 100
+
+    recorder = task.Recorder(task.Task(**values), save)
+    recorder.begin()
+    over = False
+    while not over:
+        clock[0] += 1
+        over = recorder.end_iteration()
+    assert [snapshot["seconds"] for snapshot in recorder.snapshots] == [1, 7, 40]  # a factor of the root of 40
+    assert recorder.iterations == 40
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_every_stage_runs_and_is_not_repeated(tmp_path):
+    flags = ["--tiny", "--output_dir", str(tmp_path), *(["--peer_python", str(PEER)] if PEER.exists() else [])]
+    path = os.pathsep.join([str(REPOSITORY), *sys.path])
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+    command = [sys.executable, str(SCRIPT), *flags]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    sides = ["own", "trl"] if PEER.exists() else ["own"]
+    summary = json.loads((tmp_path / "time_to_reward.json").read_text())
+    assert list(summary["sides"]) == sides
+    for of in summary["sides"].values():
+        assert of["iterations"] >= 1
+        assert of["peak_gb"] > 0.1
+        assert of["curves"]["0"][0]["seconds"] == 0.0
+    assert (tmp_path / "time_to_reward.png").stat().st_size > 10_000
+    logs = {file: file.stat().st_mtime_ns for file in tmp_path.glob("*/**/log.txt")}
+    assert len(logs) == 3 * len(sides)  # a setting, a variant and a run
+    again = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert again.returncode == 0, again.stderr[-3000:]
+    assert {file: file.stat().st_mtime_ns for file in tmp_path.glob("*/**/log.txt")} == logs
+    assert again.stdout.splitlines()[-5:] == done.stdout.splitlines()[-5:]
