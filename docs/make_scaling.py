@@ -51,7 +51,7 @@ def known_of(shape: dict, args: PPOConfig, *, lora: bool = True) -> MemoryModel:
     """What the plan needs of a model of these sizes, with LoRA r16 on every linear layer or all weights trained in fp32."""
     config = LlamaConfig(vocab_size=128256, max_position_embeddings=8192, **shape)
     adapter = LoraConfig(task_type="CAUSAL_LM", r=16, target_modules="all-linear") if lora else None
-    known = look_at(config, args, dtype="bfloat16", peft_config=adapter, reward=0.0, quantized=False)
+    known = look_at(config, args, dtype="bfloat16", peft_config=adapter)
     return replace(known, libraries=CONTEXT, reward=4.0 * known.trained if lora else 0.0)
 
 

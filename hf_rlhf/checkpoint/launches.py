@@ -17,7 +17,8 @@ def require_durable_launch(accelerator: Accelerator, model: nn.Module) -> None:
             " recipes/accelerate_configs/fsdp2.yaml does"
         )
     if fsdp is not None:
-        require_shardable_base(quantized=any(type(weight).__name__ == "Params4bit" for weight in model.parameters()))
+        kinds = {type(weight).__name__ for weight in model.parameters()}
+        require_shardable_base(quantized=bool(kinds & {"Params4bit", "Int8Params"}))
     if accelerator.distributed_type.value == "DEEPSPEED":
         plugin: Any = accelerator.deepspeed_plugin
         _require_durable_deepspeed(plugin.deepspeed_config)
@@ -43,10 +44,11 @@ def _require_durable_deepspeed(config: dict[str, Any]) -> None:
 
 
 def require_shardable_base(*, quantized: bool) -> None:
-    """Raise `InputError` for a base of 4 bits under FSDP2."""
+    """Raise `InputError` for a base of 4 or 8 bits under FSDP2."""
     if quantized:
         raise InputError(
-            "load_in_4bit=true is invalid under FSDP2, which does not shard 4-bit weights. Use DDP or ZeRO-2, or a base in bf16"
+            "load_in_4bit and load_in_8bit are invalid under FSDP2, which does not shard quantized weights. Use DDP or ZeRO-2,"
+            " or a base in bf16"
         )
 
 

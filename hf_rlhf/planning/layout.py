@@ -33,7 +33,7 @@ class Layout:
         return cls("ddp", ranks)
 
     def require_flags(self, args: PPOConfig, *, quantized: bool) -> None:
-        """Raise `InputError` for flags that the trainer refuses under this strategy; `quantized` is a base of 4 bits."""
+        """Raise `InputError` for flags that the trainer refuses under this strategy; `quantized` is a base of 4 or 8 bits."""
         if self.strategy == "fsdp2":
             require_flags_of_fsdp(args)
             require_shardable_base(quantized=quantized)

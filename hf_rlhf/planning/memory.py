@@ -34,6 +34,7 @@ _PROCESS = 0.15e9  # by which a process on a CPU grows besides: tokenizer, kerne
 _SLACK_CPU = 1.15  # of a phase: what malloc does not give back, which differs by 20 % between equal runs
 _KINDS = _SIZES, _STRATEGY, _TRAINED = range(3)  # of changes to a run that does not fit, the mildest first
 _BYTES_4BIT = 0.56  # a weight in NF4, its block constants included (Dettmers 2023, arXiv 2305.14314)
+_BYTES_8BIT = 1.0  # a weight in LLM.int8; the scale of a row is not much
 
 
 Flags = dict[str, Any]
@@ -66,6 +67,7 @@ class MemoryModel:
     reward: float  # bytes of the reward models' weights, bases shared with the policy left out
     libraries: float  # bytes of a process that has done nothing yet; 0 on a GPU but for its context
     quantized: bool = False
+    quantized_bytes: float = _BYTES_4BIT  # of a weight, where `quantized`
     reward_bases: float = 0.0  # bytes of the bases of reward adapters, where they cannot share the policy's
     trunk: int = 0  # blocks at the bottom that nobody trains
 
@@ -116,9 +118,9 @@ def _without_data(tensor: torch.Tensor, device: torch.device | str) -> torch.Ten
 
 
 def look_at(
-    config: Any, args: PPOConfig, *, dtype: str, peft_config: Any, reward: float = 0.0, quantized: bool = False
+    config: Any, args: PPOConfig, *, dtype: str, peft_config: Any, reward: float = 0.0, bits: int | None = None
 ) -> MemoryModel:
-    """Everything about the models that `plan_memory` needs; reads and downloads nothing."""
+    """Everything about the models that `plan_memory` needs; reads and downloads nothing. `bits`: 4 or 8, of a quantized base."""
     length = args.max_prompt_length + args.max_completion_length
     base_dtype = torch.float32 if peft_config is None else getattr(torch, dtype)
     with FakeTensorMode():
@@ -142,7 +144,8 @@ def look_at(
         length=length,
         reward=reward,
         libraries=resident_bytes() + _PROCESS if args.device.type == "cpu" else _CONTEXT,
-        quantized=quantized,
+        quantized=bits is not None,
+        quantized_bytes=_BYTES_8BIT if bits == 8 else _BYTES_4BIT,
         trunk=trunk,
     )
 
@@ -178,10 +181,10 @@ def plan_memory(model: MemoryModel, args: PPOConfig, layout: Layout | None = Non
     shape = model.shape
     base = shape.parameters * model.itemsize
     if model.quantized:  # bitsandbytes leaves embeddings and head as they are, and experts that are one stacked weight
-        base -= shape.quantizable * (model.itemsize - _BYTES_4BIT)
+        base -= shape.quantizable * (model.itemsize - model.quantized_bytes)
     trained = layout.trained(model.trained, weights_are_base=not model.lora)
-    # accelerate leaves weights of 4 bits out of FSDP, since their blocks cannot be cut
-    unsharded = shape.quantizable * _BYTES_4BIT if model.quantized else 0.0
+    # accelerate leaves quantized weights out of FSDP, since their blocks cannot be cut
+    unsharded = shape.quantizable * model.quantized_bytes if model.quantized else 0.0
     frozen = layout.frozen(base - unsharded) + unsharded
     fixed = {
         "libraries": model.libraries,

@@ -132,7 +132,7 @@ def plan_run(plan: PlanArguments, script: PPOArguments, training: PPOConfig, mod
 
 def require_flags(training: PPOConfig, model: ModelArguments, layout: Layout) -> None:
     """Raise `InputError` for flags that the trainer refuses, by its own rules."""
-    layout.require_flags(training, quantized=model.load_in_4bit)
+    layout.require_flags(training, quantized=model.load_in_4bit or model.load_in_8bit)
     require_adapter_for_critic(training.critic, has_adapter=model.use_peft)  # pyright: ignore
     if training.use_vllm:
         require_servable_adapter(model.use_peft)
@@ -179,7 +179,7 @@ def memory_model(script: PPOArguments, training: PPOConfig, model: ModelArgument
             peft_config=peft_config(model, model_on_meta(config))
             if base is None or not model.use_peft
             else PeftConfig.from_pretrained(folder),
-            quantized=model.load_in_4bit,
+            bits=4 if model.load_in_4bit else 8 if model.load_in_8bit else None,
         )
     named = [name for name in (script.reward_model_path, *(script.reward_funcs or ())) if name]
     native = native_dtype(training.device)  # in which reward models are loaded

@@ -62,13 +62,11 @@ def test_what_can_be_saved_is_not(launched):
     require_durable_launch(launched, MODEL)
 
 
-def test_4bit_weights_are_not_sharded():
-    class Params4bit(nn.Parameter):
-        """By the name of bitsandbytes' own."""
-
+@pytest.mark.parametrize("kind", ["Params4bit", "Int8Params"])  # as bitsandbytes calls its own
+def test_quantized_weights_are_not_sharded(kind):
     model = nn.Linear(2, 2)
-    model.weight = Params4bit(torch.zeros(2, 2))
-    with pytest.raises(InputError, match="load_in_4bit=true is invalid under FSDP2"):
+    model.weight = type(kind, (nn.Parameter,), {})(torch.zeros(2, 2))
+    with pytest.raises(InputError, match="load_in_4bit and load_in_8bit are invalid under FSDP2"):
         require_durable_launch(under("FSDP", fsdp_version=2), model)
     require_durable_launch(under("MULTI_GPU"), model)
 

@@ -66,7 +66,7 @@ def test_what_is_counted_without_data_is_what_a_real_pass_keeps(lora, length):
 def embedded_plan(tmp_path, **flags):
     args = make_config(tmp_path, max_prompt_length=64, max_completion_length=64, **flags)
     lora = make_lora(target_modules="all-linear", r=16)
-    known = look_at(read_config(EMBEDDED_MODEL), args, dtype="bfloat16", peft_config=lora, reward=0.0, quantized=False)
+    known = look_at(read_config(EMBEDDED_MODEL), args, dtype="bfloat16", peft_config=lora)
     return known, args
 
 
@@ -168,6 +168,18 @@ def test_what_is_trained_changes_where_nothing_else_is_enough(tmp_path):
     assert {"use_peft": True} in proposed_flags(setup, available)
 
 
+def test_weights_of_8_and_4_bits(tmp_path):
+    """And embeddings in the base's dtype: 28.3M of them, of the 134.5M weights of the embedded model."""
+    args, lora = make_config(tmp_path), make_lora(target_modules="all-linear", r=16)
+    plans = {
+        bits: plan_memory(look_at(read_config(EMBEDDED_MODEL), args, dtype="bfloat16", peft_config=lora, bits=bits), args)
+        for bits in (None, 8, 4)
+    }
+    weights = 106_168_320
+    assert plans[None].fixed["base"] - plans[8].fixed["base"] == weights
+    assert plans[8].fixed["base"] - plans[4].fixed["base"] == pytest.approx(0.44 * weights)
+
+
 def test_a_base_of_4_bits_is_not_proposed_where_it_is_refused(tmp_path):
     known, args = embedded_plan(tmp_path)
     asked = {layout: [flags for flags, _ in proposals(Setup(known, args, layout), 0.0)] for layout in LAYOUTS}
@@ -256,7 +268,7 @@ def test_the_sizes_of_a_run_are_those_of_the_planned_ranks(tmp_path, capsys):
             "use_transformers_continuous_batching must be false with gather_for_rollout=false",
         ),
         ({"optim": "adafactor"}, {}, "fsdp2", "optim=adafactor is invalid under FSDP2"),
-        ({}, {"load_in_4bit": True}, "fsdp2", "load_in_4bit=true is invalid under FSDP2"),
+        ({}, {"load_in_4bit": True}, "fsdp2", "load_in_4bit and load_in_8bit are invalid under FSDP2"),
         ({"use_vllm": True}, {"use_peft": False}, "ddp", "use_vllm needs a LoRA policy"),
         ({"critic": "adapter"}, {"use_peft": False}, "ddp", 'critic="adapter" needs a policy with LoRA'),
     ],
