@@ -16,6 +16,7 @@ from accelerate.utils import DynamoBackend, TorchDynamoPlugin
 from torch import Tensor
 from transformers import TrainerCallback, set_seed
 
+from hf_rlhf.checkpoint.computation import BASE
 from hf_rlhf.compat.names import TRAINER_ARGUMENTS, explain_names
 from hf_rlhf.data.prompts import prompt_rows, require_rows
 from hf_rlhf.data.tokens import with_row_options
@@ -69,7 +70,7 @@ from hf_rlhf.ppo.setup import (
 )
 from hf_rlhf.ppo.trunk import KeptStates, choose_trunk
 from hf_rlhf.progress import use_compact_progress
-from hf_rlhf.rewards.sources import RewardSource, require_functions, resolve_rewards
+from hf_rlhf.rewards.sources import RewardSource, require_functions, resolve_rewards, separate_dtypes
 from hf_rlhf.rollout.collect import collect
 from hf_rlhf.rollout.engines import TransformersEngine
 from hf_rlhf.rollout.sampling import row_seed
@@ -215,6 +216,14 @@ class PPOTrainer(IterationTrainer):
         self.add_callback(IterationCallback(args.updates_per_iteration, self.updates_per_pass))
         self.add_callback(self.guard)
         use_compact_progress(self, PPO_WATCHED, cycle=args.updates_per_iteration)
+
+    def dtypes(self) -> dict[str, torch.dtype]:
+        """Like `DurableTrainer.dtypes`, with the reward models that have a base of their own."""
+        policy: Any = self.model
+        found = {BASE: base_of(policy.model).dtype}
+        if self.rewards is not None:
+            found |= {f"reward model {name}": dtype for name, dtype in separate_dtypes(self.rewards).items()}
+        return found
 
     # One iteration, as in the paper
 

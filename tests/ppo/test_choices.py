@@ -6,7 +6,9 @@ import pytest
 import torch
 from tiny import make_config, make_lora, make_model, make_tokenizer, make_trainer
 
+from hf_rlhf.models.machine import device_name
 from hf_rlhf.models.policy import PolicyWithValue, wrap_policy
+from hf_rlhf.models.precision import Slowdown
 from hf_rlhf.ppo.choices import choices
 from hf_rlhf.ppo.trunk import TrunkChoice
 
@@ -21,7 +23,7 @@ def chosen(tmp_path, *, lora=None, kinds=("hf_rlhf_packed",), dtype=torch.float3
 @pytest.mark.parametrize(
     ("name", "flags", "words"),
     [
-        ("device", {}, f"cpu, {torch.get_num_threads()} threads"),
+        ("device", {}, f"{device_name(torch.device('cpu'))}, {torch.get_num_threads()} threads"),
         ("dtype", {}, "float32"),
         ("dtype", {"dtype": torch.bfloat16}, "bfloat16 base"),
         ("sampling", {}, "transformers, 8 completions at a time"),
@@ -48,11 +50,34 @@ def test_each_choice_in_words(tmp_path, name, flags, words):
     assert words in chosen(tmp_path, **flags)[name]
 
 
-def test_a_dtype_that_the_device_multiplies_slowly_is_said_so(tmp_path, monkeypatch):
-    for native, slow in ((torch.float32, True), (torch.bfloat16, False)):
-        monkeypatch.setattr("hf_rlhf.ppo.choices.native_dtype", lambda device, native=native: native)
-        words = chosen(tmp_path, dtype=torch.bfloat16)["dtype"]
-        assert ("which this device multiplies slowly" in words) == slow
+@pytest.mark.parametrize(
+    ("native", "dtype", "words"),
+    [
+        (torch.float32, torch.float32, "float32 (native: this cpu does not multiply bfloat16 in hardware)"),
+        (torch.bfloat16, torch.float32, "float32 (native is bfloat16: this cpu multiplies bfloat16 in hardware)"),
+        (
+            torch.bfloat16,
+            torch.bfloat16,
+            "bfloat16 base (native: this cpu multiplies bfloat16 in hardware, 35 times as slow as float32 here);"
+            " what is trained is float32",
+        ),
+        (
+            torch.float32,
+            torch.bfloat16,
+            "bfloat16 base (native is float32: this cpu does not multiply bfloat16 in hardware, 35 times as slow as float32"
+            " here); what is trained is float32",
+        ),
+        (
+            torch.float32,
+            torch.float16,
+            "float16 base (native is float32: this cpu does not multiply bfloat16 in hardware); what is trained is float32",
+        ),
+    ],
+)
+def test_the_dtype_stands_beside_the_native_one(tmp_path, monkeypatch, native, dtype, words):
+    monkeypatch.setattr("hf_rlhf.models.precision.native_dtype", lambda device: native)
+    monkeypatch.setattr(Slowdown, "measured", lambda device: Slowdown(35.0))
+    assert chosen(tmp_path, dtype=dtype)["dtype"] == words
 
 
 def test_a_run_begins_with_them(tmp_path, capsys):
