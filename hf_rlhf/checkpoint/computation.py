@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from hf_rlhf.checkpoint.folders import checkpoints
 from hf_rlhf.checkpoint.manifest import MANIFEST_FILE
 from hf_rlhf.models.machine import device_name
 from hf_rlhf.models.precision import dtype_name
@@ -35,6 +36,10 @@ class Computation(NamedTuple):
         """The dtype of the base, as the flag has it."""
         return self.dtypes.get(BASE)
 
+    def for_card(self) -> dict[str, str | None]:
+        """Return what a model card is to say."""
+        return {"dtype of the base": self.base, "device": self.device}
+
     def facts(self) -> dict[str, Any]:
         """Return what a manifest is to hold."""
         return {"device": self.device, "dtypes": dict(self.dtypes)}
@@ -45,6 +50,14 @@ def recorded_computation(checkpoint: str | Path) -> Computation:
     facts = json.loads((Path(checkpoint) / MANIFEST_FILE).read_text(encoding="utf-8"))
     recorded = facts.get("computation", {})
     return Computation(recorded.get("device", ""), recorded.get("dtypes", {}))
+
+
+def dtype_to_resume(folder: Path) -> str | None:
+    """Return the dtype of the base in the newest checkpoint in `folder`; None where there is none that says it."""
+    try:
+        return recorded_computation(checkpoints(folder)[-1]).base
+    except (IndexError, OSError, ValueError):
+        return None
 
 
 def difference(checkpoint: str | Path, now: Computation) -> str | None:

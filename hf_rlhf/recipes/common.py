@@ -172,7 +172,7 @@ def start_settings(model_args: ModelArguments, computation: Computation) -> dict
     """For a model card: dtype and device, and the adapter from which training started, if it was one."""
     adapter = base_and_adapter(model_args)[1]
     started = {} if adapter is None else {"started from the adapter": shown_name(adapter)}
-    return started | {"dtype of the base": computation.base, "device": computation.device}
+    return started | computation.for_card()
 
 
 def set_special_tokens(tokenizer: Any, training: Any) -> None:
