@@ -17,7 +17,6 @@ CPU_PRODUCTS: tuple[Product, ...] = ((64, 512), (256, 1024), (1024, 2048))
 GPU_PRODUCTS: tuple[Product, ...] = ((512, 512), (2048, 2048), (8192, 8192))
 
 
-@functools.cache
 def device_name(device: torch.device) -> str:
     """Return the kind of a device, and its name as far as that is known: `cpu (AMD EPYC 9R14)`."""
     if device.type == "cuda":
@@ -31,6 +30,7 @@ def device_in_words(device: torch.device, ranks: int = 1) -> str:
     return f"{device_name(device)}{threads}{f', {ranks} ranks' if ranks > 1 else ''}"
 
 
+@functools.cache
 def _processor() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from torch import nn
 
-from hf_rlhf.models.adapters import base_of, is_peft_model
+from hf_rlhf.models.adapters import POLICY, base_of, is_peft_model
 from hf_rlhf.models.attention import PACKED
 from hf_rlhf.models.fused_lora import FusedLoraLinear
 from hf_rlhf.models.machine import device_in_words
@@ -76,7 +76,7 @@ def _adapters(model: nn.Module) -> str:
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
-    fused = sum(isinstance(layer, FusedLoraLinear) for layer in layers)
+    fused = sum(isinstance(layer, FusedLoraLinear) and layer.is_plain(POLICY, training=True) for layer in layers)
     rest = len(layers) - fused
     plain = f", {rest} by PEFT: no plain LoRA on a plain linear layer" if rest else ""
     return f"{fused} of {len(layers)} layers in one product{plain}"

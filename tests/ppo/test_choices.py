@@ -10,14 +10,16 @@ from hf_rlhf.models.machine import device_name
 from hf_rlhf.models.policy import PolicyWithValue, wrap_policy
 from hf_rlhf.models.precision import Slowdown
 from hf_rlhf.ppo.choices import choices
-from hf_rlhf.ppo.trunk import TrunkChoice
+from hf_rlhf.ppo.config import PPOConfig
+from hf_rlhf.ppo.trunk import choose_trunk
 
 
 def chosen(tmp_path, *, lora=None, kinds=("hf_rlhf_packed",), dtype=torch.float32, **flags):
     model = make_model(make_tokenizer()).to(dtype)
     wrapped = wrap_policy(model, make_lora() if lora is None else lora)
-    PolicyWithValue(wrapped)  # fuses
-    return choices(wrapped, make_config(tmp_path, **flags), dict.fromkeys([model], *kinds), TrunkChoice(None, ""))
+    policy = PolicyWithValue(wrapped)  # fuses
+    args, attention = make_config(tmp_path, **flags), dict.fromkeys([model], *kinds)
+    return choices(wrapped, args, attention, choose_trunk(policy, args, {}, sharded=False))
 
 
 @pytest.mark.parametrize(
@@ -78,6 +80,47 @@ def test_the_dtype_stands_beside_the_native_one(tmp_path, monkeypatch, native, d
     monkeypatch.setattr("hf_rlhf.models.precision.native_dtype", lambda device: native)
     monkeypatch.setattr(Slowdown, "measured", lambda device: Slowdown(35.0))
     assert chosen(tmp_path, dtype=dtype)["dtype"] == words
+
+
+LAST_BLOCK = make_lora(target_modules=["q_proj"], layers_to_transform=[1], layers_pattern="layers")
+
+# Each line of the block: flags and words with its fast path on, and off
+STATES = {
+    "device": (({"on_gpu": True}, "cuda (NVIDIA H100)"), ({}, "cpu (")),
+    "dtype": (({"dtype": torch.bfloat16}, "bfloat16 base (native: "), ({}, "float32 (native is bfloat16: ")),
+    "sampling": (({"use_vllm": True}, "vLLM server"), ({}, "transformers, 8 completions at a time")),
+    "attention": (({}, "sequences end to end"), ({"padding_free": False, "kinds": ("sdpa",)}, "padded: padding_free")),
+    "adapters": (
+        ({}, "14 of 14 layers in one product"),
+        ({"lora": make_lora(use_dora=True)}, "0 of 14 layers in one product, 14 by PEFT"),
+    ),
+    "logits": (({}, f"{2**23 // 29} tokens at a time"), ({"on_gpu": True}, f"{2**24 // 29} tokens at a time")),
+    "trunk": (
+        ({"lora": LAST_BLOCK}, "the lowest 1 of 2 blocks, which nobody trains, are computed once"),
+        (
+            {"lora": LAST_BLOCK, "disable_dropout": False},
+            "are computed anew in every pass, since disable_dropout=false",
+        ),
+    ),
+    "compiled blocks": (({"torch_compile": True}, "in updates"), ({}, "no (torch_compile)")),
+}
+
+
+def test_the_table_of_states_has_every_line_of_the_block(tmp_path):
+    assert list(STATES) == list(chosen(tmp_path))
+
+
+@pytest.mark.parametrize("state", [0, 1], ids=["on", "off"])
+@pytest.mark.parametrize("line", STATES)
+def test_every_line_of_the_block_with_its_fast_path_on_and_off(tmp_path, monkeypatch, line, state):
+    monkeypatch.setattr("hf_rlhf.models.precision._multiplies_bfloat16", lambda device: True)
+    monkeypatch.setattr(Slowdown, "measured", lambda device: Slowdown(0.5))
+    flags, words = STATES[line][state]
+    flags = dict(flags)
+    if flags.pop("on_gpu", False):
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100")
+        monkeypatch.setattr(PPOConfig, "device", torch.device("cuda", 0))
+    assert words in chosen(tmp_path, **flags)[line]
 
 
 def test_a_run_begins_with_them(tmp_path, capsys):
