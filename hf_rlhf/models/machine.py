@@ -49,9 +49,10 @@ def operations(product: Product) -> int:
 def product_seconds(product: Product, dtype: torch.dtype, device: torch.device | str, limit: float) -> float:
     """Return the seconds of a product in `dtype`; see `fastest`."""
     rows, width = product
-    draws = torch.Generator(device).manual_seed(0)  # of its own: a run's random numbers are not those of a measurement
+    # not by random numbers, of which a run would have others after a measurement
     states, weight = (
-        torch.randn(shape, device=device, generator=draws).to(dtype) for shape in ((rows, width), (width, width))
+        torch.arange(size * width, dtype=torch.float32, device=device).sin().view(size, width).to(dtype)
+        for size in (rows, width)
     )
     # emulated dtypes are slower still for `states @ weight`
     return fastest(partial(torch.nn.functional.linear, states, weight), device, limit)
@@ -63,7 +64,7 @@ def fastest(function: Callable[[], Any], device: torch.device | str, limit: floa
     while len(seconds) < repeats and sum(seconds) < limit:
         start = time.perf_counter()
         function()
-        if torch.device(device).type != "cpu":
+        if torch.device(device).type != "cpu" and torch.accelerator.is_available():
             torch.accelerator.synchronize()
         seconds.append(time.perf_counter() - start)
     return min(seconds)
