@@ -4,7 +4,7 @@ A run that goes on in another dtype is another run from there on: its numbers di
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +12,7 @@ import torch
 
 from hf_rlhf.checkpoint.folders import checkpoints
 from hf_rlhf.checkpoint.manifest import MANIFEST_FILE
+from hf_rlhf.errors import InputError
 from hf_rlhf.models.machine import device_name
 from hf_rlhf.models.precision import dtype_name
 
@@ -43,6 +44,19 @@ class Computation(NamedTuple):
     def facts(self) -> dict[str, Any]:
         """Return what a manifest is to hold."""
         return {"device": self.device, "dtypes": dict(self.dtypes)}
+
+
+def require_same_dtypes(of_ranks: Sequence[Mapping[str, str]]) -> None:
+    """Raise `InputError` where ranks compute in other dtypes, as `native` is on machines of several kinds."""
+    if any(dtypes != of_ranks[0] for dtypes in of_ranks):
+        each = "; ".join(
+            f"rank {rank}: {', '.join(f'{role} {name}' for role, name in dtypes.items())}"
+            for rank, dtypes in enumerate(of_ranks)
+        )
+        raise InputError(
+            f"the ranks would train one model in several dtypes ({each}), since their machines multiply others in hardware."
+            " Set dtype, or start all ranks on machines of one kind"
+        )
 
 
 def recorded_computation(checkpoint: str | Path) -> Computation:

@@ -15,7 +15,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer_callback import ExportableState
 from transformers.training_args import OptimizerNames
 
-from hf_rlhf.checkpoint.computation import AUTOCAST, BASE, Computation, difference
+from hf_rlhf.checkpoint.computation import AUTOCAST, BASE, Computation, difference, require_same_dtypes
 from hf_rlhf.checkpoint.folders import PREFIX, checkpoints, commit, new_scratch, rotate
 from hf_rlhf.checkpoint.launches import require_durable_launch, require_shardable
 from hf_rlhf.checkpoint.lock import locked, require_folder_name
@@ -80,6 +80,7 @@ class DurableTrainer(Trainer):
         self.computation = Computation.here(
             self.args.device, {**self.dtypes(), AUTOCAST: self.accelerator.mixed_precision}
         )
+        require_same_dtypes(gather_in_order([self.computation.dtypes]))
         self.signals = StopSignals(active=False)
         self.nonfinite_updates = 0  # of the whole run
         self._nonfinite_in_a_row = 0

@@ -10,6 +10,7 @@ from tiny import make_model, make_tokenizer, make_trainer
 from tiny_critics import make_places
 
 from hf_rlhf.checkpoint.computation import Computation, difference, dtype_to_resume, recorded_computation
+from hf_rlhf.errors import InputError
 from hf_rlhf.models.precision import Slowdown
 from hf_rlhf.models.reward_model import load_reward_model
 
@@ -89,6 +90,16 @@ def test_a_stage_of_the_quickstart_goes_on_in_the_dtype_of_its_newest_checkpoint
         assert dtype_to_resume(tmp_path) == dtype
     (tmp_path / "checkpoint-10" / "manifest.json").write_text("{")
     assert dtype_to_resume(tmp_path) is None
+
+
+def test_ranks_on_machines_of_several_kinds_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        "hf_rlhf.checkpoint.trainer.gather_in_order", lambda rows: [*rows, {"base": "bfloat16", "autocast": "no"}]
+    )
+    with pytest.raises(
+        InputError, match=r"\(rank 0: base float32, autocast no; rank 1: base bfloat16, .* Set dtype, or"
+    ):
+        make_trainer(tmp_path)
 
 
 def test_what_is_said_of_a_difference(tmp_path):
