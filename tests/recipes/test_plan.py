@@ -18,8 +18,8 @@ from hf_rlhf.models.adapters import base_of
 from hf_rlhf.models.attention import set_attention
 from hf_rlhf.models.load import EMBEDDED_MODEL, read_config
 from hf_rlhf.models.lora_targets import in_last_blocks
-from hf_rlhf.models.policy import wrap_policy
 from hf_rlhf.models.machine import fastest
+from hf_rlhf.models.policy import wrap_policy
 from hf_rlhf.models.precision import native_dtype
 from hf_rlhf.planning import work
 from hf_rlhf.planning.layout import Layout
@@ -208,8 +208,11 @@ def test_the_plan_of_a_whole_run_fits_80_columns(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     training = make_config(tmp_path, per_device_train_batch_size=32, max_prompt_length=64, max_completion_length=64)
     monkeypatch.setattr("hf_rlhf.recipes.plan.available_bytes", lambda *_: 3e9)
+    monkeypatch.setattr("hf_rlhf.models.precision._multiplies_bfloat16", lambda device: True)
     plan_run(PlanArguments(memory_gb=3), PPOArguments(), training, ModelArguments())
     printed = capsys.readouterr().out
+    says = "The base is loaded in dtype bfloat16; native is bfloat16, since this cpu multiplies bfloat16 in hardware."
+    assert says in " ".join(printed.split())
     assert "The whole run has 2 iterations of 64 prompts: about" in " ".join(printed.split())
     assert "roofline" in printed
     assert "…" not in printed
