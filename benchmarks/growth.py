@@ -72,9 +72,9 @@ class TimedTrainer(PPOTrainer):
         with self.counted("sample"):
             return super().sample(rows, seeds)
 
-    def evaluate_policy(self, trajectories):
+    def evaluate_policy(self, *args, **kwargs):
         with self.counted("evaluate"):
-            super().evaluate_policy(trajectories)
+            super().evaluate_policy(*args, **kwargs)
 
     def step(self, *args, **kwargs):
         with self.counted("update"):

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_rlhf.credentials import without_secrets
+from hf_rlhf.models.machine import device_name
 from hf_rlhf.types import Trajectory
 
 METRICS_FILE, SAMPLES_FILE = "metrics.jsonl", "samples.jsonl"
@@ -136,13 +137,17 @@ def sample_rows(trajectories: Sequence[Trajectory], split: str, limit: int) -> l
 
 
 def write_settings(folder: Path, *configs: Any) -> None:
-    """Write config.yaml with every flag of the given dataclasses, secrets left out, and versions.json."""
+    """Write config.yaml with every flag of the given dataclasses, secrets left out, and versions.json.
+
+    That names the device too, where one of them does.
+    """
     import yaml
 
     folder.mkdir(parents=True, exist_ok=True)
     text = yaml.safe_dump(_settings_of(*configs), sort_keys=False, allow_unicode=True)
     (folder / CONFIG_FILE).write_text(text, encoding="utf-8")
-    (folder / VERSIONS_FILE).write_text(json.dumps(versions(), indent=2) + "\n", encoding="utf-8")
+    devices = [("device", device_name(config.device)) for config in configs if hasattr(config, "device")]
+    (folder / VERSIONS_FILE).write_text(json.dumps(versions() | dict(devices), indent=2) + "\n", encoding="utf-8")
 
 
 def changed_settings(folder: Path, *configs: Any) -> dict[str, tuple[Any, Any]]:

@@ -15,6 +15,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer_callback import ExportableState
 from transformers.training_args import OptimizerNames
 
+from hf_rlhf.checkpoint.computation import AUTOCAST, BASE, Computation, difference, require_same_dtypes
 from hf_rlhf.checkpoint.folders import PREFIX, checkpoints, commit, new_scratch, rotate
 from hf_rlhf.checkpoint.launches import require_durable_launch, require_shardable
 from hf_rlhf.checkpoint.lock import locked, require_folder_name
@@ -39,7 +40,7 @@ from hf_rlhf.distributed import (
     world_size,
 )
 from hf_rlhf.errors import InputError, RunFailed, RunStopped, refusals_of_libraries
-from hf_rlhf.models.adapters import is_peft_model, load_adapter_weights, saved_names, saves_embeddings
+from hf_rlhf.models.adapters import base_of, is_peft_model, load_adapter_weights, saved_names, saves_embeddings
 from hf_rlhf.models.load import load_full_weights
 from hf_rlhf.models.quantized import keep_4bit_layout
 from hf_rlhf.models.sharding import gather_weights, gathered_tensor, local_shard, prepare_sharded
@@ -75,6 +76,11 @@ class DurableTrainer(Trainer):
         keep_4bit_layout(cast(Any, self.model))
         if self.optimizer is None and not self.is_deepspeed_enabled:
             require_optimizer(self.args, cast(Any, self.model))
+        # Now, since DeepSpeed may change the dtype of weights when training begins
+        self.computation = Computation.here(
+            self.args.device, {**self.dtypes(), AUTOCAST: self.accelerator.mixed_precision}
+        )
+        require_same_dtypes(gather_in_order([self.computation.dtypes]))
         self.signals = StopSignals(active=False)
         self.nonfinite_updates = 0  # of the whole run
         self._nonfinite_in_a_row = 0
@@ -98,6 +104,10 @@ class DurableTrainer(Trainer):
         """Whether a run can go on from the update done last."""
         return True
 
+    def dtypes(self) -> dict[str, torch.dtype]:
+        """Return the dtypes of the models at work by role, the base first; see `Computation`."""
+        return {BASE: base_of(cast(Any, self.model)).dtype}
+
     # Training
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
@@ -108,6 +118,9 @@ class DurableTrainer(Trainer):
         with locked(self.folder), StopSignals(active=self.args.save_strategy != "no") as self.signals:
             self._stop_signal, self._stopped = 0, False
             self._resumed_from = resume_point(self.folder, resume_from_checkpoint)
+            words = None if self._resumed_from is None else difference(self._resumed_from, self.computation)
+            if words is not None and self.is_world_process_zero():
+                logger.warning("%s", words)
             self._begun = False
             with refusals_of_libraries(self.args, until=lambda: self._begun), plain_lines_of(self):
                 return super().train(self._resumed_from, *args, **kwargs)
@@ -295,7 +308,8 @@ class DurableTrainer(Trainer):
                 if self.args.should_save:
                     if self._writes_shards and not self.args.save_only_model:
                         require_all_shards(scratch, OPTIMIZER, world_size())
-                    commit(scratch, target, step=step, world_size=world_size(), versions=versions())
+                    facts = {"versions": versions(), "computation": self.computation.facts()}
+                    commit(scratch, target, step=step, world_size=world_size(), **facts)
         except Exception:
             if self.args.should_save:  # by now no rank writes there any more
                 shutil.rmtree(scratch, ignore_errors=True)

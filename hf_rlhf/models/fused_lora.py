@@ -82,22 +82,28 @@ class FusedLoraLinear(Linear):
         product: Any = LoraProduct.apply(x, base.weight, base.bias, lora_a, lora_b, scaling)
         return product
 
+    def is_plain(self, name: str, *, training: bool) -> bool:
+        """Return whether adapter `name` is LoRA without bias, variants or, in `training`, dropout, on a frozen layer."""
+        if name not in self.lora_A or name in self.lora_variant or self.lora_bias.get(name):
+            return False
+        if training and not isinstance(self.lora_dropout[name], nn.Identity) and self.lora_dropout[name].p:
+            return False
+        base: Any = self.get_base_layer()
+        return not (base.weight.requires_grad or (base.bias is not None and base.bias.requires_grad))
+
     def _plain_adapter(self, x: Tensor) -> str | None:
-        """The one active adapter, when it is LoRA without dropout, bias or variants, and nothing asks for casts or hooks."""
+        """The one active adapter, when it `is_plain`, and nothing asks for casts or hooks."""
         if self.disable_adapters or self.merged or len(self.active_adapters) != 1:
             return None
         name = self.active_adapters[0]
-        if name not in self.lora_A or name in self.lora_variant or self.lora_bias.get(name):
-            return None
-        if self.training and not isinstance(self.lora_dropout[name], nn.Identity) and self.lora_dropout[name].p:
+        if not self.is_plain(name, training=self.training):
             return None
         base: Any = self.get_base_layer()
-        trains_base = base.weight.requires_grad or (base.bias is not None and base.bias.requires_grad)
         casts = self.cast_input_dtype_enabled and self.lora_A[name].weight.dtype != x.dtype
         device = x.device.type
         mixed = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) != base.weight.dtype
         watched = base._forward_hooks or base._forward_pre_hooks or hasattr(base, "_hf_hook")
-        return None if trains_base or casts or mixed or watched else name
+        return None if casts or mixed or watched else name
 
 
 def fuse_lora(model: Model) -> None:

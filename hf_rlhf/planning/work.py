@@ -4,14 +4,12 @@ A lower bound: what no implementation can do without. Times of it on a machine o
 2009, doi 10.1145/1498765.1498785).
 """
 
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
 
 import torch
 
+from hf_rlhf.models.machine import CPU_PRODUCTS, GPU_PRODUCTS, Product, fastest, operations, product_seconds
 from hf_rlhf.types import Model
 
 
@@ -99,43 +97,24 @@ class Machine:
         the device only emulates may be a hundred times slower than others.
         """
         on_cpu = torch.device(device).type == "cpu"
-        flops = _flops(dtype, device, _CPU_PRODUCTS if on_cpu else _GPU_PRODUCTS, limit)
+        flops = _flops(dtype, device, CPU_PRODUCTS if on_cpu else GPU_PRODUCTS, limit)
         block = torch.ones((_CPU_COPY if on_cpu else _GPU_COPY) // 4, device=device)
         copy = torch.empty_like(block)
-        return cls(flops, 2 * block.nbytes / _best(lambda: copy.copy_(block), device, limit))
+        return cls(flops, 2 * block.nbytes / fastest(lambda: copy.copy_(block), device, limit))
 
 
-_CPU_PRODUCTS = ((64, 512), (256, 1024), (1024, 2048))  # (rows, width) of a (rows, width) x (width, width) product
-_GPU_PRODUCTS = ((512, 512), (2048, 2048), (8192, 8192))
 _CPU_COPY, _GPU_COPY = 2**26, 2**28
 """Bytes, more than a cache holds."""
 
 
-def _flops(dtype: torch.dtype, device: torch.device | str, sizes: Sequence[tuple[int, int]], limit: float) -> float:
-    """Operations a second of the last of `sizes` that fits into `limit` seconds, of the first one in any case."""
+def _flops(dtype: torch.dtype, device: torch.device | str, products: Sequence[Product], limit: float) -> float:
+    """Operations a second of the last of `products` that fits into `limit` seconds, of the first one in any case."""
     flops = 0.0
-    for rows, width in sizes:
-        work = 2 * rows * width * width
-        if flops and 2 * work / flops > limit:
+    for product in products:
+        if flops and 2 * operations(product) / flops > limit:
             break
-        states, weight = (torch.randn(shape, device=device).to(dtype) for shape in ((rows, width), (width, width)))
-        product = partial(
-            torch.nn.functional.linear, states, weight
-        )  # emulated dtypes are slower still for `states @ weight`
-        flops = work / _best(product, device, limit / len(sizes))
+        flops = operations(product) / product_seconds(product, dtype, device, limit / len(products))
     return flops
-
-
-def _best(function: Callable[[], Any], device: torch.device | str, limit: float, repeats: int = 7) -> float:
-    """Seconds of the fastest of `repeats` calls, fewer when `limit` seconds have passed."""
-    seconds: list[float] = []
-    while len(seconds) < repeats and sum(seconds) < limit:
-        start = time.perf_counter()
-        function()
-        if torch.device(device).type != "cpu":
-            torch.accelerator.synchronize()
-        seconds.append(time.perf_counter() - start)
-    return min(seconds)
 
 
 def roofline(shape: ModelShape, size: IterationSize, machine: Machine, itemsize: int) -> dict[str, float]:

@@ -2,13 +2,13 @@
 
 from collections.abc import Mapping
 
-import torch
 from torch import nn
 
-from hf_rlhf.models.adapters import base_of, is_peft_model
+from hf_rlhf.models.adapters import POLICY, base_of, is_peft_model
 from hf_rlhf.models.attention import PACKED
 from hf_rlhf.models.fused_lora import FusedLoraLinear
-from hf_rlhf.models.precision import native_dtype
+from hf_rlhf.models.machine import device_in_words
+from hf_rlhf.models.precision import dtype_in_words
 from hf_rlhf.ops.logprobs import chunk_rows
 from hf_rlhf.ppo.config import PPOConfig
 from hf_rlhf.ppo.trunk import TrunkChoice
@@ -28,8 +28,8 @@ def choices(model: Model, args: PPOConfig, attention_kinds: Mapping[Model, str],
     vocabulary = base.config.get_text_config().vocab_size
     kind = attention_kinds.get(base, base.config._attn_implementation)
     return {
-        "device": _device(args),
-        "dtype": _dtype(base, args.device),
+        "device": device_in_words(args.device, args.world_size),
+        "dtype": dtype_in_words(base, args.device),
         "sampling": _engine(args),
         "attention": _attention(kind, args),
         "adapters": _adapters(model),
@@ -42,24 +42,6 @@ def choices(model: Model, args: PPOConfig, attention_kinds: Mapping[Model, str],
 def in_lines(chosen: Mapping[str, str]) -> str:
     """Write them one below the other."""
     return "\n".join(f"{name}: {words}" for name, words in chosen.items())
-
-
-def _device(args: PPOConfig) -> str:
-    ranks = f", {args.world_size} ranks" if args.world_size > 1 else ""
-    if args.device.type == "cpu":
-        return f"cpu, {torch.get_num_threads()} threads{ranks}"
-    name = torch.cuda.get_device_name(args.device) if args.device.type == "cuda" else args.device.type
-    return f"{args.device} ({name}){ranks}"
-
-
-def _dtype(base: Model, device: torch.device) -> str:
-    if getattr(base, "is_quantized", False):
-        return "4-bit base; what is trained is float32"
-    if base.dtype == torch.float32:
-        return "float32"
-    name = str(base.dtype).removeprefix("torch.")
-    slow = base.dtype == torch.bfloat16 and native_dtype(device) != base.dtype
-    return f"{name} base{', which this device multiplies slowly' if slow else ''}; what is trained is float32"
 
 
 def _engine(args: PPOConfig) -> str:
@@ -95,7 +77,7 @@ def _adapters(model: nn.Module) -> str:
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
-    fused = sum(isinstance(layer, FusedLoraLinear) for layer in layers)
+    fused = sum(isinstance(layer, FusedLoraLinear) and layer.is_plain(POLICY, training=True) for layer in layers)
     rest = len(layers) - fused
     plain = f", {rest} by PEFT: no plain LoRA on a plain linear layer" if rest else ""
     return f"{fused} of {len(layers)} layers in one product{plain}"

@@ -223,10 +223,11 @@ class ExperienceLoader:
 
 
 def require_finite(trajectories: list[Trajectory]) -> None:
-    """Raise `FloatingPointError` for NaN or infinity among log-probabilities and values."""
+    """Raise `FloatingPointError` for NaN or infinity among the log-probabilities and values that were computed."""
     for trajectory in trajectories:
         for name in ("logprobs", "reference_logprobs", "kl", "values"):
-            if not torch.isfinite(getattr(trajectory, name)).all():
+            numbers = getattr(trajectory, name)
+            if numbers is not None and not torch.isfinite(numbers).all():
                 raise FloatingPointError(
                     f"{name} of a completion hold NaN or infinity, so the weights are damaged or the dtype overflows"
                     f"\n  prompt: {str(trajectory.prompt)[:300]!r}\n  completion: {trajectory.text[:300]!r}"

@@ -16,6 +16,7 @@ from accelerate.utils import DynamoBackend, TorchDynamoPlugin
 from torch import Tensor
 from transformers import TrainerCallback, set_seed
 
+from hf_rlhf.checkpoint.computation import BASE
 from hf_rlhf.compat.names import TRAINER_ARGUMENTS, explain_names
 from hf_rlhf.data.prompts import prompt_rows, require_rows
 from hf_rlhf.data.tokens import with_row_options
@@ -69,7 +70,7 @@ from hf_rlhf.ppo.setup import (
 )
 from hf_rlhf.ppo.trunk import KeptStates, choose_trunk
 from hf_rlhf.progress import use_compact_progress
-from hf_rlhf.rewards.sources import RewardSource, require_functions, resolve_rewards
+from hf_rlhf.rewards.sources import RewardSource, require_functions, resolve_rewards, separate_dtypes
 from hf_rlhf.rollout.collect import collect
 from hf_rlhf.rollout.engines import TransformersEngine
 from hf_rlhf.rollout.sampling import row_seed
@@ -221,6 +222,14 @@ class PPOTrainer(IterationTrainer):
         self.add_callback(self.guard)
         use_compact_progress(self, PPO_WATCHED, cycle=args.updates_per_iteration)
 
+    def dtypes(self) -> dict[str, torch.dtype]:
+        """Like `DurableTrainer.dtypes`, with the reward models that have a base of their own."""
+        policy: Any = self.model
+        found = {BASE: base_of(policy.model).dtype}
+        if self.rewards is not None:
+            found |= {f"reward model {name}": dtype for name, dtype in separate_dtypes(self.rewards).items()}
+        return found
+
     # One iteration, as in the paper
 
     def make_experience(self, iteration: int, trajectories: list[Trajectory] | None = None) -> Experience:
@@ -313,10 +322,11 @@ class PPOTrainer(IterationTrainer):
             self.iteration_log.add_reward_metrics(self.rewards.score(trajectories, self.state))
 
     @torch.no_grad()
-    def evaluate_policy(self, trajectories: list[Trajectory]) -> None:
-        """Fill in log-probabilities, reference log-probabilities, KL, values and entropy by forward passes.
+    def evaluate_policy(self, trajectories: list[Trajectory], *, for_updates: bool = True) -> None:
+        """Fill in log-probabilities, KL and, `for_updates`, reference log-probabilities, values and entropy by forward passes.
 
-        All are of the distribution that the run's settings sample from, also for completions from elsewhere.
+        All are of the distribution that the run's settings sample from, also for completions from elsewhere. An evaluation
+        reads the KL alone, so that it makes no pass of a critic.
         """
         estimator, sampling, size = self.args.kl_estimator, self.args.sampling, self.args.rollout_forward_batch_size
         with self.iteration_log.timed("evaluate"), keep_modes(self.policy):
@@ -335,8 +345,9 @@ class PPOTrainer(IterationTrainer):
                 output: Any = self.policy.forward(  # not by its hooks: FSDP's would shard the root again
                     sequences,
                     temperature=self.args.temperature,
-                    entropy=True,
-                    reference=True,
+                    values=for_updates,
+                    entropy=for_updates,
+                    reference=for_updates or estimator != FULL_KL,
                     full_kl=estimator == FULL_KL,
                     trunk_states=self.kept_states.of(sequences),
                 )
@@ -345,11 +356,10 @@ class PPOTrainer(IterationTrainer):
                     kl = kl_estimate(estimator, output.logprobs, output.reference_logprobs)
                 for b, trajectory in enumerate(batch):
                     length = len(trajectory.completion.ids)
-                    trajectory.logprobs = output.logprobs[b, :length].cpu()
-                    trajectory.reference_logprobs = output.reference_logprobs[b, :length].cpu()
                     trajectory.kl = kl[b, :length].cpu()
-                    trajectory.values = output.values[b, :length].cpu()
-                    trajectory.entropy = output.entropy[b, :length].cpu()
+                    for name in ("logprobs", "reference_logprobs", "values", "entropy"):
+                        column = getattr(output, name)
+                        setattr(trajectory, name, None if column is None else column[b, :length].cpu())
         require_finite(trajectories)
 
     def advantages(self, experience: Experience) -> tuple[Tensor, Tensor]:
@@ -529,7 +539,7 @@ class PPOTrainer(IterationTrainer):
             with self._weights_to_sample(), self._failing():
                 trajectories = self.sample_and_score([prepared[row] for row in rows], seeds)
             with self._weights(), self._failing():
-                self.evaluate_policy(trajectories)
+                self.evaluate_policy(trajectories, for_updates=False)
             logged = self.iteration_log.reward_metrics()
         metrics = {**evaluation_metrics(trajectories), **logged, "runtime": time.perf_counter() - start}
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}

@@ -1,9 +1,9 @@
 """The flags of the recipes, besides those of `PPOConfig`."""
 
 import copy
-import logging
 import re
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,13 +11,14 @@ from transformers.utils import is_liger_kernel_available
 from trl import ModelConfig, RewardConfig, SFTConfig
 
 from hf_rlhf.checkpoint.best import Directions, require_best_metric, settle_best_metric
+from hf_rlhf.checkpoint.computation import recorded_computation
+from hf_rlhf.distributed import rank
 from hf_rlhf.errors import InputError, refusals_of_libraries
 from hf_rlhf.models.load import EMBEDDED_MODEL
 from hf_rlhf.models.lora_targets import in_last_blocks, share_of_blocks
-from hf_rlhf.models.precision import NATIVE, native_dtype
+from hf_rlhf.models.precision import NATIVE, dtype_name, native_dtype, warn_of_slow_bfloat16
+from hf_rlhf.progress import say
 from hf_rlhf.types import Model
-
-logger = logging.getLogger(__name__)
 
 # The metrics of trl's evaluations, without `eval_`: whether more is better, None where that depends.
 SFT_EVALUATED: Directions = {"loss": False, "mean_token_accuracy": True, "entropy": None}
@@ -85,23 +86,24 @@ class ModelArguments(ModelConfig):
                 raise InputError(f"{name}={getattr(self, name)} is invalid: it must be {rule}.")
         share_of_blocks(self.lora_layers)
 
-    def on(self, device: torch.device) -> "ModelArguments":
+    def on(self, device: torch.device, checkpoint: str | None = None) -> "ModelArguments":
         """Return these flags with the `dtype` that `native` stands for on `device`.
 
-        A bfloat16 base that was asked for on a device that only emulates it is answered with a warning.
+        A run that resumes from `checkpoint` keeps the dtype of its base, and says so where another one is native here. A
+        bfloat16 base that is slow on this device is answered with a warning.
         """
-        native = native_dtype(device)
+        resolved = copy.copy(self)
         if self.dtype == NATIVE:
-            resolved = copy.copy(self)
-            resolved.dtype = str(native).removeprefix("torch.")
-            return resolved
-        if self.dtype == "bfloat16" and native != torch.bfloat16:
-            logger.warning(
-                "dtype=bfloat16: this %s does not multiply bfloat16 in hardware, so the run takes several times as long as"
-                " in float32. Set dtype to float32, or leave it out",
-                device.type.upper(),
-            )
-        return self
+            native = dtype_name(native_dtype(device))
+            resolved.dtype = native if checkpoint is None else recorded_computation(checkpoint).base or native
+            if resolved.dtype != native and rank() == 0:
+                say(
+                    f"dtype: {resolved.dtype}, as in {Path(str(checkpoint)).name}; native on this {device.type} is {native}. To"
+                    f" compute in that from here on, pass --dtype {native}"
+                )
+        if resolved.dtype == "bfloat16" and rank() == 0:
+            warn_of_slow_bfloat16(device)
+        return resolved
 
     def load_kwargs(self) -> dict[str, Any]:
         """Keyword arguments for `from_pretrained`."""

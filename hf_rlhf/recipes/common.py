@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hf_rlhf.checkpoint.computation import Computation
 from hf_rlhf.checkpoint.lock import locked, require_folder_name
 from hf_rlhf.checkpoint.resume import resume_point
 from hf_rlhf.credentials import refuse_secrets
@@ -20,10 +21,13 @@ from hf_rlhf.hub.push import open_repository
 from hf_rlhf.models.adapted import load_policy
 from hf_rlhf.models.adapters import adapter_base, adapter_folder, base_of, is_peft_model
 from hf_rlhf.models.load import load_tokenizer, take_chat_template
+from hf_rlhf.models.machine import device_in_words
+from hf_rlhf.models.precision import dtype_in_words
 from hf_rlhf.models.vocabulary import make_room
 from hf_rlhf.progress import say
 from hf_rlhf.recipes.arguments import DataArguments, ModelArguments
 from hf_rlhf.records import in_the_way
+from hf_rlhf.types import Model
 
 
 @dataclass(frozen=True)
@@ -126,6 +130,14 @@ def announce(report: DataReport, training) -> None:
         report.write(output_folder(training))
 
 
+def announce_base(model: Model, training) -> None:
+    """Print the device of a run of trl's trainers, and the dtype that its base computes in there."""
+    if rank() == 0:
+        autocast = ", under bfloat16 autocast (bf16)" if training.bf16 else ""
+        say(f"device: {device_in_words(training.device, training.world_size)}")
+        say(f"dtype: {dtype_in_words(base_of(model), training.device)}{autocast}")
+
+
 def load_start(model_args: ModelArguments, load: Callable[..., Any] = load_policy, **kwargs: Any):
     """The model that the flags name, by `load_policy` or `load_reward_start`; `kwargs` are for that.
 
@@ -156,10 +168,11 @@ def own_vocabulary(model: Any) -> int | None:
     return base.get_input_embeddings().weight.shape[0] if resized else None
 
 
-def start_settings(model_args: ModelArguments) -> dict[str, Any]:
-    """For a model card: the adapter from which training started, if it was one."""
+def start_settings(model_args: ModelArguments, computation: Computation) -> dict[str, Any]:
+    """For a model card: dtype and device, and the adapter from which training started, if it was one."""
     adapter = base_and_adapter(model_args)[1]
-    return {} if adapter is None else {"started from the adapter": shown_name(adapter)}
+    started = {} if adapter is None else {"started from the adapter": shown_name(adapter)}
+    return started | computation.for_card()
 
 
 def set_special_tokens(tokenizer: Any, training: Any) -> None:

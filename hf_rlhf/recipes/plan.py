@@ -15,7 +15,7 @@ from hf_rlhf.errors import InputError, refusals_of_libraries
 from hf_rlhf.models.adapters import ADAPTER_FILE, adapter_base, adapter_folder
 from hf_rlhf.models.critics import require_adapter_for_critic
 from hf_rlhf.models.load import find_config, read_config
-from hf_rlhf.models.precision import native_dtype
+from hf_rlhf.models.precision import dtype_name, hardware_in_words, native_dtype
 from hf_rlhf.models.same_base import same_model
 from hf_rlhf.planning.layout import Layout, Strategy
 from hf_rlhf.planning.memory import (
@@ -100,6 +100,7 @@ def plan_run(plan: PlanArguments, script: PPOArguments, training: PPOConfig, mod
     algebra = training.batch_algebra(layout.ranks)
     console.print(f"\n[bold]{model.model_name_or_path}[/bold]  {known.shape.parameters / 1e6:,.0f}M parameters,"
                   f" {known.trained / 1e6:,.1f}M of them trained; {algebra}{_devices(layout)}\n")  # fmt: skip
+    console.print(f"{_dtype(model, training)}\n")
     if kept := kept_states(known, training, layout):
         console.print(f"The lowest {known.trunk} of {known.shape.layers} blocks are trained by nobody. They are computed once per"
                       f" completion and iteration, and what leaves them takes {kept / 1e9:.3g} GB.\n")  # fmt: skip
@@ -150,6 +151,13 @@ def _more_devices(setup: Setup, available: float) -> str:
         if ranks > setup.layout.ranks and wider.is_accepted() and wider.plan.peak <= available:
             return f" {ranks} devices (--strategy fsdp2 --num_processes {ranks} --gather_for_rollout false),"
     return ""
+
+
+def _dtype(model: ModelArguments, training: PPOConfig) -> str:
+    """Return in words how the base computes, and what is native here; `native` is resolved (`ModelArguments.on`)."""
+    native = dtype_name(native_dtype(training.device))
+    four_bits = ", in 4 bits" if model.load_in_4bit else ""
+    return f"The base is loaded in dtype {model.dtype}{four_bits}; native is {native}, since {hardware_in_words(training.device)}."
 
 
 def _devices(layout: Layout) -> str:

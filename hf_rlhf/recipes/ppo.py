@@ -53,7 +53,7 @@ def train_ppo(script: PPOArguments, training: PPOConfig, model: ModelArguments, 
     Raises `InputError` for anything wrong in the flags, the data or the models, before training starts.
     """
     with run_begun(script, training) as checkpoint:
-        return _train(script, training, model.on(training.device), reward_funcs, checkpoint)
+        return _train(script, training, model.on(training.device, checkpoint), reward_funcs, checkpoint)
 
 
 def _train(
@@ -94,7 +94,7 @@ def _train(
         peak = peak_bytes(training.device)
         ends = stop_token_ids(base_of(policy), tokenizer, training.sampling)
         needs = {"end_ids": ends if set(ends) - set(configured) else None, "vocabulary": own_vocabulary(policy)}
-        _write_card(folder, script, training, model, needs)
+        _write_card(folder, script, training, model, needs, start_settings(model, trainer.computation))
         if trainer.state.global_step > trainer.resumed_at:  # or nothing was measured, and plan.json stays
             write_plan(folder, planned, peak, trainer.choices)
         if training.push_to_hub:
@@ -120,7 +120,12 @@ def _with_critic(training: PPOConfig, model_name_or_path: str) -> PPOConfig:
 
 
 def _write_card(
-    folder: Path, script: PPOArguments, training: PPOConfig, model: ModelArguments, needs: Mapping[str, Any]
+    folder: Path,
+    script: PPOArguments,
+    training: PPOConfig,
+    model: ModelArguments,
+    needs: Mapping[str, Any],
+    start: dict[str, Any],
 ) -> None:
     from hf_rlhf.evaluation.metrics import BeforeAfter
     from hf_rlhf.evaluation.plots import plot_training
@@ -143,7 +148,7 @@ def _write_card(
         model_id=training.hub_model_id or folder.name,
         base_model=public_name(base_and_adapter(model)[0]),
         results=results,
-        settings=_card_settings(training) | start_settings(model),
+        settings=_card_settings(training) | start,
         curve_image=curves.name if curves else None,
         reward_model=rewards or None,
         datasets=hub_names(script.dataset_name),

@@ -24,6 +24,7 @@ from hf_rlhf.recipes.arguments import (
 from hf_rlhf.recipes.common import (
     RunResult,
     announce,
+    announce_base,
     base_and_adapter,
     load_start,
     make_room_for_template,
@@ -75,7 +76,7 @@ def train_reward_model(script: RewardArguments, training: RewardTrainingArgument
     Raises `InputError` for anything wrong in the flags or the data, before training starts.
     """
     with run_begun(script, training) as checkpoint:
-        return _train(script, training, model.on(training.device), checkpoint)
+        return _train(script, training, model.on(training.device, checkpoint), checkpoint)
 
 
 def _train(
@@ -105,6 +106,7 @@ def _train(
     train_set = train_set.select(trainer.train_dataset["row"])  # those that are not too long
     eval_set = None if eval_set is None else eval_set.select(trainer.eval_dataset["row"])
     announce(report, training)
+    announce_base(trainer.model, training)
     with adapters_in_base_dtype(trainer.model):
         trainer.train(resume_from_checkpoint=checkpoint)
     folder = output_folder(training)
@@ -125,7 +127,8 @@ def _train(
         if script.save_merged:
             save_merged(scorer.model, reward.tokenizer, folder)
         (folder / RESULT_FILE).write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
-        _write_card(folder, script, training, model, metrics, own_vocabulary(trained))
+        start = start_settings(model, trainer.computation)
+        _write_card(folder, script, training, model, metrics, own_vocabulary(trained), start)
         if training.push_to_hub:
             push_folder(folder, training.hub_model_id, private=training.hub_private_repo)
     release(trainer)
@@ -179,7 +182,13 @@ class _OwnForward:
 
 
 def _write_card(
-    folder: Path, script: RewardArguments, training, model: ModelArguments, metrics, vocabulary: int | None
+    folder: Path,
+    script: RewardArguments,
+    training,
+    model: ModelArguments,
+    metrics,
+    vocabulary: int | None,
+    start: dict[str, Any],
 ) -> None:
     from hf_rlhf.hub.model_card import hub_names, reward_model_card
 
@@ -199,7 +208,7 @@ def _write_card(
         model_id=training.hub_model_id or folder.name,
         base_model=public_name(base_and_adapter(model)[0]),
         results=results,
-        settings={name: getattr(training, name) for name in names.split()} | start_settings(model),
+        settings={name: getattr(training, name) for name in names.split()} | start,
         datasets=hub_names(script.dataset_name),
         adapter=model.use_peft,
         vocabulary=vocabulary,

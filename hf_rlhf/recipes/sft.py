@@ -20,6 +20,7 @@ from hf_rlhf.recipes.arguments import (
 from hf_rlhf.recipes.common import (
     RunResult,
     announce,
+    announce_base,
     base_and_adapter,
     load_start,
     make_room_for_template,
@@ -51,7 +52,7 @@ def train_sft(script: DataArguments, training: SFTTrainingArguments, model: Mode
     Raises `InputError` for anything wrong in the flags or the data, before training starts.
     """
     with run_begun(script, training) as checkpoint:
-        return _train(script, training, model.on(training.device), checkpoint)
+        return _train(script, training, model.on(training.device, checkpoint), checkpoint)
 
 
 def _train(
@@ -85,6 +86,7 @@ def _train(
     if unknown_end_of_turn(base_of(policy), tokenizer, Sampling(), train_set[0]) is None:
         _warn_of_endless_answers(trainer, stop_token_ids(base_of(policy), tokenizer, Sampling()), tokenizer)
     announce(report, training)
+    announce_base(trainer.model, training)
     with adapters_in_base_dtype(trainer.model):
         trainer.train(resume_from_checkpoint=checkpoint)
         metrics = trainer.evaluate() if eval_set is not None else {}
@@ -94,7 +96,8 @@ def _train(
         write_settings(folder, training, model, script)
         ends = stop_token_ids(base_of(policy), tokenizer, Sampling())
         needs = {"end_ids": ends if set(ends) - set(configured) else None, "vocabulary": own_vocabulary(trainer.model)}
-        _write_card(folder, script, training, model, metrics, needs)
+        start = start_settings(model, trainer.computation)
+        _write_card(folder, script, training, model, metrics, needs, start)
         if training.push_to_hub:
             push_folder(folder, training.hub_model_id, private=training.hub_private_repo)
     release(trainer)
@@ -149,7 +152,13 @@ def _warn_of_endless_answers(trainer: Any, stops: Sequence[int], tokenizer) -> N
 
 
 def _write_card(
-    folder: Path, script: DataArguments, training, model: ModelArguments, metrics, needs: Mapping[str, Any]
+    folder: Path,
+    script: DataArguments,
+    training,
+    model: ModelArguments,
+    metrics,
+    needs: Mapping[str, Any],
+    start: dict[str, Any],
 ) -> None:
     from hf_rlhf.hub.model_card import hub_names, sft_card
 
@@ -158,7 +167,7 @@ def _write_card(
         model_id=training.hub_model_id or folder.name,
         base_model=public_name(base_and_adapter(model)[0]),
         results={"held-out loss": f"{metrics['eval_loss']:.3f}"} if "eval_loss" in metrics else {},
-        settings={name: getattr(training, name) for name in names.split()} | start_settings(model),
+        settings={name: getattr(training, name) for name in names.split()} | start,
         datasets=hub_names(script.dataset_name),
         adapter=model.use_peft,
         **needs,

@@ -82,6 +82,18 @@ def require_functions(rewards: Rewards) -> None:
         )
 
 
+def separate_dtypes(rewards: Rewards) -> dict[str, torch.dtype]:
+    """Return the dtype of each reward model that has a base of its own, by the reward's name."""
+    scorers = {
+        name: function.model
+        for name, function in zip(rewards.names, rewards.functions, strict=True)
+        if isinstance(function, LearnedReward)
+    }
+    return {
+        name: base_of(scorer.model).dtype for name, scorer in scorers.items() if isinstance(scorer, SeparateRewardModel)
+    }
+
+
 def _function(
     source: Any, tokenizer, number: int, policy: Model | None, device: torch.device, share_base: bool
 ) -> RewardFunction:

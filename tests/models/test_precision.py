@@ -1,6 +1,7 @@
 """bfloat16 where the device multiplies it in hardware, float32 elsewhere; the devices' own answers are made up here."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,11 +12,12 @@ from tiny import make_model, make_tokenizer
 
 from hf_rlhf.errors import InputError
 from hf_rlhf.models.load import load_causal_lm, load_sequence_classifier
-from hf_rlhf.models.precision import current_device, native_dtype
+from hf_rlhf.models.precision import Slowdown, current_device, native_dtype
 from hf_rlhf.models.reward_model import load_reward_model
 from hf_rlhf.recipes.arguments import ModelArguments, RewardTrainingArguments, SFTTrainingArguments
 
 REPOSITORY = Path(__file__).parents[2]
+ONEDNN = "torch.ops.mkldnn._is_mkldnn_bf16_supported"
 
 
 @pytest.mark.parametrize(
@@ -87,14 +89,88 @@ def test_models_load_in_the_native_dtype_unless_another_is_asked_for(monkeypatch
         load_causal_lm(str(tmp_path), dtype="int8")
 
 
-def test_the_flag_is_resolved_on_the_device_and_its_emulation_is_warned_about(monkeypatch, caplog):
-    monkeypatch.setattr("hf_rlhf.recipes.arguments.native_dtype", lambda device=None: torch.float32)
-    cpu = torch.device("cpu")
-    assert ModelArguments().on(cpu).dtype == "float32"
-    assert ModelArguments(dtype="float16").on(cpu).dtype == "float16"
+# A device by type, and what makes it one that multiplies bfloat16 in hardware, or not
+DEVICES = {
+    "CPU with bfloat16": ("cpu", {"torch.cpu._is_avx512_bf16_supported": True, ONEDNN: True}, torch.bfloat16),
+    "CPU held to AVX2": ("cpu", {"torch.cpu._is_avx512_bf16_supported": True, ONEDNN: False}, torch.float32),
+    "Arm with bfloat16": ("cpu", {"platform.machine": "aarch64", ONEDNN: True}, torch.bfloat16),
+    "Arm without": ("cpu", {"platform.machine": "aarch64", ONEDNN: False}, torch.float32),
+    "CUDA 7.5": ("cuda", {"torch.cuda.get_device_capability": (7, 5)}, torch.float32),
+    "CUDA 8.0": ("cuda", {"torch.cuda.get_device_capability": (8, 0)}, torch.bfloat16),
+    "MPS of macOS 13": ("mps", {"torch.backends.mps.is_macos_or_newer": False}, torch.float32),
+    "MPS of macOS 14": ("mps", {"torch.backends.mps.is_macos_or_newer": True}, torch.bfloat16),
+}
+
+
+@pytest.mark.parametrize("name", DEVICES)
+def test_the_flag_is_resolved_on_each_device_and_slow_bfloat16_warned_about(monkeypatch, caplog, name):
+    kind, capabilities, native = DEVICES[name]
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    for what, answer in capabilities.items():
+        monkeypatch.setattr(what, lambda *_, answer=answer: answer)
+    measured = [Slowdown(1.2 if native == torch.bfloat16 else 7.25)]
+    monkeypatch.setattr(Slowdown, "measured", lambda device: measured[-1])
+    device = torch.device(kind)
+    assert ModelArguments().on(device).dtype == str(native).removeprefix("torch.")
+    assert ModelArguments(dtype="float16").on(device).dtype == "float16"
     assert not caplog.records
-    assert ModelArguments(dtype="bfloat16").on(cpu).dtype == "bfloat16"
-    assert "this CPU does not multiply bfloat16 in hardware" in caplog.text
+    assert ModelArguments(dtype="bfloat16").on(device).dtype == "bfloat16"
+    if native == torch.float32:
+        assert f"this {kind.upper()} does not multiply bfloat16 in hardware" in caplog.text
+        assert "7.2 times as slow as float32 here" in caplog.text
+        return
+    assert not caplog.records
+    measured.append(Slowdown(3.0))
+    assert ModelArguments().on(device).dtype == "bfloat16"  # whatever is measured
+    assert f"this {kind.upper()} says that it multiplies bfloat16 in hardware" in caplog.text
+    assert "3 times as slow as float32 here" in caplog.text
+
+
+def test_emulation_that_is_no_slower_is_not_warned_about(monkeypatch, caplog):
+    monkeypatch.setattr("hf_rlhf.models.precision._multiplies_bfloat16", lambda device: False)
+    monkeypatch.setattr(Slowdown, "measured", lambda device: Slowdown(0.4))
+    assert ModelArguments(dtype="bfloat16").on(torch.device("cpu")).dtype == "bfloat16"
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("speed", "words"), [(4e9, "4 times as slow"), (0.1e9, "at least 80 times as slow"), (32e9, "2 times as fast")]
+)
+def test_the_measurement_keeps_its_limit_and_the_random_numbers(monkeypatch, speed, words):
+    seconds = [0.0]
+
+    def multiply(states, weight):
+        work = 2 * states.shape[0] * weight.numel()
+        seconds[0] += work / (speed if states.dtype == torch.bfloat16 else {4e9: 16e9, 0.1e9: 8e9, 32e9: 16e9}[speed])
+
+    monkeypatch.setattr(torch.nn.functional, "linear", multiply)
+    monkeypatch.setattr("time.perf_counter", lambda: seconds[0])
+    before = torch.get_rng_state()
+    Slowdown.measured.__func__.cache_clear()
+    try:
+        assert str(Slowdown.measured(torch.device("cpu"))) == f"{words} as float32"
+        spent = seconds[0]
+        Slowdown.measured(torch.device("cpu"))
+    finally:
+        Slowdown.measured.__func__.cache_clear()
+    assert spent < 1
+    assert seconds[0] == spent  # measured once
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_process_held_to_avx2_measures_how_slow_bfloat16_is():
+    code = (
+        "import torch; from hf_rlhf.recipes.arguments import ModelArguments\n"
+        "print(ModelArguments().on(torch.device('cpu')).dtype, ModelArguments(dtype='bfloat16').on(torch.device('cpu')).dtype)"
+    )
+    held = {"ONEDNN_MAX_CPU_ISA": "AVX2", "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | held, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == ["float32", "bfloat16"]
+    found = re.search(r"in it is (at least )?([\d.]+) times as slow as float32 here", done.stderr)
+    assert found is not None, done.stderr
+    assert float(found[2]) > 1
 
 
 @pytest.mark.parametrize("arguments", [RewardTrainingArguments, SFTTrainingArguments])

@@ -6,22 +6,26 @@ import pytest
 import torch
 from tiny import make_config, make_lora, make_model, make_tokenizer, make_trainer
 
+from hf_rlhf.models.machine import device_name
 from hf_rlhf.models.policy import PolicyWithValue, wrap_policy
+from hf_rlhf.models.precision import Slowdown
 from hf_rlhf.ppo.choices import choices
-from hf_rlhf.ppo.trunk import TrunkChoice
+from hf_rlhf.ppo.config import PPOConfig
+from hf_rlhf.ppo.trunk import choose_trunk
 
 
 def chosen(tmp_path, *, lora=None, kinds=("hf_rlhf_packed",), dtype=torch.float32, **flags):
     model = make_model(make_tokenizer()).to(dtype)
     wrapped = wrap_policy(model, make_lora() if lora is None else lora)
-    PolicyWithValue(wrapped)  # fuses
-    return choices(wrapped, make_config(tmp_path, **flags), dict.fromkeys([model], *kinds), TrunkChoice(None, ""))
+    policy = PolicyWithValue(wrapped)  # fuses
+    args, attention = make_config(tmp_path, **flags), dict.fromkeys([model], *kinds)
+    return choices(wrapped, args, attention, choose_trunk(policy, args, {}, sharded=False))
 
 
 @pytest.mark.parametrize(
     ("name", "flags", "words"),
     [
-        ("device", {}, f"cpu, {torch.get_num_threads()} threads"),
+        ("device", {}, f"{device_name(torch.device('cpu'))}, {torch.get_num_threads()} threads"),
         ("dtype", {}, "float32"),
         ("dtype", {"dtype": torch.bfloat16}, "bfloat16 base"),
         ("sampling", {}, "transformers, 8 completions at a time"),
@@ -48,11 +52,75 @@ def test_each_choice_in_words(tmp_path, name, flags, words):
     assert words in chosen(tmp_path, **flags)[name]
 
 
-def test_a_dtype_that_the_device_multiplies_slowly_is_said_so(tmp_path, monkeypatch):
-    for native, slow in ((torch.float32, True), (torch.bfloat16, False)):
-        monkeypatch.setattr("hf_rlhf.ppo.choices.native_dtype", lambda device, native=native: native)
-        words = chosen(tmp_path, dtype=torch.bfloat16)["dtype"]
-        assert ("which this device multiplies slowly" in words) == slow
+@pytest.mark.parametrize(
+    ("native", "dtype", "words"),
+    [
+        (torch.float32, torch.float32, "float32 (native: this cpu does not multiply bfloat16 in hardware)"),
+        (torch.bfloat16, torch.float32, "float32 (native is bfloat16: this cpu multiplies bfloat16 in hardware)"),
+        (
+            torch.bfloat16,
+            torch.bfloat16,
+            "bfloat16 base (native: this cpu multiplies bfloat16 in hardware, 35 times as slow as float32 here);"
+            " what is trained is float32",
+        ),
+        (
+            torch.float32,
+            torch.bfloat16,
+            "bfloat16 base (native is float32: this cpu does not multiply bfloat16 in hardware, 35 times as slow as float32"
+            " here); what is trained is float32",
+        ),
+        (
+            torch.float32,
+            torch.float16,
+            "float16 base (native is float32: this cpu does not multiply bfloat16 in hardware); what is trained is float32",
+        ),
+    ],
+)
+def test_the_dtype_stands_beside_the_native_one(tmp_path, monkeypatch, native, dtype, words):
+    monkeypatch.setattr("hf_rlhf.models.precision.native_dtype", lambda device: native)
+    monkeypatch.setattr(Slowdown, "measured", lambda device: Slowdown(35.0))
+    assert chosen(tmp_path, dtype=dtype)["dtype"] == words
+
+
+LAST_BLOCK = make_lora(target_modules=["q_proj"], layers_to_transform=[1], layers_pattern="layers")
+
+# Each line of the block: flags and words with its fast path on, and off
+STATES = {
+    "device": (({"on_gpu": True}, "cuda (NVIDIA H100)"), ({}, "cpu (")),
+    "dtype": (({"dtype": torch.bfloat16}, "bfloat16 base (native: "), ({}, "float32 (native is bfloat16: ")),
+    "sampling": (({"use_vllm": True}, "vLLM server"), ({}, "transformers, 8 completions at a time")),
+    "attention": (({}, "sequences end to end"), ({"padding_free": False, "kinds": ("sdpa",)}, "padded: padding_free")),
+    "adapters": (
+        ({}, "14 of 14 layers in one product"),
+        ({"lora": make_lora(use_dora=True)}, "0 of 14 layers in one product, 14 by PEFT"),
+    ),
+    "logits": (({}, f"{2**23 // 29} tokens at a time"), ({"on_gpu": True}, f"{2**24 // 29} tokens at a time")),
+    "trunk": (
+        ({"lora": LAST_BLOCK}, "the lowest 1 of 2 blocks, which nobody trains, are computed once"),
+        (
+            {"lora": LAST_BLOCK, "disable_dropout": False},
+            "are computed anew in every pass, since disable_dropout=false",
+        ),
+    ),
+    "compiled blocks": (({"torch_compile": True}, "in updates"), ({}, "no (torch_compile)")),
+}
+
+
+def test_the_table_of_states_has_every_line_of_the_block(tmp_path):
+    assert list(STATES) == list(chosen(tmp_path))
+
+
+@pytest.mark.parametrize("state", [0, 1], ids=["on", "off"])
+@pytest.mark.parametrize("line", STATES)
+def test_every_line_of_the_block_with_its_fast_path_on_and_off(tmp_path, monkeypatch, line, state):
+    monkeypatch.setattr("hf_rlhf.models.precision._multiplies_bfloat16", lambda device: True)
+    monkeypatch.setattr(Slowdown, "measured", lambda device: Slowdown(0.5))
+    flags, words = STATES[line][state]
+    flags = dict(flags)
+    if flags.pop("on_gpu", False):
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100")
+        monkeypatch.setattr(PPOConfig, "device", torch.device("cuda", 0))
+    assert words in chosen(tmp_path, **flags)[line]
 
 
 def test_a_run_begins_with_them(tmp_path, capsys):

@@ -18,6 +18,7 @@ from hf_rlhf.models.adapters import base_of
 from hf_rlhf.models.attention import set_attention
 from hf_rlhf.models.load import EMBEDDED_MODEL, read_config
 from hf_rlhf.models.lora_targets import in_last_blocks
+from hf_rlhf.models.machine import fastest
 from hf_rlhf.models.policy import wrap_policy
 from hf_rlhf.models.precision import native_dtype
 from hf_rlhf.planning import work
@@ -219,8 +220,11 @@ def test_the_plan_of_a_whole_run_fits_80_columns(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     training = make_config(tmp_path, per_device_train_batch_size=32, max_prompt_length=64, max_completion_length=64)
     monkeypatch.setattr("hf_rlhf.recipes.plan.available_bytes", lambda *_: 3e9)
+    monkeypatch.setattr("hf_rlhf.models.precision._multiplies_bfloat16", lambda device: True)
     plan_run(PlanArguments(memory_gb=3), PPOArguments(), training, ModelArguments())
     printed = capsys.readouterr().out
+    says = "The base is loaded in dtype bfloat16; native is bfloat16, since this cpu multiplies bfloat16 in hardware."
+    assert says in " ".join(printed.split())
     assert "The whole run has 2 iterations of 64 prompts: about" in " ".join(printed.split())
     assert "roofline" in printed
     assert "…" not in printed
@@ -428,16 +432,16 @@ def test_the_peak_of_a_real_run_is_within_15_percent_of_the_plan(tmp_path, flags
 def slow_clock(monkeypatch):
     """A clock by which everything that is timed takes half a second."""
     seconds = itertools.count(0.0, 0.5)
-    monkeypatch.setattr(work.time, "perf_counter", lambda: next(seconds))
+    monkeypatch.setattr(time, "perf_counter", lambda: next(seconds))
 
 
 def test_a_copy_is_read_and_written_and_a_product_multiplies_and_adds(slow_clock, monkeypatch):
-    monkeypatch.setattr(work, "_CPU_PRODUCTS", ((2, 4),))
+    monkeypatch.setattr(work, "CPU_PRODUCTS", ((2, 4),))
     monkeypatch.setattr(work, "_CPU_COPY", 1000)
     assert Machine.measured(torch.float32) == Machine(flops=2 * 2 * 4 * 4 / 0.5, bandwidth=2 * 1000 / 0.5)
 
 
 def test_a_slow_function_is_timed_no_longer_than_the_limit(slow_clock):
     calls = []
-    assert work._best(lambda: calls.append(1), "cpu", limit=1.2) == 0.5
+    assert fastest(lambda: calls.append(1), "cpu", limit=1.2) == 0.5
     assert len(calls) == 3

@@ -12,8 +12,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from hf_rlhf.checkpoint.computation import BASE, Computation
 from hf_rlhf.checkpoint.lock import locked
 from hf_rlhf.errors import InputError, RunStopped
+from hf_rlhf.models.machine import device_in_words
+from hf_rlhf.models.precision import current_device, dtype_name, hardware_in_words, native_dtype
 from hf_rlhf.progress import duration
 from hf_rlhf.recipes.quickstart.arguments import (
     CANDIDATES,
@@ -71,6 +74,10 @@ def _run(args: QuickstartArguments, root: Path) -> dict[str, Any]:
 
     console, started = Console(), time.perf_counter()
     console.print(f"Five stages; each leaves its result in {root}, and is reused when it is there already.")
+    device = current_device()
+    console.print(
+        f"Models are loaded in {dtype_name(native_dtype(device))}: {hardware_in_words(device)} ({device_in_words(device)})."
+    )
     plan = plan_quickstart(args, root)
     args = plan.args
     console.print(plan_table(plan))
@@ -94,6 +101,8 @@ def _run(args: QuickstartArguments, root: Path) -> dict[str, Any]:
 def _show_results(args: QuickstartArguments, root: Path, console: Any) -> None:
     """Write the results and the report, and print what a person looks at first."""
     comparison = compare(args, root / REWARD_MODEL, root / POLICY, root / EVALUATION)
+    device = current_device()
+    computation = Computation.here(device, {BASE: native_dtype(device)})
     rows, title = comparison.rows("annotator"), headline(comparison)
     write_results(
         root,
@@ -102,7 +111,7 @@ def _show_results(args: QuickstartArguments, root: Path, console: Any) -> None:
         title,
         policy=root / POLICY,
         reward_model=root / REWARD_MODEL,
-        settings={name: value for name, value in asdict(args).items() if name != "output_dir"},
+        settings={name: value for name, value in asdict(args).items() if name != "output_dir"} | computation.for_card(),
         system_message=SYSTEM_MESSAGE,
     )
     console.print(table(rows))

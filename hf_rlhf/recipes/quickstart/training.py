@@ -6,13 +6,14 @@ from typing import Any
 
 from transformers import set_seed
 
+from hf_rlhf.checkpoint.computation import dtype_to_resume
 from hf_rlhf.checkpoint.folders import checkpoints, remove
 from hf_rlhf.checkpoint.resume import AUTO
 from hf_rlhf.data.quickstart import quickstart_prompts
 from hf_rlhf.evaluation.reward_model import Pairs, reward_accuracy
 from hf_rlhf.hub.model_card import reward_model_card
 from hf_rlhf.models.load import load_causal_lm, load_sequence_classifier, load_tokenizer, public_name
-from hf_rlhf.models.precision import current_device
+from hf_rlhf.models.precision import NATIVE, current_device
 from hf_rlhf.models.reward_model import load_reward_model
 from hf_rlhf.ppo.config import PPOConfig
 from hf_rlhf.ppo.trainer import PPOTrainer
@@ -48,7 +49,8 @@ def train_reward_model(args: QuickstartArguments, root: Path, folder: Path) -> N
         seed=args.seed,
     )
     set_seed(args.seed)  # before the score head's random start
-    classifier = load_sequence_classifier(args.model_name_or_path, **args.model_kwargs)
+    dtype = dtype_to_resume(folder) or NATIVE
+    classifier = load_sequence_classifier(args.model_name_or_path, dtype=dtype, **args.model_kwargs)
     trainer = make_reward_trainer(classifier, tokenizer, training, train, peft_config=args.lora(classifier))
     with adapters_in_base_dtype(trainer.model):
         trainer.train(resume_from_checkpoint=AUTO)
@@ -63,7 +65,8 @@ def train_reward_model(args: QuickstartArguments, root: Path, folder: Path) -> N
         model_id=str(root / REWARD_MODEL),
         base_model=public_name(args.model_name_or_path),
         results={"held-out accuracy": f"{accuracy['eval_accuracy']:.3f} ({accuracy['eval_rows']:.0f} pairs)"},
-        settings={"learning_rate": training.learning_rate, "pairs": len(train), "seed": args.seed},
+        settings={"learning_rate": training.learning_rate, "pairs": len(train), "seed": args.seed}
+        | trainer.computation.for_card(),
         demonstration=True,
         simulated_annotator=True,
     )
@@ -98,7 +101,8 @@ def train_policy(args: QuickstartArguments, reward_model: Path, folder: Path, **
         "seed": args.seed,
     }
     training = PPOConfig(**(settings | flags))
-    policy = load_causal_lm(args.model_name_or_path, **args.model_kwargs)
+    dtype = dtype_to_resume(folder) or NATIVE
+    policy = load_causal_lm(args.model_name_or_path, dtype=dtype, **args.model_kwargs)
     trainer = PPOTrainer(
         policy,
         str(reward_model),

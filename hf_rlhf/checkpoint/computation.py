@@ -1,0 +1,97 @@
+"""In which dtypes and on which kind of machine a checkpoint was made, and what a resumed run says where its own differ.
+
+A run that goes on in another dtype is another run from there on: its numbers differ by rounding, and soon by more.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from hf_rlhf.checkpoint.folders import checkpoints
+from hf_rlhf.checkpoint.manifest import MANIFEST_FILE
+from hf_rlhf.errors import InputError
+from hf_rlhf.models.machine import device_name
+from hf_rlhf.models.precision import dtype_name
+
+BASE, AUTOCAST = "base", "autocast"
+"""Names among the dtypes; others are those of models besides."""
+
+
+class Computation(NamedTuple):
+    """How a run computes."""
+
+    device: str  # its kind and name
+    dtypes: Mapping[str, str]  # by role, the base first
+
+    @classmethod
+    def here(cls, device: torch.device, dtypes: Mapping[str, torch.dtype | str]) -> "Computation":
+        """Return how a run on `device` computes."""
+        names = {role: each if isinstance(each, str) else dtype_name(each) for role, each in dtypes.items()}
+        return cls(device_name(device), names)
+
+    @property
+    def base(self) -> str | None:
+        """The dtype of the base, as the flag has it."""
+        return self.dtypes.get(BASE)
+
+    def for_card(self) -> dict[str, str | None]:
+        """Return what a model card is to say."""
+        return {"dtype of the base": self.base, "device": self.device}
+
+    def facts(self) -> dict[str, Any]:
+        """Return what a manifest is to hold."""
+        return {"device": self.device, "dtypes": dict(self.dtypes)}
+
+
+def require_same_dtypes(of_ranks: Sequence[Mapping[str, str]]) -> None:
+    """Raise `InputError` where ranks compute in other dtypes, as `native` is on machines of several kinds."""
+    if any(dtypes != of_ranks[0] for dtypes in of_ranks):
+        each = "; ".join(
+            f"rank {rank}: {', '.join(f'{role} {name}' for role, name in dtypes.items())}"
+            for rank, dtypes in enumerate(of_ranks)
+        )
+        raise InputError(
+            f"the ranks would train one model in several dtypes ({each}), since their machines multiply others in hardware."
+            " Set dtype, or start all ranks on machines of one kind"
+        )
+
+
+def recorded_computation(checkpoint: str | Path) -> Computation:
+    """Read how the run computed that wrote a verified checkpoint; earlier versions recorded no dtype."""
+    facts = json.loads((Path(checkpoint) / MANIFEST_FILE).read_text(encoding="utf-8"))
+    recorded = facts.get("computation", {})
+    return Computation(recorded.get("device", ""), recorded.get("dtypes", {}))
+
+
+def dtype_to_resume(folder: Path) -> str | None:
+    """Return the dtype of the base in the newest checkpoint in `folder`; None where there is none that says it."""
+    try:
+        return recorded_computation(checkpoints(folder)[-1]).base
+    except (IndexError, OSError, ValueError):
+        return None
+
+
+def difference(checkpoint: str | Path, now: Computation) -> str | None:
+    """Say what was before, what is now, and what to pass for the same; None where no dtype differs."""
+    before = recorded_computation(checkpoint)
+    changed = [role for role, name in before.dtypes.items() if now.dtypes.get(role, name) != name]
+    if not changed:
+        return None
+    were, are = (", ".join(f"{role} {each.dtypes[role]}" for role in changed) for each in (before, now))
+    machines = ("", "") if before.device == now.device else (f" on {before.device}", f", on {now.device},")
+    ways = [_way(role, before.dtypes[role]) for role in changed]
+    return (
+        f"{Path(checkpoint).name} was written{machines[0]} with {were}; this run{machines[1]} has {are}, and what it computes from"
+        f" here on differs by rounding. For the same as before: {'; '.join(ways)}"
+    )
+
+
+def _way(role: str, before: str) -> str:
+    if role == BASE:
+        return f"--dtype {before}, or in Python a model loaded with dtype={before!r}"
+    if role == AUTOCAST:
+        return f"--bf16 {str(before == 'bf16').lower()}"
+    return f"give the {role} as an object, loaded with dtype={before!r}"

@@ -1,0 +1,118 @@
+"""A resumed run computes in the dtype of its checkpoint, or says what differs; machines are made up by what they multiply."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from checkpoint.runs import ppo_recipe, reward_recipe, sft_recipe, write_inputs
+from tiny import make_model, make_tokenizer, make_trainer
+from tiny_critics import make_places
+
+from hf_rlhf.checkpoint.computation import Computation, difference, dtype_to_resume, recorded_computation
+from hf_rlhf.errors import InputError
+from hf_rlhf.models.precision import Slowdown
+from hf_rlhf.models.reward_model import load_reward_model
+
+RECIPES = {"sft": sft_recipe, "reward": reward_recipe, "ppo": ppo_recipe}
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """Choose whether this machine multiplies bfloat16 in hardware; nothing is measured."""
+    monkeypatch.setattr(Slowdown, "measured", lambda device: Slowdown(0.5))
+
+    def choose(multiplies, name="here"):
+        monkeypatch.setattr("hf_rlhf.models.precision._multiplies_bfloat16", lambda device: multiplies)
+        monkeypatch.setattr("hf_rlhf.checkpoint.computation.device_name", lambda device: f"cpu ({name})")
+
+    return choose
+
+
+@pytest.mark.parametrize("kind", RECIPES)
+def test_a_resumed_recipe_keeps_the_dtype_and_says_so(tmp_path, machine, capsys, caplog, kind):
+    write_inputs(tmp_path)
+    flags = {"dtype": "native", "max_steps": 4, "save_total_limit": 2}
+    machine(True)
+    RECIPES[kind]()(tmp_path / "run", **flags)
+    assert "dtype: bfloat16 base (native: this cpu multiplies bfloat16 in hardware" in capsys.readouterr().out
+    checkpoint = tmp_path / "run" / "checkpoint-4"
+    assert recorded_computation(checkpoint).base == "bfloat16"
+    assert "dtype of the base | bfloat16" in (tmp_path / "run" / "README.md").read_text()
+    assert json.loads((tmp_path / "run" / "versions.json").read_text())["device"].startswith("cpu (")
+    shutil.copytree(tmp_path / "run", tmp_path / "other")
+
+    machine(False, "there")
+    RECIPES[kind]()(tmp_path / "run", **flags | {"max_steps": 8})
+    printed = capsys.readouterr().out
+    assert "dtype: bfloat16, as in checkpoint-4; native on this cpu is float32." in printed
+    assert "pass --dtype float32" in printed
+    assert "dtype: bfloat16 base (native is float32: this cpu does not multiply bfloat16 in hardware" in printed
+    assert "with base" not in caplog.text
+    assert "dtype: bfloat16\n" in (tmp_path / "run" / "config.yaml").read_text()
+
+    RECIPES[kind]()(tmp_path / "other", **flags | {"max_steps": 8, "dtype": "float32"})
+    said = next(record.getMessage() for record in caplog.records if "was written" in record.getMessage())
+    assert (
+        "checkpoint-4 was written on cpu (here) with base bfloat16; this run, on cpu (there), has base float32" in said
+    )
+    assert "For the same as before: --dtype bfloat16" in said
+    assert recorded_computation(tmp_path / "other" / "checkpoint-8").base == "float32"
+
+
+def test_a_run_whose_models_are_given_says_what_differs(tmp_path, machine, caplog):
+    places, tokenizer = make_places(tmp_path / "places"), make_tokenizer()
+    settings = {"save_strategy": "steps", "save_steps": 4, "reward": places["full_reward"], "lora": None}
+    model = make_model(tokenizer)
+    machine(True)
+    make_trainer(tmp_path / "run", model=model, max_steps=4, **settings).train()
+    recorded = recorded_computation(tmp_path / "run" / "checkpoint-4").dtypes
+    assert recorded == {"base": "float32", "reward model full_reward": "bfloat16", "autocast": "no"}
+
+    machine(False)
+    make_trainer(tmp_path / "run", model=make_model(tokenizer), max_steps=8, **settings).train("last")
+    (said,) = [record.getMessage() for record in caplog.records if "was written" in record.getMessage()]
+    assert "with reward model full_reward bfloat16; this run has reward model full_reward float32" in said
+    assert "give the reward model full_reward as an object, loaded with dtype='bfloat16'" in said
+    caplog.clear()
+    settings["reward"] = load_reward_model(places["full_reward"], dtype="bfloat16")[0].model
+    first = str(tmp_path / "run" / "checkpoint-4")
+    make_trainer(tmp_path / "run", model=make_model(tokenizer), max_steps=8, **settings).train(first)
+    assert "was written" not in caplog.text
+
+
+def test_a_stage_of_the_quickstart_goes_on_in_the_dtype_of_its_newest_checkpoint(tmp_path):
+    assert dtype_to_resume(tmp_path) is None
+    for step, dtype in ((9, "bfloat16"), (10, "float32")):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        facts = Computation("cpu", {"base": dtype}).facts()
+        (tmp_path / f"checkpoint-{step}" / "manifest.json").write_text(json.dumps({"computation": facts}))
+        assert dtype_to_resume(tmp_path) == dtype
+    (tmp_path / "checkpoint-10" / "manifest.json").write_text("{")
+    assert dtype_to_resume(tmp_path) is None
+
+
+def test_ranks_on_machines_of_several_kinds_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        "hf_rlhf.checkpoint.trainer.gather_in_order", lambda rows: [*rows, {"base": "bfloat16", "autocast": "no"}]
+    )
+    with pytest.raises(
+        InputError, match=r"\(rank 0: base float32, autocast no; rank 1: base bfloat16, .* Set dtype, or"
+    ):
+        make_trainer(tmp_path)
+
+
+def test_what_is_said_of_a_difference(tmp_path):
+    now = Computation.here(torch.device("cpu"), {"base": torch.float32, "autocast": "no"})
+
+    def said(computation):
+        (tmp_path / "manifest.json").write_text(json.dumps(computation))
+        return difference(tmp_path, now)
+
+    assert said({}) is None  # of an earlier version
+    assert said({"computation": now.facts()}) is None
+    assert said({"computation": {"device": "cuda (H100)", "dtypes": dict(now.dtypes)}}) is None
+    words = said({"computation": {"device": "cuda (H100)", "dtypes": {"base": "bfloat16", "autocast": "bf16"}}})
+    assert "written on cuda (H100) with base bfloat16, autocast bf16" in words
+    assert "has base float32, autocast no" in words
+    assert words.endswith("loaded with dtype='bfloat16'; --bf16 true")
