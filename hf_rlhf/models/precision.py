@@ -106,7 +106,7 @@ def dtype_in_words(base: Model, device: torch.device) -> str:
     name = dtype_name(dtype)
     what = name if dtype == torch.float32 else f"{name} base"
     if getattr(base, "is_quantized", False):
-        what = f"4-bit base, computing in {name}"
+        what = f"{8 if getattr(base, 'is_loaded_in_8bit', False) else 4}-bit base, computing in {name}"
     rest = "" if what == "float32" else "; what is trained is float32"
     measured = f", {Slowdown.measured(device)} here" if dtype == torch.bfloat16 else ""
     is_native = "native" if dtype == native else f"native is {dtype_name(native)}"

@@ -15,7 +15,9 @@ from hf_rlhf.ppo.trunk import TrunkChoice
 from hf_rlhf.types import Model
 
 
-def choices(model: Model, args: PPOConfig, attention_kinds: Mapping[Model, str], trunk: TrunkChoice) -> dict[str, str]:
+def choices(
+    model: Model, args: PPOConfig, attention_kinds: Mapping[Model, str], trunk: TrunkChoice, *, sharded: bool = False
+) -> dict[str, str]:
     """Return what was chosen for a PPO run, by name.
 
     Args:
@@ -23,6 +25,7 @@ def choices(model: Model, args: PPOConfig, attention_kinds: Mapping[Model, str],
         args: of the run.
         attention_kinds: the attention of models that train with another than the one they are loaded with.
         trunk: what is computed once.
+        sharded: whether weights come and go between the steps of sampling.
     """
     base = base_of(model)
     vocabulary = base.config.get_text_config().vocab_size
@@ -30,7 +33,7 @@ def choices(model: Model, args: PPOConfig, attention_kinds: Mapping[Model, str],
     return {
         "device": device_in_words(args.device, args.world_size),
         "dtype": dtype_in_words(base, args.device),
-        "sampling": _engine(args),
+        "sampling": _engine(args, sharded=sharded),
         "attention": _attention(kind, args),
         "adapters": _adapters(model),
         "logits": f"{chunk_rows(vocabulary, args.device)} tokens at a time",
@@ -44,14 +47,17 @@ def in_lines(chosen: Mapping[str, str]) -> str:
     return "\n".join(f"{name}: {words}" for name, words in chosen.items())
 
 
-def _engine(args: PPOConfig) -> str:
+def _engine(args: PPOConfig, *, sharded: bool) -> str:
     if args.use_vllm:
         return "vLLM server"
     if args.use_transformers_continuous_batching:
         return "transformers, continuous batching"
     size = args.generation_batch_size or args.rollout_batch_size // args.world_size
-    graphs = ", each step a CUDA graph" if args.use_cuda_graphs and args.device.type == "cuda" else ""
-    return f"transformers, {size} completions at a time{graphs}"
+    steps = ""
+    if args.device.type == "cuda":
+        off = "sharded weights" if sharded else "" if args.use_cuda_graphs else "use_cuda_graphs"
+        steps = f", each step launched anew ({off})" if off else ", each step a CUDA graph"
+    return f"transformers, {size} completions at a time{steps}"
 
 
 def _attention(kind: str, args: PPOConfig) -> str:

@@ -189,7 +189,8 @@ class PPOTrainer(IterationTrainer):
             packing=args.leaves_padding_out,
             recomputes=bool(args.gradient_checkpointing),
         )
-        trunk = choose_trunk(policy, args, self._attention, sharded=self.is_fsdp_enabled or self.is_deepspeed_enabled)
+        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        trunk = choose_trunk(policy, args, self._attention, sharded=sharded)
         policy.trunk = trunk.trunk
         if args.use_liger_kernel:
             for model in policy.transformers_models():
@@ -201,7 +202,7 @@ class PPOTrainer(IterationTrainer):
         self.engine = build_engine(self.policy.model, processing_class, args)
         if isinstance(self.engine, TransformersEngine):
             self.engine.in_step = self._in_step
-            if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            if sharded:
                 self.engine.graphs = None  # weights come and go between the steps
         self.prompts = None
         if self.prompt_set is not None:
@@ -215,7 +216,7 @@ class PPOTrainer(IterationTrainer):
         self.guard = UpdateGuard(args, self.iteration_log, self.policy.parameters)
         self._started: int | None = None  # the iteration begun last
         self._drawn = 0  # completions that `generate` sampled in it, over all ranks
-        self.choices = choices(policy.model, args, self._attention, trunk)
+        self.choices = choices(policy.model, args, self._attention, trunk, sharded=sharded)
         begin = f"{args.batch_algebra()}\n{in_lines(self.choices)}"
         self.add_callback(SettingsCallback(begin, self.folder, lambda: self.settings or (args,)))
         self.add_callback(IterationCallback(args.updates_per_iteration, self.updates_per_pass))

@@ -88,7 +88,10 @@ LAST_BLOCK = make_lora(target_modules=["q_proj"], layers_to_transform=[1], layer
 STATES = {
     "device": (({"on_gpu": True}, "cuda (NVIDIA H100)"), ({}, "cpu (")),
     "dtype": (({"dtype": torch.bfloat16}, "bfloat16 base (native: "), ({}, "float32 (native is bfloat16: ")),
-    "sampling": (({"use_vllm": True}, "vLLM server"), ({}, "transformers, 8 completions at a time")),
+    "sampling": (
+        ({"on_gpu": True}, "transformers, 8 completions at a time, each step a CUDA graph"),
+        ({"on_gpu": True, "use_cuda_graphs": False}, "at a time, each step launched anew (use_cuda_graphs)"),
+    ),
     "attention": (({}, "sequences end to end"), ({"padding_free": False, "kinds": ("sdpa",)}, "padded: padding_free")),
     "adapters": (
         ({}, "14 of 14 layers in one product"),

@@ -173,7 +173,9 @@ def test_weights_of_8_and_4_bits(tmp_path):
     """And embeddings in the base's dtype: 28.3M of them, of the 134.5M weights of the embedded model."""
     args, lora = make_config(tmp_path), make_lora(target_modules="all-linear", r=16)
     plans = {
-        bits: plan_memory(look_at(read_config(EMBEDDED_MODEL), args, dtype="bfloat16", peft_config=lora, bits=bits), args)
+        bits: plan_memory(
+            look_at(read_config(EMBEDDED_MODEL), args, dtype="bfloat16", peft_config=lora, bits=bits), args
+        )
         for bits in (None, 8, 4)
     }
     weights = 106_168_320
