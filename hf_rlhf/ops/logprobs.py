@@ -5,6 +5,7 @@ one chunk of logits and its gradient. A head is called then too, and must still 
 switched in it meanwhile.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar, cast
 
@@ -15,7 +16,12 @@ from torch.utils.checkpoint import checkpoint
 CHUNK_ELEMENTS = 2**24
 """Logits held at once, in numbers: 64 MiB in fp32."""
 
-_CACHED_ELEMENTS = 2**23  # of a CPU, where a smaller chunk is also a faster one
+_CACHED_ELEMENTS = 2**23
+"""Fewest numbers of a chunk on a CPU, where a smaller chunk is also a faster one: 32 MiB in fp32.
+
+glibc gives an array of 32 MiB or more pages of its own and returns them with it. Smaller ones lie between small objects on the
+heap, which holds the memory of every chunk of a pass (M_MMAP_THRESHOLD in mallopt(3)).
+"""
 _FEWEST_ROWS = 64  # for which reading the head's weight is worth it there
 
 Result = TypeVar("Result")
@@ -156,7 +162,7 @@ def chunk_rows(vocab_size: int | None, device: torch.device, models: int = 1) ->
     width = models * (vocab_size or 2**16)
     rows = CHUNK_ELEMENTS // width
     if device.type == "cpu":
-        rows = min(rows, max(_CACHED_ELEMENTS // width, _FEWEST_ROWS))
+        rows = min(rows, max(math.ceil(_CACHED_ELEMENTS / width), _FEWEST_ROWS))
     return max(1, rows)
 
 

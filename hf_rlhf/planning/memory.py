@@ -195,7 +195,6 @@ def plan_memory(model: MemoryModel, args: PPOConfig, layout: Layout | None = Non
         "reward models": model.reward + (0.0 if _shares_base(model, args, layout) else model.reward_bases),
     }
     besides = _gathered(model, args, layout, base - unsharded)
-    besides["update"] += _left_by_chunks(model, args)
     kept = kept_states(model, args, layout) if args.device.type == "cpu" else 0.0  # where they are kept
     return MemoryPlan(
         {name: size for name, size in fixed.items() if size},
@@ -262,17 +261,6 @@ def _update(model: MemoryModel, args: PPOConfig) -> float:
         kept = tokens * (blocks * shape.hidden * model.itemsize + model.block_activations)
     passes = 1 if args.critic == "value_head" else 2
     return passes * kept + _logits(model, args.per_device_train_batch_size * args.max_completion_length, args.device)
-
-
-def _left_by_chunks(model: MemoryModel, args: PPOConfig) -> float:
-    """Return bytes that malloc holds after the chunks of logits of a micro-batch: of each but the last, one fp32 matrix.
-
-    Measured on Linux: `malloc_trim` gives it back, and plain torch shows it too. The cause is not known.
-    """
-    if args.device.type != "cpu":
-        return 0.0
-    tokens = args.per_device_train_batch_size * args.max_completion_length
-    return max(0, tokens - chunk_rows(model.shape.vocab, args.device)) * model.shape.vocab * 4.0
 
 
 def _logits(model: MemoryModel, tokens: int, device: torch.device) -> float:

@@ -1,3 +1,7 @@
+import os
+import platform
+import subprocess
+import sys
 from functools import partial
 
 import pytest
@@ -156,6 +160,39 @@ def test_a_chunk_fits_a_processors_cache_but_is_worth_reading_the_head_for():
     assert chunk_rows(2**14, cpu) == 2**9
     assert chunk_rows(2**18, cpu) == chunk_rows(2**18, gpu) == 64
     assert chunk_rows(2**18, cpu, models=2) == 32
+
+
+@pytest.mark.parametrize("vocab_size", [1_000, 32_000, 49_152, 151_936, 262_144])
+def test_a_chunk_in_fp32_is_not_smaller_than_what_glibc_keeps_on_its_heap(vocab_size):
+    assert 4 * vocab_size * chunk_rows(vocab_size, torch.device("cpu")) >= 32 * 2**20
+
+
+LONG_PASS = """
+import os
+import torch
+from hf_rlhf.ops.logprobs import token_logprobs
+
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+hidden, targets = torch.randn(2048, 8), torch.zeros(2048, dtype=torch.long)
+head = torch.nn.Linear(8, 49_152)
+with torch.no_grad():
+    token_logprobs(hidden[:8], targets[:8], head, vocab_size=49_152)
+    before = resident()
+    scored = token_logprobs(hidden, targets, head, entropy=True, vocab_size=49_152)
+print(resident() - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another allocator than glibc's")
+def test_a_process_holds_no_logits_after_a_pass_in_chunks():
+    """It held 0.8 GB of 2,048 tokens while a chunk was a little smaller than 32 MiB."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        [sys.executable, "-c", LONG_PASS], capture_output=True, text=True, env=environment, check=True
+    )
+    assert float(done.stdout.split()[-1]) < 100e6
 
 
 @pytest.mark.parametrize("with_support", [False, True])

@@ -308,14 +308,6 @@ def test_times_of_this_machine_are_not_those_of_a_device_with_other_memory(tmp_p
     assert "Times are left out: the plan is for a device of 5000 GB" in " ".join(capsys.readouterr().out.split())
 
 
-def test_malloc_keeps_a_matrix_of_each_chunk_of_logits_but_the_last(tmp_path, monkeypatch):
-    known, args = embedded_plan(tmp_path, per_device_train_batch_size=32)
-    update = plan_memory(known, args).phases["update"]
-    monkeypatch.setattr("hf_rlhf.planning.memory._left_by_chunks", lambda *_: 0.0)
-    left = update - plan_memory(known, args).phases["update"]
-    assert left == pytest.approx((32 * 64 - 170) * 49152 * 4)  # 170 tokens a chunk
-
-
 def test_rows_that_are_not_there_are_named():
     with pytest.raises(InputError, match=r"nope\.jsonl: no such file"):
         plan_run(PlanArguments(), PPOArguments(dataset_name="nope.jsonl"), None, ModelArguments())
