@@ -21,7 +21,7 @@ FAST := tests/ops tests/evaluation tests/feedback tests/hub tests/reward_modelin
 	$(addprefix tests/recipes/test_,config_files.py quickstart_budget.py) \
 	$(addprefix tests/test_,errors.py layers.py progress.py records.py types.py) tests/checkpoint/test_lock.py
 
-.PHONY: help setup quickstart test test-fast test-slow test-kills test-deepspeed test-vllm test-quant benchmark check format clean
+.PHONY: help setup quickstart test test-fast test-slow test-kills test-deepspeed test-vllm test-quant test-gpu benchmark check format clean
 
 help:
 	@echo "make quickstart   a language model learns from feedback, on this machine, in eight minutes (ARGS=\"--minutes 20\")"
@@ -32,6 +32,7 @@ help:
 	@echo "make test-deepspeed  the tests under DeepSpeed on two CPU ranks, in an environment of its own (three minutes)"
 	@echo "make test-vllm    the tests with a real vLLM server, on CPU, in an environment of its own"
 	@echo "make test-quant   the tests of 4-bit bases, on CPU, with bitsandbytes in an environment of its own (a minute)"
+	@echo "make test-gpu     the tests that use a GPU, on a machine that has one (half a minute)"
 	@echo "make benchmark    side by side with TRL's last PPO (about half an hour)"
 	@echo "make check        format, lint, types, layers"
 	@echo "make format       let ruff rewrite the files"
@@ -101,6 +102,10 @@ $(PEER)/.setup-done:
 	$(PEER)/bin/python -m pip install --quiet --constraint constraints.txt torch
 	$(PEER)/bin/python -m pip install --quiet trl==1.12.0 transformers==5.23.0 peft==0.21.2 accelerate datasets rich
 	@touch $(PEER)/.setup-done
+
+# The rest of the suite stays on the CPU where there is a GPU, too
+test-gpu: $(SETUP)
+	$(BIN)/python -m pytest tests/rollout/test_graphs.py tests/devices/test_pretended.py $(ARGS)
 
 benchmark: $(SETUP) $(PEER)/.setup-done
 	$(BIN)/python benchmarks/ppo_against_trl.py --peer_python $(PEER)/bin/python $(ARGS)

@@ -12,6 +12,8 @@ from hf_rlhf.models.precision import dtype_in_words
 from hf_rlhf.ops.logprobs import chunk_rows
 from hf_rlhf.ppo.config import PPOConfig
 from hf_rlhf.ppo.trunk import TrunkChoice
+from hf_rlhf.rollout.cache import cache_of_rows
+from hf_rlhf.rollout.graphs import why_not
 from hf_rlhf.types import Model
 
 
@@ -33,7 +35,7 @@ def choices(
     return {
         "device": device_in_words(args.device, args.world_size),
         "dtype": dtype_in_words(base, args.device),
-        "sampling": _engine(args, sharded=sharded),
+        "sampling": _engine(base, args, sharded=sharded),
         "attention": _attention(kind, args),
         "adapters": _adapters(model),
         "logits": f"{chunk_rows(vocabulary, args.device)} tokens at a time",
@@ -47,7 +49,7 @@ def in_lines(chosen: Mapping[str, str]) -> str:
     return "\n".join(f"{name}: {words}" for name, words in chosen.items())
 
 
-def _engine(args: PPOConfig, *, sharded: bool) -> str:
+def _engine(base: Model, args: PPOConfig, *, sharded: bool) -> str:
     if args.use_vllm:
         return "vLLM server"
     if args.use_transformers_continuous_batching:
@@ -55,8 +57,9 @@ def _engine(args: PPOConfig, *, sharded: bool) -> str:
     size = args.generation_batch_size or args.rollout_batch_size // args.world_size
     steps = ""
     if args.device.type == "cuda":
-        off = "sharded weights" if sharded else "" if args.use_cuda_graphs else "use_cuda_graphs"
-        steps = f", each step launched anew ({off})" if off else ", each step a CUDA graph"
+        unasked = None if args.use_cuda_graphs else "use_cuda_graphs"
+        reason = unasked or ("sharded weights" if sharded else why_not(base, cache_of_rows(base, 1)))
+        steps = ", each step a CUDA graph" if reason is None else f", each step launched anew: {reason}"
     return f"transformers, {size} completions at a time{steps}"
 
 

@@ -8,7 +8,7 @@ import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 from datasets import IterableDataset
@@ -158,8 +158,8 @@ class IterationTrainer(DurableTrainer):
         batch: MicroBatch | None = inputs["micro_batch"]
         if batch is None:
             return torch.zeros((), device=self.args.device)
-        # Without a count, transformers before `loss_is_scaled_for_ga` would divide the loss by the accumulated micro-batches
-        loss = super().training_step(model, inputs, num_items_in_batch=cast(Any, batch.minibatch_tokens))
+        # Any count: without one, transformers before `loss_is_scaled_for_ga` divides the loss by the accumulated micro-batches
+        loss = super().training_step(model, inputs, num_items_in_batch=1)
         if self.accelerator.sync_gradients:  # before the policy's and the critic's are clipped together
             if self.warming_up:
                 drop_gradients(self.policy.policy_parameters())

@@ -57,7 +57,7 @@ class GraphedSteps:
     def replace_forward(self, causal_lm: Model, cache: Any) -> Iterator[None]:
         """Within it, `causal_lm` takes its single-token steps by replaying a graph; `cache` is the one that it is given."""
         if self.reason is None:
-            self.reason = why_not(causal_lm, cache)
+            self.reason = why_not(causal_lm, cache) if _records(causal_lm.device) else "no CUDA device"
         if self.reason is not None:
             yield
             return
@@ -85,12 +85,13 @@ class GraphedSteps:
 
 def why_not(causal_lm: Model, cache: Any) -> str | None:
     """Why this model's steps cannot be recorded, as far as that can be told without trying; None if nothing is known."""
-    if not _records(causal_lm.device):
-        return "no CUDA device"
     if getattr(causal_lm, "is_quantized", False):
         return "a quantized base"
     if cache is None or any(type(layer) is not RoomyLayer for layer in cache.layers):
         return "this architecture keeps something else than the keys and values of all tokens"
+    config = causal_lm.config.get_text_config(decoder=True)
+    if getattr(config, "sliding_window", None) or getattr(config, "attention_chunk_size", None):
+        return "a window of attention, which its mask counts from a step's place"
     if hasattr(causal_lm, "_hf_hook") or getattr(causal_lm, "hf_device_map", None):
         return "the model is spread over devices"
     return None

@@ -9,7 +9,7 @@ from tiny import make_config, make_lora, make_model, make_tokenizer, make_traine
 from hf_rlhf.models.machine import device_name
 from hf_rlhf.models.policy import PolicyWithValue, wrap_policy
 from hf_rlhf.models.precision import Slowdown
-from hf_rlhf.ppo.choices import choices
+from hf_rlhf.ppo.choices import _engine, choices
 from hf_rlhf.ppo.config import PPOConfig
 from hf_rlhf.ppo.trunk import choose_trunk
 
@@ -90,14 +90,14 @@ STATES = {
     "dtype": (({"dtype": torch.bfloat16}, "bfloat16 base (native: "), ({}, "float32 (native is bfloat16: ")),
     "sampling": (
         ({"on_gpu": True}, "transformers, 8 completions at a time, each step a CUDA graph"),
-        ({"on_gpu": True, "use_cuda_graphs": False}, "at a time, each step launched anew (use_cuda_graphs)"),
+        ({"on_gpu": True, "use_cuda_graphs": False}, "at a time, each step launched anew: use_cuda_graphs"),
     ),
     "attention": (({}, "sequences end to end"), ({"padding_free": False, "kinds": ("sdpa",)}, "padded: padding_free")),
     "adapters": (
         ({}, "14 of 14 layers in one product"),
         ({"lora": make_lora(use_dora=True)}, "0 of 14 layers in one product, 14 by PEFT"),
     ),
-    "logits": (({}, f"{2**23 // 29} tokens at a time"), ({"on_gpu": True}, f"{2**24 // 29} tokens at a time")),
+    "logits": (({}, f"{-(-(2**23) // 29)} tokens at a time"), ({"on_gpu": True}, f"{2**24 // 29} tokens at a time")),
     "trunk": (
         ({"lora": LAST_BLOCK}, "the lowest 1 of 2 blocks, which nobody trains, are computed once"),
         (
@@ -124,6 +124,18 @@ def test_every_line_of_the_block_with_its_fast_path_on_and_off(tmp_path, monkeyp
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100")
         monkeypatch.setattr(PPOConfig, "device", torch.device("cuda", 0))
     assert words in chosen(tmp_path, **flags)[line]
+
+
+def test_a_step_that_cannot_be_a_graph_is_said_why(tmp_path, monkeypatch):
+    monkeypatch.setattr(PPOConfig, "device", torch.device("cuda", 0))
+    base = make_model(make_tokenizer())
+    base.is_quantized = True
+    assert _engine(base, make_config(tmp_path), sharded=False).endswith("each step launched anew: a quantized base")
+    base.is_quantized = False
+    assert _engine(base, make_config(tmp_path), sharded=False).endswith("each step a CUDA graph")
+    base.config.sliding_window = 8  # of the mask alone, as Phi-MoE has it
+    assert "launched anew: a window of attention" in _engine(base, make_config(tmp_path), sharded=False)
+    assert _engine(base, make_config(tmp_path), sharded=True).endswith("each step launched anew: sharded weights")
 
 
 def test_a_run_begins_with_them(tmp_path, capsys):
