@@ -89,9 +89,6 @@ def why_not(causal_lm: Model, cache: Any) -> str | None:
         return "a quantized base"
     if cache is None or any(type(layer) is not RoomyLayer for layer in cache.layers):
         return "this architecture keeps something else than the keys and values of all tokens"
-    config = causal_lm.config.get_text_config(decoder=True)
-    if getattr(config, "sliding_window", None) or getattr(config, "attention_chunk_size", None):
-        return "a window of attention, which its mask counts from a step's place"
     if hasattr(causal_lm, "_hf_hook") or getattr(causal_lm, "hf_device_map", None):
         return "the model is spread over devices"
     return None
