@@ -7,6 +7,7 @@ PEER   := .venv-trl
 VLLM   := .venv-vllm
 ZERO   := .venv-deepspeed
 QUANT  := .venv-quant
+OLDEST := .venv-oldest
 PURELIB := "import sysconfig; print(sysconfig.get_path('purelib'))"
 
 export HF_HUB_OFFLINE ?= 1
@@ -21,7 +22,7 @@ FAST := tests/ops tests/evaluation tests/feedback tests/hub tests/reward_modelin
 	$(addprefix tests/recipes/test_,config_files.py quickstart_budget.py) \
 	$(addprefix tests/test_,errors.py layers.py progress.py records.py types.py) tests/checkpoint/test_lock.py
 
-.PHONY: help setup quickstart test test-fast test-slow test-kills test-deepspeed test-vllm test-quant test-gpu benchmark check format clean
+.PHONY: help setup quickstart test test-fast test-slow test-kills test-deepspeed test-vllm test-quant test-oldest test-gpu benchmark check format clean
 
 help:
 	@echo "make quickstart   a language model learns from feedback, on this machine, in eight minutes (ARGS=\"--minutes 20\")"
@@ -32,6 +33,7 @@ help:
 	@echo "make test-deepspeed  the tests under DeepSpeed on two CPU ranks, in an environment of its own (three minutes)"
 	@echo "make test-vllm    the tests with a real vLLM server, on CPU, in an environment of its own"
 	@echo "make test-quant   the tests of 4-bit bases, on CPU, with bitsandbytes in an environment of its own (a minute)"
+	@echo "make test-oldest  the tests of models, sampling and PPO with the oldest transformers that is allowed (five minutes)"
 	@echo "make test-gpu     the tests that use a GPU, on a machine that has one (half a minute)"
 	@echo "make benchmark    side by side with TRL's last PPO (about half an hour)"
 	@echo "make check        format, lint, types, layers"
@@ -103,6 +105,17 @@ $(PEER)/.setup-done:
 	$(PEER)/bin/python -m pip install --quiet trl==1.12.0 transformers==5.23.0 peft==0.21.2 accelerate datasets rich
 	@touch $(PEER)/.setup-done
 
+# The oldest transformers that pyproject.toml allows, on top of the environment above
+$(OLDEST)/.setup-done: $(SETUP)
+	$(PYTHON) -m venv $(OLDEST)
+	echo "import site; site.addsitedir('$$($(BIN)/python -c $(PURELIB))')" > "$$($(OLDEST)/bin/python -c $(PURELIB))/base.pth"
+	$(OLDEST)/bin/python -m pip install --quiet --no-deps transformers==5.17.0 huggingface_hub==1.33.0 tokenizers==0.23.2
+	$(OLDEST)/bin/python -m pip install --quiet httpx
+	@touch $(OLDEST)/.setup-done
+
+test-oldest: $(OLDEST)/.setup-done
+	$(OLDEST)/bin/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile -m "not slow and not gpu and not hub and not deepspeed" tests/ppo tests/rollout tests/models tests/rewards tests/reward_modeling $(ARGS)
+
 # The rest of the suite stays on the CPU where there is a GPU, too
 test-gpu: $(SETUP)
 	$(BIN)/python -m pytest tests/rollout/test_graphs.py tests/devices/test_pretended.py $(ARGS)
@@ -121,4 +134,4 @@ format: $(SETUP)
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) $(PEER) $(VLLM) $(ZERO) $(QUANT) .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(PEER) $(VLLM) $(ZERO) $(QUANT) $(OLDEST) .pytest_cache .ruff_cache .hypothesis
