@@ -72,9 +72,9 @@ class TimedTrainer(PPOTrainer):
         with self.counted("sample"):
             return super().sample(rows, seeds)
 
-    def evaluate_policy(self, *args, **kwargs):
+    def evaluate_policy(self, trajectories):
         with self.counted("evaluate"):
-            super().evaluate_policy(*args, **kwargs)
+            super().evaluate_policy(trajectories)
 
     def step(self, *args, **kwargs):
         with self.counted("update"):

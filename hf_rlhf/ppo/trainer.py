@@ -167,18 +167,22 @@ class PPOTrainer(IterationTrainer):
             require_measured_best(args, self.rewards, eval_sets)
             for name, prompts in (("train_dataset", self.prompt_set), ("eval_dataset", eval_sets)):
                 require_scorable(self.rewards, prompts, processing_class, args, name)
-        # Trainer would look for Liger's kernels for the policy with its head, and warn that there are none
-        use_liger_kernel, args.use_liger_kernel = args.use_liger_kernel, False
-        super().__init__(
-            model=policy,
-            args=args,
-            train_dataset=self.prompt_set if self._num_prompts is not None else None,
-            eval_dataset=eval_sets,
-            processing_class=processing_class,
-            callbacks=callbacks,
-            optimizers=optimizers,
-        )
-        args.use_liger_kernel = use_liger_kernel
+        use_liger_kernel, args.use_liger_kernel = (
+            args.use_liger_kernel,
+            False,
+        )  # Trainer looks for them in the policy with its head
+        try:
+            super().__init__(
+                model=policy,
+                args=args,
+                train_dataset=self.prompt_set if self._num_prompts is not None else None,
+                eval_dataset=eval_sets,
+                processing_class=processing_class,
+                callbacks=callbacks,
+                optimizers=optimizers,
+            )
+        finally:
+            args.use_liger_kernel = use_liger_kernel
         require_known_launch(self.accelerator, args, policy._no_split_modules)
         warn_of_silent_ddp(self.accelerator, args)
         require_known_head(policy.model)
@@ -215,6 +219,7 @@ class PPOTrainer(IterationTrainer):
         self.iteration_log = IterationLog(args.rollout_batch_size)
         self.guard = UpdateGuard(args, self.iteration_log, self.policy.parameters)
         self._started: int | None = None  # the iteration begun last
+        self._evaluating = False
         self._drawn = 0  # completions that `generate` sampled in it, over all ranks
         self.choices = choices(policy.model, args, self._attention, trunk, sharded=sharded)
         begin = f"{args.batch_algebra()}\n{in_lines(self.choices)}"
@@ -323,12 +328,13 @@ class PPOTrainer(IterationTrainer):
             self.iteration_log.add_reward_metrics(self.rewards.score(trajectories, self.state))
 
     @torch.no_grad()
-    def evaluate_policy(self, trajectories: list[Trajectory], *, for_updates: bool = True) -> None:
-        """Fill in log-probabilities, KL and, `for_updates`, reference log-probabilities, values and entropy by forward passes.
+    def evaluate_policy(self, trajectories: list[Trajectory]) -> None:
+        """Fill in log-probabilities, reference log-probabilities, KL, values and entropy by forward passes.
 
         All are of the distribution that the run's settings sample from, also for completions from elsewhere. An evaluation
-        reads the KL alone, so that it makes no pass of a critic.
+        reads the KL alone, so that in one nothing else is filled in, and no pass of a critic is made.
         """
+        for_updates = not self._evaluating
         estimator, sampling, size = self.args.kl_estimator, self.args.sampling, self.args.rollout_forward_batch_size
         with self.iteration_log.timed("evaluate"), keep_modes(self.policy):
             self.policy.eval()
@@ -540,7 +546,11 @@ class PPOTrainer(IterationTrainer):
             with self._weights_to_sample(), self._failing():
                 trajectories = self.sample_and_score([prepared[row] for row in rows], seeds)
             with self._weights(), self._failing():
-                self.evaluate_policy(trajectories, for_updates=False)
+                self._evaluating = True
+                try:
+                    self.evaluate_policy(trajectories)
+                finally:
+                    self._evaluating = False
             logged = self.iteration_log.reward_metrics()
         metrics = {**evaluation_metrics(trajectories), **logged, "runtime": time.perf_counter() - start}
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}

@@ -46,12 +46,18 @@ class RoomyLayer(DynamicLayer):
             room[..., done:end, :] = states
         return self.set_length(end)
 
-    def make_room(self) -> tuple[Tensor, Tensor]:
-        """The room of a layer that holds something, made if there is none yet."""
+    def make_room(self, *, clean: bool = False) -> tuple[Tensor, Tensor]:
+        """The room of a layer that holds something, made if there is none yet; `clean`: zeros where nothing is yet.
+
+        What a mask hides has to be a number: 0 times NaN is NaN.
+        """
         if self.rooms is None:
             assert self.keys is not None
             assert self.values is not None
             self.rooms = self._with_room(self.keys, self.keys), self._with_room(self.values, self.values)
+        if clean:
+            for room in self.rooms:
+                room[..., self.get_seq_length() :, :] = 0
         return self.rooms
 
     def set_length(self, length: int) -> tuple[Tensor, Tensor]:
@@ -65,8 +71,7 @@ class RoomyLayer(DynamicLayer):
         return super().get_seq_length() if self.fixed is None else self.fixed[1] - 1
 
     def _with_room(self, held: Tensor | None, states: Tensor) -> Tensor:
-        # Zeros, since what is not filled yet may be hidden by a mask: 0 times NaN is NaN
-        room = states.new_zeros(*states.shape[:-2], self.longest, states.shape[-1])
+        room = states.new_empty(*states.shape[:-2], self.longest, states.shape[-1])
         if held is not None and held.numel():
             room[..., : held.shape[-2], :] = held
         return room

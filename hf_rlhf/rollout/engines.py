@@ -104,7 +104,9 @@ class TransformersEngine:
             _own_generation_config(causal_lm, self.tokenizer.pad_token_id),
             _contiguous_head_input(causal_lm),
             compute_in_base_dtype(self.model),
-            nullcontext() if self.graphs is None or self.in_step else self.graphs.replace_forward(causal_lm, cache),
+            nullcontext()
+            if self.graphs is None or self.in_step
+            else self.graphs.replace_forward(causal_lm, cache) as steps,
         ):
             while running and done < longest:
                 draw = _RowSampler(sampling, draws[running, done:], self.on_tokens)
@@ -135,6 +137,8 @@ class TransformersEngine:
                 rest = [row for row, length in enumerate(lengths) if length == 0]
                 running, ids = [running[row] for row in rest], ids[rest]
                 attention_mask = torch.cat([attention_mask[rest], attention_mask.new_ones(len(rest), new)], dim=1)
+                if steps is not None:
+                    steps.forget()
                 if cache is not None and rest:
                     cache.batch_select_indices(torch.tensor(rest, device=device))
         return completions

@@ -15,12 +15,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hf_rlhf.errors import InputError
+from hf_rlhf.models.attention import FUSED
 from hf_rlhf.rollout.cache import RoomyLayer
 from hf_rlhf.types import Model
 
 logger = logging.getLogger(__name__)
 
 _WIDTH = 256  # tokens of room by which what a graph looks at grows; then it is recorded anew
+_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 _KNOWN = {
     "input_ids",
     "position_ids",
@@ -41,8 +44,8 @@ class GraphsDiffer(RuntimeError):
 class GraphedSteps:
     """Decoding steps of one model by CUDA graphs, or the plain way where the model's code cannot be recorded.
 
-    The first steps of all are also computed the plain way and compared, at distances that double. A difference ends the use
-    of graphs, as does a step that cannot be recorded: `reason` says why.
+    Some steps are also computed the plain way and compared: the 1st, 2nd, 4th, 8th and so on of all, and the first of each width.
+    A difference ends the use of graphs, as does a step that cannot be recorded: `reason` says why.
 
     Attributes:
         reason: why graphs are not used; None while they are.
@@ -50,36 +53,50 @@ class GraphedSteps:
 
     def __init__(self) -> None:
         self.reason: str | None = None
-        self._compared = 0  # replayed steps that were or would have been compared
+        self._steps = 0
         self._next_comparison = 1
+        self._widths: set[int] = set()  # that were compared
+        self._stream: Any = None  # one for all, since cuBLAS keeps a workspace for each
 
     @contextmanager
-    def replace_forward(self, causal_lm: Model, cache: Any) -> Iterator[None]:
+    def replace_forward(self, causal_lm: Model, cache: Any) -> Iterator["Steps | None"]:
         """Within it, `causal_lm` takes its single-token steps by replaying a graph; `cache` is the one that it is given."""
         if self.reason is None:
             self.reason = why_not(causal_lm, cache) if _records(causal_lm.device) else "no CUDA device"
         if self.reason is not None:
-            yield
+            yield None
             return
+        before = vars(causal_lm).get("forward")  # where somebody has replaced the class's own
         forward = causal_lm.forward
-        step = _Step(self, forward, cache)
+        steps = Steps(self, forward, cache)
 
         @functools.wraps(forward)  # generate looks at the names of its arguments
         def replayed(*args: Any, **kwargs: Any) -> Any:
-            return forward(*args, **kwargs) if args or not step.is_one(kwargs) else step(kwargs)
+            return forward(*args, **kwargs) if args or not steps.has(kwargs) else steps(kwargs)
 
         causal_lm.forward = replayed
         try:
-            yield
+            yield steps
         finally:
-            del causal_lm.forward
+            if before is None:
+                del causal_lm.forward
+            else:
+                causal_lm.forward = before
 
-    def compare_now(self) -> bool:
-        """Whether this step is one to compare: the 1st, 2nd, 4th, and so on to the 256th."""
-        self._compared += 1
-        if self._compared < self._next_comparison or self._next_comparison > _WIDTH:
+    def record(self, step: Callable[[], Any], device: torch.device) -> tuple[Any, Any]:
+        """See `record`, which this gives its stream."""
+        if self._stream is None and device.type == "cuda":
+            self._stream = torch.cuda.Stream(device)
+        return record(step, self._stream)
+
+    def compare_now(self, width: int) -> bool:
+        """Whether this step is one to compare; `width` is that of the graph that takes it."""
+        self._steps += 1
+        if width in self._widths and self._steps < self._next_comparison:
             return False
-        self._next_comparison *= 2
+        self._widths.add(width)
+        while self._next_comparison <= self._steps:
+            self._next_comparison *= 2
         return True
 
 
@@ -89,8 +106,16 @@ def why_not(causal_lm: Model, cache: Any) -> str | None:
         return "a quantized base"
     if cache is None or any(type(layer) is not RoomyLayer for layer in cache.layers):
         return "this architecture keeps something else than the keys and values of all tokens"
-    if hasattr(causal_lm, "_hf_hook") or getattr(causal_lm, "hf_device_map", None):
-        return "the model is spread over devices"
+    if hasattr(causal_lm, "_hf_hook"):
+        return "accelerate moves its tensors between devices"
+    config = causal_lm.config.get_text_config(decoder=True)
+    if config._attn_implementation != FUSED:
+        return f"its attention is {config._attn_implementation}, not {FUSED}"
+    if any(getattr(config, name, None) for name in _EXPERTS):
+        return "the CPU counts the tokens of each expert"
+    rotations = str(getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None))
+    if "dynamic" in rotations or "longrope" in rotations:
+        return "its rotations depend on the length"
     return None
 
 
@@ -98,51 +123,78 @@ def _records(device: torch.device) -> bool:
     return device.type == "cuda"
 
 
-class _Step:
-    """The step of one batch: recorded for so many rows and so much room, and recorded anew when either changes."""
+class Steps:
+    """The steps of one batch: recorded for so many rows and so much room, and recorded anew when either changes."""
 
     def __init__(self, owner: GraphedSteps, forward: Callable[..., Any], cache: Any):
         self.owner, self.forward, self.cache = owner, forward, cache
         self.recorded: _Recorded | None = None
 
-    def is_one(self, kwargs: dict[str, Any]) -> bool:
-        """Whether the call is a step of one token with nothing that this class does not know."""
+    def has(self, kwargs: dict[str, Any]) -> bool:
+        """Whether the call is a step of one token; one that is given more than this class knows ends the use of graphs."""
         ids, mask = kwargs.get("input_ids"), kwargs.get("attention_mask")
-        return (
-            self.owner.reason is None
-            and kwargs.keys() <= _KNOWN
+        if self.owner.reason is not None or not isinstance(ids, Tensor) or ids.shape[1] != 1:
+            return False
+        known = (
+            kwargs.keys() <= _KNOWN
             and isinstance(kwargs.get("position_ids"), Tensor)
             and kwargs.get("past_key_values") is self.cache
-            and isinstance(ids, Tensor)
-            and ids.shape[1] == 1
             and isinstance(mask, Tensor)
             and mask.dim() == 2
+            and mask.shape[1] > 1
         )
+        if not known and isinstance(mask, Tensor) and mask.shape[1] > 1:
+            self.end(f"its steps take other arguments ({', '.join(sorted(kwargs))})")
+        return known
+
+    def end(self, reason: str) -> None:
+        """Use no graphs from here on."""
+        self.owner.reason = reason
+        logger.warning("sampling goes the plain way, without CUDA graphs: %s", reason)
+
+    def forget(self) -> None:
+        """Let go of the graph and of the room that it writes to, before other rows get room of their own."""
+        self.recorded = None
 
     def __call__(self, kwargs: dict[str, Any]) -> Any:
         done = self.cache.get_seq_length()
+        if self.recorded is not None and not self.recorded.serves(self.cache, done):
+            self.forget()
         plain = None
-        if self.owner.compare_now():
+        width = min(self.cache.layers[0].longest, (done // _WIDTH + 1) * _WIDTH)
+        if self.owner.compare_now(width):
             plain = self.forward(**kwargs).logits.clone()
             _set_length(self.cache, done)
-        if self.recorded is None or not self.recorded.serves(self.cache, done):
-            self.recorded = None
-            try:
-                self.recorded = _Recorded(self.forward, self.cache, kwargs, done)
-            except Exception as error:  # whatever code of models and torch raises where it cannot be recorded
-                self.owner.reason = f"its code cannot be recorded ({type(error).__name__}: {str(error)[:120]})"
-                logger.warning("sampling goes the plain way, without CUDA graphs: %s", self.owner.reason)
-                _set_length(self.cache, done)
-                return self.forward(**kwargs)
+        if self.recorded is None and not self._record(kwargs, done, width):
+            return self.forward(**kwargs)
+        assert self.recorded is not None
         output = self.recorded.replay(kwargs, done)
         if plain is not None:
             self._require_the_same(output.logits, plain)
         return output
 
+    def _record(self, kwargs: dict[str, Any], done: int, width: int) -> bool:
+        """Record the step; False where this one is to be taken the plain way."""
+        try:
+            self.recorded = _Recorded(self.owner, self.forward, self.cache, kwargs, done, width)
+            return True
+        except torch.OutOfMemoryError:  # the next one may find room
+            _set_length(self.cache, done)
+            return False
+        except Exception as error:  # whatever code of models and torch raises where it cannot be recorded
+            _set_length(self.cache, done)
+            self.end(f"its code cannot be recorded ({type(error).__name__}: {str(error)[:120]})")
+            if _torch_stays_recording():
+                raise InputError(
+                    f"use_cuda_graphs=true is invalid for this model with torch {torch.__version__}: {self.owner.reason}."
+                    " Set it to false"
+                ) from error
+            return False
+
     def _require_the_same(self, logits: Tensor, plain: Tensor) -> None:
         """Compare two distributions of each row by the probability that lies elsewhere (total variation)."""
         moved = (logits[:, -1].float().softmax(-1) - plain[:, -1].float().softmax(-1)).abs().sum(-1).max().item() / 2
-        if not moved <= _TOLERANCE.get(plain.dtype, _TOLERANCE_HALF) and plain.isfinite().all():
+        if not moved <= _TOLERANCE.get(plain.dtype, _TOLERANCE_HALF) and not plain.isnan().any():
             self.owner.reason = f"a replayed step moved {moved:.2f} of a token's probability"
             raise GraphsDiffer(self.owner.reason)
 
@@ -150,10 +202,17 @@ class _Step:
 class _Recorded:
     """A graph and the tensors that it reads and writes."""
 
-    def __init__(self, forward: Callable[..., Any], cache: Any, kwargs: dict[str, Any], done: int):
-        self.rooms = [layer.make_room() for layer in cache.layers]
-        self.cache = cache
-        self.width = min(cache.layers[0].longest, (done // _WIDTH + 1) * _WIDTH)
+    def __init__(
+        self,
+        owner: GraphedSteps,
+        forward: Callable[..., Any],
+        cache: Any,
+        kwargs: dict[str, Any],
+        done: int,
+        width: int,
+    ):
+        self.rooms = [layer.make_room(clean=True) for layer in cache.layers]
+        self.cache, self.width = cache, width
         mask = kwargs["attention_mask"]
         self.ids, self.positions = kwargs["input_ids"].clone(), kwargs["position_ids"].clone()
         self.mask = mask.new_zeros(len(mask), self.width)
@@ -165,7 +224,7 @@ class _Recorded:
             with _fixed_places(cache, self.place, self.width), _casts_not_kept():
                 return forward(**fixed)
 
-        self.graph, self.output = record(step, mask.device)
+        self.graph, self.output = owner.record(step, mask.device)
 
     def serves(self, cache: Any, done: int) -> bool:
         """Whether it was recorded for these rows, and has room for one more token."""
@@ -184,9 +243,11 @@ class _Recorded:
         return self.output
 
 
-def record(step: Callable[[], Any], device: torch.device) -> tuple[Any, Any]:
-    """Return a graph of what `step` does, and what it returned: tensors that each replay writes anew."""
-    stream, current = torch.cuda.Stream(device), torch.cuda.current_stream(device)
+def record(step: Callable[[], Any], stream: Any) -> tuple[Any, Any]:
+    """Return a graph of what `step` does on a stream, and what it returned: tensors that each replay writes anew."""
+    torch.cuda.synchronize(stream.device)
+    torch.cuda.empty_cache()  # of graphs that are no more, among others: nothing is given back while a graph is recorded
+    current = torch.cuda.current_stream(stream.device)
     stream.wait_stream(current)
     graph = torch.cuda.CUDAGraph()
     collects = gc.isenabled()
@@ -200,10 +261,15 @@ def record(step: Callable[[], Any], device: torch.device) -> tuple[Any, Any]:
             finally:
                 graph.capture_end()
     finally:
+        current.wait_stream(stream)
         if collects:
             gc.enable()
-    current.wait_stream(stream)
     return graph, output
+
+
+def _torch_stays_recording() -> bool:
+    """Whether a recording that failed leaves torch's memory and random numbers in the state of one, as it does before 2.12."""
+    return tuple(map(int, torch.__version__.split("+")[0].split(".")[:2])) < (2, 12)
 
 
 @contextmanager

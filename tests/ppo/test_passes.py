@@ -147,7 +147,12 @@ def test_an_evaluation_without_them_leaves_every_number_as_it_was(tmp_path, monk
         )
         if everything:
             evaluate = trainer.evaluate_policy
-            monkeypatch.setattr(trainer, "evaluate_policy", lambda trajectories, **_: evaluate(trajectories))
+
+            def stage_of_ones_own(trajectories):
+                trainer._evaluating = False
+                evaluate(trajectories)
+
+            monkeypatch.setattr(trainer, "evaluate_policy", stage_of_ones_own)
         trainer.train()
         samples = (folder / "samples.jsonl").read_text()
         weights = {name: weight.tolist() for name, weight in trained(trainer.policy).items()}

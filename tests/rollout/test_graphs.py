@@ -1,10 +1,16 @@
 """Decoding steps that are replayed say what the model says; on a CPU the graph is a function that is called again."""
 
+import functools
+import gc
+import weakref
+
 import pytest
 import torch
 from tiny import make_lora, make_model, perturb
 
+from hf_rlhf.errors import InputError
 from hf_rlhf.rollout import graphs
+from hf_rlhf.rollout.cache import RoomyLayer
 from hf_rlhf.rollout.engines import TransformersEngine
 from hf_rlhf.rollout.sampling import Sampling
 
@@ -29,9 +35,9 @@ def recorded(monkeypatch):
     seen = []
     own_record = graphs.record
 
-    def record(step, device):
+    def record(step, stream):
         if ON_GPU:
-            graph, output = own_record(step, device)
+            graph, output = own_record(step, stream)
         else:
             graph = CalledAgain(step)
             output = graph.output
@@ -64,19 +70,41 @@ def require_equal(ours, plain):
 
 @pytest.mark.parametrize("more", [{}, {"temperature": 0.0}, {"top_k": 5}, {"stop_token_ids": (9, 10)}])
 @pytest.mark.parametrize("width", [256, 8])
-@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
-def test_replayed_steps_sample_what_plain_ones_do(tokenizer, recorded, monkeypatch, more, width, implementation):
+def test_replayed_steps_sample_what_plain_ones_do(tokenizer, recorded, monkeypatch, more, width):
     monkeypatch.setattr(graphs, "_WIDTH", width)
-    model = policy(tokenizer, attn_implementation=implementation)
+    model = policy(tokenizer)
     plain = sampled(TransformersEngine(model, tokenizer, use_cuda_graphs=False), **more)
     assert not recorded
     engine = TransformersEngine(model, tokenizer)
     require_equal(sampled(engine, **more), plain)
-    if ON_GPU and implementation == "eager":  # its mask is copied from the CPU in every step
-        assert "cannot be recorded" in engine.graphs.reason
-    else:
-        assert engine.graphs.reason is None
-        assert len(recorded) >= (3 if width == 8 else 1)
+    assert engine.graphs.reason is None
+    assert len(recorded) >= (3 if width == 8 else 1)
+
+
+REFUSED = {
+    "attention": ({"attn_implementation": "eager"}, "its attention is eager, not sdpa"),
+    "rotations": (
+        {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}},
+        "depend on the length",
+    ),
+}
+
+
+@pytest.mark.parametrize(("overrides", "reason"), REFUSED.values(), ids=REFUSED)
+def test_what_is_known_not_to_be_recorded_is_not_tried(tokenizer, recorded, overrides, reason):
+    engine = TransformersEngine(policy(tokenizer, **overrides), tokenizer)
+    sampled(engine)
+    assert reason in engine.graphs.reason
+    assert not recorded
+
+
+def test_experts_are_not_recorded(tokenizer, recorded):
+    model = make_model(tokenizer)
+    model.config.num_local_experts = 2
+    engine = TransformersEngine(model, tokenizer)
+    sampled(engine)
+    assert "expert" in engine.graphs.reason
+    assert not recorded
 
 
 def test_rows_that_stop_are_left_out_of_a_new_graph(tokenizer, recorded):
@@ -123,13 +151,96 @@ def test_a_step_that_says_something_else_is_noticed_and_nothing_of_it_stays(toke
 def test_code_that_cannot_be_recorded_goes_the_plain_way(tokenizer, recorded, monkeypatch, caplog):
     model = policy(tokenizer)
 
-    def record(step, device):
+    def record(step, stream):
         raise RuntimeError("operation not permitted when stream is capturing")
 
     monkeypatch.setattr(graphs, "record", record)
     engine = TransformersEngine(model, tokenizer)
     require_equal(sampled(engine), sampled(TransformersEngine(model, tokenizer, use_cuda_graphs=False)))
     assert "cannot be recorded (RuntimeError: operation not permitted" in caplog.text
+    monkeypatch.setattr(graphs, "_torch_stays_recording", lambda: True)
+    with pytest.raises(
+        InputError, match=r"use_cuda_graphs=true is invalid for this model .*RuntimeError.* Set it to false"
+    ):
+        sampled(TransformersEngine(model, tokenizer))
+
+
+def test_a_step_for_which_there_is_no_memory_goes_the_plain_way_and_the_next_is_tried(tokenizer, recorded, monkeypatch):
+    model, own, calls = policy(tokenizer), graphs.record, []
+
+    def record(step, stream):
+        calls.append(step)
+        if len(calls) <= 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return own(step, stream)
+
+    monkeypatch.setattr(graphs, "record", record)
+    engine = TransformersEngine(model, tokenizer)
+    require_equal(sampled(engine), sampled(TransformersEngine(model, tokenizer, use_cuda_graphs=False)))
+    assert engine.graphs.reason is None
+    assert len(calls) > 2
+    assert recorded
+
+
+def test_a_difference_is_seen_where_a_model_forbids_words(tokenizer, recorded, monkeypatch):
+    """Logits of -inf, as models have them for words that only pad the vocabulary."""
+    model = policy(tokenizer)
+
+    def forbid(module, inputs, output):
+        return output.index_fill(-1, torch.tensor([0, 1], device=output.device), float("-inf"))
+
+    model.get_base_model().lm_head.register_forward_hook(forbid)
+    replay = graphs._Recorded.replay
+
+    def wrong(self, kwargs, done):
+        output = replay(self, kwargs, done)
+        output.logits.copy_(output.logits.roll(5, -1))
+        return output
+
+    monkeypatch.setattr(graphs._Recorded, "replay", wrong)
+    engine = TransformersEngine(model, tokenizer)
+    sampled(engine)
+    assert "moved" in engine.graphs.reason
+
+
+def test_the_first_step_of_each_width_is_compared(tokenizer, recorded, monkeypatch):
+    monkeypatch.setattr(graphs, "_WIDTH", 8)
+    compared = []
+    monkeypatch.setattr(graphs.Steps, "_require_the_same", lambda self, *_: compared.append(self.recorded.width))
+    sampled(TransformersEngine(policy(tokenizer), tokenizer), max_completion_length=40)
+    assert {8, 16, 24, 32, 40} <= set(compared)
+
+
+def test_a_forward_that_somebody_has_replaced_is_theirs_again(tokenizer, recorded):
+    model = make_model(tokenizer).to("cuda" if ON_GPU else "cpu")
+    own, calls = model.forward, []
+
+    @functools.wraps(own)
+    def theirs(*args, **kwargs):
+        calls.append(1)
+        return own(*args, **kwargs)
+
+    model.forward = theirs
+    sampled(TransformersEngine(model, tokenizer))
+    assert model.forward is theirs
+    assert calls
+
+
+def test_dropped_rows_leave_no_room_behind(tokenizer, recorded, monkeypatch):
+    rooms = weakref.WeakSet()
+    make = RoomyLayer._with_room
+
+    def with_room(self, held, states):
+        gc.collect()
+        alive = [room for room in rooms if room.shape[0] > states.shape[0]]
+        assert not alive or states.shape[0] == len(PROMPTS)
+        room = make(self, held, states)
+        rooms.add(room)
+        return room
+
+    monkeypatch.setattr(RoomyLayer, "_with_room", with_room)
+    sampled(TransformersEngine(policy(tokenizer), tokenizer), max_completion_length=60)
+    assert len({rows for (rows,) in recorded}) > 1
 
 
 def test_nothing_is_recorded_without_a_gpu(tokenizer, monkeypatch):
