@@ -6,6 +6,8 @@ import weakref
 
 import pytest
 import torch
+from models.test_kinds import ARCHITECTURES
+from models.test_kinds import make as make_architecture
 from tiny import make_lora, make_model, perturb
 
 from hf_rlhf.errors import InputError
@@ -258,3 +260,27 @@ def test_forward_is_the_models_own_again_after_an_error(tokenizer, recorded, mon
     with pytest.raises(ZeroDivisionError):
         sampled(TransformersEngine(model, tokenizer))
     assert "forward" not in vars(model.get_base_model())
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_an_architecture_says_the_same_or_is_not_recorded(tokenizer, recorded, monkeypatch, architecture):
+    monkeypatch.setattr(graphs, "_WIDTH", 16)
+    model = make_architecture(architecture).eval().to("cuda" if ON_GPU else "cpu")
+    engine = TransformersEngine(model, tokenizer)
+    require_equal(sampled(engine), sampled(TransformersEngine(model, tokenizer, use_cuda_graphs=False)))
+    assert (engine.graphs.reason is None) == bool(recorded)
+    assert bool(recorded) == (architecture in RECORDED), engine.graphs.reason
+
+
+RECORDED = {
+    "Llama",
+    "Qwen2",
+    "Qwen3",
+    "GPTNeoX",
+    "GPT2",
+    "OPT",
+    "OPT with a narrow head",
+    "Phi",
+    "Falcon with dropout",
+    "Starcoder2 with dropout",
+}
