@@ -8,7 +8,7 @@ Stages: `prepare` samples replies, has the quickstart's annotator compare them a
 for the best settings of each side, `run` trains every seed with them, sides in turn, `judge` samples replies to held-out
 messages from every snapshot, and `plot` writes the table and the picture. All is kept in `output_dir`, and what is there for
 the same flags is not done again. Only training counts as time: a run's clock begins at `train()` and stands still while a
-snapshot is saved.
+snapshot is saved. The search is judged on one half of the held-out messages and the result on the other.
 
 The level is fixed before anybody looks: the reward of the start and `level` of the way to the reward with which the better
 side ends (the mean of its last two snapshots, the median of its seeds). A snapshot whose KL to the start is above `kl_bound`
@@ -64,6 +64,7 @@ NAMES = {"own": "hf_rlhf", "trl": "TRL 1.12.0"}
 FILES = {"own": "own_to_reward.py", "trl": "trl_to_reward.py"}
 COLORS = {"own": "#2a6fb0", "trl": "#d07a1f"}
 JUDGED_FILE = "judged.json"
+HALVES = SEARCH, RESULT = "search", "result"  # of the held-out messages: the search never sees those of the result
 SECONDS_TO_LOAD = 900  # allowed to a process besides three times its training
 SEARCH_SEED = 1000  # none of those that are reported
 
@@ -124,10 +125,15 @@ class Experiment:
         """Settings that decide what the reward model is."""
         return {name: value for name, value in asdict(self.quickstart).items() if name != "output_dir"}
 
-    @property
-    def judging(self) -> dict[str, Any]:
-        """Settings that decide what a snapshot is given; another one is judged anew."""
-        return {"held_out_samples": self.held_out_samples, "feedback": self.feedback}
+    def judging(self, half: str) -> dict[str, Any]:
+        """Return the settings that decide what a snapshot is given; with others it is judged again."""
+        return {
+            "messages": half,
+            "held_out_samples": self.held_out_samples,
+            "model": self.model,
+            "dtype": self.dtype,
+            "feedback": self.feedback,
+        }
 
     @property
     def reward_models(self) -> dict[str, Path]:
@@ -289,34 +295,40 @@ def read(file: Path) -> Any:
 # judge
 
 
-def judge_run(experiment: Experiment, folder: Path, last: int | None = None) -> list[dict[str, Any]]:
-    """Return the points of a run's curve: its snapshots (the last so many of them), judged once."""
+def judge_run(experiment: Experiment, folder: Path, half: str, last: int | None = None) -> list[dict[str, Any]]:
+    """Return the points of a run's curve: its snapshots (the last so many of them), judged once on a half of the messages."""
     file = folder / JUDGED_FILE
-    known = read(file)
-    points = known["points"] if known and known["judging"] == experiment.judging else {}
+    known, judging = read(file), experiment.judging(half)
+    points = known["points"] if known and known["judging"] == judging else {}
     snapshots = read(folder / RESULT_FILE)["snapshots"]
     for snapshot in snapshots[-last:] if last else snapshots:
         key = str(snapshot["iteration"])
         if key not in points:
             place = folder / "snapshots" / key
-            points[key] = {**snapshot, "folder": str(place), **measure(experiment, place)}
-            file.write_text(
-                json.dumps({"judging": experiment.judging, "points": points}, indent=2) + "\n", encoding="utf-8"
-            )
+            points[key] = {**snapshot, "folder": str(place), **measure(experiment, place, half)}
+            file.write_text(json.dumps({"judging": judging, "points": points}, indent=2) + "\n", encoding="utf-8")
     return sorted(points.values(), key=lambda point: point["seconds"])
 
 
 def judge_start(experiment: Experiment) -> dict[str, Any]:
     """Return the first point of every curve: the model that training starts from."""
-    known = read(experiment.folder / "start.json")
-    if not known or known.get("judging") != experiment.judging:
-        known = {"judging": experiment.judging, "seconds": 0.0, **measure(experiment, None)}
+    known, judging = read(experiment.folder / "start.json"), experiment.judging(RESULT)
+    if not known or known.get("judging") != judging:
+        known = {"judging": judging, "seconds": 0.0, **measure(experiment, None, RESULT)}
         experiment.write("start.json", known)
     return known
 
 
-def measure(experiment: Experiment, adapter: Path | None) -> dict[str, float]:
-    """Return means over replies to the held-out messages, sampled with the same random numbers from every snapshot."""
+def messages_of(texts: Sequence[str], half: str) -> Sequence[str]:
+    """Return the held-out messages of a half: one of the two on each topic, which follow each other in the list."""
+    return texts[HALVES.index(half) :: len(HALVES)]
+
+
+def measure(experiment: Experiment, adapter: Path | None, half: str) -> dict[str, float]:
+    """Return means over replies to half of the held-out messages, and the standard error of the mean reward.
+
+    Replies of every snapshot are sampled with the same random numbers, which are others for the other half.
+    """
     from peft import LoraConfig, PeftModel, get_peft_model
 
     args = experiment.quickstart
@@ -328,7 +340,7 @@ def measure(experiment: Experiment, adapter: Path | None) -> dict[str, float]:
     model.to(current_device())
     tokenizer = load_tokenizer(str(experiment.folder / "tokenizer"))
     scorer, reward_tokenizer = load_reward_model(str(experiment.reward_models["own"]), policy=model)
-    prompts = read(experiment.folder / "test_prompts.json")[: 4 if experiment.tiny else None]
+    prompts = messages_of(read(experiment.folder / "test_prompts.json")[: 4 if experiment.tiny else None], half)
     rows = [
         {"prompt": text, "prompt_ids": tokenizer(text)["input_ids"]}
         for text in prompts
@@ -340,7 +352,7 @@ def measure(experiment: Experiment, adapter: Path | None) -> dict[str, float]:
         TransformersEngine(model, tokenizer),
         rows,
         args.sampling,
-        [row_seed(args.seed, "evaluation", number) for number in range(len(rows))],
+        [row_seed(args.seed, half, number) for number in range(len(rows))],
         adapter=adapter is not None,
         judge=lambda trajectory: annotator.score(trajectory.text, trajectory.completion.stopped),
         reward=LearnedReward(scorer, reward_tokenizer, device=current_device()),
@@ -397,7 +409,7 @@ def attempt(experiment: Experiment, side: str, setting: Setting) -> dict[str, An
         "kl": None,
     }
     if failure is None:
-        points = judge_run(experiment, folder, last=2)[-2:]
+        points = judge_run(experiment, folder, SEARCH, last=2)[-2:]
         outcome |= {name: fmean(point[name] for point in points) for name in ("reward", "kl")}
         outcome["iterations"] = read(folder / RESULT_FILE)["iterations"]
     shown = f"failed: {failure}" if failure else f"reward {outcome['reward']:.2f}, KL {outcome['kl']:.1f}"
@@ -471,7 +483,7 @@ def judge(experiment: Experiment) -> None:
     start = judge_start(experiment)
     print(f"judge, start: reward {start['reward']:.2f}", flush=True)
     for side, seed in runs(experiment):
-        points = judge_run(experiment, run_folder(experiment, side, seed))
+        points = judge_run(experiment, run_folder(experiment, side, seed), RESULT)
         curve = ", ".join(f"{point['reward']:.2f}" for point in points)
         print(f"judge, {NAMES[side]}, seed {seed}: {curve}", flush=True)
 
@@ -509,7 +521,10 @@ def summarize(experiment: Experiment) -> dict[str, Any]:
     """Return every curve, the level and when each side reaches it."""
     start, bound = read(experiment.folder / "start.json"), experiment.kl_bound
     curves = {
-        side: {seed: [start, *judge_run(experiment, run_folder(experiment, side, seed))] for seed in experiment.seeds}
+        side: {
+            seed: [start, *judge_run(experiment, run_folder(experiment, side, seed), RESULT)]
+            for seed in experiment.seeds
+        }
         for side in experiment.sides
     }
     ends = {side: median(end_of(points, "reward", bound) for points in curves[side].values()) for side in curves}
@@ -691,7 +706,7 @@ def parse() -> tuple[Experiment, list[str]]:
     parser.add_argument("--rollout_batch_size", type=int, default=128 if on_gpu else 32, help="replies of an iteration")
     parser.add_argument("--share", type=float, default=1.0 if on_gpu else 0.6, help="of the quickstart's feedback")
     parser.add_argument(
-        "--held_out_samples", type=int, default=8 if on_gpu else 2, help="replies to a held-out message"
+        "--held_out_samples", type=int, default=16 if on_gpu else 4, help="replies to a held-out message"
     )
     parser.add_argument("--kl_coef", type=float, default=0.03)
     parser.add_argument("--level", type=float, default=0.6, help="share of the gain that has to be reached")

@@ -56,6 +56,25 @@ def test_the_best_setting_has_the_highest_reward_within_the_kl_bound(script):
         script.best(tried[2:], 12)
 
 
+def test_the_search_and_the_result_are_judged_on_different_messages_of_the_same_topics(script):
+    topics = {"train": {}, "test": {}}
+    for line in (REPOSITORY / "hf_rlhf" / "data" / "quickstart_prompts.jsonl").read_text("utf-8").splitlines():
+        row = json.loads(line)
+        topics[row["split"]][row["prompt"]] = row["topic"]
+    halves = [script.messages_of(list(topics["test"]), half) for half in (script.SEARCH, script.RESULT)]
+    assert not set(halves[0]) & set(halves[1])
+    for half in halves:
+        assert sorted(topics["test"][text] for text in half) == sorted(set(topics["test"].values()))
+
+
+@pytest.mark.parametrize("change", [{"dtype": "bfloat16"}, {"model": "other"}, {"held_out_samples": 3}, {"share": 0.5}])
+def test_what_was_judged_with_other_settings_is_judged_again(script, change):
+    values = dict.fromkeys(script.Experiment.__dataclass_fields__) | {"dtype": "float32", "model": "model", "share": 1.0}
+    before, after = (script.Experiment(**(values | changes)).judging(script.RESULT) for changes in ({}, change))
+    assert before != after
+    assert before != script.Experiment(**values).judging(script.SEARCH)
+
+
 def test_sides_take_turns_in_beginning(script):
     names = dict.fromkeys(script.Experiment.__dataclass_fields__)
     experiment = script.Experiment(**{**names, "peer": ("python", None), "seeds": [0, 1, 2]})
