@@ -76,12 +76,13 @@ POLICY_SETTINGS = [
     Setting(learning_rate=1e-3, lora_layers="0.25"),
     Setting(learning_rate=2e-3, lora_layers="0.25"),
 ]
-VALUE_RATE = {"own": 1.0, "trl": 0.1}  # times the policy's
-# Then these changes of the best one.
+VALUE_RATE = {"own": 1.0, "trl": 0.1}  # of the critic or the value model, times the policy's
+# Then the first three of these changes of the best one that change something: float32 is no change where all is float32.
 VARIANTS: dict[str, list[dict[str, Any]]] = {
-    "own": [{"num_mini_batches": 4}, {"critic": "adapter"}],
-    "trl": [{"num_mini_batches": 4}, {"value_dtype": "float32"}, {"value_learning_rate": None}],
+    "own": [{"num_mini_batches": 4}, {"critic": "adapter"}, {"value_rate": 4.0}],
+    "trl": [{"num_mini_batches": 4}, {"value_dtype": "float32"}, {"value_rate": 1.0}, {"value_rate": 0.3}],
 }
+VARIANTS_TRIED = 3  # on each side
 
 
 @dataclass(frozen=True)
@@ -373,27 +374,49 @@ def measure(experiment: Experiment, adapter: Path | None, half: str) -> dict[str
 def search(experiment: Experiment) -> dict[str, Any]:
     """Try settings on each side for the same short time, and keep the one whose replies earn most within the KL bound.
 
-    First `POLICY_SETTINGS`, the same on both sides; then the `VARIANTS` of the best one. Without time for a search, each
-    side takes the first setting.
+    First `POLICY_SETTINGS`, the same on both sides; then as many `VARIANTS` of the best one on each side. Without time for
+    a search, each side takes what an earlier search left in settings.json, or the first setting.
     """
-    found: dict[str, Any] = {}
+    found: dict[str, Any] = read(experiment.folder / "settings.json") or {}
     for side in experiment.sides:
-        rate = VALUE_RATE[side]
-        settings = [
-            replace(setting, value_learning_rate=None if rate == 1 else setting.learning_rate * rate)
-            for setting in (POLICY_SETTINGS[:1] if experiment.tiny else POLICY_SETTINGS)
-        ]
+        settings = [changed(setting, experiment.dtype, value_rate=VALUE_RATE[side]) for setting in POLICY_SETTINGS]
         if not experiment.search_minutes:
-            found[side] = {"setting": asdict(settings[0]), "tried": []}
+            found.setdefault(side, {"setting": asdict(settings[0]), "tried": []})
+            print(f"no search, {NAMES[side]}: {words(Setting(**found[side]['setting']))}", flush=True)
             continue
-        tried = [attempt(experiment, side, setting) for setting in settings]
-        start = best(tried, experiment.kl_bound)
-        variants = VARIANTS[side][:1] if experiment.tiny else VARIANTS[side]
-        tried += [attempt(experiment, side, replace(Setting(**start["setting"]), **change)) for change in variants]
+        tried = [attempt(experiment, side, setting) for setting in (settings[:1] if experiment.tiny else settings)]
+        variants = variants_of(side, Setting(**best(tried, experiment.kl_bound)["setting"]), experiment.dtype)
+        tried += [attempt(experiment, side, setting) for setting in (variants[:1] if experiment.tiny else variants)]
         found[side] = {"setting": best(tried, experiment.kl_bound)["setting"], "tried": tried}
         experiment.write("settings.json", found)
     experiment.write("settings.json", found)
     return found
+
+
+def variants_of(side: str, setting: Setting, dtype: str) -> list[Setting]:
+    """Return the changes of a setting that a side tries: `VARIANTS_TRIED`, without repeats."""
+    variants = []
+    for change in VARIANTS[side]:
+        variant = changed(setting, dtype, **change)
+        if variant != setting and variant not in variants:
+            variants.append(variant)
+    return variants[:VARIANTS_TRIED]
+
+
+def changed(setting: Setting, dtype: str, value_rate: float | None = None, **fields: Any) -> Setting:
+    """Return a setting with other fields, in which None stands for the policy's own rate and dtype.
+
+    Args:
+        setting: the one to change.
+        dtype: of the policy.
+        value_rate: learning rate of the critic or the value model, times the policy's; None leaves it.
+        fields: of the setting.
+    """
+    setting = replace(setting, **fields)
+    if value_rate is not None:
+        rate = None if value_rate == 1 else setting.learning_rate * value_rate
+        setting = replace(setting, value_learning_rate=rate)
+    return replace(setting, value_dtype=None) if setting.value_dtype == dtype else setting
 
 
 def attempt(experiment: Experiment, side: str, setting: Setting) -> dict[str, Any]:
@@ -434,7 +457,7 @@ def words(setting: Setting) -> str:
     value = setting.value_learning_rate
     parts = [
         f"learning rate {setting.learning_rate:g}",
-        *([] if value is None else [f"value model {value:g}"]),
+        *([] if value is None else [f"of the value {value:g}"]),
         f"{setting.num_ppo_epochs} epochs of {setting.num_mini_batches} minibatches",
         f"LoRA on {blocks}",
         *(["critic an adapter"] if setting.critic == "adapter" else []),
@@ -622,7 +645,10 @@ def plot(experiment: Experiment) -> None:
     """Write the numbers, the table and the picture, and print the table."""
     summary = summarize(experiment)
     experiment.write("time_to_reward.json", summary)
-    text = f"{table(summary)}\n\n{search_table(read(experiment.folder / 'settings.json'))}\n"
+    found = read(experiment.folder / "settings.json")
+    text = table(summary) + "\n"
+    if any(of["tried"] for of in found.values()):
+        text += f"\n{search_table(found)}\n"
     (experiment.folder / "time_to_reward.md").write_text(text, encoding="utf-8")
     draw(summary, experiment.folder / "time_to_reward.png")
     print("\n" + text)

@@ -56,6 +56,26 @@ def test_the_best_setting_has_the_highest_reward_within_the_kl_bound(script):
         script.best(tried[2:], 12)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_both_sides_get_as_many_tries_and_none_twice(script, dtype):
+    for side, rate in script.VALUE_RATE.items():
+        setting = script.changed(script.POLICY_SETTINGS[1], dtype, value_rate=rate)
+        variants = script.variants_of(side, setting, dtype)
+        assert len({setting, *variants}) == 1 + script.VARIANTS_TRIED
+        assert dtype not in {variant.value_dtype for variant in variants}
+
+
+def test_without_a_search_the_settings_of_an_earlier_one_are_kept(script, tmp_path):
+    values = dict.fromkeys(script.Experiment.__dataclass_fields__) | {"folder": tmp_path, "dtype": "float32"}
+    experiment = script.Experiment(**(values | {"peer": ("python", None)}))
+    earlier = {"setting": script.asdict(script.POLICY_SETTINGS[3]), "tried": []}
+    experiment.write("settings.json", {"own": earlier})
+    found = script.search(experiment)
+    assert found["own"] == earlier
+    assert found["trl"]["setting"]["value_learning_rate"] == pytest.approx(5e-5)
+    assert script.read(tmp_path / "settings.json") == found
+
+
 def test_the_search_and_the_result_are_judged_on_different_messages_of_the_same_topics(script):
     topics = {"train": {}, "test": {}}
     for line in (REPOSITORY / "hf_rlhf" / "data" / "quickstart_prompts.jsonl").read_text("utf-8").splitlines():
