@@ -328,6 +328,7 @@ def messages_of(texts: Sequence[str], half: str) -> Sequence[str]:
 def measure(experiment: Experiment, adapter: Path | None, half: str) -> dict[str, float]:
     """Return means over replies to half of the held-out messages, and the standard error of the mean reward.
 
+    The error is that of a mean over messages, since replies to the same message are alike.
     Replies of every snapshot are sampled with the same random numbers, which are others for the other half.
     """
     from peft import LoraConfig, PeftModel, get_peft_model
@@ -358,10 +359,10 @@ def measure(experiment: Experiment, adapter: Path | None, half: str) -> dict[str
         judge=lambda trajectory: annotator.score(trajectory.text, trajectory.completion.stopped),
         reward=LearnedReward(scorer, reward_tokenizer, device=current_device()),
     )
-    rewards = torch.tensor(side.rewards)
+    rewards = torch.tensor(side.rewards).view(len(prompts), -1).mean(dim=1)  # of each message
     return {
         "reward": rewards.mean().item(),
-        "reward_error": (rewards.std() / len(rows) ** 0.5).item(),
+        "reward_error": (rewards.std() / len(prompts) ** 0.5).item(),
         "kl": fmean(side.kl),
         "annotator": fmean(side.judgements),
         "finished": fmean(trajectory.completion.stopped for trajectory in side.trajectories),
@@ -456,8 +457,7 @@ def words(setting: Setting) -> str:
     blocks = "all blocks" if setting.lora_layers == "all" else f"the last {setting.lora_layers} of the blocks"
     value = setting.value_learning_rate
     parts = [
-        f"learning rate {setting.learning_rate:g}",
-        *([] if value is None else [f"of the value {value:g}"]),
+        f"learning rate {setting.learning_rate:g}" + ("" if value is None else f" (critic {value:g})"),
         f"{setting.num_ppo_epochs} epochs of {setting.num_mini_batches} minibatches",
         f"LoRA on {blocks}",
         *(["critic an adapter"] if setting.critic == "adapter" else []),
@@ -515,20 +515,24 @@ def judge(experiment: Experiment) -> None:
 
 
 class Reached(NamedTuple):
-    """When a curve reaches the level."""
+    """When a curve reaches the level, and the KL and the standard error of the reward there."""
 
     seconds: float
     kl: float
+    reward_error: float
 
 
 def reached(points: Sequence[dict[str, Any]], level: float, kl_bound: float) -> Reached | None:
-    """Return when a curve first has a reward of `level` at a KL of at most `kl_bound`, on lines between its points."""
+    """Return when a curve first has a reward of `level` at a KL of at most `kl_bound`, on lines between its points.
+
+    The standard error is on the line too: snapshots answer the same messages, so their errors do not cancel.
+    """
     for before, after in itertools.pairwise(points):
         if after["reward"] < level:
             continue
         rise = after["reward"] - before["reward"]
         share = (level - before["reward"]) / rise if before["reward"] < level else 1.0
-        at = Reached(*(before[name] + share * (after[name] - before[name]) for name in ("seconds", "kl")))
+        at = Reached(*(before[name] + share * (after[name] - before[name]) for name in Reached._fields))
         if at.kl <= kl_bound:
             return at
     return None
@@ -556,11 +560,10 @@ def summarize(experiment: Experiment) -> dict[str, Any]:
     for side, of_seed in curves.items():
         results = [read(run_folder(experiment, side, seed) / RESULT_FILE) for seed in of_seed]
         times = {seed: reached(points, level, bound) for seed, points in of_seed.items()}
+        middle = median_of(list(times.values()))
         summary["sides"][side] = {
-            "seconds": {seed: at.seconds if at else None for seed, at in times.items()},
-            "kl": {seed: at.kl if at else None for seed, at in times.items()},
-            "seconds_median": median_or_none([at.seconds if at else None for at in times.values()]),
-            "kl_median": median_or_none([at.kl if at else None for at in times.values()]),
+            **{name: {seed: at and getattr(at, name) for seed, at in times.items()} for name in Reached._fields},
+            **{f"{name}_median": middle and getattr(middle, name) for name in Reached._fields},
             "seconds_trained": median(result["snapshots"][-1]["seconds"] for result in results),
             "iterations": median(result["iterations"] for result in results),
             "end_reward": ends[side],
@@ -574,10 +577,15 @@ def summarize(experiment: Experiment) -> dict[str, Any]:
     return summary
 
 
-def median_or_none(values: Sequence[float | None]) -> float | None:
-    """Return the median, where None is later than every number; None where it falls there."""
-    middle = median(float("inf") if value is None else value for value in values)
-    return None if middle == float("inf") else middle
+def median_of(times: Sequence[Reached | None]) -> Reached | None:
+    """Return the run with the median of the seconds, or the mean of the two in the middle.
+
+    A run that does not reach the level is later than all others. None: it is in the middle.
+    """
+    ordered = sorted(times, key=lambda at: at.seconds if at else float("inf"))
+    middle = ordered[(len(times) - 1) // 2 : len(times) // 2 + 1]
+    reaching = [at for at in middle if at]
+    return Reached(*map(fmean, zip(*reaching, strict=True))) if len(reaching) == len(middle) else None
 
 
 def table(summary: dict[str, Any]) -> str:
@@ -589,7 +597,12 @@ def table(summary: dict[str, Any]) -> str:
         row("settings", sides, lambda of: words(Setting(**of["setting"]))),
         row(f"seconds to a held-out reward of {summary['level']:.2f}: median", sides, seconds_shown),
         row("of each seed", sides, lambda of: ", ".join(number(value, 0) for value in of["seconds"].values())),
-        row("KL then, nats a reply", sides, lambda of: number(of["kl_median"], 1)),
+        row(
+            "standard error of the reward then, of each seed",
+            sides,
+            lambda of: ", ".join(number(value, 2) for value in of["reward_error"].values()),
+        ),
+        row("KL then of the median seed, nats a reply", sides, lambda of: number(of["kl_median"], 1)),
         row("peak memory, GB", sides, lambda of: number(of["peak_gb"], 2)),
         row("iterations, seconds trained", sides, lambda of: f"{of['iterations']:.0f}, {of['seconds_trained']:.0f}"),
         row(f"reward at the end (start {summary['start']:.2f})", sides, lambda of: number(of["end_reward"], 2)),
@@ -655,7 +668,7 @@ def plot(experiment: Experiment) -> None:
 
 
 def draw(summary: dict[str, Any], file: Path) -> None:
-    """Draw held-out reward over seconds and over KL, each seed and the median of the seeds."""
+    """Draw held-out reward over seconds and over KL: each seed, its standard error, and the median of the seeds."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -666,7 +679,10 @@ def draw(summary: dict[str, Any], file: Path) -> None:
         color, curves = COLORS[side], list(of["curves"].values())
         for points in curves:
             rewards = [point["reward"] for point in points]
-            over_time.plot([point["seconds"] for point in points], rewards, color=color, alpha=0.3, linewidth=1)
+            seconds, errors = ([point[name] for point in points] for name in ("seconds", "reward_error"))
+            low, high = ([reward + sign * error for reward, error in zip(rewards, errors, strict=True)] for sign in (-1, 1))
+            over_time.plot(seconds, rewards, color=color, alpha=0.3, linewidth=1)
+            over_time.fill_between(seconds, low, high, color=color, alpha=0.08, linewidth=0)
             over_kl.plot([point["kl"] for point in points], rewards, color=color, alpha=0.45, linewidth=1, marker=".")
         seconds, middle = median_curve(curves)
         memory = f"{of['peak_gb']:.1f} GB"
@@ -695,7 +711,7 @@ def draw(summary: dict[str, Any], file: Path) -> None:
         over_kl.axvline(summary["kl_bound"], color="#555555", linestyle=":", linewidth=0.9, zorder=0)
         low = over_kl.get_ylim()[0]
         over_kl.text(summary["kl_bound"], low, "bound ", ha="right", va="bottom", color="#555555", fontsize=9)
-    over_time.legend(frameon=False, loc="lower right", title="thin: seeds; thick: their median", title_fontsize=9)
+    over_time.legend(frameon=False, loc="lower right", title="thin: seeds ± standard error; thick: their median", title_fontsize=9)
     figure.savefig(file, dpi=120)
 
 

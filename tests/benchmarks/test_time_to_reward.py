@@ -22,26 +22,37 @@ def script(monkeypatch):
 
 
 def curve(*points):
-    return [{"seconds": seconds, "reward": reward, "kl": kl} for seconds, reward, kl in points]
+    """Points of (seconds, reward, KL), with a standard error that is a tenth of the seconds."""
+    return [
+        {"seconds": seconds, "reward": reward, "kl": kl, "reward_error": seconds / 10} for seconds, reward, kl in points
+    ]
 
 
 def test_the_level_is_reached_on_the_line_between_two_snapshots(script):
     points = curve((0, 0.0, 0.0), (10, 0.5, 1.0), (20, 1.5, 3.0))
-    assert script.reached(points, 1.0, kl_bound=12) == (15.0, 2.0)
+    assert script.reached(points, 1.0, kl_bound=12) == (15.0, 2.0, 1.5)
     assert script.reached(points, 1.6, kl_bound=12) is None
 
 
 def test_a_level_that_is_reached_beyond_the_kl_bound_does_not_count(script):
     points = curve((0, 0.0, 0.0), (10, 1.0, 20.0), (20, 1.2, 9.0))
-    assert script.reached(points, 1.0, kl_bound=12) == (20.0, 9.0)
+    assert script.reached(points, 1.0, kl_bound=12) == (20.0, 9.0, 2.0)
     assert script.reached(points[:2], 1.0, kl_bound=12) is None
     assert script.end_of(points, "reward", 12) == 1.2
     assert script.end_of(points[:2], "reward", 12) == 0.0  # the start alone is within the bound
 
 
 def test_a_seed_that_never_reaches_the_level_is_later_than_all_others(script):
-    assert script.median_or_none([10.0, None, 30.0]) == 30.0
-    assert script.median_or_none([10.0, None, None]) is None
+    early, late = script.Reached(10.0, 5.0, 0.1), script.Reached(30.0, 3.0, 0.3)
+    assert script.median_of([late, None, early]) == late
+    assert script.median_of([None, early, None]) is None
+    assert script.median_of([early, None]) is None
+
+
+def test_the_kl_is_that_of_the_seed_with_the_median_of_the_seconds(script):
+    runs = [script.Reached(10.0, 9.0, 0.1), script.Reached(20.0, 2.0, 0.2), script.Reached(30.0, 4.0, 0.4)]
+    assert script.median_of(runs) == runs[1]
+    assert script.median_of(runs[1:]) == pytest.approx((25.0, 3.0, 0.3))  # two are in the middle
 
 
 def test_the_best_setting_has_the_highest_reward_within_the_kl_bound(script):
