@@ -1,6 +1,7 @@
 """Seconds and memory that hf_rlhf's PPO and TRL's last one take until held-out replies earn the same reward.
 
     python benchmarks/time_to_reward.py --peer_python .venv-trl/bin/python             # three hours on two cores
+    python benchmarks/time_to_reward.py --peer_python .venv-trl/bin/python --quick     # 45 minutes on two cores
     python benchmarks/time_to_reward.py --peer_path /opt/trl-1.12 --model /models/smollm2-135m-instruct     # on a GPU
     python benchmarks/time_to_reward.py --stage judge plot --kl_bound 8                # from runs that are there
 
@@ -18,9 +19,11 @@ counts neither for that end nor as having reached the level.
 import argparse
 import itertools
 import json
+import math
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -34,23 +37,27 @@ from ppo_against_trl import lora_arguments
 
 sys.path.append(str(Path(__file__).parent / "workloads"))
 
-from task import RESULT_FILE, Setting, Task
+from task import FIRST_SNAPSHOT, ITERATION, RESULT_FILE, Setting, Task
 
 from hf_rlhf.data.quickstart import quickstart_prompts
-from hf_rlhf.evaluation.before_after import measure_side
+from hf_rlhf.evaluation.before_after import Side, measure_side
 from hf_rlhf.feedback.simulate import CheerfulAnnotator
 from hf_rlhf.models.load import EMBEDDED_MODEL, load_causal_lm, load_tokenizer, resolve_model
 from hf_rlhf.models.precision import current_device, native_dtype
 from hf_rlhf.models.reward_model import load_reward_model
-from hf_rlhf.progress import quiet_libraries
+from hf_rlhf.progress import duration, progress_of, quiet_libraries
 from hf_rlhf.recipes.quickstart.arguments import (
     CANDIDATES,
+    POLICY,
     PREFERENCES,
     REWARD_MODEL,
+    ROLLOUT_SIZE,
     QuickstartArguments,
     Size,
 )
+from hf_rlhf.recipes.quickstart.budget import Plan
 from hf_rlhf.recipes.quickstart.replies import as_messages, judge_candidates, sample_candidates
+from hf_rlhf.recipes.quickstart.speed import Speed, measure_speed
 from hf_rlhf.recipes.quickstart.stages import run_stage
 from hf_rlhf.recipes.quickstart.training import remove_checkpoints, train_reward_model
 from hf_rlhf.records import read_json_lines, write_json_lines
@@ -66,7 +73,11 @@ COLORS = {"own": "#2a6fb0", "trl": "#d07a1f"}
 JUDGED_FILE = "judged.json"
 HALVES = SEARCH, RESULT = "search", "result"  # of the held-out messages: the search never sees those of the result
 SECONDS_TO_LOAD = 900  # allowed to a process besides three times its training
+SECONDS_TO_BEGIN = 20  # of a training process, besides loading its models twice: its imports and its end
+SECONDS_OF_LINE = 8.0  # between two lines of progress
 SEARCH_SEED = 1000  # none of those that are reported
+QUICK = {"minutes": 3.0, "search_minutes": 0.0, "snapshots": 8, "share": 0.4, "held_out_samples": 2}
+QUICK_ON_GPU = {"search_minutes": 0.0}
 
 # The search: first these for both sides. TRL's value model is a model of its own, all of whose weights are trained: a tenth
 # of the policy's learning rate to begin with.
@@ -150,6 +161,39 @@ class Experiment:
         (self.folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
+# Expected time
+
+
+def expected_seconds(experiment: Experiment, speed: Speed) -> dict[str, float]:
+    """Return the seconds of each stage, at this speed, in an empty folder. An iteration of TRL counts as two of hf_rlhf."""
+    args = experiment.quickstart
+    stages = Plan(args, speed).seconds
+    replies = experiment.held_out_samples * len(quickstart_prompts()["test"]) // len(HALVES)
+    judging = speed.load + speed.replies(replies, replies, args.max_completion_length) + 3 * replies * speed.forward
+    begin = 2 * speed.load + SECONDS_TO_BEGIN
+    tries = len(experiment.sides) * (len(POLICY_SETTINGS) + VARIANTS_TRIED if experiment.search_minutes else 0)
+    count = len(experiment.seeds) * len(experiment.sides)
+    # Snapshots grow further apart, and the first ones are due before an iteration can have ended.
+    reply = (stages[POLICY] - 2 * speed.load) / args.size.ppo_iterations / ROLLOUT_SIZE
+    iterations = max(experiment.seconds("own") / (reply * experiment.rollout_batch_size), 1.0)
+    snapshots = 1 + min(math.log(iterations) / -math.log(FIRST_SNAPSHOT), 1.0) * (experiment.snapshots - 1)
+    return {
+        "prepare": stages[CANDIDATES] + stages[REWARD_MODEL] + 6 * speed.load,
+        "search": tries * (60 * experiment.search_minutes + begin + 2 * judging),
+        "run": len(experiment.seeds) * sum(experiment.seconds(side) + begin for side in experiment.sides),
+        "judge": (1 + count * snapshots) * judging,
+        "plot": 2.0,
+    }
+
+
+def say_expected_time(experiment: Experiment, stages: Sequence[str]) -> None:
+    """Measure this machine and print how long the stages take."""
+    seconds = expected_seconds(experiment, measure_speed(experiment.quickstart))
+    parts = ", ".join(f"{stage} {duration(seconds[stage])}" for stage in stages)
+    total = duration(sum(seconds[stage] for stage in stages))
+    print(f"expected: about {total} ({parts}); what {experiment.folder} has already is not done again", flush=True)
+
+
 # prepare
 
 
@@ -166,7 +210,8 @@ def prepare(experiment: Experiment) -> None:
     for split, prompts in texts.items():
         experiment.write(f"{split}_prompts.json", prompts)
     run_stage(experiment.reward_models["trl"], settings, lambda scratch: _merge(experiment, scratch))
-    experiment.write("reward_model.json", agreement(experiment))
+    with progress_of(1, "     agreement of the adapter and the merged model"):
+        experiment.write("reward_model.json", agreement(experiment))
 
 
 def chat_text(text: str, tokenizer) -> str:
@@ -250,15 +295,35 @@ def train(experiment: Experiment, side: str, setting: Setting, seed: int, second
     python, environment = peer_process(experiment) if side == "trl" else own_process()
     command = [python, str(REPOSITORY / "benchmarks" / "workloads" / FILES[side]), str(folder / "task.json")]
     limit = 3 * seconds + SECONDS_TO_LOAD
+    name = f"train {folder.relative_to(experiment.folder)}"
     with (folder / "log.txt").open("w", encoding="utf-8") as log:
         try:
-            subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=environment, timeout=limit, check=True)
-            return None
-        except subprocess.TimeoutExpired:
-            return f"killed after {limit:.0f} s"
-        except (OSError, subprocess.CalledProcessError) as error:
-            log.write(f"\n{error}\n")
-    return (folder / "log.txt").read_text(encoding="utf-8", errors="replace").strip()[-2000:] or "no message"
+            with subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment) as process:
+                status = wait(process, name, folder / "log.txt", limit)
+        except OSError as error:
+            return str(error)
+    if status == 0:
+        return None
+    if status is None:
+        return f"killed after {limit:.0f} s"
+    said = (folder / "log.txt").read_text(encoding="utf-8", errors="replace").strip()
+    return f"{said[-2000:]}\nexit status {status}"
+
+
+def wait(process: subprocess.Popen, name: str, log: Path, limit: float) -> int | None:
+    """Print how far a run is every few seconds. Return its exit status, or None if `limit` seconds passed; it is killed."""
+    begun = time.monotonic()
+    try:
+        while (passed := time.monotonic() - begun) < limit:
+            try:
+                return process.wait(timeout=SECONDS_OF_LINE)
+            except subprocess.TimeoutExpired:
+                lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+                done = [line for line in lines if line.startswith(ITERATION)]
+                print(f"{name}: {done[-1] if done else f'before its first iteration, {passed:.0f} s'}", flush=True)
+        return None
+    finally:
+        process.kill()  # nothing where it has ended
 
 
 def own_process() -> tuple[str, dict[str, str]]:
@@ -302,11 +367,12 @@ def judge_run(experiment: Experiment, folder: Path, half: str, last: int | None 
     known, judging = read(file), experiment.judging(half)
     points = known["points"] if known and known["judging"] == judging else {}
     snapshots = read(folder / RESULT_FILE)["snapshots"]
-    for snapshot in snapshots[-last:] if last else snapshots:
+    for number, snapshot in enumerate(snapshots, start=1):
         key = str(snapshot["iteration"])
-        if key not in points:
+        if key not in points and (last is None or number > len(snapshots) - last):
             place = folder / "snapshots" / key
-            points[key] = {**snapshot, "folder": str(place), **measure(experiment, place, half)}
+            name = f"judge {folder.relative_to(experiment.folder)}, snapshot {number} of {len(snapshots)}"
+            points[key] = {**snapshot, "folder": str(place), **measure(experiment, place, half, name)}
             file.write_text(json.dumps({"judging": judging, "points": points}, indent=2) + "\n", encoding="utf-8")
     return sorted(points.values(), key=lambda point: point["seconds"])
 
@@ -315,7 +381,7 @@ def judge_start(experiment: Experiment) -> dict[str, Any]:
     """Return the first point of every curve: the model that training starts from."""
     known, judging = read(experiment.folder / "start.json"), experiment.judging(RESULT)
     if not known or known.get("judging") != judging:
-        known = {"judging": judging, "seconds": 0.0, **measure(experiment, None, RESULT)}
+        known = {"judging": judging, "seconds": 0.0, **measure(experiment, None, RESULT, "judge the start")}
         experiment.write("start.json", known)
     return known
 
@@ -325,12 +391,30 @@ def messages_of(texts: Sequence[str], half: str) -> Sequence[str]:
     return texts[HALVES.index(half) :: len(HALVES)]
 
 
-def measure(experiment: Experiment, adapter: Path | None, half: str) -> dict[str, float]:
+def measure(experiment: Experiment, adapter: Path | None, half: str, name: str) -> dict[str, float]:
     """Return means over replies to half of the held-out messages, and the standard error of the mean reward.
 
     The error is that of a mean over messages, since replies to the same message are alike.
     Replies of every snapshot are sampled with the same random numbers, which are others for the other half.
     """
+    prompts = messages_of(read(experiment.folder / "test_prompts.json")[: 4 if experiment.tiny else None], half)
+    samples = experiment.held_out_samples
+    with progress_of(len(prompts) * samples * experiment.quickstart.max_completion_length, name) as advance:
+        side = replies_of(experiment, adapter, [text for text in prompts for _ in range(samples)], half, advance)
+    rewards = torch.tensor(side.rewards).view(len(prompts), samples).mean(dim=1)  # of each message
+    return {
+        "reward": rewards.mean().item(),
+        "reward_error": (rewards.std() / len(prompts) ** 0.5).item(),
+        "kl": fmean(side.kl),
+        "annotator": fmean(side.judgements),
+        "finished": fmean(trajectory.completion.stopped for trajectory in side.trajectories),
+    }
+
+
+def replies_of(
+    experiment: Experiment, adapter: Path | None, prompts: Sequence[str], half: str, advance: Callable[[int], None]
+) -> Side:
+    """Return a reply to each prompt by the start, or with an adapter on it, and what the reward model gives it."""
     from peft import LoraConfig, PeftModel, get_peft_model
 
     args = experiment.quickstart
@@ -342,16 +426,11 @@ def measure(experiment: Experiment, adapter: Path | None, half: str) -> dict[str
     model.to(current_device())
     tokenizer = load_tokenizer(str(experiment.folder / "tokenizer"))
     scorer, reward_tokenizer = load_reward_model(str(experiment.reward_models["own"]), policy=model)
-    prompts = messages_of(read(experiment.folder / "test_prompts.json")[: 4 if experiment.tiny else None], half)
-    rows = [
-        {"prompt": text, "prompt_ids": tokenizer(text)["input_ids"]}
-        for text in prompts
-        for _ in range(experiment.held_out_samples)
-    ]
+    rows = [{"prompt": text, "prompt_ids": tokenizer(text)["input_ids"]} for text in prompts]
     annotator = CheerfulAnnotator()
-    side = measure_side(
+    return measure_side(
         model,
-        TransformersEngine(model, tokenizer),
+        TransformersEngine(model, tokenizer, on_tokens=advance),
         rows,
         args.sampling,
         [row_seed(args.seed, half, number) for number in range(len(rows))],
@@ -359,14 +438,6 @@ def measure(experiment: Experiment, adapter: Path | None, half: str) -> dict[str
         judge=lambda trajectory: annotator.score(trajectory.text, trajectory.completion.stopped),
         reward=LearnedReward(scorer, reward_tokenizer, device=current_device()),
     )
-    rewards = torch.tensor(side.rewards).view(len(prompts), -1).mean(dim=1)  # of each message
-    return {
-        "reward": rewards.mean().item(),
-        "reward_error": (rewards.std() / len(prompts) ** 0.5).item(),
-        "kl": fmean(side.kl),
-        "annotator": fmean(side.judgements),
-        "finished": fmean(trajectory.completion.stopped for trajectory in side.trajectories),
-    }
 
 
 # search
@@ -457,7 +528,7 @@ def words(setting: Setting) -> str:
     blocks = "all blocks" if setting.lora_layers == "all" else f"the last {setting.lora_layers} of the blocks"
     value = setting.value_learning_rate
     parts = [
-        f"learning rate {setting.learning_rate:g}" + ("" if value is None else f" (critic {value:g})"),
+        f"learning rate {setting.learning_rate:g}{'' if value is None else f' (critic {value:g})'}",
         f"{setting.num_ppo_epochs} epochs of {setting.num_mini_batches} minibatches",
         f"LoRA on {blocks}",
         *(["critic an adapter"] if setting.critic == "adapter" else []),
@@ -680,7 +751,9 @@ def draw(summary: dict[str, Any], file: Path) -> None:
         for points in curves:
             rewards = [point["reward"] for point in points]
             seconds, errors = ([point[name] for point in points] for name in ("seconds", "reward_error"))
-            low, high = ([reward + sign * error for reward, error in zip(rewards, errors, strict=True)] for sign in (-1, 1))
+            low, high = (
+                [reward + sign * error for reward, error in zip(rewards, errors, strict=True)] for sign in (-1, 1)
+            )
             over_time.plot(seconds, rewards, color=color, alpha=0.3, linewidth=1)
             over_time.fill_between(seconds, low, high, color=color, alpha=0.08, linewidth=0)
             over_kl.plot([point["kl"] for point in points], rewards, color=color, alpha=0.45, linewidth=1, marker=".")
@@ -711,7 +784,8 @@ def draw(summary: dict[str, Any], file: Path) -> None:
         over_kl.axvline(summary["kl_bound"], color="#555555", linestyle=":", linewidth=0.9, zorder=0)
         low = over_kl.get_ylim()[0]
         over_kl.text(summary["kl_bound"], low, "bound ", ha="right", va="bottom", color="#555555", fontsize=9)
-    over_time.legend(frameon=False, loc="lower right", title="thin: seeds ± standard error; thick: their median", title_fontsize=9)
+    title = "thin: seeds ± standard error; thick: their median"
+    over_time.legend(frameon=False, loc="lower right", title=title, title_fontsize=9)
     figure.savefig(file, dpi=120)
 
 
@@ -753,8 +827,13 @@ def parse() -> tuple[Experiment, list[str]]:
     parser.add_argument("--kl_coef", type=float, default=0.03)
     parser.add_argument("--level", type=float, default=0.6, help="share of the gain that has to be reached")
     parser.add_argument("--kl_bound", type=float, default=12.0, help="nats a reply")
+    parser.add_argument(
+        "--quick", action="store_true", help="other defaults: no search, and three seeds in 45 minutes on two cores"
+    )
     parser.add_argument("--tiny", action="store_true", help="every part in two minutes, with a model of random weights")
     parser.add_argument("--output_dir", type=Path, default=Path("runs/time_to_reward"))
+    if parser.parse_known_args()[0].quick:
+        parser.set_defaults(**(QUICK_ON_GPU if on_gpu else QUICK))
     args = parser.parse_args()
     if args.snapshots < 2:
         parser.error(f"--snapshots {args.snapshots} is invalid: a curve has 2 or more")
@@ -786,6 +865,8 @@ def main() -> None:
     experiment, stages = parse()
     if experiment.peer is None:
         print("TRL is left out: it needs --peer_python or --peer_path", flush=True)
+    if stages != ["plot"]:
+        say_expected_time(experiment, stages)
     for stage in stages:
         print(f"stage {stage}", flush=True)
         {"prepare": prepare, "search": search, "run": run, "judge": judge, "plot": plot}[stage](experiment)

@@ -106,6 +106,31 @@ def test_what_was_judged_with_other_settings_is_judged_again(script, change):
     assert before != script.Experiment(**values).judging(script.SEARCH)
 
 
+def test_a_run_says_how_far_it_is_and_is_killed_at_its_limit(script, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(script, "SECONDS_OF_LINE", 0.1)
+    log = tmp_path / "log.txt"
+    log.write_text("iteration 1, 5 of 20 s\nupdate 3\n")
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]) as process:
+        assert script.wait(process, "run", log, limit=0.4) is None
+    assert process.returncode
+    assert capsys.readouterr().out.splitlines()[0] == "run: iteration 1, 5 of 20 s"
+    with subprocess.Popen([sys.executable, "-c", "raise SystemExit(3)"]) as process:
+        assert script.wait(process, "run", log, limit=60) == 3
+
+
+def test_the_expected_time_is_the_training_and_what_surrounds_it(script, tmp_path):
+    values = dict.fromkeys(script.Experiment.__dataclass_fields__) | {"folder": tmp_path, "model": "model"}
+    values |= {"peer": ("python", None), "seeds": [0, 1, 2], "peer_minutes": 6.0, "rollout_batch_size": 32}
+    experiment = script.Experiment(**(values | script.QUICK))
+    speed = script.Speed(load=2.0, prompt=0.05, step=0.1, token=0.005, forward=0.05, update=0.2)
+    seconds = script.expected_seconds(experiment, speed)
+    assert seconds["search"] == 0
+    assert seconds["run"] == 3 * (180 + 360) + 6 * (2 * 2.0 + script.SECONDS_TO_BEGIN)
+    # 48 replies of 32 tokens: 2 s to load, 2.4 + 32 * (0.1 + 48 * 0.005) to sample, 3 * 48 * 0.05 to judge
+    assert 1 + 6 < seconds["judge"] / 22.48 < 1 + 6 * 8
+    assert 40 < sum(seconds.values()) / 60 < 50
+
+
 def test_sides_take_turns_in_beginning(script):
     names = dict.fromkeys(script.Experiment.__dataclass_fields__)
     experiment = script.Experiment(**{**names, "peer": ("python", None), "seeds": [0, 1, 2]})
