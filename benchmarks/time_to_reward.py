@@ -73,6 +73,7 @@ COLORS = {"own": "#2a6fb0", "trl": "#d07a1f"}
 JUDGED_FILE = "judged.json"
 HALVES = SEARCH, RESULT = "search", "result"  # of the held-out messages: the search never sees those of the result
 SECONDS_TO_LOAD = 900  # allowed to a process besides three times its training
+TINY_MESSAGES = 4  # held-out ones, with --tiny
 SECONDS_TO_BEGIN = 20  # of a training process, besides loading its models twice: its imports and its end
 SECONDS_OF_LINE = 8.0  # between two lines of progress
 SEARCH_SEED = 1000  # none of those that are reported
@@ -168,10 +169,11 @@ def expected_seconds(experiment: Experiment, speed: Speed) -> dict[str, float]:
     """Return the seconds of each stage, at this speed, in an empty folder. An iteration of TRL counts as two of hf_rlhf."""
     args = experiment.quickstart
     stages = Plan(args, speed).seconds
-    replies = experiment.held_out_samples * len(quickstart_prompts()["test"]) // len(HALVES)
+    messages = TINY_MESSAGES if experiment.tiny else len(quickstart_prompts()["test"])
+    replies = experiment.held_out_samples * messages // len(HALVES)
     judging = speed.load + speed.replies(replies, replies, args.max_completion_length) + 3 * replies * speed.forward
     begin = 2 * speed.load + SECONDS_TO_BEGIN
-    tries = len(experiment.sides) * (len(POLICY_SETTINGS) + VARIANTS_TRIED if experiment.search_minutes else 0)
+    tries = len(experiment.sides) * (2 if experiment.tiny else len(POLICY_SETTINGS) + VARIANTS_TRIED)
     count = len(experiment.seeds) * len(experiment.sides)
     # Snapshots grow further apart, and the first ones are due before an iteration can have ended.
     reply = (stages[POLICY] - 2 * speed.load) / args.size.ppo_iterations / ROLLOUT_SIZE
@@ -179,7 +181,7 @@ def expected_seconds(experiment: Experiment, speed: Speed) -> dict[str, float]:
     snapshots = 1 + min(math.log(iterations) / -math.log(FIRST_SNAPSHOT), 1.0) * (experiment.snapshots - 1)
     return {
         "prepare": stages[CANDIDATES] + stages[REWARD_MODEL] + 6 * speed.load,
-        "search": tries * (60 * experiment.search_minutes + begin + 2 * judging),
+        "search": tries * (60 * experiment.search_minutes + begin + 2 * judging) if experiment.search_minutes else 0.0,
         "run": len(experiment.seeds) * sum(experiment.seconds(side) + begin for side in experiment.sides),
         "judge": (1 + count * snapshots) * judging,
         "plot": 2.0,
@@ -209,8 +211,8 @@ def prepare(experiment: Experiment) -> None:
     texts = {split: [chat_text(text, tokenizer) for text in texts] for split, texts in quickstart_prompts().items()}
     for split, prompts in texts.items():
         experiment.write(f"{split}_prompts.json", prompts)
-    run_stage(experiment.reward_models["trl"], settings, lambda scratch: _merge(experiment, scratch))
-    with progress_of(1, "     agreement of the adapter and the merged model"):
+    with progress_of(1, "     merging the reward model, and how well both forms agree"):
+        run_stage(experiment.reward_models["trl"], settings, lambda scratch: _merge(experiment, scratch))
         experiment.write("reward_model.json", agreement(experiment))
 
 
@@ -397,7 +399,8 @@ def measure(experiment: Experiment, adapter: Path | None, half: str, name: str) 
     The error is that of a mean over messages, since replies to the same message are alike.
     Replies of every snapshot are sampled with the same random numbers, which are others for the other half.
     """
-    prompts = messages_of(read(experiment.folder / "test_prompts.json")[: 4 if experiment.tiny else None], half)
+    held_out = read(experiment.folder / "test_prompts.json")
+    prompts = messages_of(held_out[:TINY_MESSAGES] if experiment.tiny else held_out, half)
     samples = experiment.held_out_samples
     with progress_of(len(prompts) * samples * experiment.quickstart.max_completion_length, name) as advance:
         side = replies_of(experiment, adapter, [text for text in prompts for _ in range(samples)], half, advance)
