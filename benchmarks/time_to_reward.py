@@ -72,8 +72,8 @@ FILES = {"own": "own_to_reward.py", "trl": "trl_to_reward.py"}
 COLORS = {"own": "#2a6fb0", "trl": "#d07a1f"}
 JUDGED_FILE = "judged.json"
 HALVES = SEARCH, RESULT = "search", "result"  # of the held-out messages: the search never sees those of the result
-SECONDS_TO_LOAD = 900  # allowed to a process besides three times its training
 TINY_MESSAGES = 4  # held-out ones, with --tiny
+SECONDS_TO_LOAD = 900  # allowed to a process besides three times its training
 SECONDS_TO_BEGIN = 20  # of a training process, besides loading its models twice: its imports and its end
 SECONDS_OF_LINE = 8.0  # between two lines of progress
 SEARCH_SEED = 1000  # none of those that are reported
@@ -312,17 +312,18 @@ def train(experiment: Experiment, side: str, setting: Setting, seed: int, second
     return f"{said[-2000:]}\nexit status {status}"
 
 
-def wait(process: subprocess.Popen, name: str, log: Path, limit: float) -> int | None:
+def wait(process: subprocess.Popen[bytes], name: str, log: Path, limit: float) -> int | None:
     """Print how far a run is every few seconds. Return its exit status, or None if `limit` seconds passed; it is killed."""
     begun = time.monotonic()
     try:
-        while (passed := time.monotonic() - begun) < limit:
+        while time.monotonic() - begun < limit:
             try:
                 return process.wait(timeout=SECONDS_OF_LINE)
             except subprocess.TimeoutExpired:
+                passed = time.monotonic() - begun
                 lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
                 done = [line for line in lines if line.startswith(ITERATION)]
-                print(f"{name}: {done[-1] if done else f'before its first iteration, {passed:.0f} s'}", flush=True)
+                print(f"{name}, {passed:.0f} s: {done[-1] if done else 'before its first iteration'}", flush=True)
         return None
     finally:
         process.kill()  # nothing where it has ended

@@ -55,7 +55,8 @@ def main() -> None:
     if (version := importlib.metadata.version("trl")) != VERSION:
         raise SystemExit(f"trl {version} is here, and trl {VERSION} is compared; check --peer_python and --peer_path")
     task = Task.from_command_line()
-    set_seed(task.seed)  # of LoRA's start, and of NumPy, whose numbers order TRL's minibatches and which TRL never seeds
+    # Before LoRA's random start. NumPy orders TRL's minibatches, and TRL never seeds it.
+    set_seed(task.seed)
     setting = task.setting
     dtype = getattr(torch, task.dtype)
     tokenizer = AutoTokenizer.from_pretrained(task.tokenizer, padding_side="left")

@@ -100,7 +100,11 @@ def test_the_search_and_the_result_are_judged_on_different_messages_of_the_same_
 
 @pytest.mark.parametrize("change", [{"dtype": "bfloat16"}, {"model": "other"}, {"held_out_samples": 3}, {"share": 0.5}])
 def test_what_was_judged_with_other_settings_is_judged_again(script, change):
-    values = dict.fromkeys(script.Experiment.__dataclass_fields__) | {"dtype": "float32", "model": "model", "share": 1.0}
+    values = dict.fromkeys(script.Experiment.__dataclass_fields__) | {
+        "dtype": "float32",
+        "model": "model",
+        "share": 1.0,
+    }
     before, after = (script.Experiment(**(values | changes)).judging(script.RESULT) for changes in ({}, change))
     assert before != after
     assert before != script.Experiment(**values).judging(script.SEARCH)
@@ -113,7 +117,7 @@ def test_a_run_says_how_far_it_is_and_is_killed_at_its_limit(script, monkeypatch
     with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]) as process:
         assert script.wait(process, "run", log, limit=0.4) is None
     assert process.returncode
-    assert capsys.readouterr().out.splitlines()[0] == "run: iteration 1, 5 of 20 s"
+    assert capsys.readouterr().out.splitlines()[0] == "run, 0 s: iteration 1, 5 of 20 s"
     with subprocess.Popen([sys.executable, "-c", "raise SystemExit(3)"]) as process:
         assert script.wait(process, "run", log, limit=60) == 3
 
