@@ -1,6 +1,7 @@
 """Seconds and memory that hf_rlhf's PPO and TRL's last one take until held-out replies earn the same reward.
 
     python benchmarks/time_to_reward.py --peer_python .venv-trl/bin/python             # three hours on two cores
+    python benchmarks/time_to_reward.py --peer_python .venv-trl/bin/python --quick     # 45 minutes on two cores
     python benchmarks/time_to_reward.py --peer_path /opt/trl-1.12 --model /models/smollm2-135m-instruct     # on a GPU
     python benchmarks/time_to_reward.py --stage judge plot --kl_bound 8                # from runs that are there
 
@@ -8,7 +9,7 @@ Stages: `prepare` samples replies, has the quickstart's annotator compare them a
 for the best settings of each side, `run` trains every seed with them, sides in turn, `judge` samples replies to held-out
 messages from every snapshot, and `plot` writes the table and the picture. All is kept in `output_dir`, and what is there for
 the same flags is not done again. Only training counts as time: a run's clock begins at `train()` and stands still while a
-snapshot is saved.
+snapshot is saved. The search is judged on one half of the held-out messages and the result on the other.
 
 The level is fixed before anybody looks: the reward of the start and `level` of the way to the reward with which the better
 side ends (the mean of its last two snapshots, the median of its seeds). A snapshot whose KL to the start is above `kl_bound`
@@ -18,9 +19,11 @@ counts neither for that end nor as having reached the level.
 import argparse
 import itertools
 import json
+import math
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -34,23 +37,27 @@ from ppo_against_trl import lora_arguments
 
 sys.path.append(str(Path(__file__).parent / "workloads"))
 
-from task import RESULT_FILE, Setting, Task
+from task import FIRST_SNAPSHOT, ITERATION, RESULT_FILE, Setting, Task
 
 from hf_rlhf.data.quickstart import quickstart_prompts
-from hf_rlhf.evaluation.before_after import measure_side
+from hf_rlhf.evaluation.before_after import Side, measure_side
 from hf_rlhf.feedback.simulate import CheerfulAnnotator
 from hf_rlhf.models.load import EMBEDDED_MODEL, load_causal_lm, load_tokenizer, resolve_model
 from hf_rlhf.models.precision import current_device, native_dtype
 from hf_rlhf.models.reward_model import load_reward_model
-from hf_rlhf.progress import quiet_libraries
+from hf_rlhf.progress import duration, progress_of, quiet_libraries
 from hf_rlhf.recipes.quickstart.arguments import (
     CANDIDATES,
+    POLICY,
     PREFERENCES,
     REWARD_MODEL,
+    ROLLOUT_SIZE,
     QuickstartArguments,
     Size,
 )
+from hf_rlhf.recipes.quickstart.budget import Plan
 from hf_rlhf.recipes.quickstart.replies import as_messages, judge_candidates, sample_candidates
+from hf_rlhf.recipes.quickstart.speed import Speed, measure_speed
 from hf_rlhf.recipes.quickstart.stages import run_stage
 from hf_rlhf.recipes.quickstart.training import remove_checkpoints, train_reward_model
 from hf_rlhf.records import read_json_lines, write_json_lines
@@ -64,8 +71,14 @@ NAMES = {"own": "hf_rlhf", "trl": "TRL 1.12.0"}
 FILES = {"own": "own_to_reward.py", "trl": "trl_to_reward.py"}
 COLORS = {"own": "#2a6fb0", "trl": "#d07a1f"}
 JUDGED_FILE = "judged.json"
+HALVES = SEARCH, RESULT = "search", "result"  # of the held-out messages: the search never sees those of the result
+TINY_MESSAGES = 4  # held-out ones, with --tiny
 SECONDS_TO_LOAD = 900  # allowed to a process besides three times its training
+SECONDS_TO_BEGIN = 20  # of a training process, besides loading its models twice: its imports and its end
+SECONDS_OF_LINE = 8.0  # between two lines of progress
 SEARCH_SEED = 1000  # none of those that are reported
+QUICK = {"minutes": 3.0, "search_minutes": 0.0, "snapshots": 8, "share": 0.4, "held_out_samples": 2}
+QUICK_ON_GPU = {"search_minutes": 0.0}
 
 # The search: first these for both sides. TRL's value model is a model of its own, all of whose weights are trained: a tenth
 # of the policy's learning rate to begin with.
@@ -75,12 +88,13 @@ POLICY_SETTINGS = [
     Setting(learning_rate=1e-3, lora_layers="0.25"),
     Setting(learning_rate=2e-3, lora_layers="0.25"),
 ]
-VALUE_RATE = {"own": 1.0, "trl": 0.1}  # times the policy's
-# Then these changes of the best one.
+VALUE_RATE = {"own": 1.0, "trl": 0.1}  # of the critic or the value model, times the policy's
+# Then the first three of these changes of the best one that change something: float32 is no change where all is float32.
 VARIANTS: dict[str, list[dict[str, Any]]] = {
-    "own": [{"num_mini_batches": 4}, {"critic": "adapter"}],
-    "trl": [{"num_mini_batches": 4}, {"value_dtype": "float32"}, {"value_learning_rate": None}],
+    "own": [{"num_mini_batches": 4}, {"critic": "adapter"}, {"value_rate": 4.0}],
+    "trl": [{"num_mini_batches": 4}, {"value_dtype": "float32"}, {"value_rate": 1.0}, {"value_rate": 0.3}],
 }
+VARIANTS_TRIED = 3  # on each side
 
 
 @dataclass(frozen=True)
@@ -124,10 +138,15 @@ class Experiment:
         """Settings that decide what the reward model is."""
         return {name: value for name, value in asdict(self.quickstart).items() if name != "output_dir"}
 
-    @property
-    def judging(self) -> dict[str, Any]:
-        """Settings that decide what a snapshot is given; another one is judged anew."""
-        return {"held_out_samples": self.held_out_samples, "feedback": self.feedback}
+    def judging(self, half: str) -> dict[str, Any]:
+        """Return the settings that decide what a snapshot is given; with others it is judged again."""
+        return {
+            "messages": half,
+            "held_out_samples": self.held_out_samples,
+            "model": self.model,
+            "dtype": self.dtype,
+            "feedback": self.feedback,
+        }
 
     @property
     def reward_models(self) -> dict[str, Path]:
@@ -141,6 +160,40 @@ class Experiment:
     def write(self, name: str, content: Any) -> None:
         """Write a JSON file of the experiment."""
         (self.folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+# Expected time
+
+
+def expected_seconds(experiment: Experiment, speed: Speed) -> dict[str, float]:
+    """Return the seconds of each stage, at this speed, in an empty folder. An iteration of TRL counts as two of hf_rlhf."""
+    args = experiment.quickstart
+    stages = Plan(args, speed).seconds
+    messages = TINY_MESSAGES if experiment.tiny else len(quickstart_prompts()["test"])
+    replies = experiment.held_out_samples * messages // len(HALVES)
+    judging = speed.load + speed.replies(replies, replies, args.max_completion_length) + 3 * replies * speed.forward
+    begin = 2 * speed.load + SECONDS_TO_BEGIN
+    tries = len(experiment.sides) * (2 if experiment.tiny else len(POLICY_SETTINGS) + VARIANTS_TRIED)
+    count = len(experiment.seeds) * len(experiment.sides)
+    # Snapshots grow further apart, and the first ones are due before an iteration can have ended.
+    reply = (stages[POLICY] - 2 * speed.load) / args.size.ppo_iterations / ROLLOUT_SIZE
+    iterations = max(experiment.seconds("own") / (reply * experiment.rollout_batch_size), 1.0)
+    snapshots = 1 + min(math.log(iterations) / -math.log(FIRST_SNAPSHOT), 1.0) * (experiment.snapshots - 1)
+    return {
+        "prepare": stages[CANDIDATES] + stages[REWARD_MODEL] + 6 * speed.load,
+        "search": tries * (60 * experiment.search_minutes + begin + 2 * judging) if experiment.search_minutes else 0.0,
+        "run": len(experiment.seeds) * sum(experiment.seconds(side) + begin for side in experiment.sides),
+        "judge": (1 + count * snapshots) * judging,
+        "plot": 2.0,
+    }
+
+
+def say_expected_time(experiment: Experiment, stages: Sequence[str]) -> None:
+    """Measure this machine and print how long the stages take."""
+    seconds = expected_seconds(experiment, measure_speed(experiment.quickstart))
+    parts = ", ".join(f"{stage} {duration(seconds[stage])}" for stage in stages)
+    total = duration(sum(seconds[stage] for stage in stages))
+    print(f"expected: about {total} ({parts}); what {experiment.folder} has already is not done again", flush=True)
 
 
 # prepare
@@ -158,8 +211,9 @@ def prepare(experiment: Experiment) -> None:
     texts = {split: [chat_text(text, tokenizer) for text in texts] for split, texts in quickstart_prompts().items()}
     for split, prompts in texts.items():
         experiment.write(f"{split}_prompts.json", prompts)
-    run_stage(experiment.reward_models["trl"], settings, lambda scratch: _merge(experiment, scratch))
-    experiment.write("reward_model.json", agreement(experiment))
+    with progress_of(1, "     merging the reward model, and how well both forms agree"):
+        run_stage(experiment.reward_models["trl"], settings, lambda scratch: _merge(experiment, scratch))
+        experiment.write("reward_model.json", agreement(experiment))
 
 
 def chat_text(text: str, tokenizer) -> str:
@@ -243,15 +297,36 @@ def train(experiment: Experiment, side: str, setting: Setting, seed: int, second
     python, environment = peer_process(experiment) if side == "trl" else own_process()
     command = [python, str(REPOSITORY / "benchmarks" / "workloads" / FILES[side]), str(folder / "task.json")]
     limit = 3 * seconds + SECONDS_TO_LOAD
+    name = f"train {folder.relative_to(experiment.folder)}"
     with (folder / "log.txt").open("w", encoding="utf-8") as log:
         try:
-            subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=environment, timeout=limit, check=True)
-            return None
-        except subprocess.TimeoutExpired:
-            return f"killed after {limit:.0f} s"
-        except (OSError, subprocess.CalledProcessError) as error:
-            log.write(f"\n{error}\n")
-    return (folder / "log.txt").read_text(encoding="utf-8", errors="replace").strip()[-2000:] or "no message"
+            with subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment) as process:
+                status = wait(process, name, folder / "log.txt", limit)
+        except OSError as error:
+            return str(error)
+    if status == 0:
+        return None
+    if status is None:
+        return f"killed after {limit:.0f} s"
+    said = (folder / "log.txt").read_text(encoding="utf-8", errors="replace").strip()
+    return f"{said[-2000:]}\nexit status {status}"
+
+
+def wait(process: subprocess.Popen[bytes], name: str, log: Path, limit: float) -> int | None:
+    """Print how far a run is every few seconds. Return its exit status, or None if `limit` seconds passed; it is killed."""
+    begun = time.monotonic()
+    try:
+        while time.monotonic() - begun < limit:
+            try:
+                return process.wait(timeout=SECONDS_OF_LINE)
+            except subprocess.TimeoutExpired:
+                passed = time.monotonic() - begun
+                lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+                done = [line for line in lines if line.startswith(ITERATION)]
+                print(f"{name}, {passed:.0f} s: {done[-1] if done else 'before its first iteration'}", flush=True)
+        return None
+    finally:
+        process.kill()  # nothing where it has ended
 
 
 def own_process() -> tuple[str, dict[str, str]]:
@@ -289,34 +364,61 @@ def read(file: Path) -> Any:
 # judge
 
 
-def judge_run(experiment: Experiment, folder: Path, last: int | None = None) -> list[dict[str, Any]]:
-    """Return the points of a run's curve: its snapshots (the last so many of them), judged once."""
+def judge_run(experiment: Experiment, folder: Path, half: str, last: int | None = None) -> list[dict[str, Any]]:
+    """Return the points of a run's curve: its snapshots (the last so many of them), judged once on a half of the messages."""
     file = folder / JUDGED_FILE
-    known = read(file)
-    points = known["points"] if known and known["judging"] == experiment.judging else {}
+    known, judging = read(file), experiment.judging(half)
+    points = known["points"] if known and known["judging"] == judging else {}
     snapshots = read(folder / RESULT_FILE)["snapshots"]
-    for snapshot in snapshots[-last:] if last else snapshots:
+    for number, snapshot in enumerate(snapshots, start=1):
         key = str(snapshot["iteration"])
-        if key not in points:
+        if key not in points and (last is None or number > len(snapshots) - last):
             place = folder / "snapshots" / key
-            points[key] = {**snapshot, "folder": str(place), **measure(experiment, place)}
-            file.write_text(
-                json.dumps({"judging": experiment.judging, "points": points}, indent=2) + "\n", encoding="utf-8"
-            )
+            name = f"judge {folder.relative_to(experiment.folder)}, snapshot {number} of {len(snapshots)}"
+            points[key] = {**snapshot, "folder": str(place), **measure(experiment, place, half, name)}
+            file.write_text(json.dumps({"judging": judging, "points": points}, indent=2) + "\n", encoding="utf-8")
     return sorted(points.values(), key=lambda point: point["seconds"])
 
 
 def judge_start(experiment: Experiment) -> dict[str, Any]:
     """Return the first point of every curve: the model that training starts from."""
-    known = read(experiment.folder / "start.json")
-    if not known or known.get("judging") != experiment.judging:
-        known = {"judging": experiment.judging, "seconds": 0.0, **measure(experiment, None)}
+    known, judging = read(experiment.folder / "start.json"), experiment.judging(RESULT)
+    if not known or known.get("judging") != judging:
+        known = {"judging": judging, "seconds": 0.0, **measure(experiment, None, RESULT, "judge the start")}
         experiment.write("start.json", known)
     return known
 
 
-def measure(experiment: Experiment, adapter: Path | None) -> dict[str, float]:
-    """Return means over replies to the held-out messages, sampled with the same random numbers from every snapshot."""
+def messages_of(texts: Sequence[str], half: str) -> Sequence[str]:
+    """Return the held-out messages of a half: one of the two on each topic, which follow each other in the list."""
+    return texts[HALVES.index(half) :: len(HALVES)]
+
+
+def measure(experiment: Experiment, adapter: Path | None, half: str, name: str) -> dict[str, float]:
+    """Return means over replies to half of the held-out messages, and the standard error of the mean reward.
+
+    The error is that of a mean over messages, since replies to the same message are alike.
+    Replies of every snapshot are sampled with the same random numbers, which are others for the other half.
+    """
+    held_out = read(experiment.folder / "test_prompts.json")
+    prompts = messages_of(held_out[:TINY_MESSAGES] if experiment.tiny else held_out, half)
+    samples = experiment.held_out_samples
+    with progress_of(len(prompts) * samples * experiment.quickstart.max_completion_length, name) as advance:
+        side = replies_of(experiment, adapter, [text for text in prompts for _ in range(samples)], half, advance)
+    rewards = torch.tensor(side.rewards).view(len(prompts), samples).mean(dim=1)  # of each message
+    return {
+        "reward": rewards.mean().item(),
+        "reward_error": (rewards.std() / len(prompts) ** 0.5).item(),
+        "kl": fmean(side.kl),
+        "annotator": fmean(side.judgements),
+        "finished": fmean(trajectory.completion.stopped for trajectory in side.trajectories),
+    }
+
+
+def replies_of(
+    experiment: Experiment, adapter: Path | None, prompts: Sequence[str], half: str, advance: Callable[[int], None]
+) -> Side:
+    """Return a reply to each prompt by the start, or with an adapter on it, and what the reward model gives it."""
     from peft import LoraConfig, PeftModel, get_peft_model
 
     args = experiment.quickstart
@@ -328,31 +430,18 @@ def measure(experiment: Experiment, adapter: Path | None) -> dict[str, float]:
     model.to(current_device())
     tokenizer = load_tokenizer(str(experiment.folder / "tokenizer"))
     scorer, reward_tokenizer = load_reward_model(str(experiment.reward_models["own"]), policy=model)
-    prompts = read(experiment.folder / "test_prompts.json")[: 4 if experiment.tiny else None]
-    rows = [
-        {"prompt": text, "prompt_ids": tokenizer(text)["input_ids"]}
-        for text in prompts
-        for _ in range(experiment.held_out_samples)
-    ]
+    rows = [{"prompt": text, "prompt_ids": tokenizer(text)["input_ids"]} for text in prompts]
     annotator = CheerfulAnnotator()
-    side = measure_side(
+    return measure_side(
         model,
-        TransformersEngine(model, tokenizer),
+        TransformersEngine(model, tokenizer, on_tokens=advance),
         rows,
         args.sampling,
-        [row_seed(args.seed, "evaluation", number) for number in range(len(rows))],
+        [row_seed(args.seed, half, number) for number in range(len(rows))],
         adapter=adapter is not None,
         judge=lambda trajectory: annotator.score(trajectory.text, trajectory.completion.stopped),
         reward=LearnedReward(scorer, reward_tokenizer, device=current_device()),
     )
-    rewards = torch.tensor(side.rewards)
-    return {
-        "reward": rewards.mean().item(),
-        "reward_error": (rewards.std() / len(rows) ** 0.5).item(),
-        "kl": fmean(side.kl),
-        "annotator": fmean(side.judgements),
-        "finished": fmean(trajectory.completion.stopped for trajectory in side.trajectories),
-    }
 
 
 # search
@@ -361,27 +450,49 @@ def measure(experiment: Experiment, adapter: Path | None) -> dict[str, float]:
 def search(experiment: Experiment) -> dict[str, Any]:
     """Try settings on each side for the same short time, and keep the one whose replies earn most within the KL bound.
 
-    First `POLICY_SETTINGS`, the same on both sides; then the `VARIANTS` of the best one. Without time for a search, each
-    side takes the first setting.
+    First `POLICY_SETTINGS`, the same on both sides; then as many `VARIANTS` of the best one on each side. Without time for
+    a search, each side takes what an earlier search left in settings.json, or the first setting.
     """
-    found: dict[str, Any] = {}
+    found: dict[str, Any] = read(experiment.folder / "settings.json") or {}
     for side in experiment.sides:
-        rate = VALUE_RATE[side]
-        settings = [
-            replace(setting, value_learning_rate=None if rate == 1 else setting.learning_rate * rate)
-            for setting in (POLICY_SETTINGS[:1] if experiment.tiny else POLICY_SETTINGS)
-        ]
+        settings = [changed(setting, experiment.dtype, value_rate=VALUE_RATE[side]) for setting in POLICY_SETTINGS]
         if not experiment.search_minutes:
-            found[side] = {"setting": asdict(settings[0]), "tried": []}
+            found.setdefault(side, {"setting": asdict(settings[0]), "tried": []})
+            print(f"no search, {NAMES[side]}: {words(Setting(**found[side]['setting']))}", flush=True)
             continue
-        tried = [attempt(experiment, side, setting) for setting in settings]
-        start = best(tried, experiment.kl_bound)
-        variants = VARIANTS[side][:1] if experiment.tiny else VARIANTS[side]
-        tried += [attempt(experiment, side, replace(Setting(**start["setting"]), **change)) for change in variants]
+        tried = [attempt(experiment, side, setting) for setting in (settings[:1] if experiment.tiny else settings)]
+        variants = variants_of(side, Setting(**best(tried, experiment.kl_bound)["setting"]), experiment.dtype)
+        tried += [attempt(experiment, side, setting) for setting in (variants[:1] if experiment.tiny else variants)]
         found[side] = {"setting": best(tried, experiment.kl_bound)["setting"], "tried": tried}
         experiment.write("settings.json", found)
     experiment.write("settings.json", found)
     return found
+
+
+def variants_of(side: str, setting: Setting, dtype: str) -> list[Setting]:
+    """Return the changes of a setting that a side tries: `VARIANTS_TRIED`, without repeats."""
+    variants = []
+    for change in VARIANTS[side]:
+        variant = changed(setting, dtype, **change)
+        if variant != setting and variant not in variants:
+            variants.append(variant)
+    return variants[:VARIANTS_TRIED]
+
+
+def changed(setting: Setting, dtype: str, value_rate: float | None = None, **fields: Any) -> Setting:
+    """Return a setting with other fields, in which None stands for the policy's own rate and dtype.
+
+    Args:
+        setting: the one to change.
+        dtype: of the policy.
+        value_rate: learning rate of the critic or the value model, times the policy's; None leaves it.
+        fields: of the setting.
+    """
+    setting = replace(setting, **fields)
+    if value_rate is not None:
+        rate = None if value_rate == 1 else setting.learning_rate * value_rate
+        setting = replace(setting, value_learning_rate=rate)
+    return replace(setting, value_dtype=None) if setting.value_dtype == dtype else setting
 
 
 def attempt(experiment: Experiment, side: str, setting: Setting) -> dict[str, Any]:
@@ -397,7 +508,7 @@ def attempt(experiment: Experiment, side: str, setting: Setting) -> dict[str, An
         "kl": None,
     }
     if failure is None:
-        points = judge_run(experiment, folder, last=2)[-2:]
+        points = judge_run(experiment, folder, SEARCH, last=2)[-2:]
         outcome |= {name: fmean(point[name] for point in points) for name in ("reward", "kl")}
         outcome["iterations"] = read(folder / RESULT_FILE)["iterations"]
     shown = f"failed: {failure}" if failure else f"reward {outcome['reward']:.2f}, KL {outcome['kl']:.1f}"
@@ -421,8 +532,7 @@ def words(setting: Setting) -> str:
     blocks = "all blocks" if setting.lora_layers == "all" else f"the last {setting.lora_layers} of the blocks"
     value = setting.value_learning_rate
     parts = [
-        f"learning rate {setting.learning_rate:g}",
-        *([] if value is None else [f"value model {value:g}"]),
+        f"learning rate {setting.learning_rate:g}{'' if value is None else f' (critic {value:g})'}",
         f"{setting.num_ppo_epochs} epochs of {setting.num_mini_batches} minibatches",
         f"LoRA on {blocks}",
         *(["critic an adapter"] if setting.critic == "adapter" else []),
@@ -471,7 +581,7 @@ def judge(experiment: Experiment) -> None:
     start = judge_start(experiment)
     print(f"judge, start: reward {start['reward']:.2f}", flush=True)
     for side, seed in runs(experiment):
-        points = judge_run(experiment, run_folder(experiment, side, seed))
+        points = judge_run(experiment, run_folder(experiment, side, seed), RESULT)
         curve = ", ".join(f"{point['reward']:.2f}" for point in points)
         print(f"judge, {NAMES[side]}, seed {seed}: {curve}", flush=True)
 
@@ -480,20 +590,24 @@ def judge(experiment: Experiment) -> None:
 
 
 class Reached(NamedTuple):
-    """When a curve reaches the level."""
+    """When a curve reaches the level, and the KL and the standard error of the reward there."""
 
     seconds: float
     kl: float
+    reward_error: float
 
 
 def reached(points: Sequence[dict[str, Any]], level: float, kl_bound: float) -> Reached | None:
-    """Return when a curve first has a reward of `level` at a KL of at most `kl_bound`, on lines between its points."""
+    """Return when a curve first has a reward of `level` at a KL of at most `kl_bound`, on lines between its points.
+
+    The standard error is on the line too: snapshots answer the same messages, so their errors do not cancel.
+    """
     for before, after in itertools.pairwise(points):
         if after["reward"] < level:
             continue
         rise = after["reward"] - before["reward"]
         share = (level - before["reward"]) / rise if before["reward"] < level else 1.0
-        at = Reached(*(before[name] + share * (after[name] - before[name]) for name in ("seconds", "kl")))
+        at = Reached(*(before[name] + share * (after[name] - before[name]) for name in Reached._fields))
         if at.kl <= kl_bound:
             return at
     return None
@@ -509,7 +623,10 @@ def summarize(experiment: Experiment) -> dict[str, Any]:
     """Return every curve, the level and when each side reaches it."""
     start, bound = read(experiment.folder / "start.json"), experiment.kl_bound
     curves = {
-        side: {seed: [start, *judge_run(experiment, run_folder(experiment, side, seed))] for seed in experiment.seeds}
+        side: {
+            seed: [start, *judge_run(experiment, run_folder(experiment, side, seed), RESULT)]
+            for seed in experiment.seeds
+        }
         for side in experiment.sides
     }
     ends = {side: median(end_of(points, "reward", bound) for points in curves[side].values()) for side in curves}
@@ -518,11 +635,10 @@ def summarize(experiment: Experiment) -> dict[str, Any]:
     for side, of_seed in curves.items():
         results = [read(run_folder(experiment, side, seed) / RESULT_FILE) for seed in of_seed]
         times = {seed: reached(points, level, bound) for seed, points in of_seed.items()}
+        middle = median_of(list(times.values()))
         summary["sides"][side] = {
-            "seconds": {seed: at.seconds if at else None for seed, at in times.items()},
-            "kl": {seed: at.kl if at else None for seed, at in times.items()},
-            "seconds_median": median_or_none([at.seconds if at else None for at in times.values()]),
-            "kl_median": median_or_none([at.kl if at else None for at in times.values()]),
+            **{name: {seed: at and getattr(at, name) for seed, at in times.items()} for name in Reached._fields},
+            **{f"{name}_median": middle and getattr(middle, name) for name in Reached._fields},
             "seconds_trained": median(result["snapshots"][-1]["seconds"] for result in results),
             "iterations": median(result["iterations"] for result in results),
             "end_reward": ends[side],
@@ -536,10 +652,15 @@ def summarize(experiment: Experiment) -> dict[str, Any]:
     return summary
 
 
-def median_or_none(values: Sequence[float | None]) -> float | None:
-    """Return the median, where None is later than every number; None where it falls there."""
-    middle = median(float("inf") if value is None else value for value in values)
-    return None if middle == float("inf") else middle
+def median_of(times: Sequence[Reached | None]) -> Reached | None:
+    """Return the run with the median of the seconds, or the mean of the two in the middle.
+
+    A run that does not reach the level is later than all others. None: it is in the middle.
+    """
+    ordered = sorted(times, key=lambda at: at.seconds if at else float("inf"))
+    middle = ordered[(len(times) - 1) // 2 : len(times) // 2 + 1]
+    reaching = [at for at in middle if at]
+    return Reached(*map(fmean, zip(*reaching, strict=True))) if len(reaching) == len(middle) else None
 
 
 def table(summary: dict[str, Any]) -> str:
@@ -551,7 +672,12 @@ def table(summary: dict[str, Any]) -> str:
         row("settings", sides, lambda of: words(Setting(**of["setting"]))),
         row(f"seconds to a held-out reward of {summary['level']:.2f}: median", sides, seconds_shown),
         row("of each seed", sides, lambda of: ", ".join(number(value, 0) for value in of["seconds"].values())),
-        row("KL then, nats a reply", sides, lambda of: number(of["kl_median"], 1)),
+        row(
+            "standard error of the reward then, of each seed",
+            sides,
+            lambda of: ", ".join(number(value, 2) for value in of["reward_error"].values()),
+        ),
+        row("KL then of the median seed, nats a reply", sides, lambda of: number(of["kl_median"], 1)),
         row("peak memory, GB", sides, lambda of: number(of["peak_gb"], 2)),
         row("iterations, seconds trained", sides, lambda of: f"{of['iterations']:.0f}, {of['seconds_trained']:.0f}"),
         row(f"reward at the end (start {summary['start']:.2f})", sides, lambda of: number(of["end_reward"], 2)),
@@ -607,14 +733,17 @@ def plot(experiment: Experiment) -> None:
     """Write the numbers, the table and the picture, and print the table."""
     summary = summarize(experiment)
     experiment.write("time_to_reward.json", summary)
-    text = f"{table(summary)}\n\n{search_table(read(experiment.folder / 'settings.json'))}\n"
+    found = read(experiment.folder / "settings.json")
+    text = table(summary) + "\n"
+    if any(of["tried"] for of in found.values()):
+        text += f"\n{search_table(found)}\n"
     (experiment.folder / "time_to_reward.md").write_text(text, encoding="utf-8")
     draw(summary, experiment.folder / "time_to_reward.png")
     print("\n" + text)
 
 
 def draw(summary: dict[str, Any], file: Path) -> None:
-    """Draw held-out reward over seconds and over KL, each seed and the median of the seeds."""
+    """Draw held-out reward over seconds and over KL: each seed, its standard error, and the median of the seeds."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -625,7 +754,12 @@ def draw(summary: dict[str, Any], file: Path) -> None:
         color, curves = COLORS[side], list(of["curves"].values())
         for points in curves:
             rewards = [point["reward"] for point in points]
-            over_time.plot([point["seconds"] for point in points], rewards, color=color, alpha=0.3, linewidth=1)
+            seconds, errors = ([point[name] for point in points] for name in ("seconds", "reward_error"))
+            low, high = (
+                [reward + sign * error for reward, error in zip(rewards, errors, strict=True)] for sign in (-1, 1)
+            )
+            over_time.plot(seconds, rewards, color=color, alpha=0.3, linewidth=1)
+            over_time.fill_between(seconds, low, high, color=color, alpha=0.08, linewidth=0)
             over_kl.plot([point["kl"] for point in points], rewards, color=color, alpha=0.45, linewidth=1, marker=".")
         seconds, middle = median_curve(curves)
         memory = f"{of['peak_gb']:.1f} GB"
@@ -654,7 +788,8 @@ def draw(summary: dict[str, Any], file: Path) -> None:
         over_kl.axvline(summary["kl_bound"], color="#555555", linestyle=":", linewidth=0.9, zorder=0)
         low = over_kl.get_ylim()[0]
         over_kl.text(summary["kl_bound"], low, "bound ", ha="right", va="bottom", color="#555555", fontsize=9)
-    over_time.legend(frameon=False, loc="lower right", title="thin: seeds; thick: their median", title_fontsize=9)
+    title = "thin: seeds ± standard error; thick: their median"
+    over_time.legend(frameon=False, loc="lower right", title=title, title_fontsize=9)
     figure.savefig(file, dpi=120)
 
 
@@ -691,13 +826,18 @@ def parse() -> tuple[Experiment, list[str]]:
     parser.add_argument("--rollout_batch_size", type=int, default=128 if on_gpu else 32, help="replies of an iteration")
     parser.add_argument("--share", type=float, default=1.0 if on_gpu else 0.6, help="of the quickstart's feedback")
     parser.add_argument(
-        "--held_out_samples", type=int, default=8 if on_gpu else 2, help="replies to a held-out message"
+        "--held_out_samples", type=int, default=16 if on_gpu else 4, help="replies to a held-out message"
     )
     parser.add_argument("--kl_coef", type=float, default=0.03)
     parser.add_argument("--level", type=float, default=0.6, help="share of the gain that has to be reached")
     parser.add_argument("--kl_bound", type=float, default=12.0, help="nats a reply")
+    parser.add_argument(
+        "--quick", action="store_true", help="other defaults: no search, and three seeds in 45 minutes on two cores"
+    )
     parser.add_argument("--tiny", action="store_true", help="every part in two minutes, with a model of random weights")
     parser.add_argument("--output_dir", type=Path, default=Path("runs/time_to_reward"))
+    if parser.parse_known_args()[0].quick:
+        parser.set_defaults(**(QUICK_ON_GPU if on_gpu else QUICK))
     args = parser.parse_args()
     if args.snapshots < 2:
         parser.error(f"--snapshots {args.snapshots} is invalid: a curve has 2 or more")
@@ -729,6 +869,8 @@ def main() -> None:
     experiment, stages = parse()
     if experiment.peer is None:
         print("TRL is left out: it needs --peer_python or --peer_path", flush=True)
+    if stages != ["plot"]:
+        say_expected_time(experiment, stages)
     for stage in stages:
         print(f"stage {stage}", flush=True)
         {"prepare": prepare, "search": search, "run": run, "judge": judge, "plot": plot}[stage](experiment)

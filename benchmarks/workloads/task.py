@@ -10,6 +10,8 @@ from typing import Any
 from work import now, peak_bytes
 
 RESULT_FILE = "result.json"
+ITERATION = "iteration "
+"""Begins the lines that tell how far a run is."""
 FIRST_SNAPSHOT = 1 / 40
 """Of a run's seconds: no snapshot before."""
 
@@ -87,6 +89,7 @@ class Recorder:
         """Count an iteration and save the policy where it is due; returns whether the time is up."""
         self.iterations += 1
         seconds = self.seconds
+        print(f"{ITERATION}{self.iterations}, {seconds:.0f} of {self.task.seconds:.0f} s", flush=True)
         over = seconds >= self.task.seconds
         if over or seconds >= self._due:
             folder = Path(self.task.output_dir) / "snapshots" / str(self.iterations)

@@ -8,7 +8,13 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from task import Recorder, Task
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, TrainerCallback
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    TrainerCallback,
+    set_seed,
+)
 from trl.experimental.ppo import PPOConfig, PPOTrainer, ppo_trainer
 
 VERSION = "1.12.0"
@@ -49,6 +55,8 @@ def main() -> None:
     if (version := importlib.metadata.version("trl")) != VERSION:
         raise SystemExit(f"trl {version} is here, and trl {VERSION} is compared; check --peer_python and --peer_path")
     task = Task.from_command_line()
+    # Before LoRA's random start. NumPy orders TRL's minibatches, and TRL never seeds it.
+    set_seed(task.seed)
     setting = task.setting
     dtype = getattr(torch, task.dtype)
     tokenizer = AutoTokenizer.from_pretrained(task.tokenizer, padding_side="left")
