@@ -90,10 +90,13 @@ class ModelArguments(ModelConfig):
         """Return these flags with the `dtype` that `native` stands for on `device`.
 
         A run that resumes from `checkpoint` keeps the dtype of its base, and says so where another one is native here. A
-        bfloat16 base that is slow on this device is answered with a warning.
+        bfloat16 base that is slow on this device is answered with a warning. A run that trains every weight has float32
+        on every device.
         """
         resolved = copy.copy(self)
-        if self.dtype == NATIVE:
+        if self.dtype == NATIVE and not self.use_peft:
+            resolved.dtype = "float32"
+        elif self.dtype == NATIVE:
             native = dtype_name(native_dtype(device))
             resolved.dtype = native if checkpoint is None else recorded_computation(checkpoint).base or native
             if resolved.dtype != native and rank() == 0:
@@ -101,7 +104,7 @@ class ModelArguments(ModelConfig):
                     f"dtype: {resolved.dtype}, as in {Path(str(checkpoint)).name}; native on this {device.type} is {native}. To"
                     f" compute in that from here on, pass --dtype {native}"
                 )
-        if resolved.dtype == "bfloat16" and rank() == 0:
+        if resolved.dtype == "bfloat16" and self.use_peft and rank() == 0:
             warn_of_slow_bfloat16(device)
         return resolved
 
