@@ -9,7 +9,7 @@ from checkpoint.runs import ppo_recipe, reward_recipe, sft_recipe, write_inputs
 from tiny import make_model, make_tokenizer, make_trainer
 from tiny_critics import make_places
 
-from hf_rlhf.checkpoint.computation import Computation, difference, dtype_to_resume, recorded_computation
+from hf_rlhf.checkpoint.computation import Computation, difference, recorded_computation, require_same_dtypes
 from hf_rlhf.errors import InputError
 from hf_rlhf.models.precision import Slowdown
 from hf_rlhf.models.reward_model import load_reward_model
@@ -81,25 +81,30 @@ def test_a_run_whose_models_are_given_says_what_differs(tmp_path, machine, caplo
     assert "was written" not in caplog.text
 
 
-def test_a_stage_of_the_quickstart_goes_on_in_the_dtype_of_its_newest_checkpoint(tmp_path):
-    assert dtype_to_resume(tmp_path) is None
-    for step, dtype in ((9, "bfloat16"), (10, "float32")):
-        (tmp_path / f"checkpoint-{step}").mkdir()
-        facts = Computation("cpu", {"base": dtype}).facts()
-        (tmp_path / f"checkpoint-{step}" / "manifest.json").write_text(json.dumps({"computation": facts}))
-        assert dtype_to_resume(tmp_path) == dtype
-    (tmp_path / "checkpoint-10" / "manifest.json").write_text("{")
-    assert dtype_to_resume(tmp_path) is None
-
-
 def test_ranks_on_machines_of_several_kinds_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(
         "hf_rlhf.checkpoint.trainer.gather_in_order", lambda rows: [*rows, {"base": "bfloat16", "autocast": "no"}]
     )
     with pytest.raises(
-        InputError, match=r"\(rank 0: base float32, autocast no; rank 1: base bfloat16, .* Set dtype, or"
+        InputError, match=r"\(rank 0: base float32, autocast no; rank 1: base bfloat16, .* one kind, or set dtype$"
     ):
         make_trainer(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("other", "fix"),
+    [
+        ({"base": "bfloat16"}, "set dtype"),
+        ({"autocast": "bf16"}, "set bf16"),
+        ({"reward model helpful": "bfloat16"}, "give the reward model helpful as an object, loaded in one dtype"),
+        ({"base": "bfloat16", "autocast": "bf16"}, "set dtype and set bf16"),
+    ],
+)
+def test_ranks_that_differ_are_told_what_governs_the_difference(other, fix):
+    dtypes = {"base": "float32", "reward model helpful": "float32", "autocast": "no"}
+    require_same_dtypes([dtypes, dict(dtypes)])
+    with pytest.raises(InputError, match=f"Start all ranks on machines of one kind, or {fix}$"):
+        require_same_dtypes([dtypes, dtypes | other])
 
 
 def test_what_is_said_of_a_difference(tmp_path):
@@ -116,3 +121,19 @@ def test_what_is_said_of_a_difference(tmp_path):
     assert "written on cuda (H100) with base bfloat16, autocast bf16" in words
     assert "has base float32, autocast no" in words
     assert words.endswith("loaded with dtype='bfloat16'; --bf16 true")
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "flags"),
+    [
+        ("bf16", "no", "--bf16 true"),
+        ("no", "bf16", "--bf16 false"),
+        ("fp16", "no", "--fp16 true"),
+        ("no", "fp16", "--fp16 false"),
+        ("fp16", "bf16", "--bf16 false --fp16 true"),
+    ],
+)
+def test_the_flags_that_bring_an_autocast_back(tmp_path, before, now, flags):
+    (tmp_path / "manifest.json").write_text(json.dumps({"computation": {"dtypes": {"autocast": before}}}))
+    words = difference(tmp_path, Computation("cpu", {"base": "float32", "autocast": now}))
+    assert words.endswith(f"For the same as before: {flags}")
