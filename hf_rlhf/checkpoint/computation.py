@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import torch
 
-from hf_rlhf.checkpoint.folders import checkpoints
 from hf_rlhf.checkpoint.manifest import MANIFEST_FILE
 from hf_rlhf.errors import InputError
 from hf_rlhf.models.machine import device_name
@@ -37,13 +36,19 @@ class Computation(NamedTuple):
         """The dtype of the base, as the flag has it."""
         return self.dtypes.get(BASE)
 
-    def for_card(self) -> dict[str, str | None]:
-        """Return what a model card is to say."""
-        return {"dtype of the base": self.base, "device": self.device}
+    def for_card(self) -> dict[str, str]:
+        """Return what a model card is to say; what is unknown is left out."""
+        facts = {"dtype of the base": self.base, "device": self.device}
+        return {name: known for name, known in facts.items() if known}
 
     def facts(self) -> dict[str, Any]:
         """Return what a manifest is to hold."""
         return {"device": self.device, "dtypes": dict(self.dtypes)}
+
+    @classmethod
+    def from_facts(cls, facts: Mapping[str, Any]) -> "Computation":
+        """Return what `facts` were of; earlier versions recorded none."""
+        return cls(facts.get("device", ""), facts.get("dtypes", {}))
 
 
 def require_same_dtypes(of_ranks: Sequence[Mapping[str, str]]) -> None:
@@ -63,16 +68,7 @@ def require_same_dtypes(of_ranks: Sequence[Mapping[str, str]]) -> None:
 def recorded_computation(checkpoint: str | Path) -> Computation:
     """Read how the run computed that wrote a verified checkpoint; earlier versions recorded no dtype."""
     facts = json.loads((Path(checkpoint) / MANIFEST_FILE).read_text(encoding="utf-8"))
-    recorded = facts.get("computation", {})
-    return Computation(recorded.get("device", ""), recorded.get("dtypes", {}))
-
-
-def dtype_to_resume(folder: Path) -> str | None:
-    """Return the dtype of the base in the newest checkpoint in `folder`; None where there is none that says it."""
-    try:
-        return recorded_computation(checkpoints(folder)[-1]).base
-    except (IndexError, OSError, ValueError):
-        return None
+    return Computation.from_facts(facts.get("computation", {}))
 
 
 def difference(checkpoint: str | Path, now: Computation) -> str | None:
