@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import torch
 
-from hf_rlhf.checkpoint.folders import checkpoints
 from hf_rlhf.checkpoint.manifest import MANIFEST_FILE
 from hf_rlhf.errors import InputError
 from hf_rlhf.models.machine import device_name
@@ -37,41 +36,39 @@ class Computation(NamedTuple):
         """The dtype of the base, as the flag has it."""
         return self.dtypes.get(BASE)
 
-    def for_card(self) -> dict[str, str | None]:
-        """Return what a model card is to say."""
-        return {"dtype of the base": self.base, "device": self.device}
+    def for_card(self) -> dict[str, str]:
+        """Return what a model card is to say; what is unknown is left out."""
+        facts = {"dtype of the base": self.base, "device": self.device}
+        return {name: known for name, known in facts.items() if known}
 
     def facts(self) -> dict[str, Any]:
         """Return what a manifest is to hold."""
         return {"device": self.device, "dtypes": dict(self.dtypes)}
 
+    @classmethod
+    def from_facts(cls, facts: Mapping[str, Any]) -> "Computation":
+        """Return what `facts` were of; earlier versions recorded none."""
+        return cls(facts.get("device", ""), facts.get("dtypes", {}))
+
 
 def require_same_dtypes(of_ranks: Sequence[Mapping[str, str]]) -> None:
     """Raise `InputError` where ranks compute in other dtypes, as `native` is on machines of several kinds."""
-    if any(dtypes != of_ranks[0] for dtypes in of_ranks):
+    roles = dict.fromkeys(role for dtypes in of_ranks for role in dtypes)  # in order, each once
+    if several := [role for role in roles if len({dtypes.get(role) for dtypes in of_ranks}) > 1]:
         each = "; ".join(
             f"rank {rank}: {', '.join(f'{role} {name}' for role, name in dtypes.items())}"
             for rank, dtypes in enumerate(of_ranks)
         )
         raise InputError(
-            f"the ranks would train one model in several dtypes ({each}), since their machines multiply others in hardware."
-            " Set dtype, or start all ranks on machines of one kind"
+            f"the ranks would compute in several dtypes ({each}), since their machines multiply others in hardware."
+            f" Start all ranks on machines of one kind, or {' and '.join(map(_same_way, several))}"
         )
 
 
 def recorded_computation(checkpoint: str | Path) -> Computation:
     """Read how the run computed that wrote a verified checkpoint; earlier versions recorded no dtype."""
     facts = json.loads((Path(checkpoint) / MANIFEST_FILE).read_text(encoding="utf-8"))
-    recorded = facts.get("computation", {})
-    return Computation(recorded.get("device", ""), recorded.get("dtypes", {}))
-
-
-def dtype_to_resume(folder: Path) -> str | None:
-    """Return the dtype of the base in the newest checkpoint in `folder`; None where there is none that says it."""
-    try:
-        return recorded_computation(checkpoints(folder)[-1]).base
-    except (IndexError, OSError, ValueError):
-        return None
+    return Computation.from_facts(facts.get("computation", {}))
 
 
 def difference(checkpoint: str | Path, now: Computation) -> str | None:
@@ -82,16 +79,27 @@ def difference(checkpoint: str | Path, now: Computation) -> str | None:
         return None
     were, are = (", ".join(f"{role} {each.dtypes[role]}" for role in changed) for each in (before, now))
     machines = ("", "") if before.device == now.device else (f" on {before.device}", f", on {now.device},")
-    ways = [_way(role, before.dtypes[role]) for role in changed]
+    ways = [_way(role, before.dtypes[role], now.dtypes[role]) for role in changed]
     return (
         f"{Path(checkpoint).name} was written{machines[0]} with {were}; this run{machines[1]} has {are}, and what it computes from"
         f" here on differs by rounding. For the same as before: {'; '.join(ways)}"
     )
 
 
-def _way(role: str, before: str) -> str:
+def _way(role: str, before: str, now: str) -> str:
+    """Return what to pass for the dtype `before` of a role that has `now`."""
     if role == BASE:
         return f"--dtype {before}, or in Python a model loaded with dtype={before!r}"
     if role == AUTOCAST:
-        return f"--bf16 {str(before == 'bf16').lower()}"
+        flags = {name: before == name for name in ("bf16", "fp16") if name in (before, now)}
+        return " ".join(f"--{name} {str(value).lower()}" for name, value in flags.items())
     return f"give the {role} as an object, loaded with dtype={before!r}"
+
+
+def _same_way(role: str) -> str:
+    """Return what to do for one dtype of a role on all ranks."""
+    if role == BASE:
+        return "set dtype"
+    if role == AUTOCAST:
+        return "set bf16"
+    return f"give the {role} as an object, loaded in one dtype"

@@ -80,10 +80,20 @@ class Slowdown(NamedTuple):
         assert slowdown is not None
         return slowdown
 
+    @property
+    def is_slower(self) -> bool:
+        """Whether it is slower, by the two digits that are written."""
+        return _two_digits(self.times) > 1
+
     def __str__(self) -> str:
-        if self.times < 1:
-            return f"{1 / self.times:.2g} times as fast as float32"
-        return f"{'at least ' if self.at_least else ''}{self.times:.2g} times as slow as float32"
+        if self.is_slower:
+            return f"{'at least ' if self.at_least else ''}{_two_digits(self.times):,.10g} times as slow as float32"
+        faster = _two_digits(1 / self.times)
+        return f"{faster:,.10g} times as fast as float32" if faster > 1 else "as fast as float32"
+
+
+def _two_digits(number: float) -> float:
+    return float(f"{number:.2g}")
 
 
 def dtype_name(dtype: torch.dtype) -> str:
@@ -117,7 +127,7 @@ def warn_of_slow_bfloat16(device: torch.device) -> None:
     """Warn where a bfloat16 base is slow on `device`, with the measured ratio: it is emulated, or the hardware disappoints."""
     slowdown = Slowdown.measured(device)
     kind = device.type.upper()
-    if native_dtype(device) != torch.bfloat16 and slowdown.times > 1:
+    if native_dtype(device) != torch.bfloat16 and slowdown.is_slower:
         logger.warning(
             "dtype=bfloat16: this %s does not multiply bfloat16 in hardware. A matrix product in it is %s here, by a short"
             " measurement, and the run is slower by about as much. Set dtype to float32, which is native here",

@@ -85,7 +85,12 @@ def _adapters(model: nn.Module) -> str:
         )
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    # a critic's or a reward model's adapter may be on layers that the policy's is not on
+    layers = [
+        module
+        for module in model.modules()
+        if isinstance(module, BaseTunerLayer) and POLICY in module._get_available_adapters()
+    ]
     fused = sum(isinstance(layer, FusedLoraLinear) and layer.is_plain(POLICY, training=True) for layer in layers)
     rest = len(layers) - fused
     plain = f", {rest} by PEFT: no plain LoRA on a plain linear layer" if rest else ""

@@ -1,8 +1,9 @@
 """The flags of the recipes, besides those of `PPOConfig`."""
 
 import copy
+import os
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from transformers.utils import is_liger_kernel_available
 from trl import ModelConfig, RewardConfig, SFTConfig
 
 from hf_rlhf.checkpoint.best import Directions, require_best_metric, settle_best_metric
-from hf_rlhf.checkpoint.computation import recorded_computation
+from hf_rlhf.checkpoint.computation import AUTOCAST, recorded_computation
 from hf_rlhf.distributed import rank
 from hf_rlhf.errors import InputError, refusals_of_libraries
 from hf_rlhf.models.load import EMBEDDED_MODEL
@@ -90,10 +91,13 @@ class ModelArguments(ModelConfig):
         """Return these flags with the `dtype` that `native` stands for on `device`.
 
         A run that resumes from `checkpoint` keeps the dtype of its base, and says so where another one is native here. A
-        bfloat16 base that is slow on this device is answered with a warning.
+        bfloat16 base that is slow on this device is answered with a warning. A run that trains every weight has float32
+        on every device.
         """
         resolved = copy.copy(self)
-        if self.dtype == NATIVE:
+        if self.dtype == NATIVE and not self.use_peft:
+            resolved.dtype = "float32"
+        elif self.dtype == NATIVE:
             native = dtype_name(native_dtype(device))
             resolved.dtype = native if checkpoint is None else recorded_computation(checkpoint).base or native
             if resolved.dtype != native and rank() == 0:
@@ -101,7 +105,7 @@ class ModelArguments(ModelConfig):
                     f"dtype: {resolved.dtype}, as in {Path(str(checkpoint)).name}; native on this {device.type} is {native}. To"
                     f" compute in that from here on, pass --dtype {native}"
                 )
-        if resolved.dtype == "bfloat16" and rank() == 0:
+        if resolved.dtype == "bfloat16" and self.use_peft and rank() == 0:
             warn_of_slow_bfloat16(device)
         return resolved
 
@@ -173,10 +177,31 @@ def _fit_to_machine(training: Any) -> None:
     training.use_cpu = training.use_cpu or not torch.accelerator.is_available()  # bf16 on a CPU has to be asked for
     if training.bf16 is None and not training.fp16:  # TRL's own default is True
         training.bf16 = native_dtype("cpu" if training.use_cpu else None) == torch.bfloat16
+        training.has_native_autocast = os.environ.get("ACCELERATE_MIXED_PRECISION", "no") == "no"
+
+
+class _Autocast:
+    """The autocast of a run of trl's trainers."""
+
+    has_native_autocast = False
+    """Whether neither a flag nor the launcher chose it; no flag itself."""
+
+    def with_autocast_of(self: Any, checkpoint: str | None) -> Any:
+        """Return these settings with the autocast of `checkpoint`; the same object where that is theirs already.
+
+        A run whose flags or launcher chose the autocast keeps that one. fp16 is native nowhere: who resumes a run with it
+        sets the flag again.
+        """
+        if checkpoint is None or not self.has_native_autocast:
+            return self
+        recorded = recorded_computation(checkpoint).dtypes.get(AUTOCAST, "")
+        kept = {"bf16": True, "no": False}.get(recorded, self.bf16)
+        # made anew, since DeepSpeed's plugin takes the autocast when the settings are made
+        return self if kept == self.bf16 else replace(self, bf16=kept)
 
 
 @dataclass
-class RewardTrainingArguments(RewardConfig):
+class RewardTrainingArguments(_Autocast, RewardConfig):
     """TRL's `RewardConfig`; gradient checkpointing is off unless asked for, as LoRA rarely needs what it costs."""
 
     gradient_checkpointing: bool | None = flag(None, "Trade compute for memory.")
@@ -190,7 +215,7 @@ class RewardTrainingArguments(RewardConfig):
 
 
 @dataclass
-class SFTTrainingArguments(SFTConfig):
+class SFTTrainingArguments(_Autocast, SFTConfig):
     """TRL's `SFTConfig`; gradient checkpointing is off unless asked for."""
 
     gradient_checkpointing: bool | None = flag(None, "Trade compute for memory.")

@@ -138,6 +138,18 @@ def announce_base(model: Model, training) -> None:
         say(f"dtype: {dtype_in_words(base_of(model), training.device)}{autocast}")
 
 
+def keep_autocast(training: Any, checkpoint: str | None) -> Any:
+    """Return settings of trl's trainers with the autocast of `checkpoint`, and say so where another one is native here."""
+    kept = training.with_autocast_of(checkpoint)
+    if kept is not training and rank() == 0:
+        names = {True: "bfloat16", False: "none"}
+        say(
+            f"autocast: {names[kept.bf16]}, as in {Path(str(checkpoint)).name}. Native on this {training.device.type} is"
+            f" {names[training.bf16]}. To compute in that from here on, pass --bf16 {str(training.bf16).lower()}"
+        )
+    return kept
+
+
 def load_start(model_args: ModelArguments, load: Callable[..., Any] = load_policy, **kwargs: Any):
     """The model that the flags name, by `load_policy` or `load_reward_start`; `kwargs` are for that.
 

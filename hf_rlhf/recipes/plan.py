@@ -87,7 +87,7 @@ def plan_run(plan: PlanArguments, script: PPOArguments, training: PPOConfig, mod
     _require_data(script)
     layout = plan.layout(training)
     require_flags(training, model, layout)
-    model = model.on(training.device)
+    asked, model = model, model.on(training.device)
     try:
         known = memory_model(script, training, model)
     except (RuntimeError, AssertionError) as error:
@@ -111,9 +111,9 @@ def plan_run(plan: PlanArguments, script: PPOArguments, training: PPOConfig, mod
         console.print(f"[green]fits[/green]: {memory.peak / 1e9:.1f} of {available / 1e9:.1f} GB\n")
         return memory
     if not known.lora:
-        with_lora = copy.copy(model)
+        with_lora = copy.copy(asked)
         with_lora.use_peft = True
-        setup = replace(setup, with_lora=memory_model(script, training, with_lora))
+        setup = replace(setup, with_lora=memory_model(script, training, with_lora.on(training.device)))
     steps = proposals(setup, available)
     helps = bool(steps) and steps[-1][1].plan.peak <= available
     then = "In this order:" if helps else "No flag here makes it fit; all that make it smaller, in this order:"
@@ -156,8 +156,8 @@ def _more_devices(setup: Setup, available: float) -> str:
 def _dtype(model: ModelArguments, training: PPOConfig) -> str:
     """Return in words how the base computes, and what is native here; `native` is resolved (`ModelArguments.on`)."""
     native = dtype_name(native_dtype(training.device))
-    four_bits = ", in 4 bits" if model.load_in_4bit else ""
-    return f"The base is loaded in dtype {model.dtype}{four_bits}; native is {native}, since {hardware_in_words(training.device)}."
+    bits = ", in 4 bits" if model.load_in_4bit else ", in 8 bits" if model.load_in_8bit else ""
+    return f"The base is loaded in dtype {model.dtype}{bits}; native is {native}, since {hardware_in_words(training.device)}."
 
 
 def _devices(layout: Layout) -> str:

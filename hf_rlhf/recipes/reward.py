@@ -26,6 +26,7 @@ from hf_rlhf.recipes.common import (
     announce,
     announce_base,
     base_and_adapter,
+    keep_autocast,
     load_start,
     make_room_for_template,
     open_hub,
@@ -76,6 +77,7 @@ def train_reward_model(script: RewardArguments, training: RewardTrainingArgument
     Raises `InputError` for anything wrong in the flags or the data, before training starts.
     """
     with run_begun(script, training) as checkpoint:
+        training = keep_autocast(training, checkpoint)
         return _train(script, training, model.on(training.device, checkpoint), checkpoint)
 
 

@@ -129,12 +129,13 @@ def _share_of_eight():
 
 
 def _recipe_flags(folder, rows, resume, **launch):
+    """Flags of a recipe; one that is None is left out."""
     inputs = Path(folder).parent
     flags = {"model_name_or_path": inputs / "model", "dataset_name": inputs / rows, "dtype": "float32", "resume": resume,
              "output_dir": folder, "max_steps": 8, "logging_steps": 2, "save_steps": 4, "learning_rate": 1e-2,
              "per_device_train_batch_size": _share_of_eight(), "lora_dropout": 0, "report_to": "none",
              "disable_tqdm": True, **ADAMW, **launch}  # fmt: skip
-    return [word for flag, value in flags.items() for word in (f"--{flag}", str(value))]
+    return [word for flag, value in flags.items() if value is not None for word in (f"--{flag}", str(value))]
 
 
 def _parsed(kinds, flags):
@@ -152,7 +153,7 @@ def reward_recipe(*flags):
 
         kinds = [RewardArguments, RewardTrainingArguments, ModelArguments]
         return train_reward_model(
-            *_parsed(kinds, [*_recipe_flags(folder, "pairs.jsonl", resume, **OF_TRL, **launch), *flags])
+            *_parsed(kinds, [*_recipe_flags(folder, "pairs.jsonl", resume, **(OF_TRL | launch)), *flags])
         )
 
     return run
@@ -166,7 +167,7 @@ def sft_recipe(*flags):
         from hf_rlhf.recipes.sft import train_sft
 
         kinds = [DataArguments, SFTTrainingArguments, ModelArguments]
-        return train_sft(*_parsed(kinds, [*_recipe_flags(folder, "texts.jsonl", resume, **OF_TRL, **launch), *flags]))
+        return train_sft(*_parsed(kinds, [*_recipe_flags(folder, "texts.jsonl", resume, **(OF_TRL | launch)), *flags]))
 
     return run
 

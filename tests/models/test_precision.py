@@ -127,9 +127,35 @@ def test_the_flag_is_resolved_on_each_device_and_slow_bfloat16_warned_about(monk
     assert "3 times as slow as float32 here" in caplog.text
 
 
-def test_emulation_that_is_no_slower_is_not_warned_about(monkeypatch, caplog):
+@pytest.mark.parametrize("native", [torch.float32, torch.bfloat16])
+def test_a_run_that_trains_every_weight_is_in_float32(monkeypatch, caplog, native):
+    monkeypatch.setattr("hf_rlhf.recipes.arguments.native_dtype", lambda device: native)
+    monkeypatch.setattr(Slowdown, "measured", lambda device: Slowdown(35.0))
+    assert ModelArguments(use_peft=False).on(torch.device("cpu")).dtype == "float32"
+    ModelArguments(use_peft=False, dtype="bfloat16").on(torch.device("cpu"))
+    assert not caplog.records  # no base is in bfloat16
+
+
+@pytest.mark.parametrize(
+    ("slowdown", "words"),
+    [
+        (Slowdown(120.0), "120 times as slow as float32"),
+        (Slowdown(1234.0, at_least=True), "at least 1,200 times as slow as float32"),
+        (Slowdown(7.25), "7.2 times as slow as float32"),
+        (Slowdown(1.02), "as fast as float32"),
+        (Slowdown(0.97), "as fast as float32"),
+        (Slowdown(0.4), "2.5 times as fast as float32"),
+        (Slowdown(1 / 150), "150 times as fast as float32"),
+    ],
+)
+def test_a_slowdown_in_words(slowdown, words):
+    assert str(slowdown) == words
+
+
+@pytest.mark.parametrize("times", [0.4, 1.02])
+def test_emulation_that_is_no_slower_is_not_warned_about(monkeypatch, caplog, times):
     monkeypatch.setattr("hf_rlhf.models.precision._multiplies_bfloat16", lambda device: False)
-    monkeypatch.setattr(Slowdown, "measured", lambda device: Slowdown(0.4))
+    monkeypatch.setattr(Slowdown, "measured", lambda device: Slowdown(times))
     assert ModelArguments(dtype="bfloat16").on(torch.device("cpu")).dtype == "bfloat16"
     assert not caplog.records
 

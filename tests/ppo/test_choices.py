@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from tiny import make_config, make_lora, make_model, make_tokenizer, make_trainer
+from tiny_critics import make_critic_trainer, make_places
 
 from hf_rlhf.models.machine import device_name
 from hf_rlhf.models.policy import PolicyWithValue, wrap_policy
@@ -136,6 +137,13 @@ def test_a_step_that_cannot_be_a_graph_is_said_why(tmp_path, monkeypatch):
     base.config.sliding_window = 8
     assert _engine(base, make_config(tmp_path), sharded=False).endswith("than the keys and values of all tokens")
     assert _engine(base, make_config(tmp_path), sharded=True).endswith("each step launched anew: sharded weights")
+
+
+def test_the_layers_of_other_adapters_are_not_counted(tmp_path):
+    places = make_places(tmp_path / "places")  # whose reward adapter is on both blocks
+    flags = {"lora": LAST_BLOCK, "reward": places["reward"], "critic": "adapter", "critic_path": places["reward"]}
+    trainer = make_critic_trainer(tmp_path / "run", places, **flags)
+    assert trainer.choices["adapters"] == "1 of 1 layers in one product"
 
 
 def test_a_run_begins_with_them(tmp_path, capsys):

@@ -236,6 +236,32 @@ def test_the_plan_of_a_whole_run_fits_80_columns(tmp_path, capsys, monkeypatch):
     assert max(map(len, printed.splitlines())) <= 80
 
 
+@pytest.mark.parametrize("bits", [4, 8])
+def test_the_plan_says_in_how_many_bits_the_base_is_loaded(tmp_path, capsys, bits):
+    model = ModelArguments(dtype="float32", **{f"load_in_{bits}bit": True})
+    plan_run(PlanArguments(memory_gb=1000), PPOArguments(), make_config(tmp_path), model)
+    assert f"The base is loaded in dtype float32, in {bits} bits; native" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_plan_that_trains_every_weight_is_in_float32_and_proposes_lora_in_the_native_dtype(
+    tmp_path, capsys, monkeypatch
+):
+    make_model(make_tokenizer()).save_pretrained(tmp_path / "tiny")
+    monkeypatch.setattr("hf_rlhf.models.precision._multiplies_bfloat16", lambda device: True)
+    looked_at = []
+
+    def look(script, training, model):
+        looked_at.append((model.use_peft, model.dtype))
+        return memory_model(script, training, model)
+
+    monkeypatch.setattr("hf_rlhf.recipes.plan.memory_model", look)
+    model = ModelArguments(model_name_or_path=str(tmp_path / "tiny"), use_peft=False)
+    with pytest.raises(InputError, match="does not fit"):
+        plan_run(PlanArguments(memory_gb=0.1), PPOArguments(), make_config(tmp_path), model)
+    assert "The base is loaded in dtype float32; native is bfloat16" in " ".join(capsys.readouterr().out.split())
+    assert looked_at == [(False, "float32"), (True, "bfloat16")]
+
+
 @pytest.mark.parametrize(("given", "said"), [(None, "without num_processes"), (1, "with num_processes=1")])
 @pytest.mark.parametrize("strategy", ["fsdp2", "zero2"])
 def test_a_strategy_of_several_ranks_asks_how_many(tmp_path, strategy, given, said):

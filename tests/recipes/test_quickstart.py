@@ -13,6 +13,7 @@ from hf_rlhf.models.adapters import base_of
 from hf_rlhf.recipes.quickstart import comparison, replies
 from hf_rlhf.recipes.quickstart.arguments import QuickstartArguments
 from hf_rlhf.recipes.quickstart.stages import run_stage
+from hf_rlhf.recipes.quickstart.training import policy_computation
 from hf_rlhf.rollout.stops import stop_token_ids
 
 
@@ -98,6 +99,10 @@ def test_replies_before_and_after_end_with_the_turn_whatever_the_models_end_toke
     replies.sample_candidates(args, tmp_path, tmp_path)
     comparison.compare(args, tmp_path / "reward", tmp_path / "policy", tmp_path)
     assert ends == [tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"])] * 4
+
+
+def test_the_card_names_no_dtype_where_the_policy_recorded_none(tmp_path):
+    assert policy_computation(tmp_path).for_card() == {}
 
 
 @pytest.mark.slow

@@ -1,5 +1,7 @@
 """A quickstart that is killed in every stage ends in the bits of one that was not."""
 
+import contextlib
+import logging
 import os
 import signal
 import time
@@ -9,6 +11,8 @@ import matplotlib.pyplot  # noqa: F401
 from checkpoint.runs import in_child, outcome, start_child
 from tiny import make_model, make_tokenizer
 
+from hf_rlhf.checkpoint import trainer
+from hf_rlhf.checkpoint.folders import commit
 from hf_rlhf.recipes.quickstart.arguments import QuickstartArguments
 from hf_rlhf.recipes.quickstart.replies import sample_candidates
 from hf_rlhf.recipes.quickstart.run import run_quickstart
@@ -88,6 +92,42 @@ def test_a_run_killed_in_every_stage_ends_as_one_that_was_not(tmp_path):
     assert sum(met) >= len(MOMENTS) - 2  # a busy machine may look too late
     assert not list(killed.glob(".*")), "something half-made is left"
     assert not list(killed.glob("*/checkpoint-*"))
+
+
+def test_a_run_that_moves_to_another_kind_of_machine_says_in_which_dtypes_it_trained(tmp_path, monkeypatch):
+    args, errors, printed = settings(tmp_path), tmp_path / "errors.txt", tmp_path / "printed.txt"
+    folder = tmp_path / "moved"
+    args.output_dir = str(folder)
+
+    def run_in_child(*, multiplies, dies_at=None):
+        monkeypatch.setattr("hf_rlhf.models.precision._multiplies_bfloat16", lambda device: multiplies)
+
+        def commit_and_die(scratch, target, **facts):
+            commit(scratch, target, **facts)
+            if target.name == dies_at:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        def run():
+            trainer.commit = commit_and_die
+            with printed.open("w") as file, contextlib.redirect_stdout(file):
+                logging.getLogger().addHandler(logging.StreamHandler(file))
+                run_quickstart(args)
+
+        return in_child(run, stderr=errors)
+
+    assert run_in_child(multiplies=True, dies_at="checkpoint-5") == signal.SIGKILL
+    assert (folder / ".reward_model.partial/checkpoint-5").is_dir()
+    assert run_in_child(multiplies=False) == 0, errors.read_text()
+    said = " ".join(printed.read_text().split())
+    assert "Models are loaded in float32: this cpu does not multiply bfloat16 in hardware" in said
+    assert "A training that resumes keeps the dtype of its checkpoint." in said
+    assert "going on from checkpoint-" in said
+    assert "was written" not in said
+    assert "dtype of the base | bfloat16" in (folder / "reward_model" / "README.md").read_text()
+    assert "dtype of the base | float32" in (folder / "policy" / "README.md").read_text()
+
+    assert run_in_child(multiplies=True) == 0, errors.read_text()  # every stage is reused
+    assert "dtype of the base | float32" in (folder / "policy" / "README.md").read_text()
 
 
 def test_replies_that_were_written_are_kept(tmp_path):

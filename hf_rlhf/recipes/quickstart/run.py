@@ -12,7 +12,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from hf_rlhf.checkpoint.computation import BASE, Computation
 from hf_rlhf.checkpoint.lock import locked
 from hf_rlhf.errors import InputError, RunStopped
 from hf_rlhf.models.machine import device_in_words
@@ -38,7 +37,12 @@ from hf_rlhf.recipes.quickstart.results import (
     write_results,
 )
 from hf_rlhf.recipes.quickstart.stages import run_stage
-from hf_rlhf.recipes.quickstart.training import remove_checkpoints, train_policy, train_reward_model
+from hf_rlhf.recipes.quickstart.training import (
+    policy_computation,
+    remove_checkpoints,
+    train_policy,
+    train_reward_model,
+)
 from hf_rlhf.records import iteration_rows, read_json_lines
 
 
@@ -74,10 +78,7 @@ def _run(args: QuickstartArguments, root: Path) -> dict[str, Any]:
 
     console, started = Console(), time.perf_counter()
     console.print(f"Five stages; each leaves its result in {root}, and is reused when it is there already.")
-    device = current_device()
-    console.print(
-        f"Models are loaded in {dtype_name(native_dtype(device))}: {hardware_in_words(device)} ({device_in_words(device)})."
-    )
+    console.print(_dtype_in_words())
     plan = plan_quickstart(args, root)
     args = plan.args
     console.print(plan_table(plan))
@@ -98,11 +99,24 @@ def _run(args: QuickstartArguments, root: Path) -> dict[str, Any]:
     return json.loads((root / RESULTS_FILE).read_text(encoding="utf-8"))
 
 
+def _dtype_in_words() -> str:
+    """Say in which dtype the stages load their models."""
+    device = current_device()
+    return (
+        f"Models are loaded in {dtype_name(native_dtype(device))}: {hardware_in_words(device)} ({device_in_words(device)})."
+        " A training that resumes keeps the dtype of its checkpoint."
+    )
+
+
+def _settings(args: QuickstartArguments, root: Path) -> dict[str, Any]:
+    """Return what report and model card say of a run: its flags, and where and in which dtype the policy was trained."""
+    flags = {name: value for name, value in asdict(args).items() if name != "output_dir"}
+    return flags | policy_computation(root / POLICY).for_card()
+
+
 def _show_results(args: QuickstartArguments, root: Path, console: Any) -> None:
     """Write the results and the report, and print what a person looks at first."""
     comparison = compare(args, root / REWARD_MODEL, root / POLICY, root / EVALUATION)
-    device = current_device()
-    computation = Computation.here(device, {BASE: native_dtype(device)})
     rows, title = comparison.rows("annotator"), headline(comparison)
     write_results(
         root,
@@ -111,7 +125,7 @@ def _show_results(args: QuickstartArguments, root: Path, console: Any) -> None:
         title,
         policy=root / POLICY,
         reward_model=root / REWARD_MODEL,
-        settings={name: value for name, value in asdict(args).items() if name != "output_dir"} | computation.for_card(),
+        settings=_settings(args, root),
         system_message=SYSTEM_MESSAGE,
     )
     console.print(table(rows))

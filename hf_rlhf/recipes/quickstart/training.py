@@ -6,9 +6,10 @@ from typing import Any
 
 from transformers import set_seed
 
-from hf_rlhf.checkpoint.computation import dtype_to_resume
+from hf_rlhf.checkpoint.computation import Computation, recorded_computation
 from hf_rlhf.checkpoint.folders import checkpoints, remove
-from hf_rlhf.checkpoint.resume import AUTO
+from hf_rlhf.checkpoint.lock import locked
+from hf_rlhf.checkpoint.resume import AUTO, VerifiedCheckpoint, resume_point
 from hf_rlhf.data.quickstart import quickstart_prompts
 from hf_rlhf.evaluation.reward_model import Pairs, reward_accuracy
 from hf_rlhf.hub.model_card import reward_model_card
@@ -24,6 +25,9 @@ from hf_rlhf.recipes.quickstart.replies import as_messages
 from hf_rlhf.records import read_json_lines
 from hf_rlhf.reward_modeling.training import adapters_in_base_dtype, make_reward_trainer, save_trained
 from hf_rlhf.rewards.learned import LearnedReward
+
+COMPUTATION_FILE = "computation.json"
+"""In the folder of the policy: in which dtypes and on which device it was trained."""
 
 
 def train_reward_model(args: QuickstartArguments, root: Path, folder: Path) -> None:
@@ -48,12 +52,13 @@ def train_reward_model(args: QuickstartArguments, root: Path, folder: Path) -> N
         report_to="none",
         seed=args.seed,
     )
+    checkpoint = _newest_checkpoint(folder)
+    training = training.with_autocast_of(checkpoint)
     set_seed(args.seed)  # before the score head's random start
-    dtype = dtype_to_resume(folder) or NATIVE
-    classifier = load_sequence_classifier(args.model_name_or_path, dtype=dtype, **args.model_kwargs)
+    classifier = load_sequence_classifier(args.model_name_or_path, dtype=_dtype(checkpoint), **args.model_kwargs)
     trainer = make_reward_trainer(classifier, tokenizer, training, train, peft_config=args.lora(classifier))
     with adapters_in_base_dtype(trainer.model):
-        trainer.train(resume_from_checkpoint=AUTO)
+        trainer.train(resume_from_checkpoint=checkpoint or AUTO)
     save_trained(trainer, folder)
     scorer, _ = load_reward_model(str(folder), **args.model_kwargs)
     scorer.model.to(current_device())
@@ -101,8 +106,8 @@ def train_policy(args: QuickstartArguments, reward_model: Path, folder: Path, **
         "seed": args.seed,
     }
     training = PPOConfig(**(settings | flags))
-    dtype = dtype_to_resume(folder) or NATIVE
-    policy = load_causal_lm(args.model_name_or_path, dtype=dtype, **args.model_kwargs)
+    checkpoint = _newest_checkpoint(folder)
+    policy = load_causal_lm(args.model_name_or_path, dtype=_dtype(checkpoint), **args.model_kwargs)
     trainer = PPOTrainer(
         policy,
         str(reward_model),
@@ -111,8 +116,28 @@ def train_policy(args: QuickstartArguments, reward_model: Path, folder: Path, **
         processing_class=load_tokenizer(args.model_name_or_path),
         peft_config=args.lora(policy),
     )
-    trainer.train(resume_from_checkpoint=AUTO)
+    trainer.train(resume_from_checkpoint=checkpoint or AUTO)
     trainer.save_model()
+    facts = trainer.computation.facts()
+    (folder / COMPUTATION_FILE).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+
+
+def policy_computation(policy: Path) -> Computation:
+    """Read how the policy in this folder was trained; earlier versions recorded nothing."""
+    file = policy / COMPUTATION_FILE
+    return Computation.from_facts(json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {})
+
+
+def _newest_checkpoint(folder: Path) -> VerifiedCheckpoint | None:
+    """Return the checkpoint that a stage resumes from; None for one that begins."""
+    with locked(folder):
+        return resume_point(folder, AUTO)
+
+
+def _dtype(checkpoint: VerifiedCheckpoint | None) -> str:
+    """Return the dtype in which a stage loads its base: that of the checkpoint it resumes from, or the native one."""
+    recorded = None if checkpoint is None else recorded_computation(checkpoint).base
+    return recorded or NATIVE
 
 
 def remove_checkpoints(folder: Path) -> None:
