@@ -1,7 +1,7 @@
 """Seconds and memory that hf_rlhf's PPO and TRL's last one take until held-out replies earn the same reward.
 
-    python benchmarks/time_to_reward.py --peer_python .venv-trl/bin/python             # three hours on two cores
-    python benchmarks/time_to_reward.py --peer_python .venv-trl/bin/python --quick     # 45 minutes on two cores
+    python benchmarks/time_to_reward.py --peer_python .venv-trl/bin/python             # about two and a half hours on two cores
+    python benchmarks/time_to_reward.py --peer_python .venv-trl/bin/python --quick     # 45 minutes
     python benchmarks/time_to_reward.py --peer_path /opt/trl-1.12 --model /models/smollm2-135m-instruct     # on a GPU
     python benchmarks/time_to_reward.py --stage judge plot --kl_bound 8                # from runs that are there
 
