@@ -81,7 +81,7 @@ def test_what_it_cannot_do_is_refused(policy, tokenizer, settings):
 
 def test_a_run_samples_by_it(tmp_path):
     flags = {"use_transformers_continuous_batching": True, "max_steps": 4}
-    trainer = make_trainer(tmp_path / "run", transformers_continuous_batching_config={"page_size": 16}, **flags)
+    trainer = make_trainer(tmp_path / "run", transformers_continuous_batching_config={"num_blocks": 64}, **flags)
     trainer.model.model.get_base_model().set_attn_implementation(FUSED)
     trainer.train()
     (row,) = [row for row in metrics_of(tmp_path / "run") if "iteration" in row]
