@@ -34,7 +34,9 @@ _KNOWN = {
     "return_dict",
 }
 _TOLERANCE = {torch.float32: 0.01}  # of the probability that lies elsewhere, see `_require_the_same`
-_TOLERANCE_HALF = 0.25  # in bfloat16 and float16: two kernels for one product differ, and logits of 20 have steps of 0.125
+_TOLERANCE_HALF = (
+    0.25  # in bfloat16 and float16: two kernels for one product differ, and logits of 20 have steps of 0.125
+)
 
 
 class GraphsDiffer(RuntimeError):

@@ -58,10 +58,10 @@ def long_run(tmp_path_factory):
     return rows
 
 
-def test_resident_memory_stays_what_it_was_after_five_iterations(long_run):
-    """The logits of one batch take 8 MB."""
+def test_resident_memory_stays_what_it_was_in_the_first_iterations(long_run):
+    """The logits of one batch take 8 MB. What malloc keeps goes up and down by more, so the least of ten is compared."""
     resident = [row["resident_bytes"] for row in long_run]
-    assert max(resident[-5:]) - max(resident[:5]) < 8e6
+    assert min(resident[-10:]) - min(resident[:10]) < 8e6
 
 
 def test_tensors_and_objects_do_not_become_more(long_run):
