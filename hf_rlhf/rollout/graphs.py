@@ -1,8 +1,8 @@
 """A decoding step as a CUDA graph: its thousand kernels are launched one by one once, and by one call from then on.
 
-On a GPU a step of a small batch takes longer to launch than to compute. What is replayed must have fixed shapes and places:
-keys and values are written at an index that lies on the device, and attention looks at all the room there is, of which the
-attention mask hides the part that is not filled yet.
+On a GPU a step of a small batch takes longer to launch than to compute. What is replayed must have fixed shapes and
+places: keys and values are written at an index that lies on the device, and attention looks at all the room there is,
+of which the attention mask hides the part that is not filled yet.
 """
 
 import functools
@@ -46,8 +46,8 @@ class GraphsDiffer(RuntimeError):
 class GraphedSteps:
     """Decoding steps of one model by CUDA graphs, or the plain way where the model's code cannot be recorded.
 
-    Some steps are also computed the plain way and compared: the 1st, 2nd, 4th, 8th and so on of all, and the first of each width.
-    A difference ends the use of graphs, as does a step that cannot be recorded: `reason` says why.
+    Some steps are also computed the plain way and compared: the 1st, 2nd, 4th, 8th and so on of all, and the first of
+    each width. A difference ends the use of graphs, as does a step that cannot be recorded: `reason` says why.
 
     Attributes:
         reason: why graphs are not used; None while they are.
@@ -62,7 +62,7 @@ class GraphedSteps:
 
     @contextmanager
     def replace_forward(self, causal_lm: Model, cache: Any) -> Iterator["Steps | None"]:
-        """Within it, `causal_lm` takes its single-token steps by replaying a graph; `cache` is the one that it is given."""
+        """Let `causal_lm` take its single-token steps by replaying a graph; `cache` is the one that it is given."""
         if self.reason is None:
             self.reason = why_not(causal_lm, cache) if _records(causal_lm.device) else "no CUDA device"
         if self.reason is not None:
@@ -92,7 +92,7 @@ class GraphedSteps:
         return record(step, self._stream)
 
     def compare_now(self, width: int) -> bool:
-        """Whether this step is one to compare; `width` is that of the graph that takes it."""
+        """Return whether this step is one to compare; `width` is that of the graph that takes it."""
         self._steps += 1
         if width in self._widths and self._steps < self._next_comparison:
             return False
@@ -103,7 +103,7 @@ class GraphedSteps:
 
 
 def why_not(causal_lm: Model, cache: Any) -> str | None:
-    """Why this model's steps cannot be recorded, as far as that can be told without trying; None if nothing is known."""
+    """Say why this model's steps cannot be recorded, as far as that can be told without trying; None if they may be."""
     if getattr(causal_lm, "is_quantized", False):
         return "a quantized base"
     if cache is None or any(type(layer) is not RoomyLayer for layer in cache.layers):
@@ -133,7 +133,7 @@ class Steps:
         self.recorded: _Recorded | None = None
 
     def has(self, kwargs: dict[str, Any]) -> bool:
-        """Whether the call is a step of one token; one that is given more than this class knows ends the use of graphs."""
+        """Return whether the call is a step of one token; arguments that are not known here end the use of graphs."""
         ids, mask = kwargs.get("input_ids"), kwargs.get("attention_mask")
         if self.owner.reason is not None or not isinstance(ids, Tensor) or ids.shape[1] != 1:
             return False
@@ -229,7 +229,7 @@ class _Recorded:
         self.graph, self.output = owner.record(step, mask.device)
 
     def serves(self, cache: Any, done: int) -> bool:
-        """Whether it was recorded for these rows, and has room for one more token."""
+        """Return whether it was recorded for these rows, and has room for one more token."""
         return done < self.width and all(
             layer.rooms is rooms for layer, rooms in zip(cache.layers, self.rooms, strict=True)
         )
@@ -270,7 +270,7 @@ def record(step: Callable[[], Any], stream: Any) -> tuple[Any, Any]:
 
 
 def _torch_stays_recording() -> bool:
-    """Whether a recording that failed leaves torch's memory and random numbers in the state of one, as it does before 2.12."""
+    """Return whether a recording that failed leaves torch's memory in the state of one, as it can before 2.12."""
     return tuple(map(int, torch.__version__.split("+")[0].split(".")[:2])) < (2, 12)
 
 
@@ -287,7 +287,7 @@ def _fixed_places(cache: Any, place: Tensor, width: int) -> Iterator[None]:
 
 @contextmanager
 def _casts_not_kept() -> Iterator[None]:
-    """Autocast would keep what it cast, and a cast made while a graph is recorded has no values until it is replayed."""
+    """Let autocast keep nothing: a cast that is made while a graph is recorded has no values until it is replayed."""
     before = torch.is_autocast_cache_enabled()
     torch.set_autocast_cache_enabled(False)
     try:
