@@ -130,9 +130,8 @@ def look_at(
         set_attention(training_attention([base_of(model)], args.device, length, packing=False, recomputes=recomputes))
         trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
         saved = saved_bytes(model, args.per_device_train_batch_size, length)
-        starts_elsewhere = (
-            args.critic == "adapter" and args.critic_path is not None
-        )  # with layers that nobody knows here
+        # A critic's adapter from elsewhere has layers that nobody knows here
+        starts_elsewhere = args.critic == "adapter" and args.critic_path is not None
         trunk = 0 if starts_elsewhere else trunk_depth(base_of(model), (POLICY,))
     tokens = args.per_device_train_batch_size * length
     return MemoryModel(

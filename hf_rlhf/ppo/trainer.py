@@ -167,10 +167,8 @@ class PPOTrainer(IterationTrainer):
             require_measured_best(args, self.rewards, eval_sets)
             for name, prompts in (("train_dataset", self.prompt_set), ("eval_dataset", eval_sets)):
                 require_scorable(self.rewards, prompts, processing_class, args, name)
-        use_liger_kernel, args.use_liger_kernel = (
-            args.use_liger_kernel,
-            False,
-        )  # Trainer looks for them in the policy with its head
+        use_liger_kernel = args.use_liger_kernel
+        args.use_liger_kernel = False  # or Trainer would look for kernels of the policy with its head, and warn
         try:
             super().__init__(
                 model=policy,

@@ -3,11 +3,12 @@
 import logging
 
 import pytest
+import torch
 from tiny import make_base_tokenizer, make_lora, make_model, make_tokenizer
 
 from hf_rlhf.models.policy import wrap_policy
 from hf_rlhf.rollout.continuous_batching import ContinuousBatchingEngine
-from hf_rlhf.rollout.engines import TransformersEngine
+from hf_rlhf.rollout.engines import TransformersEngine, _StopRecorder
 from hf_rlhf.rollout.sampling import Sampling
 from hf_rlhf.rollout.stops import _warn, stop_at_end_of_turn, stop_token_ids, unknown_end_of_turn
 from hf_rlhf.rollout.vllm_completion import completion_request
@@ -123,3 +124,14 @@ def test_a_template_that_needs_the_rows_tools_and_the_runs_settings_ends_the_tur
     tokenizer.chat_template = "{{ raise_exception('no') if not (tools and bot) }}" + tokenizer.chat_template
     stop_at_end_of_turn(model, tokenizer, CHAT | {"tools": [{"type": "function"}]}, Sampling(), {"bot": "b"})
     assert IM_END in stop_token_ids(model, tokenizer, Sampling())
+
+
+def test_a_step_that_is_dropped_stops_no_row():
+    """On MPS transformers takes one step more than the criterion asked for, shows it to the criterion, and drops it."""
+    stop = _StopRecorder([3], None, prompt_width=2, rows=2, device=torch.device("cpu"), enough=1)
+    ids = torch.tensor([[5, 6, 7], [5, 6, 8]])
+    assert not stop(ids, None).any()
+    ids = torch.cat([ids, torch.tensor([[3], [9]])], dim=1)
+    assert stop(ids, None).all()
+    assert stop(torch.cat([ids, torch.tensor([[0], [3]])], dim=1), None).all()
+    assert stop.lengths.tolist() == [2, 0]
