@@ -8,7 +8,6 @@ base, TRL gets it merged, as a model, and its PPO a second copy of it as the val
 """
 
 import argparse
-import itertools
 import json
 import os
 import subprocess
@@ -158,7 +157,12 @@ def main() -> None:
     parser.add_argument("--model", default=EMBEDDED_MODEL)
     parser.add_argument("--rollout_batch_sizes", type=int, nargs="+", default=[8, 32])
     parser.add_argument("--dtypes", nargs="+", choices=["bfloat16", "float32"], default=["bfloat16", "float32"])
-    parser.add_argument("--lora_layers", nargs="+", default=["all", "0.25"], help="blocks with LoRA, on every side")
+    parser.add_argument(
+        "--lora_layers",
+        nargs="+",
+        default=["all", "0.25"],
+        help="blocks with LoRA, on every side: the first for all work, others for the last size in the first dtype",
+    )
     parser.add_argument("--runs", type=int, default=1, help="processes of each side, in turn")
     parser.add_argument("--iterations", type=int, default=4, help="of each process; the first does not count")
     parser.add_argument("--output_dir", type=Path, default=Path("runs/benchmark"))
@@ -168,7 +172,9 @@ def main() -> None:
     rewards = make_reward_models(args.output_dir, model)
     shape = ModelShape.from_model(load_causal_lm(model))
     results = []
-    for batch, dtype, layers in itertools.product(args.rollout_batch_sizes, args.dtypes, args.lora_layers):
+    work = [(batch, dtype, args.lora_layers[0]) for batch in args.rollout_batch_sizes for dtype in args.dtypes]
+    work += [(args.rollout_batch_sizes[-1], args.dtypes[0], layers) for layers in args.lora_layers[1:]]
+    for batch, dtype, layers in work:
         flags = {
             "model": model,
             "dtype": dtype,

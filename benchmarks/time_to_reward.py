@@ -117,11 +117,7 @@ class Experiment:
     level: float
     kl_bound: float
     tiny: bool
-
-    @property
-    def sides(self) -> list[str]:
-        """Names of the sides that run."""
-        return [side for side in NAMES if side == "own" or self.peer]
+    sides: Sequence[str]  # names of those that run
 
     @property
     def quickstart(self) -> QuickstartArguments:
@@ -684,7 +680,7 @@ def table(summary: dict[str, Any]) -> str:
         row("KL at the end", sides, lambda of: number(of["end_kl"], 1)),
         row("annotator's score at the end", sides, lambda of: number(of["end_annotator"], 2)),
     ]
-    if "trl" in sides:
+    if len(sides) == len(NAMES):
         lines += ["", comparison(sides["own"], sides["trl"])]
     return "\n".join(lines)
 
@@ -809,19 +805,13 @@ def median_curve(curves: Sequence[Sequence[dict[str, Any]]], count: int = 60) ->
 # The command
 
 
-def parse() -> tuple[Experiment, list[str]]:
-    """Return the experiment and the stages that the command line names."""
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that decide what is trained on and how it is judged."""
     on_gpu = torch.cuda.is_available()
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--stage", nargs="+", choices=[*STAGES, "all"], default=["all"])
     parser.add_argument("--model", default=EMBEDDED_MODEL, help="an instruct model: a folder, or the embedded one")
     parser.add_argument("--dtype", help="of the base; by default what this machine multiplies in hardware")
-    parser.add_argument("--peer_python", help="of an environment with trl 1.12.0")
-    parser.add_argument("--peer_path", help="a folder with trl 1.12.0, to come first on the path of TRL's process")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--minutes", type=float, default=1.0 if on_gpu else 6.0, help="of a run of hf_rlhf")
-    parser.add_argument("--peer_minutes", type=float, help="of a run of TRL; by default twice as many")
-    parser.add_argument("--search_minutes", type=float, default=0.4 if on_gpu else 2.0, help="of a run; 0: no search")
     parser.add_argument("--snapshots", type=int, default=12, help="of a run, about: 2 or more")
     parser.add_argument("--rollout_batch_size", type=int, default=128 if on_gpu else 32, help="replies of an iteration")
     parser.add_argument("--share", type=float, default=1.0 if on_gpu else 0.6, help="of the quickstart's feedback")
@@ -831,28 +821,54 @@ def parse() -> tuple[Experiment, list[str]]:
     parser.add_argument("--kl_coef", type=float, default=0.03)
     parser.add_argument("--level", type=float, default=0.6, help="share of the gain that has to be reached")
     parser.add_argument("--kl_bound", type=float, default=12.0, help="nats a reply")
-    parser.add_argument(
-        "--quick", action="store_true", help="other defaults: no search, and three seeds in 45 minutes on two cores"
-    )
     parser.add_argument("--tiny", action="store_true", help="every part in two minutes, with a model of random weights")
     parser.add_argument("--output_dir", type=Path, default=Path("runs/time_to_reward"))
-    if parser.parse_known_args()[0].quick:
-        parser.set_defaults(**(QUICK_ON_GPU if on_gpu else QUICK))
-    args = parser.parse_args()
+
+
+def experiment_of(
+    args: argparse.Namespace, peer: tuple[str, str | None] | None = None, sides: Sequence[str] = ("own",)
+) -> Experiment:
+    """Return the experiment that the flags describe, and make its folder."""
     if args.snapshots < 2:
-        parser.error(f"--snapshots {args.snapshots} is invalid: a curve has 2 or more")
+        raise SystemExit(f"--snapshots {args.snapshots} is invalid: a curve has 2 or more")
     folder = args.output_dir.resolve()
     folder.mkdir(parents=True, exist_ok=True)
-    values = {name: value for name, value in vars(args).items() if name in Experiment.__dataclass_fields__}
-    values["peer_minutes"] = args.peer_minutes or 2 * args.minutes
+    values = {"peer_minutes": 2 * args.minutes, "search_minutes": 0.0}
+    values |= {
+        name: value
+        for name, value in vars(args).items()
+        if name in Experiment.__dataclass_fields__ and value is not None
+    }
     if args.tiny:
         values |= {"minutes": 0.03, "peer_minutes": 0.03, "search_minutes": 0.02, "snapshots": 3, "share": 0.05}
         values |= {"rollout_batch_size": 8, "held_out_samples": 1, "seeds": args.seeds[:1], "kl_bound": 1000.0}
         values["model"] = str(tiny_model(folder))
-    peer = (args.peer_python or sys.executable, args.peer_path) if args.peer_python or args.peer_path else None
     dtype = args.dtype or str(native_dtype(current_device())).removeprefix("torch.")
+    values |= {"folder": folder, "peer": peer, "sides": sides, "dtype": "float32" if args.tiny else dtype}
+    return Experiment(**values)
+
+
+def parse() -> tuple[Experiment, list[str]]:
+    """Return the experiment and the stages that the command line names."""
+    on_gpu = torch.cuda.is_available()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--stage", nargs="+", choices=[*STAGES, "all"], default=["all"])
+    add_arguments(parser)
+    parser.add_argument("--peer_python", help="of an environment with trl 1.12.0")
+    parser.add_argument("--peer_path", help="a folder with trl 1.12.0, to come first on the path of TRL's process")
+    parser.add_argument("--peer_minutes", type=float, help="of a run of TRL; by default twice as many")
+    parser.add_argument("--search_minutes", type=float, default=0.4 if on_gpu else 2.0, help="of a run; 0: no search")
+    parser.add_argument("--sides", nargs="+", choices=list(NAMES), default=list(NAMES), help="those that run")
+    parser.add_argument(
+        "--quick", action="store_true", help="other defaults: no search, and three seeds in 45 minutes on two cores"
+    )
+    if parser.parse_known_args()[0].quick:
+        parser.set_defaults(**(QUICK_ON_GPU if on_gpu else QUICK))
+    args = parser.parse_args()
+    peer = (args.peer_python or sys.executable, args.peer_path) if args.peer_python or args.peer_path else None
+    sides = [side for side in NAMES if side in args.sides and (side == "own" or peer)]
     stages = list(STAGES) if "all" in args.stage else [stage for stage in STAGES if stage in args.stage]
-    return Experiment(**{**values, "folder": folder, "peer": peer, "dtype": "float32" if args.tiny else dtype}), stages
+    return experiment_of(args, peer, sides), stages
 
 
 def tiny_model(folder: Path) -> Path:

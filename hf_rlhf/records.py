@@ -175,8 +175,14 @@ def _settings_of(*configs: Any) -> dict[str, Any]:
 @functools.cache
 def versions() -> dict[str, str]:
     """Versions of Python and of the libraries a result depends on."""
-    packages = ("hf-rlhf", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers")
-    return {"python": platform.python_version(), **{name: metadata.version(name) for name in packages}}
+    import torch
+
+    packages = ("hf-rlhf", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers")
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,  # which names the build (+cpu, +cu130), as its package does not always
+        **{name: metadata.version(name) for name in packages},
+    }
 
 
 def _finite_or_null(value: Any) -> Any:

@@ -134,7 +134,12 @@ def find_config(name_or_path: str, **kwargs: Any):
     kwargs = {"trust_remote_code": False} | {name: value for name, value in kwargs.items() if name in of_the_hub}
     try:
         return AutoConfig.from_pretrained(resolve_model(name_or_path), **kwargs)
-    except (OSError, ValueError, ImportError):
+    except (
+        OSError,
+        ValueError,
+        TypeError,
+        ImportError,
+    ):  # a config.json that is a list is a TypeError in some versions
         return None
 
 

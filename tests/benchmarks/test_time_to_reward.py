@@ -78,7 +78,7 @@ def test_both_sides_get_as_many_tries_and_none_twice(script, dtype):
 
 def test_without_a_search_the_settings_of_an_earlier_one_are_kept(script, tmp_path):
     values = dict.fromkeys(script.Experiment.__dataclass_fields__) | {"folder": tmp_path, "dtype": "float32"}
-    experiment = script.Experiment(**(values | {"peer": ("python", None)}))
+    experiment = script.Experiment(**(values | {"sides": ["own", "trl"]}))
     earlier = {"setting": script.asdict(script.POLICY_SETTINGS[3]), "tried": []}
     experiment.write("settings.json", {"own": earlier})
     found = script.search(experiment)
@@ -124,7 +124,7 @@ def test_a_run_says_how_far_it_is_and_is_killed_at_its_limit(script, monkeypatch
 
 def test_the_expected_time_is_the_training_and_what_surrounds_it(script, tmp_path):
     values = dict.fromkeys(script.Experiment.__dataclass_fields__) | {"folder": tmp_path, "model": "model"}
-    values |= {"peer": ("python", None), "seeds": [0, 1, 2], "peer_minutes": 6.0, "rollout_batch_size": 32}
+    values |= {"sides": ["own", "trl"], "seeds": [0, 1, 2], "peer_minutes": 6.0, "rollout_batch_size": 32}
     experiment = script.Experiment(**(values | script.QUICK))
     speed = script.Speed(load=2.0, prompt=0.05, step=0.1, token=0.005, forward=0.05, update=0.2)
     seconds = script.expected_seconds(experiment, speed)
@@ -137,7 +137,7 @@ def test_the_expected_time_is_the_training_and_what_surrounds_it(script, tmp_pat
 
 def test_sides_take_turns_in_beginning(script):
     names = dict.fromkeys(script.Experiment.__dataclass_fields__)
-    experiment = script.Experiment(**{**names, "peer": ("python", None), "seeds": [0, 1, 2]})
+    experiment = script.Experiment(**{**names, "sides": ["own", "trl"], "seeds": [0, 1, 2]})
     assert script.runs(experiment) == [("own", 0), ("trl", 0), ("trl", 1), ("own", 1), ("own", 2), ("trl", 2)]
 
 
@@ -188,3 +188,19 @@ def test_every_stage_runs_and_is_not_repeated(tmp_path):
     assert again.returncode == 0, again.stderr[-3000:]
     assert {file: file.stat().st_mtime_ns for file in tmp_path.glob("*/**/log.txt")} == logs
     assert again.stdout.splitlines()[-5:] == done.stdout.splitlines()[-5:]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_all_blocks_and_fewer_are_trained_and_judged(tmp_path):
+    path = os.pathsep.join([str(REPOSITORY), *sys.path])
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+    command = [sys.executable, str(SCRIPT.with_name("blocks_to_reward.py")), "--tiny", "--output_dir", str(tmp_path)]
+    subprocess.run(command, check=True, env=environment)
+    rows = json.loads((tmp_path / "blocks_to_reward.json").read_text())
+    assert [row["name"].split(",")[0] for row in rows] == ["all blocks", "last 50% of blocks", "last 25% of blocks"]
+    for row in rows:
+        assert len(row["reward"]) == len(row["kl"]) == 1
+        assert 0.1 < row["peak_gb"] < 3
+        assert len(row["curves"][0]) >= 2
+    assert (tmp_path / "blocks_to_reward.png").stat().st_size > 10_000

@@ -162,7 +162,9 @@ def assert_saved_as_trained(trainer, folder, base=None):
     """The saved policy says the same under plain transformers (peft on `base`, if given), bit for bit."""
     trainer.save_model(str(folder))
     saved = (
-        transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        transformers.AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, attn_implementation=trainer.policy.model.config._attn_implementation
+        )
         if base is None
         else PeftModel.from_pretrained(base, folder)
     )

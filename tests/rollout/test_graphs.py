@@ -157,6 +157,7 @@ def test_code_that_cannot_be_recorded_goes_the_plain_way(tokenizer, recorded, mo
         raise RuntimeError("operation not permitted when stream is capturing")
 
     monkeypatch.setattr(graphs, "record", record)
+    monkeypatch.setattr(graphs, "_torch_stays_recording", lambda: False)
     engine = TransformersEngine(model, tokenizer)
     require_equal(sampled(engine), sampled(TransformersEngine(model, tokenizer, use_cuda_graphs=False)))
     assert "cannot be recorded (RuntimeError: operation not permitted" in caplog.text
@@ -187,9 +188,10 @@ def test_a_step_for_which_there_is_no_memory_goes_the_plain_way_and_the_next_is_
 def test_a_difference_is_seen_where_a_model_forbids_words(tokenizer, recorded, monkeypatch):
     """Logits of -inf, as models have them for words that only pad the vocabulary."""
     model = policy(tokenizer)
+    forbidden = torch.tensor([0, 1], device=model.device)
 
     def forbid(module, inputs, output):
-        return output.index_fill(-1, torch.tensor([0, 1], device=output.device), float("-inf"))
+        return output.index_fill(-1, forbidden, float("-inf"))
 
     model.get_base_model().lm_head.register_forward_hook(forbid)
     replay = graphs._Recorded.replay
@@ -269,7 +271,8 @@ def test_an_architecture_says_the_same_or_is_not_recorded(tokenizer, recorded, m
     engine = TransformersEngine(model, tokenizer)
     require_equal(sampled(engine), sampled(TransformersEngine(model, tokenizer, use_cuda_graphs=False)))
     assert (engine.graphs.reason is None) == bool(recorded)
-    assert bool(recorded) == (architecture in RECORDED), engine.graphs.reason
+    expected = RECORDED - COPIES_TO_THE_GPU if ON_GPU else RECORDED
+    assert bool(recorded) == (architecture in expected), engine.graphs.reason
 
 
 RECORDED = {
@@ -284,3 +287,4 @@ RECORDED = {
     "Falcon with dropout",
     "Starcoder2 with dropout",
 }
+COPIES_TO_THE_GPU = {"Falcon with dropout"}  # its code selects keys by a list of Python's
