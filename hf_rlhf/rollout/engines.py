@@ -6,7 +6,7 @@ from contextlib import contextmanager, nullcontext
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hf_rlhf.distributed import in_step
 from hf_rlhf.models.adapters import base_of, compute_in_base_dtype, keep_modes
@@ -17,6 +17,8 @@ from hf_rlhf.rollout.stops import stop_token_ids
 from hf_rlhf.types import Completion, Model
 
 logger = logging.getLogger(__name__)
+
+_HEAD_PIECE, _WIDE_HEAD = 1536, 8192  # words of a piece, and of the smallest head that is multiplied in pieces
 
 
 class Engine(Protocol):
@@ -103,6 +105,7 @@ class TransformersEngine:
         with (
             _own_generation_config(causal_lm, self.tokenizer.pad_token_id),
             _contiguous_head_input(causal_lm),
+            nullcontext() if self.in_step else _head_in_pieces(causal_lm),
             compute_in_base_dtype(self.model),
             nullcontext()
             if self.graphs is None or self.in_step
@@ -211,6 +214,45 @@ def _contiguous_head_input(causal_lm) -> Iterator[None]:
         yield
     finally:
         hook.remove()
+
+
+@contextmanager
+def _head_in_pieces(causal_lm) -> Iterator[None]:
+    """Let a wide head in fp32 on a CPU multiply a piece of the vocabulary at a time, into the same logits.
+
+    MKL packs up to 6,000 words at once, by 192 states: 5 MB, five times the L2 cache of a core. The packed words of a
+    piece are read from the cache. Each logit is the same sum, in the same order.
+    """
+    head = causal_lm.get_output_embeddings()
+    if not _pays_in_pieces(head):
+        yield
+        return
+
+    def in_pieces(input: Tensor) -> Tensor:
+        rows = input.flatten(end_dim=-2)
+        if len(rows) < 2 or torch.is_autocast_enabled("cpu"):
+            return nn.functional.linear(input, head.weight)
+        logits = rows.new_empty(len(rows), len(head.weight))
+        for words, piece in zip(head.weight.split(_HEAD_PIECE), logits.split(_HEAD_PIECE, dim=1), strict=True):
+            torch.mm(rows, words.t(), out=piece)
+        return logits.view(*input.shape[:-1], -1)
+
+    head.forward = in_pieces
+    try:
+        yield
+    finally:
+        del head.forward
+
+
+def _pays_in_pieces(head) -> bool:
+    return (
+        torch.backends.mkl.is_available()
+        and type(head) is nn.Linear  # no adapter, nothing quantized
+        and head.bias is None
+        and (head.weight.device.type, head.weight.dtype) == ("cpu", torch.float32)
+        and len(head.weight) >= _WIDE_HEAD
+        and "forward" not in vars(head)  # accelerate's hooks replace it
+    )
 
 
 class _RowSampler:

@@ -2,12 +2,13 @@ import pytest
 import torch
 from rollout.draws import chi_squared_of_draws
 from tiny import make_lora, make_model, make_tokenizer, perturb
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import MistralConfig, MistralForCausalLM
 
 from hf_rlhf.errors import InputError
 from hf_rlhf.models.policy import PolicyWithValue, wrap_policy
 from hf_rlhf.rollout.collect import collect
-from hf_rlhf.rollout.engines import TransformersEngine
+from hf_rlhf.rollout.engines import TransformersEngine, _head_in_pieces
 from hf_rlhf.rollout.sampling import Sampling, row_seed, uniform_draws
 from hf_rlhf.types import Sequences
 
@@ -344,3 +345,100 @@ def test_every_sampled_token_is_counted_for_a_progress_bar(tokenizer):
     engine = TransformersEngine(model.eval(), tokenizer, batch_size=4, on_tokens=counts.append)
     engine.generate(PROMPTS, Sampling(max_completion_length=3), SEEDS)
     assert counts == [4, 4, 4, 3, 3, 3]
+
+
+WIDE = 10_000  # words: six pieces and a part of one
+
+
+@pytest.fixture
+def with_mkl(monkeypatch):
+    monkeypatch.setattr("torch.backends.mkl.is_available", lambda: True)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("shape", [(1, 1, 32), (2, 1, 32), (7, 3, 32), (64, 32)])
+def test_a_head_in_pieces_says_what_the_whole_one_says(tokenizer, with_mkl, shape):
+    model = make_model(tokenizer, vocab_size=WIDE)
+    hidden = torch.randn(shape)
+    plain = model.lm_head(hidden)
+    with _head_in_pieces(model):
+        logits = model.lm_head(hidden)
+    torch.testing.assert_close(logits, plain, rtol=1e-6, atol=1e-6)
+    assert logits.is_contiguous()
+    assert "forward" not in vars(model.lm_head)
+
+
+def test_a_head_in_pieces_makes_no_tensor_as_large_as_its_weight(tokenizer, with_mkl):
+    model, sizes = make_model(tokenizer, vocab_size=WIDE), []
+
+    class Sizes(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            result = func(*args, **(kwargs or {}))
+            if func is torch.ops.aten.mm.out:
+                sizes.append(result.shape[1])
+            else:
+                assert func.is_view or result.numel() < model.lm_head.weight.numel()
+            return result
+
+    with torch.no_grad(), _head_in_pieces(model), Sizes():
+        model.lm_head(torch.randn(16, 1, 32))
+    assert sizes == [1536] * 6 + [784]
+
+
+def test_a_wide_head_samples_the_same_in_pieces(tokenizer, with_mkl, monkeypatch):
+    engine = TransformersEngine(make_model(tokenizer, vocab_size=WIDE).eval(), tokenizer)
+    product, calls = torch.mm, []
+    monkeypatch.setattr("torch.mm", lambda *args, **kwargs: calls.append(args) or product(*args, **kwargs))
+    in_pieces = engine.generate(PROMPTS, Sampling(max_completion_length=6), SEEDS)
+    assert len(calls) >= 7 * 6
+    calls.clear()
+    monkeypatch.setattr("torch.backends.mkl.is_available", lambda: False)
+    whole = engine.generate(PROMPTS, Sampling(max_completion_length=6), SEEDS)
+    assert not calls
+    assert [each.ids for each in in_pieces] == [each.ids for each in whole]
+    for ours, theirs in zip(in_pieces, whole, strict=True):
+        assert ours.logprobs == pytest.approx(theirs.logprobs, abs=1e-5)
+
+
+def _with_bias(model):
+    model.lm_head.bias = torch.nn.Parameter(torch.zeros(WIDE))
+    return model
+
+
+def _with_own_forward(model):
+    model.lm_head.forward = model.lm_head.forward
+    return model
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda model: model.bfloat16(),
+        lambda model: model.to("meta"),
+        lambda model: wrap_policy(model, make_lora(target_modules=["lm_head"])).get_base_model(),
+        _with_bias,
+        _with_own_forward,
+    ],
+)
+def test_other_heads_are_left_alone(tokenizer, with_mkl, change):
+    model = change(make_model(tokenizer, vocab_size=WIDE))
+    before = vars(model.get_output_embeddings()).get("forward")
+    with _head_in_pieces(model):
+        assert vars(model.get_output_embeddings()).get("forward") is before
+    assert vars(model.get_output_embeddings()).get("forward") is before
+
+
+def test_small_vocabularies_and_other_libraries_than_mkl_are_left_alone(tokenizer, with_mkl, monkeypatch):
+    small, wide = make_model(tokenizer), make_model(tokenizer, vocab_size=WIDE)
+    with _head_in_pieces(small):
+        assert "forward" not in vars(small.lm_head)
+    monkeypatch.setattr("torch.backends.mkl.is_available", lambda: False)
+    with _head_in_pieces(wide):
+        assert "forward" not in vars(wide.lm_head)
+
+
+@torch.no_grad()
+def test_a_head_in_pieces_still_heeds_autocast(tokenizer, with_mkl):
+    model = make_model(tokenizer, vocab_size=WIDE)
+    with _head_in_pieces(model), torch.autocast("cpu", dtype=torch.bfloat16):
+        assert model.lm_head(torch.randn(4, 32)).dtype == torch.bfloat16
