@@ -42,22 +42,26 @@ class TimedTrainer(PPOTrainer):
         return self._timed("update", super().training_step, *args, **kwargs)
 
 
-def make_trainer(folder: str, dtype: str, layers: str, reuse: bool) -> TimedTrainer:
-    """A trainer for a loop of its own, one epoch of two updates an iteration."""
-    model = load_causal_lm(EMBEDDED_MODEL, dtype=dtype)
-    config = PPOConfig(
+def make_config(folder: str, **flags: Any) -> PPOConfig:
+    """Settings of a loop of its own, one epoch of two updates an iteration."""
+    return PPOConfig(
         output_dir=folder,
         per_device_train_batch_size=COMPLETIONS // 2,
         num_mini_batches=2,
         num_ppo_epochs=1,
         max_completion_length=LENGTH,
-        reuse_trunk=reuse,
         max_steps=1000,
         use_cpu=True,
         disable_tqdm=True,
         report_to="none",
         save_strategy="no",
+        **flags,
     )
+
+
+def make_trainer(folder: str, dtype: str, layers: str, reuse: bool) -> TimedTrainer:
+    """A trainer of LoRA on some of the blocks."""
+    model, config = load_causal_lm(EMBEDDED_MODEL, dtype=dtype), make_config(folder, reuse_trunk=reuse)
     lora = peft_config(ModelArguments(lora_r=16, lora_layers=layers), model)
     return TimedTrainer(model, None, config, processing_class=load_tokenizer(EMBEDDED_MODEL), peft_config=lora)
 

@@ -108,7 +108,7 @@ def test_layers_in_contributing_are_those_of_the_test():
 OLD_METRIC = re.compile(r"(ppo|env|tokens)/[\w/]+")
 OF_OLD_TRL = {
     "AutoModelForCausalLMWithValueHead", "batched_forward_pass", "compute_rewards", "config", "data_collator", "dataloader",
-    "dataset", "log_stats", "lr_scheduler", "tokenizer", "mse", "pytorch_model.bin",
+    "dataset", "log_stats", "lr_scheduler", "num_shared_layers", "tokenizer", "mse", "pytorch_model.bin",
     "step(queries, responses, scores, response_masks)",
 }  # fmt: skip
 OF_PYTHON_AND_ITS_PACKAGES = {

@@ -38,8 +38,9 @@ from hf_rlhf.models.adapters import (
     use_adapter,
 )
 from hf_rlhf.models.backbone import counted_states, state_width
+from hf_rlhf.models.full_training import train_weights
 from hf_rlhf.models.heads import CONFIG_NAME, WEIGHTS_NAME, ValueHead, saved_facts
-from hf_rlhf.models.load import load_full_weights, load_sequence_classifier, require_full_training
+from hf_rlhf.models.load import load_full_weights, load_sequence_classifier
 from hf_rlhf.models.reward_model import load_classifier, require_reward_model, score_head
 from hf_rlhf.models.same_base import base_weights, stands_on
 from hf_rlhf.models.sharding import below
@@ -181,6 +182,7 @@ def build_critic(
     start: str | None = None,
     value_model: Model | None = None,
     peft_config: Any = None,
+    num_layers_unfrozen: int | None = None,
     mlp_size: int | None = None,
     init_std: float = 0.0,
     detach: bool = False,
@@ -192,7 +194,7 @@ def build_critic(
         policy: the policy's model; an adapter critic is added to it.
         start: a trained reward model, or the folder of an earlier run; by default a fresh head, adapter or model.
         value_model: a sequence classifier to use as the critic of kind "model".
-        peft_config: the policy's, so that a model of its own is trained as the policy is.
+        peft_config, num_layers_unfrozen: the policy's, so that a model of its own is trained as the policy is.
         mlp_size, init_std: of a fresh head, see `ValueHead`.
         detach: see `ValueHeadCritic`.
 
@@ -214,7 +216,7 @@ def build_critic(
     elif kind == "adapter":
         critic = _adapter_critic(policy, folder, fresh)
     else:
-        critic = _model_critic(policy, folder, value_model, peft_config, fresh)
+        critic = _model_critic(policy, folder, value_model, peft_config, num_layers_unfrozen, fresh)
     if mlp_size is not None and critic.head.mlp_size != mlp_size:
         raise InputError(
             f"value_head_mlp_size={mlp_size} is of a fresh value head, and this critic starts with one that"
@@ -266,7 +268,12 @@ def _adapter_critic(policy: Model, folder: Path | None, fresh: ValueHead) -> Ada
 
 
 def _model_critic(
-    policy: Model, folder: Path | None, value_model: Model | None, peft_config: Any, fresh: ValueHead
+    policy: Model,
+    folder: Path | None,
+    value_model: Model | None,
+    peft_config: Any,
+    num_layers_unfrozen: int | None,
+    fresh: ValueHead,
 ) -> ModelCritic:
     dtype = base_of(policy).dtype
     head: ValueHead | None = None  # the model's score layer
@@ -283,15 +290,15 @@ def _model_critic(
             " critic_path or value_model"
         )
     _score_layer(classifier)
-    classifier = _made_trainable(classifier, peft_config)
+    classifier = _made_trainable(classifier, peft_config, num_layers_unfrozen)
     if head is None:
         score = _trained_score(classifier)
         head = ValueHead.from_score(score.weight.detach().float(), getattr(score, "bias", None))
     return ModelCritic(classifier, head)
 
 
-def _made_trainable(classifier: Model, peft_config: Any) -> Model:
-    """The classifier with its adapter trained, with a fresh one, or trained as a whole: as the policy is."""
+def _made_trainable(classifier: Model, peft_config: Any, num_layers_unfrozen: int | None) -> Model:
+    """The classifier with its adapter trained, with a fresh one, or with its own weights trained: as the policy is."""
     from peft import get_peft_model
 
     if is_peft_model(classifier):
@@ -301,8 +308,7 @@ def _made_trainable(classifier: Model, peft_config: Any) -> Model:
     if peft_config is not None:
         fresh = as_classifier(_fresh_config(peft_config), classifier)
         return train_in_fp32(get_peft_model(classifier, fresh, adapter_name=CRITIC))
-    require_full_training(classifier, "the critic's model (value_model, critic_path)")
-    return classifier.requires_grad_(True)
+    return train_weights(classifier, "the critic's model (value_model, critic_path)", num_layers_unfrozen)
 
 
 def _classifier_on_base_of(policy: Model) -> Model:

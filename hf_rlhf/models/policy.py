@@ -30,11 +30,12 @@ from hf_rlhf.models.adapters import (
 )
 from hf_rlhf.models.backbone import block_names, counted_ids, counted_states, disable_dropout, logits_head, state_width
 from hf_rlhf.models.critics import Critic, ModelCritic, ValueHeadCritic
+from hf_rlhf.models.full_training import require_no_adapter, train_weights
 from hf_rlhf.models.heads import ValueHead
-from hf_rlhf.models.load import load_full_weights, require_causal_lm, require_full_training
+from hf_rlhf.models.load import load_full_weights, require_causal_lm
 from hf_rlhf.models.lora_targets import require_known_layers
 from hf_rlhf.models.sharding import below
-from hf_rlhf.models.trunk import Trunk, TrunkStates, block_list
+from hf_rlhf.models.trunk import Trunk, TrunkStates
 from hf_rlhf.ops.logprobs import token_kl, token_logprobs
 from hf_rlhf.types import Model, Sequences
 
@@ -57,10 +58,18 @@ class PolicyWithValue(nn.Module):
 
     The reference is, in this order: `ref_model` when given; the frozen adapter `reference` when the policy started
     from an adapter (or the reference is to follow it); the base with its adapters off when the policy is a fresh
-    adapter; else a frozen copy.
+    adapter; else a frozen copy of what is trained, which shares the frozen weights with the policy. `copy_frozen` copies
+    those too, for FSDP, which cuts the weights of each block for itself.
     """
 
-    def __init__(self, model: Model, critic: Critic | None = None, ref_model: Model | None = None):
+    def __init__(
+        self,
+        model: Model,
+        critic: Critic | None = None,
+        ref_model: Model | None = None,
+        *,
+        copy_frozen: bool = False,
+    ):
         super().__init__()
         self.model = model
         self.config = base_of(model).config
@@ -68,7 +77,8 @@ class PolicyWithValue(nn.Module):
         self.trunk: Trunk | None = None  # of the model, whose states `forward` may be given
         self.reference_has_trunk = ref_model is None  # or nobody knows what that one shares
         if ref_model is None and not is_peft_model(model):
-            ref_model = copy.deepcopy(model)
+            shared = {id(weight): weight for weight in model.parameters() if not (weight.requires_grad or copy_frozen)}
+            ref_model = copy.deepcopy(model, shared)  # which takes what it is given as copied already
         self._dropout_in_configs: list[tuple[Any, str, float]] = []
         self.reference_model = None if ref_model is None else ref_model.requires_grad_(False).eval()
         if is_peft_model(model) or is_peft_model(getattr(self.critic, "model", None)):
@@ -168,6 +178,22 @@ class PolicyWithValue(nn.Module):
             self.reference_model.load_state_dict(self.model.state_dict())
         else:
             overwrite_adapter(self.model, POLICY, REFERENCE)
+
+    def weights_in_reference(self) -> set[Parameter]:
+        """Return the policy's weights that its reference model shares."""
+        if self.reference_model is None:
+            return set()
+        return {*self.model.parameters()} & {*self.reference_model.parameters()}
+
+    def separate_reference(self) -> None:
+        """Give the reference copies of those shared weights that are trained by now, so that it stays where it is."""
+        if self.reference_model is None:
+            return
+        thawed = [weight for weight in self.weights_in_reference() if weight.requires_grad]
+        copies = {weight: Parameter(weight.detach().clone(), requires_grad=False) for weight in thawed}
+        for module in self.reference_model.modules():
+            for name, weight in module._parameters.items():
+                module._parameters[name] = copies.get(weight, weight)
 
     @property
     def value_head(self) -> ValueHead:
@@ -296,19 +322,27 @@ def _as_columns(flat: Tensor, sequences: Sequences) -> Tensor:
     return flat.new_zeros(sequences.mask.shape).index_put(sequences.counted, flat)
 
 
-def wrap_policy(model: Model, peft_config=None, *, keep_reference: bool = False, own_reference: bool = False) -> Model:
+def wrap_policy(
+    model: Model,
+    peft_config=None,
+    *,
+    num_layers_unfrozen: int | None = None,
+    keep_reference: bool = False,
+    own_reference: bool = False,
+) -> Model:
     """Make `model` trainable as a policy: full fine-tuning, a fresh LoRA adapter, or going on from a PEFT model.
 
-    Full fine-tuning leaves frozen what came frozen below the last block, which has to be trained; otherwise all weights are
-    trained, as after PEFT's merge, which leaves all but a few frozen.
+    For full fine-tuning, and its `num_layers_unfrozen`, see `train_weights`.
     The active adapter of a `PeftModel` is the policy's start. It becomes the adapter `policy`, with a frozen copy
     `reference` unless the reference is a model (`own_reference`); under its former name it is gone, so that no third copy
     takes memory, and `save_pretrained` of the `PeftModel` cannot write the untrained start where the trained policy is
     looked for. With `keep_reference` a fresh adapter gets such a copy too, for a reference that follows the policy.
-    Raises `InputError` for a `PeftModel` together with `peft_config`, and for adapters that are not LoRA-like.
+    Raises `InputError` for a `PeftModel` together with `peft_config`, for adapters that are not LoRA-like, and for an adapter
+    together with `num_layers_unfrozen`.
     """
     from peft import get_peft_model
 
+    require_no_adapter(num_layers_unfrozen, has_adapter=peft_config is not None or is_peft_model(model))
     if getattr(base_of(model).config, "output_router_logits", False):
         base_of(model).config.output_router_logits = False  # an auxiliary loss that sampling cannot compute
     require_causal_lm(model, f"the model, a {type(base_of(model)).__name__},")
@@ -331,19 +365,10 @@ def wrap_policy(model: Model, peft_config=None, *, keep_reference: bool = False,
             " and wrap it with peft.PeftModel.from_pretrained(base, adapter)"
         )
     if peft_config is None:
-        require_full_training(model, "the model")
-        if not _is_frozen_below(model):
-            model.requires_grad_(True)
-        return model
+        return train_weights(model, "the model", num_layers_unfrozen)
     require_trainable_adapter(peft_config)
     require_known_layers(model, peft_config)
     wrapped = get_peft_model(model, peft_config, adapter_name=POLICY)
     if keep_reference:
         copy_adapter(wrapped, POLICY, REFERENCE)
     return train_in_fp32(wrapped)
-
-
-def _is_frozen_below(model: Model) -> bool:
-    """Return whether a model came with some weights frozen, and all of its last block trained."""
-    found = block_list(model)
-    return found is not None and all(parameter.requires_grad for parameter in found[1][-1].parameters())

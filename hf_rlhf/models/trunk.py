@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hf_rlhf.errors import InputError
 from hf_rlhf.models.adapters import compute_in_base_dtype, keep_modes
 from hf_rlhf.models.attention import layout_of
 from hf_rlhf.models.layouts import BatchLayout, backbone_of
@@ -109,12 +110,31 @@ def trunk_depth(model: Model, adapters: Collection[str]) -> int:
     found = block_list(model)
     if found is None:
         return 0
-    sequences = _few_tokens(model)
-    with torch.no_grad(), keep_modes(model), compute_in_base_dtype(model):
-        model.eval()
-        walk = _Walk(model, found[1])
-        walk.run(layout_of(model, sequences.input_ids, sequences.attention_mask))
-    return walk.lowest_use(adapters)
+    return _walked(model, found[1]).lowest_use(adapters)
+
+
+def train_last_blocks(model: Model, count: int) -> None:
+    """Train the last `count` blocks of a transformers model and what runs after all blocks, and freeze the rest.
+
+    That is the final norm, and the head unless it is tied: tied, it is the embeddings too, which run before. Tensors without
+    data will do. Raises `InputError` for a model that has not as many blocks.
+    """
+    found = block_list(model)
+    if found is None:
+        raise InputError(
+            f"num_layers_unfrozen={count} is invalid: {type(model).__name__} has no list of blocks. Leave it out"
+        )
+    name, blocks = found
+    if count > len(blocks):
+        raise InputError(
+            f"num_layers_unfrozen={count} is invalid: the model has {len(blocks)} blocks. Set it to 1 to {len(blocks)}"
+        )
+    walk = _walked(model, blocks)
+    upper = tuple(f"{name}.{number}." for number in range(len(blocks) - count, len(blocks)))
+    model.requires_grad_(True)
+    for weight, parameter in model.named_parameters(remove_duplicate=False):  # a tied one under each of its names
+        if not weight.startswith(upper) and walk.first_use(weight) < len(blocks):
+            parameter.requires_grad_(False)
 
 
 @torch.no_grad()
@@ -149,6 +169,15 @@ def find_trunk(model: Model, adapters: Collection[str]) -> Trunk | None:
     return trunk
 
 
+@torch.no_grad()
+def _walked(model: Model, blocks: nn.ModuleList) -> "_Walk":
+    sequences, walk = _few_tokens(model), _Walk(model, blocks)
+    with keep_modes(model), compute_in_base_dtype(model):
+        model.eval()
+        walk.run(layout_of(model, sequences.input_ids, sequences.attention_mask))
+    return walk
+
+
 def _few_tokens(model: Model) -> Sequences:
     """Make two sequences, of which the first is shorter."""
     device = next(model.parameters()).device
@@ -163,6 +192,7 @@ class _Walk:
 
     def __init__(self, model: Model, blocks: nn.ModuleList):
         self.model = model
+        self.modules = dict(model.named_modules(remove_duplicate=False))
         self.blocks = blocks
         self.finished = 0
         self.ran_after: dict[nn.Module, int] = {}
@@ -190,18 +220,23 @@ class _Walk:
         """Return how many blocks finish before the first weight is used that is trained or part of one of `adapters`.
 
         The last block is never among them: a pass begins at some block.
+        """
+        names = set(adapters)
+        uses = [
+            self.first_use(name)
+            for name, parameter in self.model.named_parameters(remove_duplicate=False)
+            if parameter.requires_grad or names.intersection(name.split("."))
+        ]
+        return min([len(self.blocks) - 1, *uses])
+
+    def first_use(self, weight: str) -> int:
+        """Return how many blocks finish before the weight of this name is used; all of them where the pass leaves it out, as a head.
 
         A module that a fused layer computes by itself never runs: it is used where the layer around it is.
         """
-        lowest, names = len(self.blocks) - 1, set(adapters)
-        modules = dict(self.model.named_modules())
-        for name, parameter in self.model.named_parameters():
-            parts = name.split(".")
-            if not (parameter.requires_grad or names.intersection(parts)):
-                continue
-            owners = (modules[".".join(parts[:end])] for end in range(len(parts) - 1, 0, -1))
-            lowest = min([lowest, *[self.ran_after[owner] for owner in owners if owner in self.ran_after][:1]])
-        return lowest
+        parts = weight.split(".")
+        owners = (self.modules[".".join(parts[:end])] for end in range(len(parts) - 1, 0, -1))
+        return next((self.ran_after[owner] for owner in owners if owner in self.ran_after), len(self.blocks))
 
     def besides(self) -> int | None:
         """Return how many things blocks return after their states; see `Trunk`. Raises `CannotEnter` where they differ."""

@@ -53,7 +53,7 @@ class Layout:
     def trained(self, count: int, *, weights_are_base: bool) -> float:
         """Bytes of `count` trained fp32 weights on a rank, with gradients and the two moments of Adam.
 
-        With `weights_are_base`, all weights are trained, and counted as the base already.
+        With `weights_are_base`, they are weights of the base, and counted there already.
         """
         weights = 0 if weights_are_base else 4
         if self.ranks == 1:

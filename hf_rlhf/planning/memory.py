@@ -18,10 +18,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from hf_rlhf.errors import InputError
 from hf_rlhf.models.adapters import POLICY, base_of, compute_in_base_dtype
 from hf_rlhf.models.attention import set_attention, training_attention
+from hf_rlhf.models.full_training import require_no_adapter
 from hf_rlhf.models.fused_lora import fuse_lora
 from hf_rlhf.models.lora_targets import require_known_layers
 from hf_rlhf.models.precision import current_device
-from hf_rlhf.models.trunk import trunk_depth
+from hf_rlhf.models.trunk import train_last_blocks, trunk_depth
 from hf_rlhf.ops.logprobs import chunk_rows
 from hf_rlhf.planning.layout import Layout
 from hf_rlhf.planning.work import ModelShape
@@ -61,6 +62,7 @@ class MemoryModel:
     shape: ModelShape
     itemsize: int  # of the base
     trained: int  # weights of the policy that are trained
+    lora: bool  # whether they are adapters, on a frozen base
     activations: float  # bytes that the backward pass keeps, a token
     block_activations: float  # the same of one block
     length: int  # tokens of the longest sequence
@@ -76,11 +78,6 @@ class MemoryModel:
         """Blocks from the first trained one on."""
         return self.shape.layers - self.trunk
 
-    @property
-    def lora(self) -> bool:
-        """Whether adapters are trained, on a frozen base."""
-        return self.trained < self.shape.parameters
-
 
 def model_on_meta(config: Any, dtype: torch.dtype = torch.float32) -> Model:
     """Return the policy's model without memory: its layers, their names and sizes."""
@@ -90,7 +87,9 @@ def model_on_meta(config: Any, dtype: torch.dtype = torch.float32) -> Model:
         return AutoModelForCausalLM.from_config(config, dtype=dtype)
 
 
-def model_without_data(config: Any, dtype: torch.dtype, peft_config: Any) -> Model:
+def model_without_data(
+    config: Any, dtype: torch.dtype, peft_config: Any, num_layers_unfrozen: int | None = None
+) -> Model:
     """The policy's model, its tensors without data; to be called and used within a `FakeTensorMode`."""
     from peft import get_peft_model
 
@@ -109,6 +108,8 @@ def model_without_data(config: Any, dtype: torch.dtype, peft_config: Any) -> Mod
             for name, tensor in tensors.items():
                 if tensor is not None:
                     tensors[name] = moved.setdefault(id(tensor), _without_data(tensor, device))
+    if num_layers_unfrozen is not None:
+        train_last_blocks(model, num_layers_unfrozen)
     return model
 
 
@@ -121,11 +122,12 @@ def look_at(
     config: Any, args: PPOConfig, *, dtype: str, peft_config: Any, reward: float = 0.0, bits: int | None = None
 ) -> MemoryModel:
     """Everything about the models that `plan_memory` needs; reads and downloads nothing. `bits`: 4 or 8, of a quantized base."""
+    require_no_adapter(args.num_layers_unfrozen, has_adapter=peft_config is not None)
     length = args.max_prompt_length + args.max_completion_length
     base_dtype = torch.float32 if peft_config is None else getattr(torch, dtype)
     with FakeTensorMode():
         shape = ModelShape.from_model(model_without_data(config, base_dtype, None))
-        model = model_without_data(config, base_dtype, peft_config)
+        model = model_without_data(config, base_dtype, peft_config, args.num_layers_unfrozen)
         recomputes = bool(args.gradient_checkpointing)  # the plan is of full batches, in which there is no padding
         set_attention(training_attention([base_of(model)], args.device, length, packing=False, recomputes=recomputes))
         trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
@@ -138,6 +140,7 @@ def look_at(
         shape=shape,
         itemsize=base_dtype.itemsize,
         trained=trained,
+        lora=peft_config is not None,
         activations=saved / tokens,
         block_activations=saved / tokens / (shape.layers - trunk),
         length=length,
@@ -185,11 +188,12 @@ def plan_memory(model: MemoryModel, args: PPOConfig, layout: Layout | None = Non
     # accelerate leaves quantized weights out of FSDP, since their blocks cannot be cut
     unsharded = shape.quantizable * model.quantized_bytes if model.quantized else 0.0
     frozen = layout.frozen(base - unsharded) + unsharded
+    copied = frozen if layout.shards_weights else model.trained * model.itemsize  # by the reference of full fine-tuning
     fixed = {
         "libraries": model.libraries,
         "base": frozen,
         "what is trained, its gradients and moments": trained,
-        "reference": 0.0 if model.lora else frozen,
+        "reference": 0.0 if model.lora else copied,
         "critic": {"value_head": 0.0, "adapter": trained, "model": frozen + trained}[args.critic],
         "reward models": model.reward + (0.0 if _shares_base(model, args, layout) else model.reward_bases),
     }

@@ -2,12 +2,11 @@
 
 from collections.abc import Mapping
 
-from torch import nn
-
 from hf_rlhf.models.adapters import POLICY, base_of, is_peft_model
 from hf_rlhf.models.attention import PACKED
 from hf_rlhf.models.fused_lora import FusedLoraLinear
 from hf_rlhf.models.machine import device_in_words
+from hf_rlhf.models.policy import PolicyWithValue
 from hf_rlhf.models.precision import dtype_in_words
 from hf_rlhf.ops.logprobs import chunk_rows
 from hf_rlhf.ppo.config import PPOConfig
@@ -18,18 +17,23 @@ from hf_rlhf.types import Model
 
 
 def choices(
-    model: Model, args: PPOConfig, attention_kinds: Mapping[Model, str], trunk: TrunkChoice, *, sharded: bool = False
+    policy: PolicyWithValue,
+    args: PPOConfig,
+    attention_kinds: Mapping[Model, str],
+    trunk: TrunkChoice,
+    *,
+    sharded: bool = False,
 ) -> dict[str, str]:
     """Return what was chosen for a PPO run, by name.
 
     Args:
-        model: the policy's, with its adapter.
+        policy: policy, critic and reference.
         args: of the run.
         attention_kinds: the attention of models that train with another than the one they are loaded with.
         trunk: what is computed once.
         sharded: whether weights come and go between the steps of sampling.
     """
-    base = base_of(model)
+    base = base_of(policy.model)
     vocabulary = base.config.get_text_config().vocab_size
     kind = attention_kinds.get(base, base.config._attn_implementation)
     return {
@@ -37,7 +41,7 @@ def choices(
         "dtype": dtype_in_words(base, args.device),
         "sampling": _engine(base, args, sharded=sharded),
         "attention": _attention(kind, args),
-        "adapters": _adapters(model),
+        "adapters": _adapters(policy, args),
         "logits": f"{chunk_rows(vocabulary, args.device)} tokens at a time",
         "trunk": trunk.words or "every block is trained" if args.reuse_trunk else "reuse_trunk=false",
         "compiled blocks": "in updates" if args.torch_compile else "no (torch_compile)",
@@ -75,14 +79,10 @@ def _attention(kind: str, args: PPOConfig) -> str:
     return f"{kind}, padded: {why}"
 
 
-def _adapters(model: nn.Module) -> str:
+def _adapters(policy: PolicyWithValue, args: PPOConfig) -> str:
+    model = policy.model
     if not is_peft_model(model):
-        frozen = sum(parameter.numel() for parameter in model.parameters() if not parameter.requires_grad)
-        return (
-            f"none; {frozen:,} weights came frozen and stay so, all others are trained"
-            if frozen
-            else "none, all weights are trained"
-        )
+        return f"none, {_trained_weights(policy, args)}"
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     # a critic's or a reward model's adapter may be on layers that the policy's is not on
@@ -95,3 +95,19 @@ def _adapters(model: nn.Module) -> str:
     rest = len(layers) - fused
     plain = f", {rest} by PEFT: no plain LoRA on a plain linear layer" if rest else ""
     return f"{fused} of {len(layers)} layers in one product{plain}"
+
+
+def _trained_weights(policy: PolicyWithValue, args: PPOConfig) -> str:
+    count = {True: 0, False: 0}
+    for weight in policy.model.parameters():
+        count[weight.requires_grad] += weight.numel()
+    if not count[False]:
+        return "all weights are trained"
+    reason = "as it came" if args.num_layers_unfrozen is None else f"num_layers_unfrozen={args.num_layers_unfrozen}"
+    head, embeddings = policy.model.get_output_embeddings(), policy.model.get_input_embeddings()
+    tied = head.weight is embeddings.weight and not head.weight.requires_grad
+    return (
+        f"{count[True]:,} weights are trained and {count[False]:,} frozen ({reason})"
+        f"{', the head too, since it is tied to the embeddings' if tied else ''}"
+        f"{'; the reference shares the frozen ones' if policy.weights_in_reference() else ''}"
+    )

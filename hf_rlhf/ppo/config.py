@@ -80,6 +80,13 @@ class PPOConfig(TrainingArguments):
     whiten_advantages: bool = _flag(True, "Give advantages mean 0 and variance 1 over the iteration.")
     disable_dropout: bool = _flag(True, "Switch dropout off, so that the ratio is 1 before the first update.")
 
+    # Full fine-tuning
+    num_layers_unfrozen: int | None = _flag(
+        None,
+        "Without LoRA, train the last so many blocks alone, with the final norm and a head that is not tied to the embeddings;"
+        " all weights by default. lora_layers is LoRA's.",
+    )
+
     # KL to the reference
     kl_coef: float = _flag(0.05, "Weight of the KL to the reference; the start of it, if adaptive.")
     kl_estimator: str = _flag(
@@ -142,7 +149,7 @@ class PPOConfig(TrainingArguments):
     rollout_forward_batch_size: int = _flag(64, "Sequences per forward pass where no gradient is needed.")
     reuse_trunk: bool = _flag(
         True,
-        "Compute the lowest blocks, where nobody trains them (lora_layers), once per completion and iteration, and begin"
+        "Compute the lowest blocks, where nobody trains them (lora_layers, num_layers_unfrozen), once per completion and iteration, and begin"
         " every pass and update above them. Takes memory for one hidden state of each token.",
     )
     gather_for_rollout: bool = _flag(
@@ -217,6 +224,10 @@ class PPOConfig(TrainingArguments):
             "importance_sampling_cap": (
                 not self.importance_sampling_cap or self.importance_sampling_cap >= 1,
                 "at least 1, or 0 (off)",
+            ),
+            "num_layers_unfrozen": (
+                self.num_layers_unfrozen is None or self.num_layers_unfrozen >= 1,
+                "at least 1, or left out to train every block",
             ),
             "ref_model_sync_iterations": (
                 self.ref_model_sync_iterations is None or self.ref_model_sync_iterations >= 1,

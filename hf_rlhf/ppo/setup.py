@@ -12,6 +12,7 @@ from hf_rlhf.data.files import read_columns
 from hf_rlhf.data.language_modeling import prepare_texts
 from hf_rlhf.data.prompts import prepare_prompts
 from hf_rlhf.data.tokens import with_row_options
+from hf_rlhf.distributed import asked_for
 from hf_rlhf.errors import InputError
 from hf_rlhf.models.adapted import load_policy
 from hf_rlhf.models.adapters import POLICY, base_of, is_peft_model
@@ -142,13 +143,20 @@ def build_policy(
     follows = args.ref_model_sync_iterations is not None
     if follows and ref_model is not None:
         raise InputError("ref_model stays what it is, so it cannot go with ref_model_sync_iterations")
-    wrapped = wrap_policy(model, peft_config, keep_reference=follows, own_reference=ref_model is not None)
+    wrapped = wrap_policy(
+        model,
+        peft_config,
+        num_layers_unfrozen=args.num_layers_unfrozen,
+        keep_reference=follows,
+        own_reference=ref_model is not None,
+    )
     critic = build_critic(
         args.critic,  # pyright: ignore
         wrapped,
         start=args.critic_path,
         value_model=value_model,
         peft_config=wrapped.peft_config[POLICY] if is_peft_model(wrapped) else None,
+        num_layers_unfrozen=args.num_layers_unfrozen,
         mlp_size=args.value_head_mlp_size,
         init_std=args.value_head_init_std,
         detach=args.value_head_detach,
@@ -161,7 +169,7 @@ def build_policy(
         )
     _require_same_vocabulary(wrapped, ref_model, "ref_model")
     _require_same_vocabulary(wrapped, getattr(critic, "model", None), "the critic's model")
-    policy = PolicyWithValue(wrapped, critic, ref_model)
+    policy = PolicyWithValue(wrapped, critic, ref_model, copy_frozen=asked_for("ACCELERATE_USE_FSDP"))
     for name, each in (
         ("the model", wrapped),
         ("ref_model", ref_model),

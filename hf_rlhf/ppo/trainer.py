@@ -219,7 +219,7 @@ class PPOTrainer(IterationTrainer):
         self._started: int | None = None  # the iteration begun last
         self._evaluating = False
         self._drawn = 0  # completions that `generate` sampled in it, over all ranks
-        self.choices = choices(policy.model, args, self._attention, trunk, sharded=sharded)
+        self.choices = choices(policy, args, self._attention, trunk, sharded=sharded)
         begin = f"{args.batch_algebra()}\n{in_lines(self.choices)}"
         self.add_callback(SettingsCallback(begin, self.folder, lambda: self.settings or (args,)))
         self.add_callback(IterationCallback(args.updates_per_iteration, self.updates_per_pass))

@@ -79,9 +79,15 @@ class KeptStates:
         self._trained = self._now_trained()
 
     def clear(self) -> None:
-        """Forget all; and the trunk itself, where weights are trained that were frozen when it was found."""
+        """Forget all; and the trunk itself, where weights are trained that were frozen when it was found.
+
+        The reference no longer shares such weights.
+        """
         self._by_tokens = {}
-        if self.policy.trunk is not None and not self._now_trained() <= self._trained:
+        if self._now_trained() <= self._trained:
+            return
+        self.policy.separate_reference()
+        if self.policy.trunk is not None:
             self.policy.trunk = None
             logger.warning(
                 "weights are trained that were frozen when the run was made: every pass computes all blocks now"

@@ -64,7 +64,8 @@ class ModelArguments(ModelConfig):
             self._check_lora()
         elif self.lora_layers != "all":
             raise InputError(
-                f"lora_layers={self.lora_layers} is invalid: use_peft=false trains every weight. Leave it out."
+                f"lora_layers={self.lora_layers} is invalid with use_peft=false, which trains no LoRA. Leave it out. To train the"
+                " last blocks alone, hf-rlhf ppo has num_layers_unfrozen."
             )
 
     def _check_lora(self) -> None:

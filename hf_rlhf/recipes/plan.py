@@ -111,9 +111,9 @@ def plan_run(plan: PlanArguments, script: PPOArguments, training: PPOConfig, mod
         console.print(f"[green]fits[/green]: {memory.peak / 1e9:.1f} of {available / 1e9:.1f} GB\n")
         return memory
     if not known.lora:
-        with_lora = copy.copy(asked)
-        with_lora.use_peft = True
-        setup = replace(setup, with_lora=memory_model(script, training, with_lora.on(training.device)))
+        with_lora, on_all_blocks = copy.copy(asked), copy.copy(training)
+        with_lora.use_peft, on_all_blocks.num_layers_unfrozen = True, None
+        setup = replace(setup, with_lora=memory_model(script, on_all_blocks, with_lora.on(training.device)))
     steps = proposals(setup, available)
     helps = bool(steps) and steps[-1][1].plan.peak <= available
     then = "In this order:" if helps else "No flag here makes it fit; all that make it smaller, in this order:"
@@ -122,6 +122,8 @@ def plan_run(plan: PlanArguments, script: PPOArguments, training: PPOConfig, mod
         console.print(f"  {changed.plan.peak / 1e9:6.1f} GB  {_as_typed(flags)}", soft_wrap=True)
     if any("strategy" in flags for flags, _ in steps):
         console.print("A run gets its strategy from its launcher: recipes/accelerate_configs/fsdp2.yaml")
+    if training.num_layers_unfrozen is not None and any("use_peft" in flags for flags, _ in steps):
+        console.print("With use_peft, leave out num_layers_unfrozen")
     if not helps:
         raise InputError(
             f"{model.model_name_or_path} does not fit into {available / 1e9:.1f} GB by any of these; take"
@@ -291,7 +293,9 @@ def _time(plan: PlanArguments, training: PPOConfig, model: ModelArguments, known
     ideal = roofline(known.shape, size, Machine.measured(dtype, training.device), known.itemsize)
     total = sum(ideal.values()) / USUAL_FRACTION
     parts = ", ".join(f"{name} {_seconds(seconds / USUAL_FRACTION)}" for name, seconds in ideal.items())
-    trained = "LoRA" if known.lora else "all weights trained"
+    blocks = f"{known.trained_blocks} block{'' if known.trained_blocks == 1 else 's'}"
+    every = known.trained == known.shape.parameters
+    trained = "LoRA" if known.lora else f"{'all weights' if every else blocks} trained"
     critic = {"value_head": "a value head", "adapter": "a critic adapter", "model": "a critic model"}[training.critic]
     rate = layout.ranks * size.completion_tokens / total
     return (

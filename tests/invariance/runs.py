@@ -136,6 +136,16 @@ RUNS = {
         "kl_in_loss": True,
         "learning_rate": 0.05,
     },
+    "upper blocks": {
+        "lora": None,
+        "num_layers_unfrozen": 1,
+        "critic": "model",
+        "value_model": classifier,
+        "kl_estimator": "full",
+        "kl_in_loss": True,
+        "ref_model_sync_iterations": 1,
+        "learning_rate": 0.05,
+    },
     "trunk": {
         "lora": make_lora(
             target_modules=["q_proj", "down_proj"], layers_to_transform=[1], layers_pattern="layers"

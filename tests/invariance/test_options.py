@@ -18,10 +18,11 @@ def test_accumulation_and_batch_sizes_change_nothing(whole, tmp_path, name):
     assert_same(whole(name), tmp_path)
 
 
+@pytest.mark.parametrize("name", ["trunk", "upper blocks"])
 @pytest.mark.parametrize("padding_free", [True, False])
-def test_a_trunk_that_is_computed_in_every_pass(whole, tmp_path, padding_free):
-    train(tmp_path, "trunk", reuse_trunk=False, padding_free=padding_free)
-    assert_same(whole("trunk"), tmp_path)
+def test_a_trunk_that_is_computed_in_every_pass(whole, tmp_path, name, padding_free):
+    train(tmp_path, name, reuse_trunk=False, padding_free=padding_free)
+    assert_same(whole(name), tmp_path)
 
 
 # The runs above do what they are there for

@@ -16,6 +16,7 @@ TWO_RANKS = {
     "losses": {"name": "losses", "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2},
     "stops": {"name": "stops", "per_device_train_batch_size": 4, "generation_batch_size": 3},
     "full fine-tuning": {"name": "full fine-tuning", "per_device_train_batch_size": 4},
+    "upper blocks": {"name": "upper blocks", "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2},
     "trunk": {"name": "trunk", "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2},
     "sparse": {"name": "sparse", "per_device_train_batch_size": 1, "gradient_accumulation_steps": 2},
 }

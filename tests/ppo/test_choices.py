@@ -20,7 +20,7 @@ def chosen(tmp_path, *, lora=None, kinds=("hf_rlhf_packed",), dtype=torch.float3
     wrapped = wrap_policy(model, make_lora() if lora is None else lora)
     policy = PolicyWithValue(wrapped)  # fuses
     args, attention = make_config(tmp_path, **flags), dict.fromkeys([model], *kinds)
-    return choices(wrapped, args, attention, choose_trunk(policy, args, {}, sharded=False))
+    return choices(policy, args, attention, choose_trunk(policy, args, {}, sharded=False))
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,12 @@ from tiny import (
     make_prompts,
     make_tokenizer,
     make_trainer,
+    metrics_of,
     perturb,
     snapshot,
     trained,
 )
+from transformers import AutoModelForCausalLM
 
 from hf_rlhf.ppo.trainer import PPOTrainer
 
@@ -109,15 +111,22 @@ def test_models_of_their_own_are_named(tmp_path):
         torch.testing.assert_close(weight, states[False][name], rtol=1e-5, atol=1e-6)
 
 
-def test_full_fine_tuning_of_the_upper_blocks(tmp_path):
-    """What came frozen stays so, and the reference, a copy, begins above the trunk too."""
-    weights = {}
+@pytest.mark.parametrize("by_flag", [True, False])
+def test_full_fine_tuning_of_the_upper_blocks(tmp_path, capsys, by_flag):
+    """What is frozen stays so, by the flag or as it came, and the reference begins above the trunk too."""
+    weights, metrics = {}, {}
     for reuse in (True, False):
         model = make_model(make_tokenizer())
-        for part in (model.model.embed_tokens, model.model.layers[0]):
+        for part in () if by_flag else (model.model.embed_tokens, model.model.layers[0]):
             part.requires_grad_(False)
         trainer = make_trainer(
-            tmp_path / str(reuse), model=model, lora=None, reuse_trunk=reuse, optim="sgd", kl_estimator="full"
+            tmp_path / str(reuse),
+            model=model,
+            lora=None,
+            num_layers_unfrozen=1 if by_flag else None,
+            reuse_trunk=reuse,
+            optim="sgd",
+            kl_estimator="full",
         )
         assert (trainer.policy.trunk is not None) == reuse
         start = snapshot(model)
@@ -126,7 +135,15 @@ def test_full_fine_tuning_of_the_upper_blocks(tmp_path):
         assert {name for name, weight in start.items() if not torch.equal(weight, weights[reuse][name])} == {
             name for name, parameter in model.named_parameters() if parameter.requires_grad
         }
+        metrics[reuse] = metrics_of(tmp_path / str(reuse))
     assert not any("layers.0" in name or "embed" in name for name in trained(model))
+    assert metrics[True][0]["objective/kl"] == 0
+    for with_trunk, without in zip(metrics[True], metrics[False], strict=True):
+        assert with_trunk == pytest.approx(without, rel=1e-5, abs=1e-6)
+    printed, reason = capsys.readouterr().out, "num_layers_unfrozen=1" if by_flag else "as it came"
+    frozen = f"10,240 weights are trained and 10,208 frozen ({reason}); the reference shares the frozen ones"
+    assert f"adapters: none, {frozen}\n" in printed
+    assert f"trunk: {ONCE}\n" in printed
     for name, weight in weights[True].items():
         assert (weight - weights[False][name]).norm() <= 1e-6 * weight.norm(), name
 
@@ -155,14 +172,51 @@ def test_an_own_loop_with_masks_of_several_turns(tmp_path):
         assert (weight - weights[False][name]).norm() <= 1e-6 * weight.norm(), name
 
 
-def test_a_resumed_run_is_the_whole_run(tmp_path):
-    whole = last_block_trainer(tmp_path / "whole", save_strategy="steps", save_steps=4)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"lora": None, "num_layers_unfrozen": 1},
+        {"lora": None, "num_layers_unfrozen": 1, "ref_model_sync_iterations": 1},
+    ],
+    ids=["lora", "full", "refreshed"],
+)
+def test_a_resumed_run_is_the_whole_run(tmp_path, settings):
+    whole = last_block_trainer(tmp_path / "whole", save_strategy="steps", save_steps=4, **settings)
     whole.train()
-    resumed = last_block_trainer(tmp_path / "resumed")
+    resumed = last_block_trainer(tmp_path / "resumed", **settings)
     resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-4"))
     assert resumed.policy.trunk is not None
-    for name, weight in trained(whole.policy).items():
-        assert torch.equal(trained(resumed.policy)[name], weight), name
+    for name, weight in snapshot(whole.policy).items():
+        assert torch.equal(snapshot(resumed.policy)[name], weight), name
+    if "lora" in settings:
+        assert len(resumed.policy.weights_in_reference()) == 10
+
+
+def test_a_saved_policy_of_upper_blocks_is_a_whole_model(tmp_path):
+    trainer = make_trainer(tmp_path, lora=None, num_layers_unfrozen=1, max_steps=2)
+    trainer.train()
+    trainer.save_model()
+    saved = snapshot(AutoModelForCausalLM.from_pretrained(tmp_path))
+    for name, weight in snapshot(trainer.policy.model).items():
+        assert torch.equal(saved[name], weight), name
+
+
+def test_a_critic_model_is_trained_on_the_same_blocks(tmp_path):
+    from invariance.runs import classifier
+
+    trainer = make_trainer(
+        tmp_path,
+        lora=None,
+        num_layers_unfrozen=1,
+        critic="model",
+        trainer_kwargs={"value_model": classifier()},
+        max_steps=2,
+    )
+    of_critic = {name.removeprefix("critic.") for name in trained(trainer.policy) if name.startswith("critic.model")}
+    of_policy = {name for name in trained(trainer.policy) if name.startswith("model.") and "lm_head" not in name}
+    assert of_critic == of_policy
+    trainer.train()
 
 
 def test_evaluation_keeps_nothing(tmp_path):
@@ -183,6 +237,17 @@ def test_weights_thawed_later_learn(tmp_path, caplog):
     trainer.train()
     assert "every pass computes all blocks now" in caplog.text
     assert not all(torch.equal(parameter, old) for parameter, old in zip(lowest, before, strict=True))
+
+
+def test_the_reference_stays_where_weights_are_thawed_later(tmp_path):
+    trainer = make_trainer(tmp_path, lora=None, num_layers_unfrozen=1, max_steps=4)
+    reference = snapshot(trainer.policy.reference_model)
+    trainer.policy.model.requires_grad_(True)
+    trainer.train()
+    for name, weight in snapshot(trainer.policy.model).items():
+        assert not torch.equal(weight, reference[name]), name
+    for name, weight in snapshot(trainer.policy.reference_model).items():
+        assert torch.equal(weight, reference[name]), name
 
 
 def test_a_merged_model_that_peft_left_frozen_is_trained_whole(tmp_path, capsys):

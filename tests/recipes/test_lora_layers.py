@@ -1,9 +1,12 @@
-"""`--lora_layers` from the first stage to the last: start, reward model, critic and policy leave one trunk."""
+"""`--lora_layers` from the first stage to the last, and `--num_layers_unfrozen`: all roles leave one trunk."""
 
 import json
 
+import torch
 from peft import PeftConfig
+from tiny import snapshot
 from tiny_data import PPO_FLAGS, conversational_pairs, prompt_rows
+from transformers import AutoModelForCausalLM
 
 from hf_rlhf.cli import main
 
@@ -32,3 +35,16 @@ def test_stages_on_the_same_blocks_leave_a_trunk(flags, write_rows, tmp_path, ca
         assert "mlp.down_proj" in config.target_modules
     metrics = [json.loads(line) for line in (tmp_path / "ppo" / "metrics.jsonl").read_text().splitlines()]
     assert metrics[0]["objective/kl"] == 0  # of a policy that begins as its reference
+
+
+def test_a_run_that_trains_the_weights_of_the_last_block(flags, write_rows, capsys):
+    rows = write_rows(prompt_rows(), "prompts.jsonl")
+    own = ["--use_peft", "false", "--num_layers_unfrozen", "1", "--reward_funcs", "tiny:happy_reward"]
+    assert main(["ppo", *flags, "--dataset_name", rows, *PPO_FLAGS, *own]) == 0
+    printed = capsys.readouterr().out
+    assert "frozen (num_layers_unfrozen=1); the reference shares the frozen ones\n" in printed
+    assert "trunk: the lowest 1 of 2 blocks" in printed
+    start, end = (flags[flags.index(name) + 1] for name in ("--model_name_or_path", "--output_dir"))
+    before, after = (snapshot(AutoModelForCausalLM.from_pretrained(folder)) for folder in (start, end))
+    same = {name for name, weight in before.items() if torch.equal(weight, after[name])}
+    assert same == {name for name in before if "embed_tokens" in name or ".layers.0." in name}

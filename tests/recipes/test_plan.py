@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny import make_config, make_lora, make_model, make_tokenizer
+from tiny import make_config, make_lora, make_model, make_tokenizer, make_trainer
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from hf_rlhf.errors import InputError
@@ -44,20 +44,20 @@ def fresh_process(monkeypatch):
     monkeypatch.setattr("hf_rlhf.planning.memory.resident_bytes", lambda: 0.5e9)
 
 
-@pytest.mark.parametrize("lora", [True, False])
+@pytest.mark.parametrize(("lora", "unfrozen"), [(True, None), (False, None), (False, 1)])
 @pytest.mark.parametrize("length", [16, 300], ids=["plain attention", "fused attention"])
-def test_what_is_counted_without_data_is_what_a_real_pass_keeps(lora, length):
+def test_what_is_counted_without_data_is_what_a_real_pass_keeps(lora, unfrozen, length):
     torch.manual_seed(0)
     model = make_model(make_tokenizer())
     config = model.config
     config.max_position_embeddings = 512
-    real = wrap_policy(model, make_lora() if lora else None)
+    real = wrap_policy(model, make_lora() if lora else None, num_layers_unfrozen=unfrozen)
     if lora:
         from hf_rlhf.models.fused_lora import fuse_lora
 
         fuse_lora(real)
     with FakeTensorMode():
-        without_data = model_without_data(config, torch.float32, make_lora() if lora else None)
+        without_data = model_without_data(config, torch.float32, make_lora() if lora else None, unfrozen)
         for model in (real, without_data) if length < 256 else ():
             set_attention({base_of(model): "eager"})
         planned = saved_bytes(without_data, 3, length)
@@ -117,6 +117,40 @@ def test_fewer_blocks_take_less(tmp_path):
     with_states, without = (plan_memory(quarter, each, ddp).phases for each in (args, plain))
     assert with_states["update"] - without["update"] == pytest.approx(8 * 40 * 576 * 2)
     assert with_states["generate"] == without["generate"]
+
+
+@pytest.mark.parametrize("critic", ["value_head", "model"])
+@pytest.mark.parametrize("unfrozen", [1, None])
+def test_full_fine_tuning_of_upper_blocks_takes_what_is_planned(tmp_path, unfrozen, critic):
+    """Bytes of all weights, of gradients and of the two moments, counted after an update."""
+    from invariance.runs import classifier
+
+    settings = {"num_layers_unfrozen": unfrozen, "critic": critic, "max_steps": 1, "num_mini_batches": 1}
+    given = {"value_model": classifier()} if critic == "model" else {}
+    trainer = make_trainer(tmp_path, lora=None, trainer_kwargs=given, **settings, num_ppo_epochs=1)
+    config, args = trainer.policy.config, trainer.args
+    fixed = plan_memory(look_at(config, args, dtype="float32", peft_config=None), args).fixed
+    trainer.train()
+    policy = trainer.policy
+    reference = {*policy.reference_model.parameters()} - policy.weights_in_reference()
+    assert fixed["reference"] == 4 * sum(weight.numel() for weight in reference)
+    of_policy = [weight for weight in policy.model.parameters() if weight.requires_grad]
+    kept = [trainer.optimizer.state[weight][name] for weight in of_policy for name in ("exp_avg", "exp_avg_sq")]
+    assert fixed["what is trained, its gradients and moments"] == 4 * sum(x.numel() for x in (*of_policy, *kept))
+    assert fixed["base"] == 4 * sum(weight.numel() for weight in policy.model.parameters())
+    if critic == "model":
+        assert fixed["critic"] == fixed["base"] + fixed["what is trained, its gradients and moments"]
+
+
+def test_full_fine_tuning_of_the_last_8_blocks_of_the_embedded_model(tmp_path):
+    """Each of 30 blocks has a thirtieth of the linear weights and two norms; the tied head is frozen."""
+    config, args = read_config(EMBEDDED_MODEL), make_config(tmp_path, num_layers_unfrozen=8)
+    last = look_at(config, args, dtype="bfloat16", peft_config=None)
+    assert (last.lora, last.trunk, last.itemsize) == (False, 22, 4)
+    assert last.trained == 8 * (106_168_320 // 30 + 2 * 576) + 576
+    assert plan_memory(last, args).fixed["reference"] == 4 * last.trained
+    assert plan_memory(last, args, Layout("fsdp2", 2)).fixed["reference"] == 4 * 134_515_008 / 2
+    assert kept_states(last, args, Layout()) == 8 * 40 * 576 * 4
 
 
 @pytest.mark.parametrize("share", [0.9, 0.4, 0.02])
@@ -262,6 +296,20 @@ def test_a_plan_that_trains_every_weight_is_in_float32_and_proposes_lora_in_the_
     assert looked_at == [(False, "float32"), (True, "bfloat16")]
 
 
+def test_a_plan_of_upper_blocks(tmp_path, capsys):
+    make_model(make_tokenizer()).save_pretrained(tmp_path / "tiny")
+    training = make_config(tmp_path, num_layers_unfrozen=1)
+    model = ModelArguments(model_name_or_path=str(tmp_path / "tiny"), use_peft=False)
+    plan_run(PlanArguments(), PPOArguments(), training, model)
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "The lowest 1 of 2 blocks are trained by nobody." in printed
+    assert "An iteration with 1 block trained and a value head" in printed
+    with pytest.raises(InputError, match="does not fit"):
+        plan_run(PlanArguments(memory_gb=0.1), PPOArguments(), training, model)
+    printed = capsys.readouterr().out
+    assert ("--use_peft true" in printed) == ("With use_peft, leave out num_layers_unfrozen" in printed)
+
+
 @pytest.mark.parametrize(("given", "said"), [(None, "without num_processes"), (1, "with num_processes=1")])
 @pytest.mark.parametrize("strategy", ["fsdp2", "zero2"])
 def test_a_strategy_of_several_ranks_asks_how_many(tmp_path, strategy, given, said):
@@ -303,6 +351,8 @@ def test_the_sizes_of_a_run_are_those_of_the_planned_ranks(tmp_path, capsys):
         ({}, {"load_in_4bit": True}, "fsdp2", "load_in_4bit and load_in_8bit are invalid under FSDP2"),
         ({"use_vllm": True}, {"use_peft": False}, "ddp", "use_vllm needs a LoRA policy"),
         ({"critic": "adapter"}, {"use_peft": False}, "ddp", 'critic="adapter" needs a policy with LoRA'),
+        ({"num_layers_unfrozen": 1}, {}, "ddp", "num_layers_unfrozen=1 is invalid with LoRA.*set lora_layers=1"),
+        ({"num_layers_unfrozen": 99}, {"use_peft": False}, "ddp", "num_layers_unfrozen=99 is invalid: the model has"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )
