@@ -5,20 +5,27 @@ from pathlib import Path
 import torch
 from tiny import make_lora, make_model, make_tokenizer, make_trainer, perturb
 
+LAST = {"target_modules": ["q_proj", "down_proj"], "layers_to_transform": [1], "layers_pattern": "layers"}
+"""Where the LoRA is that leaves the lower one of two blocks to nobody."""
+
 
 def make_places(folder):
-    """Folders by name: `base`, `other` (another base), `reward` (a LoRA reward model on `base`), `full_reward`."""
+    """Folders by name: `base`, `other` (another base), `reward` and `upper` (reward models on `base`), `full_reward`.
+
+    `reward` has LoRA on both blocks, `upper` on the last one.
+    """
     from peft import get_peft_model
 
     from hf_rlhf.models.load import load_sequence_classifier
 
-    places = {name: str(Path(folder) / name) for name in ("base", "other", "reward", "full_reward")}
+    places = {name: str(Path(folder) / name) for name in ("base", "other", "reward", "upper", "full_reward")}
     tokenizer = make_tokenizer()
     make_model(tokenizer).save_pretrained(places["base"])
     make_model(tokenizer, seed=4).save_pretrained(places["other"])
-    config = make_lora(task_type="SEQ_CLS", modules_to_save=["score"])
-    classifier = get_peft_model(load_sequence_classifier(places["base"], dtype="float32"), config)
-    perturb(perturb(classifier, only="lora"), only="score", scale=0.5, seed=1).save_pretrained(places["reward"])
+    for name, layers in (("reward", {}), ("upper", LAST)):
+        config = make_lora(task_type="SEQ_CLS", modules_to_save=["score"], **layers)
+        classifier = get_peft_model(load_sequence_classifier(places["base"], dtype="float32"), config)
+        perturb(perturb(classifier, only="lora"), only="score", scale=0.5, seed=1).save_pretrained(places[name])
     perturb(load_sequence_classifier(places["base"], dtype="float32"), seed=2).save_pretrained(places["full_reward"])
     for place in places.values():
         tokenizer.save_pretrained(place)

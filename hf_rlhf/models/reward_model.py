@@ -5,6 +5,7 @@ Both map token ids to one score a sequence, read at the last real token.
 
 import difflib
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from hf_rlhf.models.backbone import states_at
 from hf_rlhf.models.load import load_sequence_classifier, load_tokenizer
 from hf_rlhf.models.precision import NATIVE
 from hf_rlhf.models.same_base import stands_on
+from hf_rlhf.models.trunk import TrunkStates
 from hf_rlhf.types import Model
 
 
@@ -34,6 +36,10 @@ class SharedRewardModel:
     """The adapter `name` and its score head on a backbone that belongs to a policy. Adds no backbone to memory.
 
     Not a module: its weights live in the policy's PEFT model and are saved with neither.
+
+    Attributes:
+        trunk_states: `(input_ids (B, L), attention_mask (B, L)) ->` what leaves the policy's trunk, from which the pass of
+            that batch begins; None for a pass of all blocks.
     """
 
     def __init__(self, model: Model, folder: str | os.PathLike, pad_token_id: int | None, name: str = REWARD):
@@ -43,12 +49,14 @@ class SharedRewardModel:
         self.name = name
         self.head = head
         self.pad_token_id = pad_token_id
+        self.trunk_states: Callable[[Tensor, Tensor], TrunkStates | None] = lambda input_ids, attention_mask: None
 
     @torch.no_grad()
     def __call__(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Scores `(B,)` in fp32 of right-padded `(B, L)` sequences."""
+        entry = self.trunk_states(input_ids, attention_mask)
         with use_adapter(self.model, self.name, inference=True), compute_in_base_dtype(self.model):
-            last = _last_states(base_of(self.model), input_ids, attention_mask, self.pad_token_id)
+            last = _last_states(base_of(self.model), input_ids, attention_mask, self.pad_token_id, entry)
         return last.float() @ self.head.to(last.device).T[:, 0]
 
 
@@ -132,7 +140,13 @@ def require_reward_model(model: Model, source: str) -> None:
         )
 
 
-def _last_states(model: Model, input_ids: Tensor, attention_mask: Tensor, pad_token_id: int | None) -> Tensor:
+def _last_states(
+    model: Model,
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    pad_token_id: int | None,
+    entry: TrunkStates | None = None,
+) -> Tensor:
     """Hidden states `(B, H)` where a sequence classifier reads them: at the last token that is not the padding id.
 
     That is the last real token, but for a model trained with the end token as padding, which never saw its end tokens.
@@ -140,7 +154,7 @@ def _last_states(model: Model, input_ids: Tensor, attention_mask: Tensor, pad_to
     real = attention_mask.bool() if pad_token_id is None else attention_mask.bool() & (input_ids != pad_token_id)
     positions = torch.arange(input_ids.shape[1], device=input_ids.device)
     ends = (positions * real).argmax(dim=1)
-    return states_at(model, input_ids, attention_mask, torch.arange(len(ends), device=ends.device), ends)
+    return states_at(model, input_ids, attention_mask, torch.arange(len(ends), device=ends.device), ends, entry)
 
 
 def load_classifier(name_or_path: str, dtype, **kwargs: Any) -> Model:

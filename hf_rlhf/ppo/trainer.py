@@ -192,7 +192,7 @@ class PPOTrainer(IterationTrainer):
             recomputes=bool(args.gradient_checkpointing),
         )
         sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
-        trunk = choose_trunk(policy, args, self._attention, sharded=sharded)
+        trunk = choose_trunk(policy, args, self._attention, sharded=sharded, rewards=self.rewards)
         policy.trunk = trunk.trunk
         if args.use_liger_kernel:
             for model in policy.transformers_models():
@@ -212,6 +212,8 @@ class PPOTrainer(IterationTrainer):
             self._stop_at_end_of_turn(next(iter(self._turns(self.prompt_set))))
         self.texts = None if texts is None else TextStream(texts, args.minibatch_size, args.seed)
         self.kept_states = KeptStates(self.policy)
+        for reward in trunk.rewards:
+            reward.trunk_states = self.kept_states.of_reward
         self.kl_control = args.kl_control()
         self.shaper = ScoreShaper(args.score_shaping())
         self.iteration_log = IterationLog(args.rollout_batch_size)
@@ -322,7 +324,7 @@ class PPOTrainer(IterationTrainer):
         """Fill in the rewards of completions; None stays where nothing scored."""
         if self.rewards is None:
             raise InputError("no reward: give reward_funcs, or own the loop with generate() and step()")
-        with self.iteration_log.timed("score"):
+        with self.iteration_log.timed("score"), self.kept_states.scoring(trajectories):
             self.iteration_log.add_reward_metrics(self.rewards.score(trajectories, self.state))
 
     @torch.no_grad()

@@ -1,7 +1,7 @@
 """The policy's trunk in a PPO run: whether it can be computed once per sequence and iteration, and the states kept of it."""
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -12,9 +12,12 @@ from hf_rlhf.models.adapters import CRITIC, POLICY, REFERENCE, base_of
 from hf_rlhf.models.attention import attention
 from hf_rlhf.models.critics import ModelCritic
 from hf_rlhf.models.policy import PolicyWithValue
-from hf_rlhf.models.trunk import CannotEnter, Trunk, find_trunk
+from hf_rlhf.models.reward_model import SharedRewardModel
+from hf_rlhf.models.trunk import CannotEnter, Trunk, TrunkStates, find_trunk, trunk_depth
 from hf_rlhf.ppo.config import PPOConfig
-from hf_rlhf.types import Model, Sequences
+from hf_rlhf.rewards.contract import Rewards
+from hf_rlhf.rewards.sources import reward_models
+from hf_rlhf.types import Model, Sequences, Trajectory
 
 logger = logging.getLogger(__name__)
 
@@ -24,18 +27,25 @@ class TrunkChoice(NamedTuple):
 
     trunk: Trunk | None
     words: str
+    rewards: Sequence[SharedRewardModel] = ()  # whose adapters begin above the trunk
 
 
 def choose_trunk(
-    policy: PolicyWithValue, args: PPOConfig, attention_kinds: Mapping[Model, str], *, sharded: bool
+    policy: PolicyWithValue,
+    args: PPOConfig,
+    attention_kinds: Mapping[Model, str],
+    *,
+    sharded: bool,
+    rewards: Rewards | None = None,
 ) -> TrunkChoice:
     """Find the blocks that nobody trains, by a few tokens, and decide whether their states are kept.
 
     Args:
-        policy: policy, critic and reference; adapters of rewards play no part.
+        policy: policy, critic and reference.
         args: of the run.
         attention_kinds: the attention of models that train with another than they have now.
         sharded: whether the launcher shards weights or optimizer state.
+        rewards: of the run; an adapter of theirs never makes the trunk smaller.
     """
     if not args.reuse_trunk:
         return TrunkChoice(None, "")
@@ -62,7 +72,22 @@ def choose_trunk(
         if apart
     ]
     besides = f"; not for the {' and the '.join(roles)}, a model of its own" if roles else ""
-    return TrunkChoice(trunk, f"{blocks} are computed once per completion and iteration{besides}")
+    scorers = {} if rewards is None else reward_models(rewards)
+    with attention(model, kind):
+        above = {
+            name: scorer
+            for name, scorer in scorers.items()
+            if isinstance(scorer, SharedRewardModel) and trunk_depth(model, (scorer.name,)) >= trunk.depth
+        }
+    for name, scorer in scorers.items():
+        if name in above:
+            besides += f"; for the reward {name} too, where its text has the same tokens"
+        elif isinstance(scorer, SharedRewardModel):
+            besides += f"; not for the reward {name}, whose adapter begins below"
+        else:
+            besides += f"; not for the reward {name}, a model of its own"
+    words = f"{blocks} are computed once per completion and iteration{besides}"
+    return TrunkChoice(trunk, words, list(above.values()))
 
 
 class KeptStates:
@@ -76,6 +101,7 @@ class KeptStates:
         self.policy = policy
         self._by_tokens: dict[bytes, Tensor] = {}
         self._keeping = True
+        self._scored: set[bytes] = set()  # the sequences that rewards read now
         self._trained = self._now_trained()
 
     def clear(self) -> None:
@@ -105,18 +131,53 @@ class KeptStates:
         finally:
             self._keeping = True
 
+    @contextmanager
+    def scoring(self, trajectories: Sequence[Trajectory]) -> Iterator[None]:
+        """Share the states of `trajectories` with the rewards that are called in the block; see `of_reward`."""
+        if trajectories and self._keeping:
+            self._scored = set(_keys(Sequences.from_trajectories(trajectories)))
+        try:
+            yield
+        finally:
+            self._scored = set()
+
+    def of_reward(self, input_ids: Tensor, attention_mask: Tensor) -> TrunkStates | None:
+        """Return the states of a batch `(B, L)` that a reward reads; None where no row of it begins with a trajectory.
+
+        A reward often reads a few tokens more, such as the end of the turn. The states before them are the trajectory's,
+        since no token changes those of earlier ones, as sampling assumes too. Those of other rows are computed with them, and
+        are not kept: no other pass reads them.
+        """
+        trunk, real = self.policy.trunk, attention_mask.bool()
+        if trunk is None or not self._scored:
+            return None
+        read = Sequences(input_ids, real, torch.ones_like(input_ids[:, 0]), real[:, 1:])
+        keys, lengths = _keys(read), sorted({len(key) for key in self._scored})
+        starts = {key: key[:length] for key in keys for length in lengths if key[:length] in self._scored}
+        return TrunkStates(trunk, self._of(read, keys, kept=starts)) if starts else None
+
     def of(self, sequences: Sequences) -> list[Tensor] | None:
         """Return the states `(L_b, H)` of each sequence, computed where they are new; None for a policy without trunk."""
         if self.policy.trunk is None:
             return None
-        device, lengths = sequences.input_ids.device, sequences.attention_mask.sum(dim=1).tolist()
-        rows = zip(sequences.input_ids.cpu().numpy(), lengths, strict=True)
-        keys = [ids[:length].tobytes() for ids, length in rows]
+        keys = _keys(sequences)
+        return self._of(sequences, keys, kept={key: key for key in keys} if self._keeping else {})
+
+    def _of(self, sequences: Sequences, keys: Sequence[bytes], *, kept: Mapping[bytes, bytes]) -> list[Tensor]:
+        """The states of each sequence, found by its key; of `kept` ones, the start with this key is there the next time."""
+        device = sequences.input_ids.device
         new = {key: b for b, key in enumerate(keys) if key not in self._by_tokens}
         computed: dict[bytes, Tensor] = {}
         if new:
             part = sequences[torch.tensor(list(new.values()), device=device)]
             computed = dict(zip(new, self.policy.trunk_states(part), strict=True))
-        if self._keeping:
-            self._by_tokens |= {key: states.cpu() for key, states in computed.items()}
+        for key in computed.keys() & kept.keys():
+            tokens = len(kept[key]) * len(computed[key]) // len(key)
+            self._by_tokens.setdefault(kept[key], computed[key][:tokens].cpu())
         return [computed[key] if key in computed else self._by_tokens[key].to(device) for key in keys]
+
+
+def _keys(sequences: Sequences) -> list[bytes]:
+    """Return what the states of each sequence are found by: its tokens."""
+    lengths = sequences.attention_mask.sum(dim=1).tolist()
+    return [ids[:length].tobytes() for ids, length in zip(sequences.input_ids.cpu().numpy(), lengths, strict=True)]

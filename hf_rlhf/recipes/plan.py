@@ -102,8 +102,10 @@ def plan_run(plan: PlanArguments, script: PPOArguments, training: PPOConfig, mod
                   f" {known.trained / 1e6:,.1f}M of them trained; {algebra}{_devices(layout)}\n")  # fmt: skip
     console.print(f"{_dtype(model, training)}\n")
     if kept := kept_states(known, training, layout):
+        rewards = " A reward adapter on the same blocks begins above them too, where its text has the same tokens."
         console.print(f"The lowest {known.trunk} of {known.shape.layers} blocks are trained by nobody. They are computed once per"
-                      f" completion and iteration, and what leaves them takes {kept / 1e9:.3g} GB.\n")  # fmt: skip
+                      f" completion and iteration, and what leaves them takes {kept / 1e9:.3g} GB."
+                      f"{rewards if known.reward_bases else ''}\n")  # fmt: skip
     memory = setup.plan
     console.print(_table(memory, available, console.width))
     console.print(_time(plan, training, model, known, layout))

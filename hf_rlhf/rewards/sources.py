@@ -1,7 +1,7 @@
 """From what a user gives as rewards (functions, models, paths) to functions by the contract."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,12 +70,7 @@ def reward_tokenizers(sources: Sequence[RewardSource]) -> dict[str, Any]:
 
 def require_functions(rewards: Rewards) -> None:
     """Raise `InputError` when a reward is a model, which would share the device, or the policy's base, with sampling."""
-    models = [
-        name
-        for name, function in zip(rewards.names, rewards.functions, strict=True)
-        if isinstance(function, LearnedReward)
-    ]
-    if models:
+    if models := reward_models(rewards):
         raise InputError(
             f"score_while_sampling is for rewards that are functions, such as calls to a server; {', '.join(models)} is a"
             " model here, which computes where the policy does; leave it out"
@@ -84,13 +79,19 @@ def require_functions(rewards: Rewards) -> None:
 
 def separate_dtypes(rewards: Rewards) -> dict[str, torch.dtype]:
     """Return the dtype of each reward model that has a base of its own, by the reward's name."""
-    scorers = {
+    return {
+        name: base_of(scorer.model).dtype
+        for name, scorer in reward_models(rewards).items()
+        if isinstance(scorer, SeparateRewardModel)
+    }
+
+
+def reward_models(rewards: Rewards) -> dict[str, Callable[..., Any]]:
+    """Return what scores token ids, such as a `SharedRewardModel`, of each reward that is a model, by the reward's name."""
+    return {
         name: function.model
         for name, function in zip(rewards.names, rewards.functions, strict=True)
         if isinstance(function, LearnedReward)
-    }
-    return {
-        name: base_of(scorer.model).dtype for name, scorer in scorers.items() if isinstance(scorer, SeparateRewardModel)
     }
 
 

@@ -1,12 +1,14 @@
 """The runs that must end alike, however they are cut into batches and ranks: which options, and what "alike" means."""
 
 import json
+import tempfile
 from pathlib import Path
 
 import pytest
 from datasets import Dataset
 from safetensors.torch import load_file
 from tiny import WORDS, make_lora, make_model, make_prompts, make_tokenizer, make_trainer, metrics_of, perturb
+from tiny_critics import LAST, make_places
 
 TOLERANCE = 1e-6
 OF_A_LAUNCH = ("run_state", "optimizer")
@@ -147,9 +149,7 @@ RUNS = {
         "learning_rate": 0.05,
     },
     "trunk": {
-        "lora": make_lora(
-            target_modules=["q_proj", "down_proj"], layers_to_transform=[1], layers_pattern="layers"
-        ),  # of two blocks
+        "lora": make_lora(**LAST),
         "critic": "adapter",
         "kl_estimator": "full",
         "kl_in_loss": True,
@@ -158,6 +158,12 @@ RUNS = {
         "gradient_checkpointing": True,
         "max_steps": 4,
         "save_steps": 4,
+    },
+    "trunk of a reward": {
+        "lora": make_lora(**LAST),
+        "reward_adapter": "upper",  # of `make_places`
+        "max_steps": 8,
+        "save_steps": 8,
     },
     "sparse": {
         "data": lambda: make_prompts(16).to_iterable_dataset(),
@@ -173,6 +179,14 @@ RUNS = {
 
 for name in ("losses", "stops"):
     RUNS[f"{name}, ungated"] = {flag: value for flag, value in RUNS[name].items() if flag not in GATES}
+
+
+def on_one_base(adapter, reward):
+    """The flags of a run in which the reward `adapter` shares the policy's base; `reward` is its other one."""
+    from hf_rlhf.models.load import load_causal_lm
+
+    places = make_places(tempfile.mkdtemp())
+    return {"model": load_causal_lm(places["base"], dtype="float32"), "reward": [reward, places[adapter]]}
 
 
 def train(folder, name, **cut):
@@ -196,6 +210,8 @@ def train(folder, name, **cut):
     flags |= RUNS[name] | cut
     data = flags.pop("data", make_prompts)()
     engine = flags.pop("engine", lambda engine: engine)
+    if (adapter := flags.pop("reward_adapter", None)) is not None:
+        flags |= on_one_base(adapter, flags["reward"])
     given = {key: flags.pop(key)() for key in ("value_model", "ptx_dataset") if key in flags}
     given["eval_dataset"] = {"five": make_prompts(5), "one": make_prompts(2).select([1])}
     trainer = make_trainer(folder, data=data, trainer_kwargs=given, **flags)
@@ -236,7 +252,13 @@ def assert_same(one, other):
             bound = EXPONENTIAL.get(key, 1e-5)
             same = twin[key] is None if value is None else twin[key] == pytest.approx(value, rel=bound, abs=floor)
             assert same, f"step {row['step']}: {key} is {value} and {twin[key]}"
-    assert (one / "samples.jsonl").read_text() == (other / "samples.jsonl").read_text()
+    expected, found = (list(map(json.loads, (each / "samples.jsonl").open())) for each in (one, other))
+    for sample, twin in zip(expected, found, strict=True):
+        numbers, others = ({**each.pop("rewards"), "score": each.pop("score")} for each in (sample, twin))
+        assert twin == sample
+        assert set(others) == set(numbers)
+        for key, value in numbers.items():  # a reward model's are rounded by its batch
+            assert others[key] == (None if value is None else pytest.approx(value, rel=1e-6, abs=1e-6)), key
     for file in one.glob("checkpoint-*/ppo_state.json"):
         state, twin = (json.loads((folder / file.relative_to(one)).read_text()) for folder in (one, other))
         assert twin.pop("score_moments") == pytest.approx(state.pop("score_moments"))

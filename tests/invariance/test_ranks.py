@@ -18,6 +18,7 @@ TWO_RANKS = {
     "full fine-tuning": {"name": "full fine-tuning", "per_device_train_batch_size": 4},
     "upper blocks": {"name": "upper blocks", "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2},
     "trunk": {"name": "trunk", "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2},
+    "trunk of a reward": {"name": "trunk of a reward", "per_device_train_batch_size": 4},
     "sparse": {"name": "sparse", "per_device_train_batch_size": 1, "gradient_accumulation_steps": 2},
 }
 FOUR_RANKS = {"scores": {"name": "scores", "per_device_train_batch_size": 1, "gradient_accumulation_steps": 2}}

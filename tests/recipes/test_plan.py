@@ -11,6 +11,7 @@ from dataclasses import replace
 import pytest
 import torch
 from tiny import make_config, make_lora, make_model, make_tokenizer, make_trainer
+from tiny_critics import make_places
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from hf_rlhf.errors import InputError
@@ -268,6 +269,17 @@ def test_the_plan_of_a_whole_run_fits_80_columns(tmp_path, capsys, monkeypatch):
         r"^ +\d\.\d GB  --per_device_train_batch_size 8 --gradient_accumulation_steps 4$", printed, re.MULTILINE
     )
     assert max(map(len, printed.splitlines())) <= 80
+
+
+@pytest.mark.parametrize(("reward", "shares"), [("upper", True), ("full_reward", False)])
+def test_the_plan_says_whether_a_reward_may_begin_above_the_trunk(tmp_path, capsys, reward, shares):
+    places = make_places(tmp_path)
+    script = PPOArguments(reward_model_path=places[reward])
+    model = ModelArguments(model_name_or_path=places["base"], lora_layers="0.5")
+    plan_run(PlanArguments(memory_gb=1000), script, make_config(tmp_path / "run"), model)
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "The lowest 1 of 2 blocks are trained by nobody." in printed
+    assert ("A reward adapter on the same blocks begins above them too" in printed) == shares
 
 
 @pytest.mark.parametrize("bits", [4, 8])
