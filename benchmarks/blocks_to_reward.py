@@ -1,6 +1,6 @@
 """Reward and KL after equal seconds of PPO with LoRA on all, half and a quarter of the blocks, by hf_rlhf alone.
 
-    python benchmarks/blocks_to_reward.py                                        # 45 minutes on two cores
+    python benchmarks/blocks_to_reward.py                                        # two hours on two cores
     OMP_NUM_THREADS=1 python benchmarks/blocks_to_reward.py --at_once 12         # a core for each run, where there are many
     python benchmarks/blocks_to_reward.py --stage judge plot                     # from runs that are there
 

@@ -266,7 +266,10 @@ def agreement(experiment: Experiment) -> dict[str, float]:
 
 
 def train(experiment: Experiment, side: str, setting: Setting, seed: int, seconds: float, folder: Path) -> str | None:
-    """Train in a process of its own, unless the result for the same task is there; returns what went wrong."""
+    """Train in a process of its own, unless the result for the same task is there; returns what went wrong.
+
+    A run whose training broke off has a result, too: what it reached until then.
+    """
     args = experiment.quickstart
     task = Task(
         model=resolve_model(experiment.model),
@@ -287,7 +290,7 @@ def train(experiment: Experiment, side: str, setting: Setting, seed: int, second
         feedback=experiment.feedback,
     )
     if (result := read(folder / RESULT_FILE)) and result["task"] == json.loads(json.dumps(asdict(task))):
-        return None
+        return result["failed"]
     clear(folder)
     (folder / "task.json").write_text(json.dumps(asdict(task), indent=2) + "\n", encoding="utf-8")
     python, environment = peer_process(experiment) if side == "trl" else own_process()
@@ -301,7 +304,7 @@ def train(experiment: Experiment, side: str, setting: Setting, seed: int, second
         except OSError as error:
             return str(error)
     if status == 0:
-        return None
+        return read(folder / RESULT_FILE)["failed"]
     if status is None:
         return f"killed after {limit:.0f} s"
     said = (folder / "log.txt").read_text(encoding="utf-8", errors="replace").strip()
@@ -565,11 +568,12 @@ def run(experiment: Experiment) -> None:
         setting = Setting(**settings[side]["setting"])
         folder = run_folder(experiment, side, seed)
         failure = train(experiment, side, setting, seed, experiment.seconds(side), folder)
-        if failure:
-            raise SystemExit(f"{NAMES[side]}, seed {seed}, failed:\n{failure}")
         result = read(folder / RESULT_FILE)
+        if not result or not result["snapshots"]:
+            raise SystemExit(f"{NAMES[side]}, seed {seed}, failed:\n{failure}")
         last = result["snapshots"][-1]["seconds"]
-        print(f"run, {NAMES[side]}, seed {seed}: {result['iterations']} iterations in {last:.0f} s", flush=True)
+        end = f", then it broke off: {failure}" if failure else ""
+        print(f"run, {NAMES[side]}, seed {seed}: {result['iterations']} iterations in {last:.0f} s{end}", flush=True)
 
 
 def judge(experiment: Experiment) -> None:
@@ -635,6 +639,9 @@ def summarize(experiment: Experiment) -> dict[str, Any]:
         summary["sides"][side] = {
             **{name: {seed: at and getattr(at, name) for seed, at in times.items()} for name in Reached._fields},
             **{f"{name}_median": middle and getattr(middle, name) for name in Reached._fields},
+            "failed": {
+                seed: result["failed"] for seed, result in zip(of_seed, results, strict=True) if result["failed"]
+            },
             "seconds_trained": median(result["snapshots"][-1]["seconds"] for result in results),
             "iterations": median(result["iterations"] for result in results),
             "end_reward": ends[side],
@@ -678,6 +685,7 @@ def table(summary: dict[str, Any]) -> str:
         row("iterations, seconds trained", sides, lambda of: f"{of['iterations']:.0f}, {of['seconds_trained']:.0f}"),
         row(f"reward at the end (start {summary['start']:.2f})", sides, lambda of: number(of["end_reward"], 2)),
         row("KL at the end", sides, lambda of: number(of["end_kl"], 1)),
+        row("seeds whose training broke off", sides, lambda of: ", ".join(map(str, of["failed"])) or "none"),
         row("annotator's score at the end", sides, lambda of: number(of["end_annotator"], 2)),
     ]
     if len(sides) == len(NAMES):
@@ -757,7 +765,8 @@ def draw(summary: dict[str, Any], file: Path) -> None:
             over_time.plot(seconds, rewards, color=color, alpha=0.3, linewidth=1)
             over_time.fill_between(seconds, low, high, color=color, alpha=0.08, linewidth=0)
             over_kl.plot([point["kl"] for point in points], rewards, color=color, alpha=0.45, linewidth=1, marker=".")
-        seconds, middle = median_curve(curves)
+        whole = [points for seed, points in of["curves"].items() if seed not in of["failed"]]
+        seconds, middle = median_curve(whole or curves)
         memory = f"{of['peak_gb']:.1f} GB"
         over_time.plot(seconds, middle, color=color, linewidth=2.2, label=f"{NAMES[side]}, {memory}")
         if of["seconds_median"]:

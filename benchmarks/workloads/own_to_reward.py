@@ -58,8 +58,8 @@ def main() -> None:
     )
     recorder = Recorder(task, lambda folder: trainer.model.save_pretrained(folder))
     trainer.add_callback(Iterations(recorder))
-    recorder.begin()
-    trainer.train()
+    with recorder.training():
+        trainer.train()
     recorder.write(**{name: importlib.metadata.version(name) for name in ("torch", "transformers", "peft")})
 
 

@@ -2,7 +2,9 @@
 
 import json
 import sys
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -61,6 +63,10 @@ class Task:
         return json.loads(Path(self.prompts).read_text(encoding="utf-8"))
 
 
+class TimeIsUp(Exception):
+    """Leaves a `train()` that reads no other sign."""
+
+
 class Recorder:
     """The clock of a run, which stands still while a snapshot is saved, and the list of its snapshots.
 
@@ -73,6 +79,7 @@ class Recorder:
         self.save = save
         self.snapshots: list[dict[str, Any]] = []
         self.iterations = 0
+        self.failed: str | None = None
         self._begun, self._saving = now(), 0.0
         self._due = FIRST_SNAPSHOT * task.seconds
 
@@ -81,9 +88,17 @@ class Recorder:
         """Of training so far."""
         return now() - self._begun - self._saving
 
-    def begin(self) -> None:
-        """Start the clock: the next line calls `train()`."""
+    @contextmanager
+    def training(self) -> Iterator[None]:
+        """Start the clock for a block that calls `train()`; an error that ends it is part of the result."""
         self._begun, self._saving = now(), 0.0
+        try:
+            yield
+        except TimeIsUp:
+            pass
+        except Exception as error:
+            traceback.print_exc()
+            self.failed = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
 
     def end_iteration(self) -> bool:
         """Count an iteration and save the policy where it is due; returns whether the time is up."""
@@ -106,6 +121,7 @@ class Recorder:
             "task": asdict(self.task),
             "snapshots": self.snapshots,
             "iterations": self.iterations,
+            "failed": self.failed,
             "peak_bytes": peak_bytes(),
             "versions": versions,
         }

@@ -1,13 +1,12 @@
 """One run of `time_to_reward.py` by `trl.experimental.ppo.PPOTrainer` of trl 1.12.0, the last release that has one."""
 
 import importlib.metadata
-from contextlib import suppress
 from pathlib import Path
 
 import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
-from task import Recorder, Task
+from task import Recorder, Task, TimeIsUp
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -19,10 +18,6 @@ from trl.experimental.ppo import PPOConfig, PPOTrainer, ppo_trainer
 
 VERSION = "1.12.0"
 ITERATIONS = 10**6  # more than the time allows
-
-
-class TimeIsUp(Exception):
-    """Leaves `train()`, which reads no other sign."""
 
 
 class Iterations(TrainerCallback):
@@ -107,8 +102,7 @@ def main() -> None:
         callbacks=[iterations],
     )
     recorder = iterations.recorder = Recorder(task, policy.save_pretrained)
-    recorder.begin()
-    with suppress(TimeIsUp):
+    with recorder.training():
         trainer.train()
     recorder.write(**{name: importlib.metadata.version(name) for name in ("trl", "torch", "transformers", "peft")})
 

@@ -156,13 +156,34 @@ def test_the_clock_of_a_run_leaves_out_saving_and_snapshots_spread_out(script, m
         clock[0] += 100
 
     recorder = task.Recorder(task.Task(**values), save)
-    recorder.begin()
-    over = False
-    while not over:
-        clock[0] += 1
-        over = recorder.end_iteration()
+    with recorder.training():
+        while True:
+            clock[0] += 1
+            if recorder.end_iteration():
+                raise task.TimeIsUp
     assert [snapshot["seconds"] for snapshot in recorder.snapshots] == [1, 7, 40]  # a factor of the root of 40
     assert recorder.iterations == 40
+    assert recorder.failed is None
+
+
+def test_training_that_breaks_off_has_a_result(script, tmp_path):
+    import task
+
+    values = dict.fromkeys(task.Task.__dataclass_fields__) | {
+        "output_dir": str(tmp_path),
+        "seconds": 40,
+        "snapshots": 3,
+    }
+    recorder = task.Recorder(
+        task.Task(
+            **values,
+        ),
+        lambda folder: None,
+    )
+    with recorder.training():
+        raise ValueError("probabilities are no numbers")
+    recorder.write(torch="2")
+    assert script.read(tmp_path / "result.json")["failed"] == "ValueError: probabilities are no numbers"
 
 
 @pytest.mark.slow
