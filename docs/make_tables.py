@@ -1,13 +1,13 @@
 """Write docs/metrics.md and docs/flags.md from the definitions in the code: `python docs/make_tables.py`."""
 
 import inspect
-import re
 from dataclasses import fields
 from pathlib import Path
 
 from hf_rlhf.ppo.config import PPOConfig
 from hf_rlhf.ppo.metrics import METRICS
 from hf_rlhf.recipes.arguments import DataArguments, ModelArguments, PPOArguments
+from hf_rlhf.recipes.help import own_groups
 from hf_rlhf.recipes.reward import RESULTS
 
 DOCS = Path(__file__).parent
@@ -32,18 +32,10 @@ def metrics_page() -> str:
 
 def flags_page() -> str:
     """The tables of `PPOConfig`'s own flags as Markdown, by the headings of its source."""
-    own = {field.name: field for field in fields(PPOConfig) if field.name in inspect.get_annotations(PPOConfig)}
-    tables, heading = [], None
-    for line in inspect.getsource(PPOConfig).splitlines():
-        if comment := re.fullmatch(r"    # (.+)", line):
-            heading = comment[1]
-        elif (match := re.match(r"    (\w+): ", line)) and match[1] in own:
-            if heading:  # of this flag and of those that follow; one without flags is no heading
-                tables.append(f"\n## {heading}\n\n| flag | default | meaning |\n|---|---|---|")
-                heading = None
-            field = own.pop(match[1])
-            tables.append(f"| `{field.name}` | `{field.default}` | {_cell(field.metadata['help'])} |")
-    assert not own, f"flags without a heading: {sorted(own)}"
+    tables = []
+    for title, group in own_groups(PPOConfig):
+        tables.append(f"\n## {title}\n\n| flag | default | meaning |\n|---|---|---|")
+        tables += [f"| `{field.name}` | `{field.default}` | {_cell(field.metadata['help'])} |" for field in group]
     for title, classes in (("data and rewards", (PPOArguments, DataArguments)), ("models", (ModelArguments,))):
         tables.append(f"\n## On the command line besides: {title}\n\n| flag | default | meaning |\n|---|---|---|")
         tables += [

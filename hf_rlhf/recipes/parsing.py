@@ -15,6 +15,7 @@ from hf_rlhf.compat.names import unknown_name
 from hf_rlhf.credentials import refuse_secrets
 from hf_rlhf.errors import InputError
 from hf_rlhf.recipes.config_files import ConfigFile, describe, fits, read_config_file
+from hf_rlhf.recipes.help import print_help, wants_help
 
 _TEXTS = ("stop_strings",)
 """Lists of texts, which may hold commas; the items of all other lists are names and numbers."""
@@ -32,6 +33,9 @@ def parse_arguments(dataclasses: Sequence[Any], argv: Sequence[str], prog: str) 
     _refuse_halves_of_characters(argv)
     kinds = {name: kind for each in dataclasses for name, kind in get_type_hints(each).items()}
     parser = _Parser(dataclasses, kinds, prog)
+    if wants_help(argv):
+        print_help(parser, dataclasses, argv)
+        raise SystemExit(0)
     known = [action.dest for action in parser._actions]
     argv, file = _without_config(argv)
     config = None if file is None else read_config_file(Path(file))
