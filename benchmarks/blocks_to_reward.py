@@ -1,11 +1,11 @@
 """Reward and KL after equal seconds of PPO with LoRA on all, half and a quarter of the blocks, by hf_rlhf alone.
 
     python benchmarks/blocks_to_reward.py                                        # two hours on two cores
-    OMP_NUM_THREADS=1 python benchmarks/blocks_to_reward.py --at_once 12         # a core for each run, where there are many
+    OMP_NUM_THREADS=1 python benchmarks/blocks_to_reward.py --at_once 12         # a core for each run
     python benchmarks/blocks_to_reward.py --stage judge plot                     # from runs that are there
 
-Task, reward model and judge are those of `time_to_reward.py`, and so is the folder: what it has prepared is taken from there.
-What is there for the same flags is not done again.
+Task, reward model and judge are those of `time_to_reward.py`, and so is the folder: what it has prepared is taken from
+there. What is there for the same flags is not done again.
 """
 
 import argparse
@@ -57,7 +57,10 @@ def folder_of(experiment: Experiment, setting: Setting, seed: int) -> Path:
 
 
 def run(experiment: Experiment, settings: list[Setting], at_once: int) -> None:
-    """Train every seed with every setting; a setting's seeds do not follow each other, so that all meet the same machine."""
+    """Train every seed with every setting.
+
+    A setting's seeds do not follow each other, so that all meet the same machine.
+    """
 
     def one(seed: int, setting: Setting) -> str | None:
         return train(experiment, "own", setting, seed, experiment.seconds("own"), folder_of(experiment, setting, seed))

@@ -1,10 +1,10 @@
-"""How many bytes, seconds and MB it costs ranks to share an iteration's completions: as tensors, and as pickled objects.
+"""Cost for ranks to share an iteration's completions, in bytes, seconds and MB: as tensors, and as pickled objects.
 
     OMP_NUM_THREADS=1 python benchmarks/exchange.py --ranks 8 --completions 512 --tokens 1024 --allowed 0 50
 
-Starts gloo ranks on this machine. Each makes random completions of one length, whose sampler left `allowed` tokens at each
-position (0: the whole vocabulary), and goes through the micro-batches of an iteration: as the trainer does (`tensors`), or with
-all trajectories gathered on every rank by `all_gather_object` (`objects`).
+Starts gloo ranks on this machine. Each makes random completions of one length, whose sampler left `allowed` tokens at
+each position (0: the whole vocabulary), and goes through the micro-batches of an iteration: as the trainer does
+(`tensors`), or with all trajectories gathered on every rank by `all_gather_object` (`objects`).
 """
 
 import argparse

@@ -1,9 +1,9 @@
-"""Time scoring and updates of full fine-tuning, and measure memory: all blocks against the last ones (num_layers_unfrozen).
+"""Time full fine-tuning and measure its memory: all blocks against the last ones (num_layers_unfrozen).
 
     OMP_NUM_THREADS=1 python benchmarks/full_fine_tuning.py --layers 8
 
-SmolLM2-135M-Instruct in float32, with the batches of trunk.py. Each row is a process of its own, for its peak of resident
-memory. Seconds of the processor, for one thread; the fastest round counts, after one that warms up.
+SmolLM2-135M-Instruct in float32, with the batches of trunk.py. Each row is a process of its own, for its peak of
+resident memory. Seconds of the processor, for one thread; the fastest round counts, after one that warms up.
 """
 
 import argparse

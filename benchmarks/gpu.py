@@ -1,10 +1,10 @@
-"""What a machine with GPUs says of hf_rlhf: speed and memory beside TRL's last PPO, each launcher's strategy, a 4-bit base.
+"""Measurements on a machine with GPUs: speed and memory beside TRL's last PPO, each launcher's strategy, a 4-bit base.
 
-    python benchmarks/gpu.py --peer_python .venv-trl/bin/python     # a model of 1.2B random weights; nothing is downloaded
+    python benchmarks/gpu.py --peer_python .venv-trl/bin/python     # a model of 1.2B random weights, no download
     python benchmarks/gpu.py --cpu --tiny                           # every part that runs without a GPU, in minutes
 
-Each part is a process of its own: one that fails is a row that says so, and the others go on. Prints one table and writes
-it with all numbers to `output_dir`.
+Each part is a process of its own: one that fails is a row that says so, and the others go on. Prints one table and
+writes it with all numbers to `output_dir`.
 """
 
 import argparse
@@ -52,7 +52,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Setting:
-    """Where and how large the parts are."""
+    """Place and size of the parts."""
 
     folder: Path
     cpu: bool
@@ -61,7 +61,7 @@ class Setting:
 
     @property
     def dtype(self) -> str:
-        """Of the base."""
+        """Dtype of the base."""
         return "float32" if self.cpu else "bfloat16"
 
     @property
@@ -76,12 +76,12 @@ class Setting:
 
     @property
     def size(self) -> IterationSize:
-        """Of the PPO that is timed."""
+        """Sizes of the PPO iteration that is timed."""
         return IterationSize(4, PROMPT_LENGTH, 8, 1) if self.tiny else IterationSize(64, PROMPT_LENGTH, 128, 4)
 
     @property
     def environment(self) -> dict[str, str]:
-        """Of every process."""
+        """Environment variables of every process."""
         paths = os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "tests")])
         hidden = {"CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": paths} if self.cpu else {}
         return os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"} | hidden
@@ -163,7 +163,7 @@ def run(name: str, command: list[Any], setting: Setting, on_cpu: dict[str, str] 
 
 
 def why_not(errors: str) -> tuple[str, str]:
-    """Of a process that failed: `refused` and our own message, or `failed` and the line that names the exception."""
+    """Tell why a process failed: `refused` and our own message, or `failed` and the line that names the exception."""
     lines = [line.strip() for line in errors.splitlines() if line.strip()]
     for line in lines:
         if line.startswith("error: "):
@@ -337,7 +337,7 @@ def main() -> None:
 
 
 def device_name(cpu: bool) -> str:
-    """What the parts ran on."""
+    """Return the name of the device that the parts ran on."""
     return "CPU" if cpu else f"{torch.cuda.device_count()} x {torch.cuda.get_device_name(0)}"
 
 

@@ -4,7 +4,8 @@
     python benchmarks/growth.py --model embedded:smollm2-135m-instruct --dtype bfloat16 --rounds 3
 
 For one thread on a CPU. Trainers of all sizes are alive at once and take turns, so that a machine that slows down slows
-all of them; of each size the fastest round counts. Completions have exactly the length asked for. Micro-batches hold eight sequences everywhere.
+all of them; of each size the fastest round counts. Completions have exactly the length asked for. Micro-batches hold
+eight sequences everywhere.
 """
 
 import argparse

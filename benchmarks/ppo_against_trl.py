@@ -1,6 +1,6 @@
 """hf_rlhf, TRL's last PPO and the RLOO of TRL today, in turn on the same work; prints a table and writes it down.
 
-    make benchmark                                            # sets up both environments, about half an hour on two cores
+    make benchmark                              # sets up both environments, about half an hour on two cores
     python benchmarks/ppo_against_trl.py --peer_python .venv-trl/bin/python --rollout_batch_sizes 8 --dtypes bfloat16
 
 Each run is a process of its own. The reward model is one LoRA adapter: hf_rlhf gets it as it is and shares the policy's

@@ -71,8 +71,8 @@ def table(results: list[dict[str, Any]]) -> str:
         wins = result["win_rate"]
         lines.append(
             f"| {result['name']} | {_value(result, 'annotator score'):.2f} | {wins['rate']:.0%}"
-            f" ({wins['low']:.0%}-{wins['high']:.0%}) | {_value(result, 'KL to'):.1f} | {_value(result, 'surprise'):.2f}"
-            f" | {_value(result, 'reward model'):.2f} | {result['seconds']:.0f} |"
+            f" ({wins['low']:.0%}-{wins['high']:.0%}) | {_value(result, 'KL to'):.1f} |"
+            f" {_value(result, 'surprise'):.2f} | {_value(result, 'reward model'):.2f} | {result['seconds']:.0f} |"
         )
     return "\n".join(lines)
 

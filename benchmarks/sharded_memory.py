@@ -1,6 +1,6 @@
 """Peak memory of each rank by phase: DDP, FSDP2 with the weights gathered for rollouts, and FSDP2 block by block.
 
-    python benchmarks/sharded_memory.py                 # two CPU ranks, a Llama of 160M random fp32 weights, all of them trained
+    python benchmarks/sharded_memory.py                 # two CPU ranks, all of a Llama of 160M random fp32 weights
     python benchmarks/sharded_memory.py --hidden 512    # a smaller one
 
 Each way is a start of its own. The kernel counts what a process has resident (VmHWM), from the beginning of each phase.

@@ -1,19 +1,20 @@
 """Seconds and memory that hf_rlhf's PPO and TRL's last one take until held-out replies earn the same reward.
 
-    python benchmarks/time_to_reward.py --peer_python .venv-trl/bin/python             # about two and a half hours on two cores
+    python benchmarks/time_to_reward.py --peer_python .venv-trl/bin/python             # 2.5 hours on two cores
     python benchmarks/time_to_reward.py --peer_python .venv-trl/bin/python --quick     # 45 minutes
     python benchmarks/time_to_reward.py --peer_path /opt/trl-1.12 --model /models/smollm2-135m-instruct     # on a GPU
     python benchmarks/time_to_reward.py --stage judge plot --kl_bound 8                # from runs that are there
 
-Stages: `prepare` samples replies, has the quickstart's annotator compare them and trains the reward model, `search` looks
-for the best settings of each side, `run` trains every seed with them, sides in turn, `judge` samples replies to held-out
-messages from every snapshot, and `plot` writes the table and the picture. All is kept in `output_dir`, and what is there for
-the same flags is not done again. Only training counts as time: a run's clock begins at `train()` and stands still while a
-snapshot is saved. The search is judged on one half of the held-out messages and the result on the other.
+Stages: `prepare` samples replies, has the quickstart's annotator compare them and trains the reward model, `search`
+looks for the best settings of each side, `run` trains every seed with them, sides in turn, `judge` samples replies to
+held-out messages from every snapshot, and `plot` writes the table and the picture. All is kept in `output_dir`, and
+what is there for the same flags is not done again. Only training counts as time: a run's clock begins at `train()` and
+stands still while a snapshot is saved. The search is judged on one half of the held-out messages and the result on the
+other.
 
-The level is fixed before anybody looks: the reward of the start and `level` of the way to the reward with which the better
-side ends (the mean of its last two snapshots, the median of its seeds). A snapshot whose KL to the start is above `kl_bound`
-counts neither for that end nor as having reached the level.
+The level is fixed before anybody looks: the reward of the start and `level` of the way to the reward with which the
+better side ends (the mean of its last two snapshots, the median of its seeds). A snapshot whose KL to the start is
+above `kl_bound` counts neither for that end nor as having reached the level.
 """
 
 import argparse
@@ -80,8 +81,8 @@ SEARCH_SEED = 1000  # none of those that are reported
 QUICK = {"minutes": 3.0, "search_minutes": 0.0, "snapshots": 8, "share": 0.4, "held_out_samples": 2}
 QUICK_ON_GPU = {"search_minutes": 0.0}
 
-# The search: first these for both sides. TRL's value model is a model of its own, all of whose weights are trained: a tenth
-# of the policy's learning rate to begin with.
+# The search: first these for both sides. TRL's value model is a model of its own, all of whose weights are trained: a
+# tenth of the policy's learning rate to begin with.
 POLICY_SETTINGS = [
     Setting(learning_rate=5e-4),
     Setting(learning_rate=2e-4, num_ppo_epochs=4),
@@ -89,7 +90,8 @@ POLICY_SETTINGS = [
     Setting(learning_rate=2e-3, lora_layers="0.25"),
 ]
 VALUE_RATE = {"own": 1.0, "trl": 0.1}  # of the critic or the value model, times the policy's
-# Then the first three of these changes of the best one that change something: float32 is no change where all is float32.
+# Then the first three of these changes of the best one that change something: float32 changes nothing where all is
+# float32.
 VARIANTS: dict[str, list[dict[str, Any]]] = {
     "own": [{"num_mini_batches": 4}, {"critic": "adapter"}, {"value_rate": 4.0}],
     "trl": [{"num_mini_batches": 4}, {"value_dtype": "float32"}, {"value_rate": 1.0}, {"value_rate": 0.3}],
@@ -99,7 +101,7 @@ VARIANTS_TRIED = 3  # on each side
 
 @dataclass(frozen=True)
 class Experiment:
-    """Where everything is, and the sizes that both sides share."""
+    """Folders, models and seeds of an experiment, and the sizes that both sides share."""
 
     folder: Path
     model: str
@@ -150,7 +152,7 @@ class Experiment:
         return {"own": self.folder / REWARD_MODEL, "trl": self.folder / "reward_merged"}
 
     def seconds(self, side: str) -> float:
-        """Of training, in a run that counts."""
+        """Return the seconds of training in a run that counts."""
         return 60 * (self.minutes if side == "own" else self.peer_minutes)
 
     def write(self, name: str, content: Any) -> None:
@@ -162,7 +164,10 @@ class Experiment:
 
 
 def expected_seconds(experiment: Experiment, speed: Speed) -> dict[str, float]:
-    """Return the seconds of each stage, at this speed, in an empty folder. An iteration of TRL counts as two of hf_rlhf."""
+    """Return the seconds of each stage, at this speed, in an empty folder.
+
+    An iteration of TRL counts as two of hf_rlhf.
+    """
     args = experiment.quickstart
     stages = Plan(args, speed).seconds
     messages = TINY_MESSAGES if experiment.tiny else len(quickstart_prompts()["test"])
@@ -236,7 +241,10 @@ def _preferences(args: QuickstartArguments, root: Path, folder: Path) -> None:
 
 
 def _merge(experiment: Experiment, folder: Path) -> None:
-    """Merge in float32, so that what a bfloat16 weight cannot take up is lost when the model is loaded and no sooner."""
+    """Merge in float32, so that nothing is lost before the model is loaded.
+
+    Only then is lost what a bfloat16 weight cannot take up.
+    """
     scorer, tokenizer = load_reward_model(str(experiment.reward_models["own"]), dtype="float32")
     scorer.model.merge_and_unload().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -312,7 +320,10 @@ def train(experiment: Experiment, side: str, setting: Setting, seed: int, second
 
 
 def wait(process: subprocess.Popen[bytes], name: str, log: Path, limit: float) -> int | None:
-    """Print how far a run is every few seconds. Return its exit status, or None if `limit` seconds passed; it is killed."""
+    """Print how far a run is every few seconds.
+
+    Return its exit status, or None if `limit` seconds passed; it is killed.
+    """
     begun = time.monotonic()
     try:
         while time.monotonic() - begun < limit:
@@ -364,7 +375,10 @@ def read(file: Path) -> Any:
 
 
 def judge_run(experiment: Experiment, folder: Path, half: str, last: int | None = None) -> list[dict[str, Any]]:
-    """Return the points of a run's curve: its snapshots (the last so many of them), judged once on a half of the messages."""
+    """Return the points of a run's curve.
+
+    They are its snapshots (the last so many of them), judged once on a half of the messages.
+    """
     file = folder / JUDGED_FILE
     known, judging = read(file), experiment.judging(half)
     points = known["points"] if known and known["judging"] == judging else {}
@@ -449,8 +463,8 @@ def replies_of(
 def search(experiment: Experiment) -> dict[str, Any]:
     """Try settings on each side for the same short time, and keep the one whose replies earn most within the KL bound.
 
-    First `POLICY_SETTINGS`, the same on both sides; then as many `VARIANTS` of the best one on each side. Without time for
-    a search, each side takes what an earlier search left in settings.json, or the first setting.
+    First `POLICY_SETTINGS`, the same on both sides; then as many `VARIANTS` of the best one on each side. Without time
+    for a search, each side takes what an earlier search left in settings.json, or the first setting.
     """
     found: dict[str, Any] = read(experiment.folder / "settings.json") or {}
     for side in experiment.sides:
@@ -516,7 +530,7 @@ def attempt(experiment: Experiment, side: str, setting: Setting) -> dict[str, An
 
 
 def best(tried: Sequence[dict[str, Any]], kl_bound: float) -> dict[str, Any]:
-    """Return the attempt with the highest reward within the KL bound; where none is within, the one with the lowest KL."""
+    """Return the attempt with the highest reward within the KL bound; if none is within, the one with the lowest KL."""
     done = [outcome for outcome in tried if outcome["failed"] is None]
     if not done:
         raise SystemExit(f"every setting failed; the last one:\n{tried[-1]['failed']}")
@@ -590,7 +604,7 @@ def judge(experiment: Experiment) -> None:
 
 
 class Reached(NamedTuple):
-    """When a curve reaches the level, and the KL and the standard error of the reward there."""
+    """Time at which a curve reaches the level, and the KL and the standard error of the reward there."""
 
     seconds: float
     kl: float
@@ -727,7 +741,10 @@ def comparison(own: dict[str, Any], trl: dict[str, Any]) -> str:
         return f"hf_rlhf does not reach the level in most seeds; {memory}."
     if trl["seconds_median"] is None:
         ratio = trl["seconds_trained"] / own["seconds_median"]
-        return f"TRL does not reach the level in most seeds; hf_rlhf is more than {ratio:.1f} times as fast, with {memory}."
+        return (
+            f"TRL does not reach the level in most seeds; hf_rlhf is more than {ratio:.1f} times as fast, with"
+            f" {memory}."
+        )
     ratio = trl["seconds_median"] / own["seconds_median"]
     higher = "no higher" if own["kl_median"] <= trl["kl_median"] else "higher"
     return f"hf_rlhf is {ratio:.1f} times as fast to the same reward, at a KL that is {higher}, with {memory}."

@@ -1,11 +1,11 @@
-"""Time scoring and updates with LoRA on all, half and a quarter of the blocks, the trunk computed once or in every pass.
+"""Time scoring and updates with LoRA on all, half and a quarter of the blocks, the trunk computed once or each time.
 
     OMP_NUM_THREADS=1 python benchmarks/trunk.py --dtypes bfloat16 float32
 
 SmolLM2-135M-Instruct, LoRA r16 on every linear layer of those blocks, rollouts of 32, prompts of 16 to 32 tokens,
-completions of 32, updates of 16 sequences. Seconds of the processor, for one thread: on a busy machine they stay nearly the
-same, and those of the clock do not. Trainers of one dtype take turns; of each the fastest round counts, after one that
-warms up.
+completions of 32, updates of 16 sequences. Seconds of the processor, for one thread: on a busy machine they stay nearly
+the same, and those of the clock do not. Trainers of one dtype take turns; of each the fastest round counts, after one
+that warms up.
 """
 
 import argparse

@@ -48,7 +48,7 @@ SIZES = {
 
 
 def known_of(shape: dict, args: PPOConfig, *, lora: bool = True) -> MemoryModel:
-    """What the plan needs of a model of these sizes, with LoRA r16 on every linear layer or all weights trained in fp32."""
+    """Return what the plan needs of a model of these sizes: LoRA r16 on all linear layers, or all weights in fp32."""
     config = LlamaConfig(vocab_size=128256, max_position_embeddings=8192, **shape)
     adapter = LoraConfig(task_type="CAUSAL_LM", r=16, target_modules="all-linear") if lora else None
     known = look_at(config, args, dtype="bfloat16", peft_config=adapter)

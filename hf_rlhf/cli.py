@@ -1,7 +1,7 @@
 """`hf-rlhf <command>`: the recipes from the command line.
 
-Exit status: 0 done, 1 a run that failed (NaN losses, a full disk), 2 wrong input, 3 trained and saved but not pushed to the Hub,
-130 or 143 stopped by SIGINT or SIGTERM.
+Exit status: 0 done, 1 a run that failed (NaN losses, a full disk), 2 wrong input, 3 trained and saved but not pushed to
+the Hub, 130 or 143 stopped by SIGINT or SIGTERM.
 """
 
 import io

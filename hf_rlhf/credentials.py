@@ -1,4 +1,4 @@
-"""What looks like an access token or a password, so that none reaches a file, a log or a card."""
+"""Detection of access tokens and passwords, so that none reaches a file, a log or a card."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ WHERE_TOKENS_BELONG = (
 
 
 def names_a_secret(key: str) -> bool:
-    """Whether a key, an option or a variable of this name holds a token or a password."""
+    """Return whether a key, an option or a variable of this name holds a token or a password."""
     name = _HUMP.sub("_", key).lower().replace("-", "_")
     return name not in _NOT_SECRET and bool(_SECRET_KEY.search(name))
 
@@ -87,7 +87,7 @@ def refuse_secrets(settings: Mapping[str, Any], where: str) -> None:
 
 
 def _from_json(text: str) -> Any:
-    """What the text stands for when it is a JSON object or array, as flags with keys of their own are given; else itself."""
+    """Decode a JSON object or array, the form of flags with keys of their own; return any other text unchanged."""
     if not text.lstrip().startswith(("{", "[")):
         return text
     try:

@@ -74,7 +74,7 @@ def require_ranks(args: Any) -> None:
 
 
 class Home(NamedTuple):
-    """Where an item of the whole is."""
+    """Rank that holds an item of the whole, and the item's place there."""
 
     rank: int
     place: int  # its number among those of that rank
@@ -99,7 +99,7 @@ def gather_in_order(share: list[T]) -> list[T]:
 
 
 def gather_rows(share: Tensor) -> Tensor:
-    """Like `gather_in_order`, but for the rows of a tensor: `(b, ...)`, with a `b` of each rank's own, to `(B, ...)`."""
+    """Like `gather_in_order`, but for a tensor's rows: `(b, ...)`, with a `b` of each rank's own, to `(B, ...)`."""
     if not _distributed():
         return share
     sizes = [int(size) for size in _all_gather(torch.tensor(len(share)))]
@@ -164,7 +164,7 @@ def failing_together() -> Iterator[None]:
 
 
 def by_first_rank(make: Callable[[], T]) -> T:
-    """What `make` gives on rank 0, on every rank; what it raises there is raised on all."""
+    """Return on every rank the result of `make` on rank 0. An exception that it raises there is raised on all."""
     with failing_together():
         made = [make()] if rank() == 0 else []
     return gather_in_order(made)[0]

@@ -74,10 +74,10 @@ def refusals_of_libraries(
 ) -> Iterator[None]:
     """Raise `InputError` where a library refuses what the settings ask for, in its words and with the flags it names.
 
-    A refusal is told from a bug by the place that raised it. It is a refusal when the last frame (outside of the standard
-    library) is a `raise` statement of such a library, or an import, a conversion or a call with arguments of the user's
-    that failed there. What is raised in this package or in code of the user's stays as it is, and so does everything once
-    `until` is true: training has begun, and what fails then is no flag.
+    A refusal is told from a bug by the place that raised it. It is a refusal when the last frame (outside of the
+    standard library) is a `raise` statement of such a library, or an import, a conversion or a call with arguments of
+    the user's that failed there. What is raised in this package or in code of the user's stays as it is, and so does
+    everything once `until` is true: training has begun, and what fails then is no flag.
 
     Args:
         settings: dataclasses of flags.
@@ -110,7 +110,7 @@ def _refusing_library(error: BaseException) -> str | None:
 
 
 def _calls_library(error: BaseException, frame: FrameType) -> bool:
-    """Return whether what did not take its arguments is of a library, such as an optimizer, and not a user's callback."""
+    """Return whether a library's callable (an optimizer, say), and no user's callback, refused its arguments."""
     if not isinstance(error, TypeError) or "argument" not in str(error):
         return False
     names = str(error).partition("(")[0].split(".")  # AdamW.__init__, transformers.optimization.get_cosine_schedule
@@ -129,8 +129,10 @@ def _is_standard(frame: FrameType) -> bool:
 
 
 def _named_flags(reason: str, settings: tuple[Any, ...], blamed: Sequence[str]) -> str:
-    """The flags that a message is about, with their values: of those that differ from their defaults, the ones it names,
-    or else the ones whose value it repeats, or else those of `blamed`.
+    """Return the flags that a message is about, with their values.
+
+    Among the flags that differ from their defaults, these are the ones that the message names, or else the ones whose
+    value it repeats, or else those of `blamed`.
     """
     changed = {
         field.name: getattr(value, "value", value)

@@ -83,7 +83,7 @@ class PlainProgress(TrainerCallback):
 
 @contextmanager
 def plain_lines_of(trainer: Any) -> Iterator[None]:
-    """Let the `PlainProgress` of `trainer`, where it has one, print lines also between two logs while the block runs."""
+    """Let the `PlainProgress` of `trainer`, if it has one, print lines also between two logs while the block runs."""
     lines = [each for each in trainer.callback_handler.callbacks if isinstance(each, PlainProgress)]
     with _each_second(lines[0].remind) if lines else nullcontext():
         yield

@@ -22,8 +22,8 @@ WALL_CLOCK = ("time/", "step_time", "eps", "runtime", "per_second")
 
 _OF_THE_START = ("resume", "resume_from_checkpoint", "output_dir", "logging_dir", "run_name", "disable_tqdm")
 _OF_A_MODEL = (
-    "*.safetensors", "adapter_config.json", "config.json", "tokenizer*.json", "README.md", "curves.png", "evaluation.json",
-    "merged",
+    "*.safetensors", "adapter_config.json", "config.json", "tokenizer*.json", "README.md", "curves.png",
+    "evaluation.json", "merged",
 )  # fmt: skip
 
 
@@ -46,8 +46,8 @@ def in_the_way(folder: Path) -> str | None:
     if not found:
         return None
     return (
-        f"output_dir={str(folder)!r} holds {', '.join(sorted(found)[:3])}, which this run would write over; choose another"
-        " folder, or move it away"
+        f"output_dir={str(folder)!r} holds {', '.join(sorted(found)[:3])}, which this run would write over; choose"
+        " another folder, or move it away"
     )
 
 

@@ -1,7 +1,8 @@
 """Data that passes between the parts, and the one axis legend.
 
-Axes: `B` sequences, `P` prompt tokens, `T` completion tokens, `L` tokens of the longest sequence of a batch, `N` counted
-tokens of a batch laid end to end, `H` hidden size, `V` vocabulary, `K` tokens that a sampler allowed at a position.
+Axes: `B` sequences, `P` prompt tokens, `T` completion tokens, `L` tokens of the longest sequence of a batch, `N`
+counted tokens of a batch laid end to end, `H` hidden size, `V` vocabulary, `K` tokens that a sampler allowed at a
+position.
 
 Masks are boolean and mean one thing everywhere: True where a sampled token counts.
 """
@@ -29,7 +30,7 @@ Model = Any
 
 @dataclass(slots=True)
 class Completion:
-    """What an engine sampled for one prompt."""
+    """Completion that an engine sampled for one prompt."""
 
     ids: list[int]
     logprobs: list[
@@ -154,7 +155,7 @@ class Sequences:
 
     @classmethod
     def of_one_token(cls) -> "Sequences":
-        """Return the least that a forward pass can be made of, for a rank that has nothing and must not miss the pass."""
+        """Return the smallest input of a forward pass, for a rank that has nothing and must not miss the pass."""
         return cls.from_ids([[0]], [[0]])
 
     def __len__(self) -> int:
@@ -188,7 +189,7 @@ class Sequences:
         return rows, columns
 
     def counted_support(self) -> list[Tensor | None] | None:
-        """Allowed ids `(K,)` of each of the `N` counted tokens; None for all, and for one, where nothing was cut off."""
+        """Allowed ids `(K,)` of each of the `N` counted tokens; None for all, and for one if nothing was cut off."""
         if self.support is None or all(row is None for row in self.support):
             return None
         rows, columns = self.counted

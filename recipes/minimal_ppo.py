@@ -4,8 +4,8 @@
 # ///
 """PPO for language models in one file, to be read from top to bottom.
 
-A tiny Llama with random weights learns to count. It is shown a few numbers and goes on; at the end it is told what share
-of its numbers were the one before plus one, and nothing else: no right answer, not even which ones were right.
+A tiny Llama with random weights learns to count. It is shown a few numbers and goes on; at the end it is told what
+share of its numbers were the one before plus one, and nothing else: no right answer, not even which ones were right.
 Run it: `python recipes/minimal_ppo.py` (about ten seconds on a CPU).
 
 Everything of RLHF is here: sampling, a score for the whole completion, the KL to a frozen reference, token rewards,
@@ -78,7 +78,9 @@ class Policy(nn.Module):
         nn.init.zeros_(self.value_head.bias)
 
     def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Tokens (B, L) -> logits (B, L, V) and values (B, L). Padding is on the right, where causal attention never looks.
+        """Compute logits (B, L, V) and values (B, L) of tokens (B, L).
+
+        Padding is on the right, where causal attention never looks.
 
         Logits of a whole batch over a real vocabulary take gigabytes: the library never holds them, see
         `hf_rlhf/ops/logprobs.py`. With 16 tokens it does not matter.
@@ -89,7 +91,7 @@ class Policy(nn.Module):
 
 @dataclass(frozen=True)
 class Rollout:
-    """What was sampled, and what the sampling policy thought of it."""
+    """Sampled completions, with the log-probabilities and values of the policy that sampled them."""
 
     prompts: Tensor  # (B, P)
     completions: Tensor  # (B, T)
@@ -139,7 +141,10 @@ def logprobs_and_values(policy: Policy, prompts: Tensor, completions: Tensor) ->
 
 
 def gold_score(rollout: Rollout, config: Config) -> Tensor:
-    """The share of T tokens that are the one before plus one (1 follows the largest), (B,). In real life, a reward model."""
+    """Return the share of T tokens that are the one before plus one (1 follows the largest), (B,).
+
+    In real life, a reward model.
+    """
     before = torch.cat([rollout.prompts[:, -1:], rollout.completions[:, :-1]], dim=1)
     counts_up = (rollout.completions == before % (config.vocabulary - 1) + 1) & rollout.mask
     return counts_up.float().mean(1)

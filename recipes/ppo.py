@@ -2,10 +2,11 @@
 # requires-python = ">=3.10"
 # dependencies = ["hf-rlhf[embedded,report]"]
 # ///
-"""Train a policy with PPO; the same code as `hf-rlhf ppo`.
+r"""Train a policy with PPO; the same code as `hf-rlhf ppo`.
 
     python recipes/ppo.py --config recipes/configs/hh_rlhf/ppo.yaml
-    accelerate launch --config_file recipes/accelerate_configs/ddp.yaml recipes/ppo.py --config recipes/configs/hh_rlhf/ppo.yaml
+    accelerate launch --config_file recipes/accelerate_configs/ddp.yaml recipes/ppo.py \
+        --config recipes/configs/hh_rlhf/ppo.yaml
     uv run recipes/ppo.py --config recipes/configs/hh_rlhf/ppo.yaml
 
 Two processes on CPU: `ACCELERATE_USE_CPU=true torchrun --nproc_per_node 2 recipes/ppo.py ...`

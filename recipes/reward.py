@@ -2,10 +2,11 @@
 # requires-python = ">=3.10"
 # dependencies = ["hf-rlhf[embedded,report]"]
 # ///
-"""Train a reward model; the same code as `hf-rlhf reward`.
+r"""Train a reward model; the same code as `hf-rlhf reward`.
 
     python recipes/reward.py --config recipes/configs/hh_rlhf/reward.yaml
-    accelerate launch --config_file recipes/accelerate_configs/ddp.yaml recipes/reward.py --config recipes/configs/hh_rlhf/reward.yaml
+    accelerate launch --config_file recipes/accelerate_configs/ddp.yaml recipes/reward.py \
+        --config recipes/configs/hh_rlhf/reward.yaml
     uv run recipes/reward.py --config recipes/configs/hh_rlhf/reward.yaml
 
 Two processes on CPU: `ACCELERATE_USE_CPU=true torchrun --nproc_per_node 2 recipes/reward.py ...`

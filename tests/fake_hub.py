@@ -22,7 +22,10 @@ def environment_for(hub, folder, token=TOKEN):
 
 
 class FakeHub(ThreadingHTTPServer):
-    """`status` is the answer to every request from the `after`-th on; None is a Hub that works, "hang" and "cut" do not."""
+    """Stand-in for the Hub, which answers with `status` from the `after`-th request on.
+
+    None is a Hub that works, "hang" and "cut" do not.
+    """
 
     daemon_threads = True
 

@@ -28,10 +28,10 @@ def torchrun(command, ranks=2, settings=DDP, *, seconds=240):
 
 
 def run_ranks(command, ranks=2, settings=DDP, *, folder, seconds=240):
-    """As `torchrun`, for a job that has to succeed and writes in `folder` alone.
+    """Run `torchrun` for a job that has to succeed and writes in `folder` alone.
 
-    A job is done again, with the folder as it was, where a rank aborted: under gloo of torch 2.13 about one in some hundred
-    does. Any other end fails at once, as does a second abort.
+    If a rank aborts, the job is done again with the folder as it was. Under gloo of torch 2.13 about one job in some
+    hundred aborts. Any other end fails at once, as does a second abort.
     """
     with tempfile.TemporaryDirectory() as kept:
         shutil.copytree(folder, kept, dirs_exist_ok=True)
@@ -46,6 +46,6 @@ def run_ranks(command, ranks=2, settings=DDP, *, folder, seconds=240):
 
 
 def _first_words(errors):
-    """What the ranks said first, without warnings and torchrun's own lines."""
+    """Return the first words of the ranks, without warnings and torchrun's own lines."""
     lines = [line for line in errors.splitlines() if "Warning" not in line and "torch/distributed/elastic" not in line]
     return "\n".join(lines)[:4000]

@@ -1,8 +1,11 @@
-"""FSDP2 and DeepSpeed on gloo ranks of a CPU, by the code that runs on GPUs: the launcher's settings, and what else it takes.
+"""FSDP2 and DeepSpeed on gloo ranks of a CPU, by the code that runs on GPUs.
+
+It holds the launcher's settings, and what else a CPU takes.
 
 Both fall back to DDP silently on a CPU as accelerate is. FSDP: accelerate's list of launches that may be sharded
-(`AcceleratorState.__init__`) lacks several CPUs, so the launch has another name while that list is read. DeepSpeed: accelerate
-leaves it out for `use_cpu`, so the run says that it may use an accelerator, and DeepSpeed takes the CPU for one.
+(`AcceleratorState.__init__`) lacks several CPUs, so the launch has another name while that list is read. DeepSpeed:
+accelerate leaves it out for `use_cpu`, so the run says that it may use an accelerator, and DeepSpeed takes the CPU for
+one.
 """
 
 import importlib.util
@@ -17,7 +20,7 @@ FSDP2 = {
     "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT",
     "FSDP_CPU_RAM_EFFICIENT_LOADING": "false",
 }
-"""What `accelerate launch` makes of recipes/accelerate_configs/fsdp2.yaml."""
+"""Environment that `accelerate launch` makes of recipes/accelerate_configs/fsdp2.yaml."""
 
 ZERO_2 = {
     "DS_ACCELERATOR": "cpu",
@@ -61,7 +64,10 @@ def _allow_fsdp() -> None:
 
 
 def _refuse_calls_without_arguments() -> None:
-    """As torch up to 2.11 does on a GPU, where it moves the arguments of a root there: an IndexError if there are none."""
+    """Refuse calls as torch up to 2.11 does on a GPU.
+
+    There it moves the arguments of a root to the device, which is an IndexError if there are none.
+    """
     from torch.distributed.fsdp._fully_shard._fsdp_state import FSDPState
 
     own = FSDPState._root_pre_forward

@@ -1,4 +1,4 @@
-"""What the documentation says is what the code does."""
+"""The documentation agrees with the code."""
 
 import ast
 import importlib.util
@@ -60,7 +60,7 @@ def tables(text):
 
 
 def code_spans(text):
-    """What stands between backticks, blocks of code left out."""
+    """Return the text between backticks, blocks of code left out."""
     return re.findall(r"`([^`\n]+)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
 
 
@@ -143,7 +143,7 @@ def is_metric(name):
 
 
 def unknown_names(span):
-    """What of a code span is neither flag nor metric nor file nor a word of the package."""
+    """Return the parts of a code span that are neither flag nor metric nor file nor a word of the package."""
     if span in FLAGS or is_metric(span) or span in OF_PYTHON_AND_ITS_PACKAGES or "::" in span:
         return []
     if (REPOSITORY / span).exists() or (REPOSITORY / "hf_rlhf" / span).exists():

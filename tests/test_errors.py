@@ -1,4 +1,4 @@
-"""What a library refuses is told from what is a bug."""
+"""Refusals of a library are told from bugs."""
 
 import pytest
 import torch

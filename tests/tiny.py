@@ -138,7 +138,10 @@ def trained(model):
 def make_trainer(
     folder, *, model=None, tokenizer=None, reward=None, data=None, lora=True, trainer_kwargs=None, **config
 ):
-    """A PPO trainer of the tiny model with fresh LoRA (`lora=None` for full fine-tuning); `config` goes to PPOConfig."""
+    """Make a PPO trainer of the tiny model with fresh LoRA (`lora=None` for full fine-tuning).
+
+    `config` goes to PPOConfig.
+    """
     from hf_rlhf.ppo.trainer import PPOTrainer
 
     tokenizer = tokenizer or make_tokenizer()

@@ -6,7 +6,7 @@ import torch
 from tiny import make_lora, make_model, make_tokenizer, make_trainer, perturb
 
 LAST = {"target_modules": ["q_proj", "down_proj"], "layers_to_transform": [1], "layers_pattern": "layers"}
-"""Where the LoRA is that leaves the lower one of two blocks to nobody."""
+"""LoRA that leaves the lower one of two blocks untrained."""
 
 
 def make_places(folder):
@@ -33,7 +33,7 @@ def make_places(folder):
 
 
 def make_critic_trainer(folder, places, **flags):
-    """As `make_trainer`, with a policy that was loaded from `base`; `dtype` is the base's."""
+    """Like `make_trainer`, but with a policy that was loaded from `base`; `dtype` is the base's."""
     from hf_rlhf.models.load import load_causal_lm
 
     model = load_causal_lm(places["base"], dtype=flags.pop("dtype", "float32"))
@@ -77,7 +77,7 @@ WHOLE_TEXTS = [[5, 9, 3], [7, 8, 20, 11, 4, 6], [12], [14, 13, 2, 1, 10]]  # tok
 
 
 def scores_of(model):
-    """What a reward model says of the whole texts."""
+    """Return the reward model's scores of the whole texts."""
     length = max(map(len, WHOLE_TEXTS))
     ids = torch.tensor([text + [0] * (length - len(text)) for text in WHOLE_TEXTS])
     mask = torch.tensor([[1] * len(text) + [0] * (length - len(text)) for text in WHOLE_TEXTS])

@@ -1,4 +1,7 @@
-"""The task of `time_to_reward.py` as each trainer's process gets it, and what it leaves. Imports nothing of any trainer."""
+"""The task of `time_to_reward.py` as each trainer's process gets it, and what it leaves.
+
+Imports nothing of any trainer.
+"""
 
 import json
 import sys
@@ -15,12 +18,12 @@ RESULT_FILE = "result.json"
 ITERATION = "iteration "
 """Begins the lines that tell how far a run is."""
 FIRST_SNAPSHOT = 1 / 40
-"""Of a run's seconds: no snapshot before."""
+"""Share of a run's seconds before the first snapshot."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What the search chooses for a side. The last two fields exist on one side alone."""
+    """Settings that the search chooses for a side. The last two fields exist on one side alone."""
 
     learning_rate: float = 5e-4
     value_learning_rate: float | None = None  # None: that of the policy
@@ -85,7 +88,7 @@ class Recorder:
 
     @property
     def seconds(self) -> float:
-        """Of training so far."""
+        """Seconds of training so far."""
         return now() - self._begun - self._saving
 
     @contextmanager

@@ -1,8 +1,8 @@
 """The workload by `trl.RLOOTrainer` of the trl that hf_rlhf stands on: what TRL offers in PPO's place today.
 
 Equal to PPO's work: model, LoRA, reward model, completions and their lengths, updates of an iteration, a reference. Not
-equal: RLOO has no critic, so it learns and scores no values; its baseline is the other completion of the same prompt, so
-there are half as many prompts; its ratio is that of whole completions.
+equal: RLOO has no critic, so it learns and scores no values; its baseline is the other completion of the same prompt,
+so there are half as many prompts; its ratio is that of whole completions.
 """
 
 import torch

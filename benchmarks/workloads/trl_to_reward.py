@@ -32,7 +32,10 @@ class Iterations(TrainerCallback):
 
 
 def close_cut_completions(reward_model, end_token_id: int) -> None:
-    """Have the reward model read a completion that was cut off with an end token, as it was trained and as hf_rlhf does."""
+    """Have the reward model read a completion that was cut off with an end token.
+
+    The model was trained so, and hf_rlhf does the same.
+    """
     outer = ppo_trainer.get_reward
 
     def get_reward(model, query_responses, pad_token_id, context_length):

@@ -8,7 +8,10 @@ from typing import Any
 from hf_rlhf.errors import InputError
 
 Directions = Mapping[str, bool | None]
-"""Metrics of an evaluation, without `eval_`: True where more is better, None where that depends. The first is the default."""
+"""Metrics of an evaluation, without `eval_`: True where more is better, None where that depends.
+
+The first is the default.
+"""
 
 _SCHEDULES = ("reduce_lr_on_plateau", "greedy")  # which follow the metric
 
@@ -27,7 +30,8 @@ def settle_best_metric(args: Any, directions: Directions) -> None:
             "save_strategy=best" if best_only else f"lr_scheduler_type={_value(args.lr_scheduler_type)}"
         )  # fmt: skip
         raise InputError(
-            f"{flag} is invalid: nothing is evaluated, so no checkpoint can be the best. Set eval_strategy to steps or epoch"
+            f"{flag} is invalid: nothing is evaluated, so no checkpoint can be the best. Set eval_strategy to steps or"
+            " epoch"
         )
     if args.metric_for_best_model is None:
         args.metric_for_best_model = f"eval_{next(iter(directions))}"
@@ -39,8 +43,8 @@ def settle_best_metric(args: Any, directions: Directions) -> None:
     args.greater_is_better = not name.endswith("loss") if known is None else directions[known]
     if args.greater_is_better is None:
         raise InputError(
-            f"metric_for_best_model={args.metric_for_best_model} is invalid without greater_is_better: more of it can be"
-            " better or worse. Set greater_is_better to true or false"
+            f"metric_for_best_model={args.metric_for_best_model} is invalid without greater_is_better: more of it can"
+            " be better or worse. Set greater_is_better to true or false"
         )
 
 

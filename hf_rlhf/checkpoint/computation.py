@@ -1,4 +1,4 @@
-"""In which dtypes and on which kind of machine a checkpoint was made, and what a resumed run says where its own differ.
+"""The dtypes and the kind of machine that made a checkpoint, and what a resumed run says if its own differ.
 
 A run that goes on in another dtype is another run from there on: its numbers differ by rounding, and soon by more.
 """
@@ -20,7 +20,7 @@ BASE, AUTOCAST = "base", "autocast"
 
 
 class Computation(NamedTuple):
-    """How a run computes."""
+    """Device and dtypes that a run computes with."""
 
     device: str  # its kind and name
     dtypes: Mapping[str, str]  # by role, the base first
@@ -81,8 +81,8 @@ def difference(checkpoint: str | Path, now: Computation) -> str | None:
     machines = ("", "") if before.device == now.device else (f" on {before.device}", f", on {now.device},")
     ways = [_way(role, before.dtypes[role], now.dtypes[role]) for role in changed]
     return (
-        f"{Path(checkpoint).name} was written{machines[0]} with {were}; this run{machines[1]} has {are}, and what it computes from"
-        f" here on differs by rounding. For the same as before: {'; '.join(ways)}"
+        f"{Path(checkpoint).name} was written{machines[0]} with {were}; this run{machines[1]} has {are}, and what it"
+        f" computes from here on differs by rounding. For the same as before: {'; '.join(ways)}"
     )
 
 

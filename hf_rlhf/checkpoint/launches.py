@@ -28,8 +28,8 @@ def _require_durable_deepspeed(config: dict[str, Any]) -> None:
     zero = config.get("zero_optimization", {})
     if zero.get("stage", 0) == 0:
         raise InputError(
-            "zero_stage=0 is invalid: it shards nothing, and its optimizer is not one that can be saved here. Set it to 2, or"
-            " launch with recipes/accelerate_configs/ddp.yaml"
+            "zero_stage=0 is invalid: it shards nothing, and its optimizer is not one that can be saved here. Set it"
+            " to 2, or launch with recipes/accelerate_configs/ddp.yaml"
         )
     if zero.get("stage") == 3 and not zero.get("stage3_gather_16bit_weights_on_model_save"):
         raise InputError(
@@ -38,8 +38,8 @@ def _require_durable_deepspeed(config: dict[str, Any]) -> None:
         )
     if config.get("fp16", {}).get("enabled") is True:
         raise InputError(
-            "mixed_precision=fp16 is invalid under DeepSpeed: its scale of the loss is not saved, so a resumed run would skip"
-            " other updates. Use bf16, or DDP or FSDP2"
+            "mixed_precision=fp16 is invalid under DeepSpeed: its scale of the loss is not saved, so a resumed run"
+            " would skip other updates. Use bf16, or DDP or FSDP2"
         )
 
 
@@ -47,8 +47,8 @@ def require_shardable_base(*, quantized: bool) -> None:
     """Raise `InputError` for a base of 4 or 8 bits under FSDP2."""
     if quantized:
         raise InputError(
-            "load_in_4bit and load_in_8bit are invalid under FSDP2, which does not shard quantized weights. Use DDP or ZeRO-2,"
-            " or a base in bf16"
+            "load_in_4bit and load_in_8bit are invalid under FSDP2, which does not shard quantized weights. Use DDP or"
+            " ZeRO-2, or a base in bf16"
         )
 
 
@@ -61,10 +61,12 @@ def require_shardable_optimizer(name: str) -> None:
 def require_shardable(optimizer: Any, name: str) -> None:
     """Raise `InputError` for an optimizer that does not work on weights that FSDP2 shards.
 
-    `name` is the flag `optim`. FSDP2 makes new parameters of a model's, and what an optimizer knew of the old ones is lost.
+    `name` is the flag `optim`. FSDP2 makes new parameters of a model's, and what an optimizer knew of the old ones is
+    lost.
     """
     require_shardable_optimizer(name)
     if optimizer.state:
         raise InputError(
-            f"optim={name} is invalid under FSDP2: it has a state before its first update, which sharding loses. Use adamw_torch"
+            f"optim={name} is invalid under FSDP2: it has a state before its first update, which sharding loses. Use"
+            " adamw_torch"
         )

@@ -1,4 +1,4 @@
-"""What a checkpoint consists of, and whether it still does: sizes and SHA-256 of its files."""
+"""The manifest of a checkpoint: sizes and SHA-256 of its files, written with it and verified later."""
 
 import hashlib
 import json

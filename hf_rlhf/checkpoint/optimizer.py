@@ -10,7 +10,7 @@ from hf_rlhf.errors import refusals_of_libraries
 
 
 def require_optimizer(args: Any, model: nn.Module) -> None:
-    """Raise `InputError` for an optimizer or a schedule that cannot be made: a package or an argument that is missing."""
+    """Raise `InputError` for an optimizer or a schedule whose package or argument is missing."""
     with refusals_of_libraries(args, blamed=("optim", "optim_args", "optim_target_modules")):
         kind, kwargs = Trainer.get_optimizer_cls_and_kwargs(args, model)  # pyright: ignore[reportArgumentType]
     if not {"params", "model", "optimizer_dict"}.isdisjoint(kwargs):  # made for this model alone

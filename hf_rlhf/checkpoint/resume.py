@@ -1,4 +1,4 @@
-"""From which checkpoint a run goes on, and what becomes of the others."""
+"""The checkpoint that a run resumes from, and what becomes of the others."""
 
 import logging
 from pathlib import Path
@@ -94,8 +94,8 @@ def _verify(checkpoint: Path) -> None:
     facts = verified_facts(checkpoint)
     if facts["world_size"] != world_size():
         raise InputError(
-            f"{checkpoint} was written by {facts['world_size']} ranks, and this run has {world_size()}: each rank's random"
-            f" numbers and share of the data go on, so start it with {facts['world_size']}"
+            f"{checkpoint} was written by {facts['world_size']} ranks, and this run has {world_size()}: each rank's"
+            f" random numbers and share of the data go on, so start it with {facts['world_size']}"
         )
 
 

@@ -1,4 +1,4 @@
-"""The state of an optimizer that FSDP2 or DeepSpeed shards over the ranks: a file for each rank, none of them a pickle."""
+"""The state of an optimizer that FSDP2 or DeepSpeed shards: a file for each rank, none of them a pickle."""
 
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,8 @@ MODEL_ALONE = "it holds the model alone (save_only_model), and no run can go on 
 def save_optimizer_shard(folder: Path, name: str, optimizer: Any, launch: str) -> None:
     """Write this rank's shard of the state of a torch optimizer below `folder`, as `name`-<rank>.
 
-    `launch` is accelerate's name of what shards it. Under DeepSpeed the optimizer's parameters are fp32 copies, which the
-    model's own weights cannot give back where they are bf16, so they are written too.
+    `launch` is accelerate's name of what shards it. Under DeepSpeed the optimizer's parameters are fp32 copies, which
+    the model's own weights cannot give back where they are bf16, so they are written too.
     """
     state = {"launch": launch, "optimizer": _map_tensors(optimizer.state_dict(), local_shard)}
     if launch == DEEPSPEED:
@@ -38,8 +38,8 @@ def load_optimizer_shard(folder: Path, name: str, optimizer: Any, launch: str) -
     saved = load_state(folder, f"{name}-{rank()}")
     if saved["launch"] != launch:
         raise InputError(
-            f"{folder} is of a run under {saved['launch']}, and this one is under {launch}: they shard the optimizer's state"
-            " in different ways. Resume with the launcher settings that the run began with"
+            f"{folder} is of a run under {saved['launch']}, and this one is under {launch}: they shard the optimizer's"
+            " state in different ways. Resume with the launcher settings that the run began with"
         )
     state, parameters = saved["optimizer"], _parameters(optimizer)
     if launch == DEEPSPEED:
@@ -60,8 +60,8 @@ def launch_of(folder: Path, name: str) -> str:
 def _written_otherwise(folder: Path) -> str:
     if (folder / "latest").exists():
         return (
-            "DeepSpeed wrote it in its own way, as it does under ZeRO-3. Resume with the launcher settings that the run began"
-            " with (recipes/accelerate_configs/zero3.yaml)"
+            "DeepSpeed wrote it in its own way, as it does under ZeRO-3. Resume with the launcher settings that the"
+            " run began with (recipes/accelerate_configs/zero3.yaml)"
         )
     if any((folder / each).exists() for each in ("optimizer.bin", "pytorch_model_fsdp_0")):
         return "FSDP wrote it in its own way, as an earlier version let it. Start the run anew"
@@ -72,8 +72,8 @@ def require_all_shards(folder: Path, name: str, ranks: int) -> None:
     """Raise `RunFailed` where the first rank does not see the shard of each: a checkpoint without one is none."""
     if missing := [number for number in range(ranks) if not (folder / f"{name}-{number}.json").is_file()]:
         raise RunFailed(
-            f"the optimizer's shards of ranks {missing} are not in {folder}: every machine has to write to one folder that"
-            " all of them see"
+            f"the optimizer's shards of ranks {missing} are not in {folder}: every machine has to write to one folder"
+            " that all of them see"
         )
 
 
@@ -82,7 +82,10 @@ def _parameters(optimizer: Any) -> list[Any]:
 
 
 def _as_shard_of(parameter: Any, value: Any) -> Any:
-    """Return a part of an optimizer's state as a `DTensor` where it has a number for each weight of a sharded parameter."""
+    """Return a part of an optimizer's state.
+
+    It is a `DTensor` if it has a number for each weight of a sharded parameter.
+    """
     from torch.distributed.tensor import DTensor
 
     if not isinstance(parameter, DTensor) or not isinstance(value, Tensor) or not value.dim():
@@ -90,8 +93,8 @@ def _as_shard_of(parameter: Any, value: Any) -> Any:
     shard = parameter.to_local()
     if value.shape != shard.shape:
         raise InputError(
-            f"an optimizer's state of shape {tuple(value.shape)} is not that of a shard of shape {tuple(shard.shape)}; use"
-            " optim=adamw_torch under FSDP2"
+            f"an optimizer's state of shape {tuple(value.shape)} is not that of a shard of shape {tuple(shard.shape)};"
+            " use optim=adamw_torch under FSDP2"
         )
     return DTensor.from_local(
         value.to(shard.device),

@@ -51,7 +51,7 @@ def save_state(folder: Path, name: str, state: Any) -> None:
 
 
 def load_state(folder: Path, name: str) -> Any:
-    """What `save_state` wrote; tensors are on the CPU."""
+    """Return the value that `save_state` wrote, with its tensors on the CPU."""
     from safetensors.torch import load_file
 
     file = folder / f"{name}.safetensors"
@@ -74,7 +74,7 @@ def load_state(folder: Path, name: str) -> Any:
 
 
 def random_state() -> dict[str, Any]:
-    """Where every random generator of this process stands."""
+    """Return the state of every random generator of this process."""
     import random
 
     import numpy as np

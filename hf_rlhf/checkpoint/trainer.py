@@ -57,12 +57,12 @@ logger = logging.getLogger(__name__)
 
 
 class DurableTrainer(Trainer):
-    """What every training run here shares, however it computes its loss.
+    """Base of every trainer here, however it computes its loss: checkpoints, signals, refused updates and records.
 
     - Checkpoints are whole or absent, hold no pickle, and are verified before a run goes on from one.
     - SIGTERM and SIGINT save a checkpoint and end the run on all ranks after the same update (`RunStopped`).
-    - An update whose loss or gradients are not finite on any rank is made on none; three in a row end the run. One without
-      any label to learn from is not made either, since the optimizer's momentum would move the weights.
+    - An update whose loss or gradients are not finite on any rank is made on none; three in a row end the run. One
+      without any label to learn from is not made either, since the optimizer's momentum would move the weights.
     - metrics.jsonl has a row for each log, and after a resume the rows that a run without a break would have.
     """
 
@@ -96,12 +96,12 @@ class DurableTrainer(Trainer):
 
     @property
     def folder(self) -> Path:
-        """Where the run writes."""
+        """Folder of the run (`output_dir`)."""
         return Path(str(self.args.output_dir))
 
     @property
     def can_stop_here(self) -> bool:
-        """Whether a run can go on from the update done last."""
+        """True if a run can be resumed from the update done last."""
         return True
 
     def dtypes(self) -> dict[str, torch.dtype]:
@@ -111,7 +111,7 @@ class DurableTrainer(Trainer):
     # Training
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
-        """As `Trainer.train`. `resume_from_checkpoint` is a path, `auto`, `last` or `never`, see `resume_point`.
+        """Like `Trainer.train`, but `resume_from_checkpoint` is a path, `auto`, `last` or `never`, see `resume_point`.
 
         Raises `RunStopped` after a signal, and `RunFailed` when a checkpoint cannot be written.
         """
@@ -126,7 +126,7 @@ class DurableTrainer(Trainer):
                 return super().train(self._resumed_from, *args, **kwargs)
 
     def _run_epoch(self, **kwargs):
-        """As in Trainer; a run resumed from its last update has no more of them."""
+        """Like `Trainer._run_epoch`, but a run resumed from its last update does no more of them."""
         if self.state.global_step < self.state.max_steps:
             super()._run_epoch(**kwargs)
         else:
@@ -139,7 +139,10 @@ class DurableTrainer(Trainer):
         return loss
 
     def _get_grad_norm(self, model, grad_norm=None):
-        """As in Trainer. The last word before an update: whether it is made, and whether a signal has come."""
+        """Like `Trainer._get_grad_norm`, but all ranks decide on the update and on stopping.
+
+        The last check before an update: whether it is made, and whether a signal has come.
+        """
         norm = super()._get_grad_norm(model, grad_norm)
         loss, self._update_loss = float(self._update_loss), 0.0
         size = 0.0 if norm is None else float(gathered_tensor(norm))
@@ -179,7 +182,7 @@ class DurableTrainer(Trainer):
         )
 
     def create_optimizer(self, model=None):
-        """As in Trainer. Raises `InputError` for an optimizer that FSDP2 cannot shard."""
+        """Like `Trainer.create_optimizer`, but raise `InputError` for an optimizer that FSDP2 cannot shard."""
         optimizer = super().create_optimizer(model)
         if self.is_fsdp_enabled:
             require_shardable(optimizer, OptimizerNames(self.args.optim).value)
@@ -191,13 +194,16 @@ class DurableTrainer(Trainer):
             parameter.grad = None
 
     def _evaluate(self, trial, ignore_keys_for_eval, skip_scheduler=False):
-        """Like `Trainer._evaluate`, but the evaluation at the start (`eval_on_start`) is not done again by a resumed run."""
+        """Like `Trainer._evaluate`, but a resumed run does not repeat the evaluation at the start (`eval_on_start`)."""
         if skip_scheduler and self.resumed_at:
             return {}
         return super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler)
 
     def _maybe_log_save_evaluate(self, *args, **kwargs):
-        """As in Trainer; after a signal, saves wherever the run can go on from, and then does nothing more."""
+        """Like `Trainer._maybe_log_save_evaluate`, but end the run after a signal.
+
+        It saves at the first update that a run can be resumed from, and then does nothing more.
+        """
         if self._stopped:
             return
         stops = bool(self._stop_signal) and self.can_stop_here
@@ -210,7 +216,7 @@ class DurableTrainer(Trainer):
         self._stopped = stops
 
     def _finalize_training(self, *args, **kwargs):
-        """As in Trainer; a run that a signal ended has no end to log."""
+        """Like `Trainer._finalize_training`, but a run that a signal ended logs no end: it raises `RunStopped`."""
         if not self._stopped:
             return super()._finalize_training(*args, **kwargs)
         self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)
@@ -236,7 +242,7 @@ class DurableTrainer(Trainer):
     # Saving
 
     def running_sums(self) -> dict[str, Any]:
-        """What is counted from one log to the next on this rank; plain numbers in dicts and lists."""
+        """Return the sums that this rank counts from one log to the next, as plain numbers in dicts and lists."""
         return {
             "loss": self._tr_loss.item(),
             "loss_logged": self._total_loss_scalar,
@@ -277,7 +283,7 @@ class DurableTrainer(Trainer):
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
     def _save(self, output_dir: str | None = None, state_dict=None) -> None:
-        """What Trainer writes of the model and its tokenizer, without its pickle of the arguments."""
+        """Like `Trainer._save`, but write only the model and its tokenizer, without the pickle of the arguments."""
         folder, args = str(output_dir or self.folder), self.args
         if args.should_save or getattr(self, "is_distributed_loading_by_transformers", False):
             model: Any = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
@@ -332,7 +338,7 @@ class DurableTrainer(Trainer):
             self.state.save_to_json(str(scratch / TRAINER_STATE_FILE))
 
     def _callback_states(self) -> dict[str, Any]:
-        """What callbacks remember, by the name of their class; a list where there are several of one."""
+        """Return the states of the callbacks by the name of their class; a list for a class with several callbacks."""
         states: dict[str, list[Any]] = {}
         for callback in [*self.callback_handler.callbacks, self.control]:
             if isinstance(callback, ExportableState):
@@ -374,8 +380,8 @@ class DurableTrainer(Trainer):
             total = self._sum_of_finite_weights()
         if not self._shards_weights and len(set(gather_in_order([total]))) > 1:
             raise RunFailed(
-                f"the ranks hold different weights after update {self.state.global_step}, which should be the same to the"
-                f" bit; they are not saved. {self._way_on()}. Look for code that changes weights on one rank alone"
+                f"the ranks hold different weights after update {self.state.global_step}, which should be the same to"
+                f" the bit; they are not saved. {self._way_on()}. Look for code that changes weights on one rank alone"
             )
 
     def _sum_of_finite_weights(self) -> float:
@@ -450,8 +456,8 @@ class DurableTrainer(Trainer):
         if written == (self._writes_shards, not self._writes_shards):
             sharding = f"without {self._launch}" if self._writes_shards else f"under {launch_of(folder, OPTIMIZER)}"
             raise InputError(
-                f"{checkpoint} is of a run {sharding}, which shards the optimizer's state. Resume with the launcher settings"
-                " that the run began with"
+                f"{checkpoint} is of a run {sharding}, which shards the optimizer's state. Resume with the launcher"
+                " settings that the run began with"
             )
         if self._writes_shards:
             load_optimizer_shard(folder, OPTIMIZER, self._inner_optimizer, self._launch)
@@ -497,12 +503,12 @@ class DurableTrainer(Trainer):
 
     @property
     def _writes_shards(self) -> bool:
-        """Whether each rank writes its shard of the optimizer's state: under FSDP2, and under DeepSpeed but for ZeRO-3."""
+        """True if each rank writes its shard of the optimizer's state: under FSDP2, and DeepSpeed but for ZeRO-3."""
         return (self.is_deepspeed_enabled or self.is_fsdp_enabled) and not self._is_zero_3
 
     @property
     def _shards_weights(self) -> bool:
-        """Whether no rank holds all weights."""
+        """True if no rank holds all weights."""
         return self.is_fsdp_enabled or self._is_zero_3
 
     @property
@@ -512,7 +518,7 @@ class DurableTrainer(Trainer):
 
     @property
     def _is_zero_3(self) -> bool:
-        """Whether DeepSpeed shards the weights too, and reads and writes them by itself."""
+        """True if DeepSpeed shards the weights too. It then reads and writes them by itself."""
         return self.is_deepspeed_enabled and is_deepspeed_zero3_enabled()
 
 
@@ -524,11 +530,14 @@ def _made(folder: Path) -> Path:
 def _way(checkpoint: str, done: int, updates: int) -> str:
     if done < updates:
         return f"going on from {checkpoint} (update {done} of {updates})"
-    return f"nothing to train: {checkpoint} is {'the last' if done == updates else 'beyond the last'} of max_steps={updates}"
+    return (
+        f"nothing to train: {checkpoint} is {'the last' if done == updates else 'beyond the last'} of"
+        f" max_steps={updates}"
+    )
 
 
 def require_durable_settings(args: TrainingArguments) -> None:
-    """Raise `InputError` for a folder that cannot be one, and for flags that would undo what `DurableTrainer` promises."""
+    """Raise `InputError` for an unusable folder, and for flags that would undo what `DurableTrainer` promises."""
     require_folder_name(str(args.output_dir))
     rules = {
         "logging_nan_inf_filter": (not args.logging_nan_inf_filter, "false: it logs a NaN loss as 0"),

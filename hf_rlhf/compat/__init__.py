@@ -1,1 +1,1 @@
-"""What TRL called things, for those who come from there."""
+"""TRL's names of metrics, flags and classes, for users who come from TRL."""

@@ -36,8 +36,8 @@ class BadRows:
             raise InputError(f"{place}: {self.found[-1].problem}") from cause
         rows = "\n  ".join(f"{row.place}: {row.problem}" for row in self._first())
         raise InputError(
-            f"{len(self.found)} rows cannot be used, and skip_bad={self.limit} leaves out {self.limit}. The first are\n  {rows}"
-            "\nMend them, or raise skip_bad"
+            f"{len(self.found)} rows cannot be used, and skip_bad={self.limit} leaves out {self.limit}. The first"
+            f" are\n  {rows}\nMend them, or raise skip_bad"
         ) from cause
 
     def add_all(self, rows: Iterable[BadRow], *, source: str, total: int) -> None:
@@ -46,7 +46,8 @@ class BadRows:
         if len(self.found) <= self.limit:
             return
         raise InputError(
-            f"{source}: {len(self.found)} of {total} rows cannot be used, more than skip_bad={self.limit} leaves out:\n  "
+            f"{source}: {len(self.found)} of {total} rows cannot be used, more than skip_bad={self.limit} leaves"
+            " out:\n  "
             + "\n  ".join(list_by_problem(self.found))
             + f"\nMend them, or set skip_bad to {len(self.found)} or more to leave them out"
         )

@@ -34,7 +34,10 @@ def with_question(dialogue: Sequence[Message], prompt: str) -> list[Message]:
 
 
 def asks(messages: Any, prompt: str) -> bool:
-    """Return whether a message of the user says what the prompt says, whitespace aside. Values of any kind are taken."""
+    """Return whether a message of the user says what the prompt says, whitespace aside.
+
+    Values of any kind are taken.
+    """
     found = [each for each in messages if isinstance(each, Mapping)] if isinstance(messages, list) else []
     asked = [message.get("content") for message in found if message.get("role") == "user"]
     return any(isinstance(content, str) and content.split() == prompt.split() for content in asked)
@@ -49,8 +52,8 @@ def require_question(messages: Any, prompt: str) -> None:
 def before_answer(dialogue: Sequence[Message], prompt: str | None = None) -> list[Message]:
     """Return the messages before the answer that a dialogue ends in, all where it ends in none.
 
-    `prompt` is the text beside the dialogue, if there is one. Raises MalformedDialogue where nothing is before the answer,
-    and where the prompt is not asked there.
+    `prompt` is the text beside the dialogue, if there is one. Raises MalformedDialogue where nothing is before the
+    answer, and where the prompt is not asked there.
     """
     messages = with_question(dialogue, prompt) if isinstance(prompt, str) else list(dialogue)
     while messages and messages[-1]["role"] == "assistant":

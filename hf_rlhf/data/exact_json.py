@@ -9,7 +9,8 @@ from datasets import Json
 class ExactJson(Json):
     """`datasets.Json`, but 0.7 stays 0.7, and integers, NaN and text stay what they are, whatever their size or look.
 
-    `Json` reads by ujson (0.7 becomes 0.7000000000000001, 2**64 an error), and writes text that looks like JSON unquoted.
+    `Json` reads by ujson (0.7 becomes 0.7000000000000001, 2**64 an error), and writes text that looks like JSON
+    unquoted.
     """
 
     def encode_example(self, example_data: Any) -> str | None:

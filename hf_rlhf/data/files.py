@@ -38,7 +38,7 @@ class LoadedRows:
     places: Sequence[str] | None = None
 
     def place(self, row: int) -> str:
-        """Where a row stands: `file:line`, or `row 3 (from 0)`."""
+        """Return the place of a row: `file:line`, or `row 3 (from 0)`."""
         return f"row {row} (from 0)" if self.places is None else self.places[row]
 
     def select(self, rows: Sequence[int]) -> LoadedRows:
@@ -78,9 +78,9 @@ def load_rows(
     """Load one split of a set of rows. What exists on disk wins over a Hub dataset of the same name.
 
     `name` is a file (.jsonl, .json, either also .gz, .csv, .parquet; a file is one split, so `split` is not used), a
-    folder (made by `save_to_disk`, holding `<split>.jsonl` and the like, or anything that `datasets.load_dataset` reads,
-    such as the shards of a cloned dataset repository), or the name of a Hub dataset. A folder never asks the network. Its
-    file `<split>.jsonl` is the whole split, unless its README.md names other files.
+    folder (made by `save_to_disk`, holding `<split>.jsonl` and the like, or anything that `datasets.load_dataset`
+    reads, such as the shards of a cloned dataset repository), or the name of a Hub dataset. A folder never asks the
+    network. Its file `<split>.jsonl` is the whole split, unless its README.md names other files.
     Keys that a JSON row lacks are None. `streaming=True` gives an `IterableDataset`.
 
     Raises InputError when nothing is found, a file is broken (with `file:line`) or there are no rows.
@@ -92,10 +92,10 @@ def load_rows(
 
 
 def read_rows(name: str, *, split: str = "train", config_name: str | None = None, skip_bad: int = 0) -> LoadedRows:
-    """As `load_rows`, and with where each row stands. Up to `skip_bad` rows that are broken in their file are left out.
+    """Like `load_rows`, but also return the place of each row. Up to `skip_bad` rows broken in their file are skipped.
 
-    Left out and named are: lines and elements of JSON files that are no rows, or whose values do not fit their columns,
-    and records of a .csv file with too many or too few fields.
+    Skipped rows are named. They are: lines and elements of JSON files that are no rows, or whose values do not fit
+    their columns, and records of a .csv file with too many or too few fields.
     """
     path = local_path(name)
     bad_rows = BadRows(skip_bad)
@@ -116,7 +116,10 @@ def read_rows(name: str, *, split: str = "train", config_name: str | None = None
 
 
 def local_path(name: str) -> Path:
-    """Where rows of this name would be on disk, `~` followed. Raises InputError for what no file can be named."""
+    """Return the path on disk that this name stands for, with `~` expanded.
+
+    Raises InputError for a name that no file can have.
+    """
     require_path_name(name, "dataset_name")
     try:
         path = Path(name).expanduser()
@@ -185,7 +188,8 @@ def _load_folder(folder: Path, split: str, config_name: str | None, bad_rows: Ba
     splits = f"splits: {', '.join(shards.splits)}" if shards.splits else f"nothing ({shards.reason})"
     raise InputError(
         f'{folder}: no rows for split "{split}". Tried: a folder made by `save_to_disk`; files named '
-        f"{', '.join(split + suffix for suffix in SUFFIXES)}; `datasets.load_dataset`, which finds {splits}. Found: {names}"
+        f"{', '.join(split + suffix for suffix in SUFFIXES)}; `datasets.load_dataset`, which finds {splits}. Found:"
+        f" {names}"
     )
 
 
@@ -209,7 +213,7 @@ def _list_files(folder: Path, files: Sequence[Path]) -> str:
 
 
 def _load_saved(folder: Path, split: str) -> Any:
-    """What `save_to_disk` wrote."""
+    """Load the dataset that `save_to_disk` wrote."""
     import datasets
 
     try:
@@ -289,7 +293,9 @@ def require_columns(found: Sequence[str], names: Sequence[str], *, source: str, 
 
 
 def read_columns(dataset: Dataset, names: Sequence[str], *, source: str = "the set") -> dict[str, list[Any]]:
-    """These columns as plain Python lists, whatever format is set on the dataset. JSON text is decoded, an image is bytes.
+    """Return these columns as plain Python lists, whatever format is set on the dataset.
+
+    JSON text is decoded, an image is bytes.
 
     Raises InputError for values that Python cannot hold, such as a date of the year 10,000.
     """

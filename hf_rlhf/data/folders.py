@@ -31,12 +31,17 @@ class Shards(NamedTuple):
 
 
 def names_files(folder: Path) -> bool:
-    """Return whether the folder's README.md says which files make up the splits. Raises InputError for broken metadata."""
+    """Return whether the folder's README.md says which files make up the splits.
+
+    Raises InputError for broken metadata.
+    """
     return any(_named_files(folder))
 
 
 def find_shards(folder: Path, config_name: str | None) -> Shards:
-    """Return the files of each split, by the names of files and folders or by `configs` in README.md. No network is used.
+    """Return the files of each split, by the names of files and folders or by `configs` in README.md.
+
+    No network is used.
 
     Raises InputError for a README.md that names files on the network.
     """
@@ -44,8 +49,8 @@ def find_shards(folder: Path, config_name: str | None) -> Shards:
 
     if remote := [name for name in _named_files(folder) if _REMOTE.search(name)]:
         raise InputError(
-            f"{folder / 'README.md'}: the configs name {remote[0]}, which is not in this folder. Download the files, or give"
-            " the Hub name of the set"
+            f"{folder / 'README.md'}: the configs name {remote[0]}, which is not in this folder. Download the files,"
+            " or give the Hub name of the set"
         )
     try:
         builder = datasets.load_dataset_builder(str(folder.absolute()), config_name)
@@ -81,7 +86,10 @@ def _is_plain(config: Any) -> bool:
 
 
 def _named_files(folder: Path) -> Iterator[str]:
-    """The files and folders that `configs` in README.md and .huggingface.yaml name. Raises InputError for broken YAML."""
+    """The files and folders that `configs` in README.md and .huggingface.yaml name.
+
+    Raises InputError for broken YAML.
+    """
     import yaml
     from huggingface_hub import metadata_load
 

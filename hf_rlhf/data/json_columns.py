@@ -18,10 +18,13 @@ if TYPE_CHECKING:
 _Set = TypeVar("_Set", "Dataset", "IterableDataset")
 
 ROW_OPTIONS = ("tools", "chat_template_kwargs")
-"""Columns that say how the messages of their row are rendered, as in trl: either may be JSON text, or None for nothing."""
+"""Columns that say how the messages of their row are rendered, as in trl.
+
+Either may be JSON text, or None for nothing.
+"""
 
 TEMPLATE_COLUMNS = ("messages", "prompt", "completion", "chosen", "rejected", *ROW_OPTIONS)
-"""What a chat template reads of a row."""
+"""Columns of a row that a chat template reads."""
 
 
 def make_dataset(columns: Mapping[str, Sequence[Any]]) -> Dataset:
@@ -37,9 +40,9 @@ def make_dataset(columns: Mapping[str, Sequence[Any]]) -> Dataset:
 def keep_own_keys(dataset: Dataset) -> Dataset:
     """Return the set with the rows as a chat template should read them, whoever stored them.
 
-    In `TEMPLATE_COLUMNS`, keys of structs that are None are removed at every level, since nobody can tell them from those
-    that arrow filled in. A None in a list stays, and so does one that was stored as JSON. Where `chat_template_kwargs`
-    are missing, they become {}. A set with nothing to change comes back as it is.
+    In `TEMPLATE_COLUMNS`, keys of structs that are None are removed at every level, since nobody can tell them from
+    those that arrow filled in. A None in a list stays, and so does one that was stored as JSON. Where
+    `chat_template_kwargs` are missing, they become {}. A set with nothing to change comes back as it is.
     """
     import pyarrow as pa
     from datasets import Dataset
@@ -80,7 +83,10 @@ def put_beside(left: Dataset, right: Dataset) -> Dataset:
 
 
 def read_values(dataset: Dataset, names: Sequence[str]) -> dict[str, list[Any]]:
-    """Return these columns as Python lists, whatever format is set. JSON text is decoded, and else nothing: images are bytes."""
+    """Return these columns as Python lists, whatever format is set.
+
+    JSON text is decoded, and else nothing: images are bytes.
+    """
     columns = dataset.with_format("arrow").select_columns(list(names))[:].to_pydict()  # pyright: ignore[reportAttributeAccessIssue]
     for name in names:
         if holds_json(feature := dataset.features[name]):

@@ -25,7 +25,7 @@ MAX_LINE_BYTES = 64 * 2**20
 MAX_ARRAY_BYTES = 512 * 2**20
 MAX_COLUMNS = 1000
 MAX_LEVELS = 16
-"""Of lists and objects inside a row: `datasets` takes twice the time for each level more."""
+"""Most levels of lists and objects inside a row: `datasets` takes twice the time for each level more."""
 
 
 def read_records(path: Path, bad_rows: BadRows) -> list[Record]:
@@ -35,8 +35,8 @@ def read_records(path: Path, bad_rows: BadRows) -> list[Record]:
             content = file.read(MAX_ARRAY_BYTES + 1)
             if len(content) > MAX_ARRAY_BYTES:
                 raise InputError(
-                    f"{path}: an array of more than {MAX_ARRAY_BYTES} bytes, which has to be read as a whole. Write it as"
-                    " .jsonl, an object per line"
+                    f"{path}: an array of more than {MAX_ARRAY_BYTES} bytes, which has to be read as a whole. Write it"
+                    " as .jsonl, an object per line"
                 )
             return list(_elements(path, content, bad_rows))
     return list(read_jsonl(path, bad_rows))
@@ -80,7 +80,10 @@ def _open(path: Path) -> BinaryIO:
 
 
 def _is_array(file: BinaryIO) -> bool:
-    """Whether the first character is that of an array; the file then stands there, and else anywhere."""
+    """Return whether the file's first character opens an array.
+
+    If it does, the file is rewound to its start. Otherwise its position is arbitrary.
+    """
     for block in iter(lambda: file.read(2**16), b""):
         text = block.removeprefix(BOM).lstrip()
         if text:
@@ -200,8 +203,8 @@ def to_dataset(path: Path, records: Sequence[Record], bad_rows: BadRows) -> tupl
     names = list(dict.fromkeys(key for _, row in records for key in row))
     if len(names) > MAX_COLUMNS:
         raise InputError(
-            f"{path}: the rows have {len(names)} different keys, such as {printable(', '.join(names[:3]), 200)}; a set has at most"
-            f" {MAX_COLUMNS} columns. Give every row the same keys"
+            f"{path}: the rows have {len(names)} different keys, such as {printable(', '.join(names[:3]), 200)}; a set"
+            f" has at most {MAX_COLUMNS} columns. Give every row the same keys"
         )
     try:
         return _from_records(names, records)

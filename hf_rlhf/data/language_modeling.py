@@ -83,20 +83,20 @@ def find_columns(dataset: Dataset, *, source: str) -> tuple[str, ...]:
     layout = layout_of(dataset, source=source)
     if not layout.texts:
         raise InputError(
-            f"{source}: columns {', '.join(dataset.column_names) or 'none'}; texts need messages, or prompt and completion,"
-            f" or text.{layout.sentence} Use dataset.rename_column(...)"
+            f"{source}: columns {', '.join(dataset.column_names) or 'none'}; texts need messages, or prompt and"
+            f" completion, or text.{layout.sentence} Use dataset.rename_column(...)"
         )
     return layout.texts
 
 
 def is_conversational(columns: Mapping[str, Sequence[Any]]) -> bool:
-    """Whether texts are messages: a column of that name, or prompts that are lists."""
+    """Return whether texts are messages: there is a column of that name, or prompts are lists."""
     first_prompt = next((prompt for prompt in columns.get("prompt", ()) if prompt is not None), None)
     return "messages" in columns or isinstance(first_prompt, list)
 
 
 def text_problems(columns: Mapping[str, Sequence[Any]]) -> dict[str, list[str | None]]:
-    """What is wrong with each value of each column; None where nothing is."""
+    """Return the problem with each value of each column, None for a valid one."""
     conversational = is_conversational(columns)
     other = messages_problem if conversational else text_problem
     return {
@@ -112,7 +112,7 @@ def template_problems(
     source: str,
     chat_template_kwargs: Mapping[str, Any] | None = None,
 ) -> dict[str, list[str | None]]:
-    """What the chat template has against each row of checked values; None where nothing."""
+    """Return the chat template's objection to each row of checked values, None for a row without one."""
     if not is_conversational(columns):
         return {}
     require_chat_template(tokenizer, source=source)
@@ -137,13 +137,14 @@ def _template_problem(
 
 
 _REWRITES = (
-    "the chat template renders the prompt otherwise once the completion follows, so the completion has no clear beginning "
-    "(set --chat_template_path to a template that keeps what it wrote, or give the rows as messages or as text)"
+    "the chat template renders the prompt otherwise once the completion follows, so the completion has no clear"
+    " beginning (set --chat_template_path to a template that keeps what it wrote, or give the rows as messages or as"
+    " text)"
 )
 
 
 def learning_problems(texts: Sequence[TokenizedText], max_ptx_length: int) -> list[str | None]:
-    """What keeps each text from being learned from within `max_ptx_length` tokens; None where nothing does."""
+    """Return why each text gives nothing to learn within `max_ptx_length` tokens, None if it gives something."""
     longest = max((text.given for text in texts), default=0)
     full = f"the prompt alone fills max_ptx_length={max_ptx_length} tokens (raise it above {longest})"
     none = "no token to learn after the first or the prompt"
@@ -186,7 +187,7 @@ def _given(prompt: Sequence[int], ids: Sequence[int]) -> int:
 
 
 def common_prefix_length(one: Sequence[int], other: Sequence[int]) -> int:
-    """How many ids two sequences begin with alike."""
+    """Return the number of leading ids that two sequences share."""
     pairs = enumerate(zip(one, other, strict=False))
     return next((index for index, (a, b) in pairs if a != b), min(len(one), len(other)))
 

@@ -27,10 +27,10 @@ _SAMPLED_ROWS = 1000
 class Layout:
     """The use of the rows for reward models (`pairs`), for sft and PPO-ptx (`texts`), and for PPO (`prompts`).
 
-    `pairs` says how they are written, `texts` names the columns, and both are empty where the set has none. `prompts` are
-    the column of that name, or the messages before the answers of `pairs` or of `messages`: there a prompt that is text
-    only says which message is the question, so that every stage has the same messages before the answer. Where most
-    `messages` do not ask it, the column `prompt` is the prompt, whatever stands beside it.
+    `pairs` says how they are written, `texts` names the columns, and both are empty where the set has none. `prompts`
+    are the column of that name, or the messages before the answers of `pairs` or of `messages`: there a prompt that is
+    text only says which message is the question, so that every stage has the same messages before the answer. Where
+    most `messages` do not ask it, the column `prompt` is the prompt, whatever stands beside it.
     """
 
     pairs: str

@@ -39,7 +39,7 @@ PREFERENCE_COLUMNS = ("prompt", "chosen", "rejected", "margin")
 
 @dataclass(frozen=True, slots=True)
 class PreferenceReport:
-    """What became of the rows: `rows_in = rows_out + malformed + identical + duplicates`.
+    """Counts of the rows of a preference set: `rows_in = rows_out + malformed + identical + duplicates`.
 
     `contradictions` counts pairs that are also there the other way round (A > B and B > A); both rows are kept.
     `malformed_reasons` maps each reason to its number of rows.
@@ -84,7 +84,7 @@ def prepare_preferences(dataset: Dataset, *, source: str) -> PreparedPreferences
 
 
 def prepare_with_rows(dataset: Dataset, *, source: str) -> tuple[PreparedPreferences, Sequence[int]]:
-    """As `prepare_preferences`, and for each row that is left the number that it had."""
+    """Like `prepare_preferences`, but also return the original number of each row that is left."""
     dataset = keep_own_keys(require_dataset(dataset, source=source))
     columns = read_preferences(dataset, source=source)
     layout = layout_of(dataset, source=source).pairs
@@ -126,7 +126,10 @@ def prepare_with_rows(dataset: Dataset, *, source: str) -> tuple[PreparedPrefere
 
 
 def read_preferences(dataset: Dataset, *, source: str) -> dict[str, list[Any]]:
-    """The columns of a preference set that are used, those that it has. Raises InputError without chosen and rejected."""
+    """The columns of a preference set that are used, those that it has.
+
+    Raises InputError without chosen and rejected.
+    """
     dataset = require_dataset(dataset, source=source)
     if not {"chosen", "rejected"} <= set(dataset.column_names):
         holds = layout_of(dataset, source=source).sentence
@@ -148,8 +151,8 @@ def check_no_leak(
     leaked = [row for row, pair in enumerate(test_pairs) if pair in known]
     if leaked:
         raise InputError(
-            f"{list_rows(list(map(place, leaked)))} of {len(test_pairs)} pairs of {source} are in the training set too, so "
-            "the test would measure memory. Remove them from one of the two, or split by prompt"
+            f"{list_rows(list(map(place, leaked)))} of {len(test_pairs)} pairs of {source} are in the training set"
+            " too, so the test would measure memory. Remove them from one of the two, or split by prompt"
         )
     return len(set(train_prompts) & set(test_prompts))
 
@@ -168,8 +171,9 @@ def _fingerprints(dataset: Dataset) -> tuple[list[bytes], list[bytes]]:
 
 
 def fingerprint(*values: Any) -> bytes:
-    """A digest that is equal for equal prompts and answers; keys of messages that are None do not count, as templates
-    are not given them.
+    """Return a digest that is equal for equal prompts and answers.
+
+    Keys of messages that are None do not count, as templates are not given them.
     """
 
     def without_none(value: Any) -> Any:
@@ -185,7 +189,7 @@ def fingerprint(*values: Any) -> bytes:
 
 
 def template_problem(row: Mapping[str, Any], layout: str, tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """What the chat template has against a checked row; None when nothing, and for malformed ones."""
+    """Return the chat template's objection to a checked row; None if it has none, and for malformed rows."""
     try:
         pair = split_row(row, layout)
         for answer in (pair.chosen, pair.rejected):
@@ -220,7 +224,7 @@ def split_row(row: Mapping[str, Any], layout: str) -> Pair:
 
 
 def value_problems(columns: Mapping[str, Sequence[Any]], layout: str) -> dict[str, list[str | None]]:
-    """What is wrong with each value of each column; None where nothing is."""
+    """Return the problem with each value of each column, None for a valid one."""
     return {name: [_value_problem(value, name, layout) for value in values] for name, values in columns.items()}
 
 

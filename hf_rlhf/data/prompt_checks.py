@@ -1,4 +1,4 @@
-"""What a usable prompt is: the checks that loaded sets and streams share."""
+"""Checks that a prompt is usable, shared by loaded sets and streams."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def require_no_problems(found: Mapping[str, Sequence[str | None]], rows: int, *,
 
 
 def prompt_problem(value: Any, *, conversational: bool) -> str | None:
-    """What is wrong with a prompt; None when nothing is. Messages must leave the next turn to the assistant."""
+    """Return the problem with a prompt, None if it is valid. Messages must leave the next turn to the assistant."""
     if not conversational:
         return text_problem(value)
     problem = messages_problem(value)

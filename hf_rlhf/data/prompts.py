@@ -44,12 +44,12 @@ def prepare_prompts(
 ) -> LoadedOrStreamed:
     """The set with `prompt` as given (text or messages), `prompt_ids` (list of int) and every other column unchanged.
 
-    Where the rows are dialogues, with or without their question as text in `prompt`, the prompt is the messages before the
-    answer, and preference pairs give each of their prompts once. Messages go through the tokenizer's chat template with a
-    generation prompt, with the row's `tools` and `chat_template_kwargs` where there are such columns, and
+    Where the rows are dialogues, with or without their question as text in `prompt`, the prompt is the messages before
+    the answer, and preference pairs give each of their prompts once. Messages go through the tokenizer's chat template
+    with a generation prompt, with the row's `tools` and `chat_template_kwargs` where there are such columns, and
     `chat_template_kwargs` where the row does not say otherwise. Text is tokenised as it is, with one BOS where the
-    tokenizer adds one. `overlong_prompts` says what becomes of prompts above `max_prompt_length` tokens: "truncate_left"
-    keeps the last tokens of `prompt_ids` and leaves `prompt` whole.
+    tokenizer adds one. `overlong_prompts` says what becomes of prompts above `max_prompt_length` tokens:
+    "truncate_left" keeps the last tokens of `prompt_ids` and leaves `prompt` whole.
 
     Of an `IterableDataset` the first row is read here, and each row is checked and tokenised when its turn comes. It
     needs a `prompt` column: the distinct prompts of preference pairs are only known once all have been read.
@@ -104,8 +104,8 @@ def prompt_rows(
     if _are_ids(prompts[0]):
         if bad := [row for row, ids in enumerate(prompts) if not _are_ids(ids, vocab_size=len(tokenizer))]:
             raise InputError(
-                f"prompts: {list_rows(bad)} of {len(prompts)} (counted from 0) are not what the first is: a list of one or"
-                f" more ids of the tokenizer's vocabulary of {len(tokenizer)}"
+                f"prompts: {list_rows(bad)} of {len(prompts)} (counted from 0) are not what the first is: a list of"
+                f" one or more ids of the tokenizer's vocabulary of {len(tokenizer)}"
             )
         prompt_ids = [list(ids) for ids in prompts]
         prompts = tokenizer.batch_decode(prompt_ids)
@@ -118,7 +118,7 @@ def prompt_rows(
 
 
 def _are_ids(value: Any, vocab_size: int | None = None) -> bool:
-    """Whether this is a list of one or more token ids."""
+    """Return whether this is a list of one or more token ids."""
     if not isinstance(value, Sequence) or isinstance(value, str) or not value:
         return False
     return all(isinstance(token, int) and (vocab_size is None or 0 <= token < vocab_size) for token in value)
@@ -134,7 +134,10 @@ def require_rows(dataset: Sized, minimum: int, *, source: str, why: str) -> None
 
 
 class PromptSet(NamedTuple):
-    """`pairs` is what was found in the preference pairs that the prompts are of; `rows` has each row's number before."""
+    """Prompts, with the rows and the preference pairs that they come from.
+
+    `pairs` reports on the pairs. `rows` has each row's number before.
+    """
 
     dataset: Dataset
     rows: Sequence[int]
@@ -179,7 +182,7 @@ def require_fitting(
     source: str,
     place: Callable[[int], str] = str,
 ) -> str | None:
-    """Which prompts are above the limit, if any are; `place` says where a row stands.
+    """Say which prompts are above the limit, if any are; `place` says where a row stands.
 
     Raises InputError when that may not be ("error"), or leaves none ("filter").
     """

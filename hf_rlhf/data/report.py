@@ -1,4 +1,4 @@
-"""What a run is about to learn from, said before it starts: rows, what was left out and why, lengths, examples."""
+"""The data report, printed before a run starts: rows, how many were skipped and why, lengths, examples."""
 
 from __future__ import annotations
 
@@ -341,7 +341,7 @@ def _with_options(rows: LoadedRows, names: Sequence[str]) -> dict[str, list[Any]
 
 
 def _refused_pairs(rows: LoadedRows, tokenizer: PreTrainedTokenizerBase) -> dict[str, list[str | None]]:
-    """What the chat template has against each row of checked pairs."""
+    """Return the chat template's objection to each row of checked pairs, None for a row without one."""
     layout = layout_of(rows.dataset, source=rows.source).pairs
     if layout in (TEXT, IMPLICIT_TEXT):
         return {}

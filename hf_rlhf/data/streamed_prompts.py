@@ -46,8 +46,8 @@ def prepare_streamed_prompts(
     layout = find_layout({name: [value] for name, value in first.items()})
     if layout.prompts == "pairs" and "prompt" not in first:
         raise InputError(
-            f'{source}: no column "prompt", and the prompts of preference pairs are known only once all have been read, '
-            "which a stream leaves for later. Give a column prompt, or load the set with streaming=False"
+            f'{source}: no column "prompt", and the prompts of preference pairs are known only once all have been'
+            " read, which a stream leaves for later. Give a column prompt, or load the set with streaming=False"
         )
     require_prompts(layout, list(first), source=source)
     if layout.prompts != "prompt":
@@ -98,8 +98,8 @@ def _with_prompts(
         except MalformedDialogue as error:
             problems = [str(error)]
         raise InputError(
-            f"{source}: row {number} of the stream (rows count from 0): {problems[0]}. The rows are taken for {layout}, as the"
-            " first is. Mend this row, or leave it out with dataset.filter(...)"
+            f"{source}: row {number} of the stream (rows count from 0): {problems[0]}. The rows are taken for"
+            f" {layout}, as the first is. Mend this row, or leave it out with dataset.filter(...)"
         )
 
     answers = [name for name in names if name not in ("prompt", "messages")]

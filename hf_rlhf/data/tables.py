@@ -25,7 +25,8 @@ def read_table(path: Path, bad_rows: BadRows) -> Any:
 def join_tables(folder: Path, tables: Sequence[Any]) -> Dataset:
     """Return the rows of all tables as one set; a column that a file does not have is None.
 
-    Raises InputError for a column that holds another kind of value in another file. Inside dicts each row keeps its own.
+    Raises InputError for a column that holds another kind of value in another file. Inside dicts each row keeps its
+    own.
     """
     import pyarrow as pa
 

@@ -1,4 +1,4 @@
-"""From a row to token ids: the one way for checks, lengths, prompts, training and scoring."""
+"""Conversion of a row to token ids: the one way for checks, lengths, prompts, training and scoring."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 ANY_ANSWER = {"role": "assistant", "content": "."}
-"""What stands for a completion where its prompt is tried before anything is sampled."""
+"""Stand-in for a completion where its prompt is tried before anything is sampled."""
 
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 

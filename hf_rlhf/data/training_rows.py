@@ -106,8 +106,8 @@ def _assistant_masks(
         if 1 not in mask:
             raise InputError(
                 "assistant_only_loss=True is invalid: the chat template marks nothing as the assistant's ({% generation"
-                f" %}} ... {{% endgeneration %}}) in this row of the {source} set: {dialogue}. Set it to false, or give a"
-                " template with these marks (chat_template_path)"
+                f" %}} ... {{% endgeneration %}}) in this row of the {source} set: {dialogue}. Set it to false, or"
+                " give a template with these marks (chat_template_path)"
             )
         masks.append(mask)
     return masks

@@ -27,7 +27,7 @@ Reward = Callable[..., list[float]]
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """What one of the two models wrote, and what was thought of it; one entry for each prompt."""
+    """Completions of one of the two models, and their ratings: one entry for each prompt."""
 
     trajectories: list[Trajectory]
     judgements: list[float]  # by the judge
@@ -45,7 +45,7 @@ class Comparison:
 
     @property
     def wins(self) -> WinRate:
-        """How often the judge prefers the trained policy's completion."""
+        """Rate at which the judge prefers the trained policy's completion."""
         return win_rate(self.before.judgements, self.after.judgements)
 
     def rows(self, judge_name: str = "judge") -> list[BeforeAfter]:

@@ -12,7 +12,7 @@ Z_95 = 1.959964  # the normal quantile of a two-sided 95% interval
 
 @dataclass(frozen=True, slots=True)
 class WinRate:
-    """How often "after" beat "before"; `rate` counts a tie as half a win, `low` and `high` bound it at 95%."""
+    """Rate at which "after" beats "before". `rate` counts a tie as half a win; `low` and `high` bound it at 95%."""
 
     rate: float
     low: float

@@ -26,7 +26,8 @@ Rows = Sequence[Mapping[str, Any]]
 def plot_training(rows: Rows, path_png: str | Path, *, title: str = "PPO training") -> Path:
     """Draw reward, KL, the update, the value function, length and entropy over iterations into one PNG.
 
-    A key that no row has leaves a panel that says "not logged". Returns the path. Raises `InputError` without matplotlib.
+    A key that no row has leaves a panel that says "not logged". Returns the path. Raises `InputError` without
+    matplotlib.
     """
     figure = _new_figure(14.0, 8.0)
     axes = figure.subplots(2, 3)

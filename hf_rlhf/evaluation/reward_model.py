@@ -1,4 +1,4 @@
-"""How often a reward model agrees with people."""
+"""Agreement of a reward model with people."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -19,7 +19,7 @@ class Pairs(NamedTuple):
 
     @classmethod
     def from_dataset(cls, dataset) -> "Pairs":
-        """From TRL's preference format; a set without a prompt column has whole texts or dialogues to compare."""
+        """Read TRL's preference format; a set without a prompt column has whole texts or dialogues to compare."""
         names = [name for name in ("prompt", "chosen", "rejected") if name in dataset.column_names]
         columns = read_columns(dataset, with_row_options(names, dataset.column_names))
         nothing = [] if isinstance(columns["chosen"][0], list) else ""

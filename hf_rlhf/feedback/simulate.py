@@ -85,7 +85,7 @@ class CheerfulAnnotator:
             )
 
     def score(self, completion: str, finished: bool = True) -> float:
-        """How much this annotator likes a reply, in [0, 1]; the same text always gets the same score."""
+        """Return this annotator's liking of a reply, in [0, 1]. The same text always gets the same score."""
         words = _words(completion)
         if not words:
             return 0.0

@@ -42,11 +42,11 @@ def policy_card(
 ) -> str:
     """The README of a model trained by PPO: a LoRA adapter, or every weight (`adapter=False`).
 
-    `model_id` is where it will be loaded from ("owner/name"), `base_model` what it was trained on; a local path is shown
-    by its last part only and stays out of the metadata. `end_ids` are the tokens that end an answer, where the generation
-    config of an adapter's base does not have them all. `vocabulary` is the number of embeddings that an adapter needs,
-    where its base has others. `curve_image` is a path inside the repository, `usage` code that shows how to load and
-    prompt the model when the general one would not do.
+    `model_id` is where it will be loaded from ("owner/name"), `base_model` what it was trained on; a local path is
+    shown by its last part only and stays out of the metadata. `end_ids` are the tokens that end an answer, where the
+    generation config of an adapter's base does not have them all. `vocabulary` is the number of embeddings that an
+    adapter needs, where its base has others. `curve_image` is a path inside the repository, `usage` code that shows how
+    to load and prompt the model when the general one would not do.
     """
     return _card(
         "policy.md.j2",
@@ -92,7 +92,9 @@ def reward_model_card(
     simulated_annotator: bool = False,
     limits: Sequence[str] = (),
 ) -> str:
-    """The README of a reward model trained with TRL's `RewardTrainer`: a LoRA adapter with a score head, or every weight.
+    """Return the README of a reward model trained with TRL's `RewardTrainer`.
+
+    The model is a LoRA adapter with a score head, or every weight.
 
     The fields are those of `policy_card`; `results` maps each metric to its value ("held-out accuracy": 0.91).
     """
@@ -150,7 +152,7 @@ def sft_card(
 
 
 def template_folder() -> Path:
-    """Where the templates are: `hf_rlhf/_model_cards` in an installed wheel, `model_cards` at the root of a checkout."""
+    """Return the templates' folder: `hf_rlhf/_model_cards` in a wheel, `model_cards` at the root of a checkout."""
     package = Path(__file__).resolve().parents[1]
     folders = (package / "_model_cards", package.parent / "model_cards")
     for folder in folders:
@@ -205,7 +207,10 @@ def _card(
 
 
 def inline(value: object) -> str:
-    """One line of plain text in Markdown: no HTML, table cell, link, code, emphasis, heading or rule comes out of it."""
+    """Return one line of plain text in Markdown.
+
+    No HTML, table cell, link, code, emphasis, heading or rule comes out of it.
+    """
     line = html.escape(" ".join(str(value).split()), quote=False)
     line = re.sub(r"([\\`*\[\]|~])", r"\\\1", line)
     line = re.sub(r"(?<![^\W_])_|_(?![^\W_])", r"\\_", line)  # an underscore between letters is plain already
@@ -220,12 +225,12 @@ def fence(text: str, language: str = "") -> str:
 
 
 def shown_name(name: str) -> str:
-    """How others may see a model, a data set or a reward: a name of the Hub whole, of a path the last part."""
+    """Return the public name of a model, a dataset or a reward: a Hub name unchanged, the last part of a path."""
     return name if is_hub_id(name) else Path(name).name
 
 
 def hub_names(*names: str | None) -> list[str]:
-    """Those that others find on the Hub, as metadata may only name them."""
+    """Return the names that others find on the Hub. Metadata may name no others."""
     return [name for name in names if name and is_hub_id(name)]
 
 

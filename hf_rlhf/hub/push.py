@@ -12,10 +12,13 @@ LEFT_OUT = [
     *("checkpoint-*", "*/checkpoint-*", "*.set-aside*", "vllm/*", "run.lock", ".*", "*/.*", "*/README.md"),
     *(f"*.{suffix}" for suffix in ("pt", "pth", "bin", "pkl", "pickle", "joblib", "ckpt")),
 ]
-"""Checkpoints, what a vLLM server was given, the lock, hidden files, PEFT's drafts of cards, and what is mostly a pickle."""
+"""Checkpoints, adapters for vLLM servers, the lock, hidden files, PEFT's drafts of cards, and kinds of pickles."""
 
 ANSWER_SECONDS = 60.0
-"""How long the Hub may take to be reached, to answer, and to take the next bytes; its library would wait for ever."""
+"""Most seconds that the Hub may take to be reached, to answer, and to take the next bytes.
+
+Its library would wait for ever.
+"""
 
 
 def open_repository(folder: Path, repo_id: str | None, *, private: bool | None = None) -> str:
@@ -31,8 +34,8 @@ def open_repository(folder: Path, repo_id: str | None, *, private: bool | None =
             return create_repo(repo_id or folder.absolute().name, private=private, exist_ok=True).repo_id
     except PushError as error:
         raise InputError(
-            f"push_to_hub: {error}\nNothing has been trained. Mend it, or train without push_to_hub and push the result with:"
-            f" {_upload_command(folder, repo_id)}"
+            f"push_to_hub: {error}\nNothing has been trained. Mend it, or train without push_to_hub and push the"
+            f" result with: {_upload_command(folder, repo_id)}"
         ) from error
 
 
@@ -63,7 +66,7 @@ def push_folder(folder: Path, repo_id: str | None, *, private: bool | None = Non
 
 
 def _upload_command(folder: Path, repo_id: str | None) -> str:
-    """What a shell takes to push the same files."""
+    """Return the shell command that pushes the same files."""
     exclude = [part for pattern in LEFT_OUT for part in ("--exclude", pattern)]
     return shlex.join(["hf", "upload", repo_id or folder.absolute().name, str(folder), *exclude])
 
@@ -87,7 +90,10 @@ def _hub_errors() -> Iterator[None]:
 def _advice(error: Exception) -> str:
     status = getattr(getattr(error, "response", None), "status_code", None)
     if status in (401, 403) or type(error).__name__ == "LocalTokenNotFoundError":
-        return "Log in with `hf auth login` or set HF_TOKEN, to a token that may write there (`hf auth whoami` shows whose)"
+        return (
+            "Log in with `hf auth login` or set HF_TOKEN, to a token that may write there (`hf auth whoami` shows"
+            " whose)"
+        )
     if type(error).__name__ == "HFValidationError":
         return "Give hub_model_id as name or owner/name, of letters, digits, `-`, `_` and `.`"
     if status == 400:

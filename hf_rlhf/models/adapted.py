@@ -1,7 +1,8 @@
 """Models that stand on an adapter: every load of one goes through here.
 
 `from_pretrained` of transformers takes the folder of an adapter too, injects the adapter into the base, and the next
-adapter takes its place unseen. Here the adapter is a `PeftModel` on its base, with the embeddings that it was trained with.
+adapter takes its place unseen. Here the adapter is a `PeftModel` on its base, with the embeddings that it was trained
+with.
 """
 
 import copy
@@ -78,8 +79,8 @@ def load_reward_start(
 ) -> Model:
     """Load what the training of a reward model starts from: a sequence classifier with one label.
 
-    The folder or Hub name of an adapter gives that adapter on its base, to be trained further: a reward model's with its
-    score head, a language model's with a fresh one. The other arguments are those of `load_policy`.
+    The folder or Hub name of an adapter gives that adapter on its base, to be trained further: a reward model's with
+    its score head, a language model's with a fresh one. The other arguments are those of `load_policy`.
     """
     folder = adapter_folder(name_or_path)
     if adapter_base(folder) is None:
@@ -121,10 +122,10 @@ def load_adapted(
 
 
 def load_adapted_classifier(folder: str | os.PathLike, *, adapter_name: str = "default", **kwargs: Any) -> Model:
-    """Like `load_adapted`, but trainable and as a sequence classifier, also where the adapter is that of a language model.
+    """Like `load_adapted`, but trainable and as a sequence classifier, even for a language model's adapter.
 
-    Such an adapter gets a fresh score head; what it has for the language-model head is left out. Raises `InputError` for a
-    reward adapter without its score head, or with more than one label.
+    Such an adapter gets a fresh score head; what it has for the language-model head is left out. Raises `InputError`
+    for a reward adapter without its score head, or with more than one label.
     """
     from peft import PeftConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 
@@ -172,7 +173,10 @@ def head_name(classifier: Model) -> str:
 
 
 def require_saved_head(folder: str | os.PathLike) -> dict[str, Tensor]:
-    """Return what a reward adapter's file holds of its head. Raises `InputError` when it was not saved, or has several labels."""
+    """Return what a reward adapter's file holds of its head.
+
+    Raises `InputError` when it was not saved, or has several labels.
+    """
     head = {key: tensor for key, tensor in read_adapter_weights(folder).items() if _is_of_head(key)}
     lasts = [
         tensor for key, tensor in head.items() if key.endswith(("score.weight", "classifier.weight", "out_proj.weight"))
@@ -206,8 +210,8 @@ def _merged(model: Model, folder: str) -> Model:
     require_full_training(base_of(model), f"the base of {folder!r}")
     if model.active_peft_config.is_prompt_learning:
         raise InputError(
-            f"use_peft=false is invalid: the adapter {folder!r} changes the prompt, not the weights, and cannot be merged"
-            " into its base. Leave use_peft out, or start from the base."
+            f"use_peft=false is invalid: the adapter {folder!r} changes the prompt, not the weights, and cannot be"
+            " merged into its base. Leave use_peft out, or start from the base."
         )
     _untie_adapted_ends(base_of(model))
     merged = model.merge_and_unload().requires_grad_(True)
@@ -231,8 +235,9 @@ def _untie_adapted_ends(base: Model) -> None:
         return
     if any(TrainableTokensLayer in each and len(each) > 1 for each in kinds):
         raise InputError(
-            "use_peft=false is invalid: the adapter changes the head twice, by a layer of its own and by trainable_token_indices"
-            " of the embeddings tied to it, and PEFT cannot merge both. Leave use_peft out, or start from the base."
+            "use_peft=false is invalid: the adapter changes the head twice, by a layer of its own and by"
+            " trainable_token_indices of the embeddings tied to it, and PEFT cannot merge both. Leave use_peft out, or"
+            " start from the base."
         )
     shared = {part._parameters.get("weight") for part in embeddings.modules()} - {None}
     for part in head.modules():

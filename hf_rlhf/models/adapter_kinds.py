@@ -1,4 +1,4 @@
-"""Which PEFT adapters PPO can train: those that leave the base as it was, for without them the base is the reference."""
+"""The PEFT adapters that PPO can train: those that leave the base unchanged, since the base alone is the reference."""
 
 from typing import Any
 
@@ -11,8 +11,8 @@ _WEIGHTS_THAT_CHANGE_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 def require_trainable_adapter(config: Any) -> None:
     """Raise `InputError` unless a policy can be trained as an adapter of this PEFT config.
 
-    The frozen base with its adapters off is the reference, so the adapter must not change it: neither by training some of
-    its weights (`bias`) nor by how it starts (`init_lora_weights`).
+    The frozen base with its adapters off is the reference, so the adapter must not change it: neither by training some
+    of its weights (`bias`) nor by how it starts (`init_lora_weights`).
     """
     peft_type = getattr(config.peft_type, "value", config.peft_type)
     supported = f"use LoRA (also with use_dora or use_rslora), or one of {', '.join(SUPPORTED[1:])}"
@@ -22,19 +22,20 @@ def require_trainable_adapter(config: Any) -> None:
         )
     if peft_type == "ADALORA":
         raise InputError(
-            f"peft_type=ADALORA moves its ranks about in calls of update_and_allocate, which PPO does not make; {supported}"
+            "peft_type=ADALORA moves its ranks about in calls of update_and_allocate, which PPO does not make;"
+            f" {supported}"
         )
     if peft_type not in SUPPORTED:
         raise InputError(f"peft_type={peft_type} has not been tried with PPO and is not supported; {supported}")
     if (bias := getattr(config, "bias", "none")) not in ("none", False):
         raise InputError(
-            f"bias={bias!r} trains biases of the base model, which the reference shares, so the KL to it would be wrong;"
-            " use bias='none'"
+            f"bias={bias!r} trains biases of the base model, which the reference shares, so the KL to it would be"
+            " wrong; use bias='none'"
         )
     start = str(getattr(config, "init_lora_weights", True)).lower()
     if start.startswith(_WEIGHTS_THAT_CHANGE_THE_BASE):
         raise InputError(
-            f"init_lora_weights={start!r} changes the weights of the base model, which the reference shares; use True or"
-            " 'gaussian'. PEFT turns an adapter trained that way into plain LoRA: save_pretrained(...,"
+            f"init_lora_weights={start!r} changes the weights of the base model, which the reference shares; use True"
+            " or 'gaussian'. PEFT turns an adapter trained that way into plain LoRA: save_pretrained(...,"
             " path_initial_model_for_weight_conversion=...)"
         )

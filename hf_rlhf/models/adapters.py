@@ -23,12 +23,13 @@ from hf_rlhf.types import Model
 POLICY, CRITIC, REFERENCE, REWARD = "policy", "critic", "reference", "reward"
 ADAPTER_FILE, ADAPTER_CONFIG_FILE = "adapter_model.safetensors", "adapter_config.json"
 
-# PEFT, TRL and this package serve transformers from before and after the new names; nobody who trains can do anything here.
+# PEFT, TRL and this package serve transformers from before and after the new names. A user who trains can do
+# nothing about the warning.
 warnings.filterwarnings("ignore", "`(is_)?gradient_checkpointing\\w*` is deprecated", FutureWarning)
 
 
 def is_peft_model(model: Model) -> bool:
-    """Whether `model` is wrapped by PEFT."""
+    """Return whether `model` is wrapped by PEFT."""
     from peft import PeftModel
 
     return isinstance(model, PeftModel)
@@ -90,7 +91,7 @@ def use_adapter(model: Model, name: str | None, *, inference: bool = False) -> I
 
 
 class _Switched(NamedTuple):
-    """What of a PEFT model `use_adapter` sets."""
+    """Parts of a PEFT model that `use_adapter` sets."""
 
     adapters: dict[str, Any]  # and their configs, when the lists were made
     modules: list[nn.Module]
@@ -248,7 +249,7 @@ def saved_names(model: Model) -> set[str]:
 
 
 def saves_embeddings(model: Model) -> Any:
-    """For PEFT's `save_embedding_layers`: an adapter on a base that was resized is of no use without the embeddings.
+    """Return PEFT's `save_embedding_layers`: an adapter on a resized base is of no use without the embeddings.
 
     By itself, PEFT compares with the base's config, and saves none where the Hub is out of reach.
     """
@@ -340,8 +341,8 @@ def add_trainable_adapter(model: Model, name: str, config, weights: dict[str, Te
 def train_in_fp32(model: Model) -> Model:
     """Put all that takes gradients into fp32: in bf16, small updates would be lost to rounding.
 
-    PEFT does it for the matrices of an adapter, and leaves `modules_to_save`, a score head for instance, in the dtype of
-    the base. Nothing is changed under DeepSpeed ZeRO-3, whose optimizer keeps fp32 copies of its own.
+    PEFT does it for the matrices of an adapter, and leaves `modules_to_save`, a score head for instance, in the dtype
+    of the base. Nothing is changed under DeepSpeed ZeRO-3, whose optimizer keeps fp32 copies of its own.
     """
     from transformers.integrations import is_deepspeed_zero3_enabled
 
@@ -357,14 +358,14 @@ def adapter_parameters(model: Model, name: str) -> list[Parameter]:
 
 
 def read_adapter_weights(folder: str | os.PathLike) -> dict[str, Tensor]:
-    """What the adapter file in `folder` holds. Raises `InputError` when there is none."""
+    """Return the tensors of the adapter file in `folder`. Raises `InputError` when there is none."""
     from safetensors.torch import load_file
 
     file = Path(folder) / ADAPTER_FILE
     if not file.is_file():
         raise InputError(
-            f"{folder}: there is no {ADAPTER_FILE} with the weights of an adapter or critic; an adapter_model.bin, which is a"
-            " pickle, is not read: load it with peft and save it again"
+            f"{folder}: there is no {ADAPTER_FILE} with the weights of an adapter or critic; an adapter_model.bin,"
+            " which is a pickle, is not read: load it with peft and save it again"
         )
     return load_file(file)
 

@@ -1,8 +1,8 @@
 """Attention for training: without padding where a model allows it, and in the way that is fastest on the device.
 
 The tokens of a batch lie end to end in one row, `(1, N)`, so that norms, products and activations see real tokens only;
-attention alone takes the sequences apart again. transformers has such rows for flash attention on GPUs; `packed_attention`
-needs no kernels of its own.
+attention alone takes the sequences apart again. transformers has such rows for flash attention on GPUs;
+`packed_attention` needs no kernels of its own.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -41,8 +41,8 @@ def packed_attention(
 ) -> tuple[Tensor, None]:
     """Causal attention of sequences that lie end to end, by transformers' contract for attention functions.
 
-    query: `(1, heads, N, D)`; key, value: `(1, key heads, N, D)`; `row` says which of the N are one sequence. Without it,
-    whatever torch's fused attention does with the mask, as for sampling. Returns `(1, N, heads, D)`.
+    query: `(1, heads, N, D)`; key, value: `(1, key heads, N, D)`; `row` says which of the N are one sequence. Without
+    it, whatever torch's fused attention does with the mask, as for sampling. Returns `(1, N, heads, D)`.
     """
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
@@ -139,18 +139,18 @@ def _plain(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: flo
 
 
 def plain_attention_is_faster(device: torch.device | str, length: int) -> bool:
-    """Whether to train sequences of `length` tokens with plain attention instead of torch's fused one.
+    """Return whether plain attention trains sequences of `length` tokens faster than torch's fused attention.
 
-    The backward pass of the fused one is slow on a CPU. Measured with a 135M model on two cores: an update is 24 % faster
-    with plain attention at 128 tokens, 12 % at 256 and slower at 512; but it keeps the attention of each token to each
-    other, which from 256 on is most of what is kept. The two round differently, so the choice must be the same in every
-    pass over a sequence.
+    The backward pass of the fused one is slow on a CPU. Measured with a 135M model on two cores, an update with plain
+    attention is 24 % faster at 128 tokens, 12 % at 256 and slower at 512. But plain attention keeps a weight for each
+    pair of tokens, which is most of the memory from 256 tokens on. The two round differently, so every pass over a
+    sequence must make the same choice.
     """
     return torch.device(device).type == "cpu" and length <= _SHORT
 
 
 def packs(model: Model) -> bool:
-    """Whether `model` computes its states without padding now."""
+    """Return whether `model` now computes its states without padding."""
     return model.config._attn_implementation == PACKED
 
 
@@ -202,9 +202,9 @@ def set_attention(kinds: Mapping[Model, str]) -> None:
 
 @torch.no_grad()
 def _can_pack(model: Model, longest: int) -> bool:
-    """Whether sequences in one row leave each other alone in this architecture, and are what they are when padded.
+    """Return whether this architecture keeps sequences in one row apart and computes the same states as with padding.
 
-    Tried on more tokens than the smallest window that a token sees, where some sequence will have more.
+    The trial uses more tokens than the smallest window that a token sees, if some sequence will have more.
     """
     _register()
     config = model.config.get_text_config()

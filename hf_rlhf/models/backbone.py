@@ -1,4 +1,4 @@
-"""What lies inside a transformers model: last hidden states, and the map from them to logits."""
+"""The parts inside a transformers model: last hidden states, and the map from them to logits."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -26,8 +26,8 @@ def states_at(
     """Last hidden states `(N, H)`, after the final norm and before any head, of the tokens at `rows` and `columns`.
 
     The batch `(B, L)` is right-padded. `model` has no PEFT wrapper. With `entry`, the states that enter the first block
-    above the trunk are not computed. The result is contiguous: a slice of the states would send lm_head down a path that
-    copies its weight.
+    above the trunk are not computed. The result is contiguous: a slice of the states would send lm_head down a path
+    that copies its weight.
     """
     layout = layout_of(model, input_ids, attention_mask)
     with nullcontext() if entry is None else entry.given_to(model, layout):
@@ -86,7 +86,10 @@ def compile_blocks(model: Model, backend: str | None, mode: str | None) -> None:
 
 
 def use_liger_kernels(model: Model, device: torch.device, kernels: dict[str, bool] | None) -> None:
-    """Let a transformers model compute norms, rotations and MLPs by Liger's Triton kernels; `kernels` chooses among them."""
+    """Let a transformers model compute norms, rotations and MLPs by Liger's Triton kernels.
+
+    `kernels` chooses among them.
+    """
     if device.type == "cpu":
         raise InputError("use_liger_kernel needs a GPU: Liger's kernels are written in Triton; leave it out")
     from transformers.integrations.liger import apply_liger_kernel

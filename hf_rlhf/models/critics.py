@@ -327,7 +327,7 @@ def _classifier_on_base_of(policy: Model) -> Model:
 
 
 def _saved_classifier(folder: Path, dtype: torch.dtype) -> tuple[Model, ValueHead | None]:
-    """What a run or a reward model left in `folder`, as a classifier; and its head, unless that is its score layer."""
+    """Load a classifier that a run or a reward model left in `folder`, and its head if that is no score layer."""
     head = _saved_head(folder)
     if adapter_base(folder) is None:
         load = load_sequence_classifier if head else load_classifier  # which wants a trained score layer

@@ -9,9 +9,9 @@ from hf_rlhf.types import Model
 def train_weights(model: Model, source: str, num_layers_unfrozen: int | None = None) -> Model:
     """Make a model trainable without an adapter; returns it.
 
-    With `num_layers_unfrozen` its last blocks are trained, see `train_last_blocks`. Otherwise a model whose last block is
-    trained keeps frozen what came frozen, and all weights of any other are trained: PEFT's merge leaves all but a few frozen.
-    `source` names the model in errors.
+    With `num_layers_unfrozen` its last blocks are trained, see `train_last_blocks`. Otherwise a model whose last block
+    is trained keeps frozen what came frozen, and all weights of any other are trained: PEFT's merge leaves all but a
+    few frozen. `source` names the model in errors.
     """
     require_full_training(model, source)
     if num_layers_unfrozen is not None:
@@ -25,9 +25,9 @@ def require_no_adapter(num_layers_unfrozen: int | None, *, has_adapter: bool) ->
     """Raise `InputError` for blocks to unfreeze in a policy that trains an adapter."""
     if num_layers_unfrozen is not None and has_adapter:
         raise InputError(
-            f"num_layers_unfrozen={num_layers_unfrozen} is invalid with LoRA: it is for full fine-tuning (use_peft=false, no"
-            f" peft_config). For LoRA on the last blocks alone, set lora_layers={num_layers_unfrozen}, or layers_to_transform of"
-            " the peft_config"
+            f"num_layers_unfrozen={num_layers_unfrozen} is invalid with LoRA: it is for full fine-tuning"
+            " (use_peft=false, no peft_config). For LoRA on the last blocks alone, set"
+            f" lora_layers={num_layers_unfrozen}, or layers_to_transform of the peft_config"
         )
 
 

@@ -1,8 +1,8 @@
 """LoRA's product in one step: fewer passes over the activations than PEFT makes, forward and backward, same result.
 
-PEFT computes `y = x W' + b`, `u = x A'`, `v = u B'`, `s v` and `y + s v` one after the other, each a tensor of the output's
-size that autograd keeps or reads again. Here the low-rank part is added into `y` by the matrix product itself, and the
-backward pass does the same for the gradient of `x`.
+PEFT computes `y = x W' + b`, `u = x A'`, `v = u B'`, `s v` and `y + s v` one after the other, each a tensor of the
+output's size that autograd keeps or reads again. Here the low-rank part is added into `y` by the matrix product itself,
+and the backward pass does the same for the gradient of `x`.
 """
 
 from typing import Any
@@ -19,8 +19,8 @@ _FEW_ROWS = 64
 class LoraProduct(torch.autograd.Function):
     """`y = x W' + b + s (x A') B'` for a frozen `W` and `b`, in the dtype of `W`.
 
-    x: `(..., I)`. weight `W`: `(O, I)`. bias `b`: `(O,)` or None. lora_a `A`: `(R, I)`. lora_b `B`: `(O, R)`; both may have
-    another dtype, which is that of their gradients. scaling: `s`.
+    x: `(..., I)`. weight `W`: `(O, I)`. bias `b`: `(O,)` or None. lora_a `A`: `(R, I)`. lora_b `B`: `(O, R)`; both may
+    have another dtype, which is that of their gradients. scaling: `s`.
     """
 
     @staticmethod
@@ -57,7 +57,10 @@ class LoraProduct(torch.autograd.Function):
 
 
 def _product_of_few_rows(x: Tensor, base: Any, lora_a: Tensor, lora_b: Tensor, scaling: float) -> Tensor:
-    """As `LoraProduct`, for the few rows of a decoding step: on them a low-rank product is faster in the adapter's fp32."""
+    """Compute `LoraProduct` for the few rows of a decoding step.
+
+    On few rows a low-rank product is faster in the adapter's fp32.
+    """
     y = nn.functional.linear(x, base.weight, base.bias)
     rows = x.reshape(-1, x.shape[-1]).to(lora_a.dtype)
     # With `out`, autocast leaves the products alone.
@@ -83,7 +86,10 @@ class FusedLoraLinear(Linear):
         return product
 
     def is_plain(self, name: str, *, training: bool) -> bool:
-        """Return whether adapter `name` is LoRA without bias, variants or, in `training`, dropout, on a frozen layer."""
+        """Return whether adapter `name` is plain LoRA on a frozen layer.
+
+        It has no bias, no variants and, in `training`, no dropout.
+        """
         if name not in self.lora_A or name in self.lora_variant or self.lora_bias.get(name):
             return False
         if training and not isinstance(self.lora_dropout[name], nn.Identity) and self.lora_dropout[name].p:

@@ -15,7 +15,7 @@ CONFIG_NAME = "value_head_config.json"
 
 
 class ValueHead(nn.Module):
-    """From a hidden state to a value, `(..., H) -> (...)`: linear, or with one hidden layer. Always computed in fp32.
+    """Map of a hidden state to a value, `(..., H) -> (...)`: linear, or with one hidden layer; always computed in fp32.
 
     Starts at zero, so that the first advantages are the rewards themselves and not a random function of the state.
     The parameters of the last layer are named `summary.*`, as in TRL's old value head.
@@ -102,7 +102,7 @@ class ValueHead(nn.Module):
 
 
 def saved_facts(folder: str | os.PathLike) -> dict[str, Any]:
-    """What `save_pretrained` was told of the head in `folder`: `critic`, its kind, and `dtype`, of the model it reads."""
+    """Return the facts saved with the head in `folder`: `critic`, its kind, and `dtype`, that of the model it reads."""
     file = Path(folder) / CONFIG_NAME
     known = {"critic": "value_head", "dtype": "bfloat16"}  # old TRL's heads come without
     return known | (json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {})

@@ -1,4 +1,4 @@
-"""Two ways for the sequences of a batch to lie before a model's blocks: padded to one length, or end to end in one row."""
+"""Two layouts of a batch's sequences before a model's blocks: padded to one length, or end to end in one row."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,13 +32,19 @@ class Row:
 
     @property
     def alike(self) -> bool:
-        """Whether attention to a padded batch at once beats one sequence after the other: it is small, or mostly real."""
+        """True if attention to a padded batch at once is faster: it is small, or mostly real tokens.
+
+        Otherwise attention to one sequence after the other is faster.
+        """
         return self.longest <= 32 or len(self.to_batch) * self.longest <= 2 * sum(length**2 for length in self.lengths)
 
 
 @dataclass(frozen=True)
 class BatchLayout:
-    """A batch of `B` sequences as a backbone takes it: `(R, W)` places, `N` of which hold tokens and the others padding."""
+    """A batch of `B` sequences as a backbone takes it.
+
+    It has `(R, W)` places, `N` of which hold tokens and the others padding.
+    """
 
     inputs: dict[str, Any]  # input_ids (R, W), and what the backbone has to know besides
     lengths: Tensor  # (B,) tokens of each sequence
@@ -99,7 +105,8 @@ def packed(input_ids: Tensor, attention_mask: Tensor) -> BatchLayout:
 def _filling(lengths: list[int], device: torch.device) -> list[int]:
     """Lengths of sequences that nobody reads, with which a row has a width that comes again, on a CPU.
 
-    oneDNN compiles each product for each number of rows, and keeps what it compiled. Widths are a sixteenth apart, or 16.
+    oneDNN compiles each product for each number of rows, and keeps what it compiled. Widths are a sixteenth apart, or
+    16.
     """
     if device.type != "cpu":
         return []

@@ -66,9 +66,10 @@ def load_causal_lm(name_or_path: str, *, dtype: str | torch.dtype = NATIVE, **kw
     head = [f"{name}.weight" for name, module in model.named_modules() if module is model.get_output_embeddings()]
     if untrained := [name for name in head if name in info["missing_keys"]]:
         raise InputError(
-            f"{name_or_path!r} has no trained language-model head: its weights have no {untrained[0]}, so it would speak"
-            f" at random (it was saved as {', '.join(model.config.architectures or ['a model without a name'])})\n"
-            "Give a model that was trained to write text; a reward model belongs to the rewards."
+            f"{name_or_path!r} has no trained language-model head: its weights have no {untrained[0]}, so it would"
+            " speak at random (it was saved as"
+            f" {', '.join(model.config.architectures or ['a model without a name'])})\nGive a model that was trained"
+            " to write text; a reward model belongs to the rewards."
         )
     return model
 
@@ -80,13 +81,13 @@ def require_causal_lm(model_or_config: Model, source: str) -> None:
     """
     if kind := _other_kind(model_or_config):
         raise InputError(
-            f"{source} is {kind}; PPO here trains causal language models on text, which go on from where a prompt ends\n"
-            "Give a decoder-only text model, such as 'HuggingFaceTB/SmolLM2-135M-Instruct' or 'Qwen/Qwen3-0.6B'."
+            f"{source} is {kind}; PPO here trains causal language models on text, which go on from where a prompt"
+            " ends\nGive a decoder-only text model, such as 'HuggingFaceTB/SmolLM2-135M-Instruct' or 'Qwen/Qwen3-0.6B'."
         )
 
 
 def _other_kind(model_or_config: Model) -> str | None:
-    """What it is that is not a causal language model on text; None for one that is."""
+    """Describe a model that is not a causal language model on text; return None for one that is."""
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING, PreTrainedConfig
 
     if isinstance(model_or_config, PreTrainedConfig):
@@ -119,7 +120,10 @@ def read_config(name_or_path: str):
 
 
 def find_config(name_or_path: str, **kwargs: Any):
-    """Return the config of a model of any kind; None where there is none to read, and loading the model will say why."""
+    """Return the config of a model of any kind; None if there is none to read.
+
+    Loading the model then says why.
+    """
     from transformers import AutoConfig
 
     of_the_hub = (
@@ -222,7 +226,8 @@ def require_full_training(model: Model, source: str) -> None:
     """Raise `InputError` unless all weights of a model can be trained: it must be in fp32. `source` names it."""
     if getattr(model, "is_quantized", False):
         raise InputError(
-            f"{source} is quantized, and its weights cannot be trained; train LoRA adapters on it (use_peft, peft_config)"
+            f"{source} is quantized, and its weights cannot be trained; train LoRA adapters on it (use_peft,"
+            " peft_config)"
         )
     if model.dtype != torch.float32:
         raise InputError(
@@ -232,27 +237,27 @@ def require_full_training(model: Model, source: str) -> None:
 
 
 def require_fitting_tokenizer(model: Model, tokenizer) -> None:
-    """Raise `InputError` when the tokenizer has ids that the model has no embedding for: it is that of another model."""
+    """Raise `InputError` when the tokenizer has ids without an embedding: it is the tokenizer of another model."""
     rows = embedding_rows(model)
     last = max(tokenizer.get_vocab().values(), default=-1)
     if last >= rows:
         raise InputError(
             f"the tokenizer {tokenizer.name_or_path!r} has token ids up to {last}, and the model has embeddings for a"
-            f" vocabulary of {rows}; give the tokenizer of this model, or resize its embeddings (resize_token_embeddings)"
-            " and save both"
+            f" vocabulary of {rows}; give the tokenizer of this model, or resize its embeddings"
+            " (resize_token_embeddings) and save both"
         )
 
 
 def take_chat_template(tokenizer, source) -> None:
     """Give `tokenizer` the chat template of `source`, the added tokens that it lacks, and its end token.
 
-    As `trl.clone_chat_template`, without tokens that only fill the vocabulary up. Raises `InputError` when `source` has no
-    template. `make_room` gives a model embeddings for the tokens.
+    As `trl.clone_chat_template`, without tokens that only fill the vocabulary up. Raises `InputError` when `source` has
+    no template. `make_room` gives a model embeddings for the tokens.
     """
     if source.chat_template is None:
         raise InputError(
-            f"chat_template_path={source.name_or_path!r} is invalid: that tokenizer has no chat template. Give one that has"
-            " (of an instruct model), or a Jinja file."
+            f"chat_template_path={source.name_or_path!r} is invalid: that tokenizer has no chat template. Give one"
+            " that has (of an instruct model), or a Jinja file."
         )
     known = tokenizer.get_vocab()
     tokenizer.add_tokens([token for token in source.added_tokens_decoder.values() if token.content not in known])
@@ -286,7 +291,8 @@ def _load(auto_class, name_or_path: str, *, dtype: str | torch.dtype, **kwargs: 
     if (base := adapter_base(folder)) is not None:
         raise InputError(
             f"{name_or_path!r} is an adapter of {base!r}, and this takes a whole model\n"
-            "Give its base, or merge it first: peft's merge_and_unload(), then save_pretrained() of model and tokenizer."
+            "Give its base, or merge it first: peft's merge_and_unload(), then save_pretrained() of model and"
+            " tokenizer."
         )
     require_safetensors(folder)
     kwargs = {"trust_remote_code": False} | kwargs  # None would ask at the keyboard
@@ -312,8 +318,8 @@ def require_safetensors(folder: str) -> None:
 
 def _way_out() -> str:
     return (
-        f"Give a Hub name, a folder written by save_pretrained, or {EMBEDDED_MODEL!r}, which needs no network. Without one,"
-        " HF_HUB_OFFLINE=1 takes what is in the Hub's cache, and leaves out a minute of tries."
+        f"Give a Hub name, a folder written by save_pretrained, or {EMBEDDED_MODEL!r}, which needs no network. Without"
+        " one, HF_HUB_OFFLINE=1 takes what is in the Hub's cache, and leaves out a minute of tries."
     )
 
 

@@ -51,8 +51,8 @@ def share_of_blocks(layers: str | float) -> int | float:
         if text == "all" or 0 < float(text) < 1:
             return 1.0 if text == "all" else float(text)
     raise InputError(
-        f"lora_layers={layers} is invalid: it must be all, a number of blocks (8: the last 8), or a fraction of them between"
-        " 0 and 1 (0.25: the last quarter)."
+        f"lora_layers={layers} is invalid: it must be all, a number of blocks (8: the last 8), or a fraction of them"
+        " between 0 and 1 (0.25: the last quarter)."
     )
 
 
@@ -70,8 +70,8 @@ def in_last_blocks(config: Any, model: Model, layers: str | float) -> Any:
     """Return a LoRA config that adapts what `config` names in the last blocks of `model` alone.
 
     PEFT's `layers_to_transform` does it for names of layers. It goes with neither `all-linear`, which is replaced by
-    the names of those layers in a block, nor a regular expression, which gets the numbers of the blocks. `layers` is the flag
-    `lora_layers`. Raises `InputError` as `last_blocks`, and for a model without one list of blocks.
+    the names of those layers in a block, nor a regular expression, which gets the numbers of the blocks. `layers` is
+    the flag `lora_layers`. Raises `InputError` as `last_blocks`, and for a model without one list of blocks.
     """
     found = block_list(model)
     if found is None:
@@ -98,7 +98,10 @@ def in_last_blocks(config: Any, model: Model, layers: str | float) -> Any:
 
 
 def _as_peft_reads_it(config: Any, model: Model) -> Any:
-    """Return a copy of a config with the names that PEFT makes of it: experts of a layer are one parameter since transformers 5."""
+    """Return a copy of a config with the names that PEFT makes of it.
+
+    Experts of a layer are one parameter since transformers 5.
+    """
     config = copy.deepcopy(config)
     with suppress(ImportError):  # an earlier PEFT leaves it as it is
         from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
@@ -112,7 +115,8 @@ def _require_inner(targets: Iterable[str], blocks: Iterable[nn.Module], layers: 
     outside = [name for name in targets if not any(f".{each}".endswith(f".{name}") for each in inner)]
     if outside:
         raise InputError(
-            f"lora_layers={layers} is invalid with lora_target_modules={outside[0]}, which is in no block. Leave one of them out"
+            f"lora_layers={layers} is invalid with lora_target_modules={outside[0]}, which is in no block. Leave one"
+            " of them out"
         )
 
 
@@ -122,7 +126,7 @@ def _is_linear(module: nn.Module) -> bool:
 
 
 def _has_matrix(module: nn.Module) -> bool:
-    """Return whether a layer is one that an adapter can change, quantized or not: no norm, and no block of other layers."""
+    """Return whether an adapter can change a layer, quantized or not: no norm, and no block of other layers."""
     own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
     return any(len(getattr(tensor, "ds_shape", tensor.shape)) >= 2 for tensor in own)  # ZeRO-3 holds them elsewhere
 
@@ -140,8 +144,8 @@ def _require_match(pattern: str, layers: Sequence[str]) -> None:
         raise InputError(f"lora_target_modules={pattern} is invalid: it is no regular expression ({error})") from error
     if not found:
         raise InputError(
-            f"lora_target_modules={pattern} is invalid: it is read as a regular expression, and fits no layer of the model."
-            f" {_choices(pattern, layers)}"
+            f"lora_target_modules={pattern} is invalid: it is read as a regular expression, and fits no layer of the"
+            f" model. {_choices(pattern, layers)}"
         )
 
 

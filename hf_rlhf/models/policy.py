@@ -58,8 +58,8 @@ class PolicyWithValue(nn.Module):
 
     The reference is, in this order: `ref_model` when given; the frozen adapter `reference` when the policy started
     from an adapter (or the reference is to follow it); the base with its adapters off when the policy is a fresh
-    adapter; else a frozen copy of what is trained, which shares the frozen weights with the policy. `copy_frozen` copies
-    those too, for FSDP, which cuts the weights of each block for itself.
+    adapter; else a frozen copy of what is trained, which shares the frozen weights with the policy. `copy_frozen`
+    copies those too, for FSDP, which cuts the weights of each block for itself.
     """
 
     def __init__(
@@ -101,8 +101,8 @@ class PolicyWithValue(nn.Module):
         """Score the counted tokens of `sequences`.
 
         Everything of one update goes through one call, since DDP counts calls: `texts` are sequences besides, scored
-        by the policy at temperature 1. With `trunk_states` of `sequences` (see the method) the passes of all roles that have
-        the trunk begin above it.
+        by the policy at temperature 1. With `trunk_states` of `sequences` (see the method) the passes of all roles that
+        have the trunk begin above it.
         """
         scoring = {
             "temperature": temperature,
@@ -140,7 +140,7 @@ class PolicyWithValue(nn.Module):
 
     @torch.no_grad()
     def trunk_states(self, sequences: Sequences) -> list[Tensor]:
-        """Compute what leaves the trunk: hidden states `(L_b, H)` of all tokens of each sequence, in the base's dtype."""
+        """Compute the states that leave the trunk: `(L_b, H)` of all tokens of each sequence, in the base's dtype."""
         assert self.trunk is not None
         with compute_in_base_dtype(self.model):
             return self.trunk.states(base_of(self.model), sequences)
@@ -216,8 +216,8 @@ class PolicyWithValue(nn.Module):
         given = gradient_checkpointing_kwargs or {}
         if given.get("use_reentrant"):
             raise InputError(
-                'gradient_checkpointing_kwargs={"use_reentrant": true} loses the adapter that a block ran with; leave it'
-                " out or set it to false"
+                'gradient_checkpointing_kwargs={"use_reentrant": true} loses the adapter that a block ran with; leave'
+                " it out or set it to false"
             )
         for model in self._trained_models():
             settings: dict[str, Any] = {"use_reentrant": False, **given}
@@ -251,7 +251,10 @@ class PolicyWithValue(nn.Module):
 
     @property
     def _no_split_modules(self) -> list[str]:
-        """The classes of the models' blocks, by the name under which accelerate looks for what FSDP shards one by one."""
+        """Names of the classes of the models' blocks.
+
+        accelerate looks under these names for the blocks that FSDP shards one by one.
+        """
         return sorted({name for model in self.transformers_models() for name in block_names(model)})
 
     def disable_dropout(self) -> None:
@@ -318,7 +321,7 @@ def _load_into(model: Model, folder: str | os.PathLike, adapter: str | None = No
 
 
 def _as_columns(flat: Tensor, sequences: Sequences) -> Tensor:
-    """From counted tokens `(N,)` to `(B, T)`."""
+    """Lay counted tokens `(N,)` out as `(B, T)`."""
     return flat.new_zeros(sequences.mask.shape).index_put(sequences.counted, flat)
 
 
@@ -334,11 +337,11 @@ def wrap_policy(
 
     For full fine-tuning, and its `num_layers_unfrozen`, see `train_weights`.
     The active adapter of a `PeftModel` is the policy's start. It becomes the adapter `policy`, with a frozen copy
-    `reference` unless the reference is a model (`own_reference`); under its former name it is gone, so that no third copy
-    takes memory, and `save_pretrained` of the `PeftModel` cannot write the untrained start where the trained policy is
-    looked for. With `keep_reference` a fresh adapter gets such a copy too, for a reference that follows the policy.
-    Raises `InputError` for a `PeftModel` together with `peft_config`, for adapters that are not LoRA-like, and for an adapter
-    together with `num_layers_unfrozen`.
+    `reference` unless the reference is a model (`own_reference`); under its former name it is gone, so that no third
+    copy takes memory, and `save_pretrained` of the `PeftModel` cannot write the untrained start where the trained
+    policy is looked for. With `keep_reference` a fresh adapter gets such a copy too, for a reference that follows the
+    policy. Raises `InputError` for a `PeftModel` together with `peft_config`, for adapters that are not LoRA-like, and
+    for an adapter together with `num_layers_unfrozen`.
     """
     from peft import get_peft_model
 
@@ -361,8 +364,8 @@ def wrap_policy(
         return train_in_fp32(model)
     if getattr(model, "peft_config", None):
         raise InputError(
-            "the model carries an adapter that from_pretrained injected, so its base cannot be told apart; load the base"
-            " and wrap it with peft.PeftModel.from_pretrained(base, adapter)"
+            "the model carries an adapter that from_pretrained injected, so its base cannot be told apart; load the"
+            " base and wrap it with peft.PeftModel.from_pretrained(base, adapter)"
         )
     if peft_config is None:
         return train_weights(model, "the model", num_layers_unfrozen)

@@ -60,7 +60,7 @@ def _cpu_multiplies_bfloat16() -> bool:
 
 
 class Slowdown(NamedTuple):
-    """How many times as long as in float32 a matrix product takes in bfloat16."""
+    """Time of a matrix product in bfloat16, in multiples of its time in float32."""
 
     times: float
     at_least: bool = False  # a larger product, which loses more by emulation, would have taken too long
@@ -82,7 +82,7 @@ class Slowdown(NamedTuple):
 
     @property
     def is_slower(self) -> bool:
-        """Whether it is slower, by the two digits that are written."""
+        """True if bfloat16 is slower, by the two digits that are printed."""
         return _two_digits(self.times) > 1
 
     def __str__(self) -> str:
@@ -124,21 +124,24 @@ def dtype_in_words(base: Model, device: torch.device) -> str:
 
 
 def warn_of_slow_bfloat16(device: torch.device) -> None:
-    """Warn where a bfloat16 base is slow on `device`, with the measured ratio: it is emulated, or the hardware disappoints."""
+    """Warn if a bfloat16 base is slow on `device`, with the measured ratio.
+
+    The dtype is then emulated, or the hardware is slow with it.
+    """
     slowdown = Slowdown.measured(device)
     kind = device.type.upper()
     if native_dtype(device) != torch.bfloat16 and slowdown.is_slower:
         logger.warning(
-            "dtype=bfloat16: this %s does not multiply bfloat16 in hardware. A matrix product in it is %s here, by a short"
-            " measurement, and the run is slower by about as much. Set dtype to float32, which is native here",
+            "dtype=bfloat16: this %s does not multiply bfloat16 in hardware. A matrix product in it is %s here, by a"
+            " short measurement, and the run is slower by about as much. Set dtype to float32, which is native here",
             kind,
             slowdown,
         )
     elif slowdown.times > CLEARLY_SLOWER:
         logger.warning(
-            "dtype=bfloat16: this %s says that it multiplies bfloat16 in hardware, but a matrix product in it is %s here, by a"
-            " short measurement. The run keeps bfloat16, since a dtype is not chosen by a measurement. If the machine was not"
-            " busy just now, dtype float32 is faster",
+            "dtype=bfloat16: this %s says that it multiplies bfloat16 in hardware, but a matrix product in it is %s"
+            " here, by a short measurement. The run keeps bfloat16, since a dtype is not chosen by a measurement. If"
+            " the machine was not busy just now, dtype float32 is faster",
             kind,
             slowdown,
         )

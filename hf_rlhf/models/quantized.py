@@ -20,7 +20,7 @@ def keep_4bit_layout(model: nn.Module) -> None:
         module.support_avx512bf16_for_cpu = False  # pyright: ignore[reportArgumentType]
         if hasattr(getattr(module.weight, "quant_state", None), "original_qshape"):  # also when it was written back
             raise InputError(
-                f"the 4-bit model is invalid: bitsandbytes rewrote {name} for inference, because the model computed in eval"
-                " mode on this CPU before. No gradient passes such a weight. Load the model again, and give it to the"
-                " trainer before you use it."
+                f"the 4-bit model is invalid: bitsandbytes rewrote {name} for inference, because the model computed in"
+                " eval mode on this CPU before. No gradient passes such a weight. Load the model again, and give it to"
+                " the trainer before you use it."
             )

@@ -38,8 +38,8 @@ class SharedRewardModel:
     Not a module: its weights live in the policy's PEFT model and are saved with neither.
 
     Attributes:
-        trunk_states: `(input_ids (B, L), attention_mask (B, L)) ->` what leaves the policy's trunk, from which the pass of
-            that batch begins; None for a pass of all blocks.
+        trunk_states: `(input_ids (B, L), attention_mask (B, L)) ->` what leaves the policy's trunk, from which the pass
+            of that batch begins; None for a pass of all blocks.
     """
 
     def __init__(self, model: Model, folder: str | os.PathLike, pad_token_id: int | None, name: str = REWARD):
@@ -90,8 +90,8 @@ def load_reward_model(
     """Load a trained reward model; returns `(model, tokenizer)`.
 
     A LoRA reward model becomes an adapter on the policy's backbone when `policy` is a `PeftModel` on the base that the
-    reward model was trained on (`stands_on`); anything else is loaded as a model of its own, in `dtype` and with `kwargs`
-    for `from_pretrained`.
+    reward model was trained on (`stands_on`); anything else is loaded as a model of its own, in `dtype` and with
+    `kwargs` for `from_pretrained`.
 
     Raises `InputError` when there is no such model, when it has more than one label, or when its score head was never
     trained (a causal LM given by mistake, or an adapter saved without `modules_to_save=["score"]`).
@@ -181,7 +181,7 @@ def score_head(folder: str | os.PathLike) -> Tensor:
     head = require_saved_head(folder)
     if len(head) != 1:
         raise InputError(
-            f"reward adapter {str(folder)!r} has a head of {len(head)} tensors, and only a linear one without a bias can"
-            " be read from a policy's hidden states"
+            f"reward adapter {str(folder)!r} has a head of {len(head)} tensors, and only a linear one without a bias"
+            " can be read from a policy's hidden states"
         )
     return next(iter(head.values())).float()

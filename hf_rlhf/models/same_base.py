@@ -1,4 +1,4 @@
-"""The question whether the base of a policy is the one that another adapter was trained on, compared number by number."""
+"""Comparison, number by number, of a policy's base with the base that another adapter was trained on."""
 
 import json
 import os
@@ -17,10 +17,11 @@ from hf_rlhf.types import Model
 
 _OF_A_RUN = {
     "architectures", "bos_token_id", "dtype", "eos_token_id", "id2label", "label2id", "output_attentions",
-    "output_hidden_states", "output_router_logits", "pad_token_id", "problem_type", "return_dict", "tie_word_embeddings",
-    "transformers_version", "use_cache", "vocab_size", "_name_or_path",
+    "output_hidden_states", "output_router_logits", "pad_token_id", "problem_type", "return_dict",
+    "tie_word_embeddings", "transformers_version", "use_cache", "vocab_size", "_name_or_path",
 }  # fmt: skip
-"""What a config says besides how hidden states come out of the weights; the vocabulary shows in their shapes."""
+"""Keys of a config that do not affect how hidden states come out of the weights; the vocabulary shows in their shapes.
+"""
 
 _WRAPPERS = ("base_layer", "original_module", "token_adapter")
 """Parts of a parameter's name that PEFT adds where it wraps a module of the base."""
@@ -35,9 +36,9 @@ def same_model(one: str, other: str) -> bool:
 def stands_on(folder: str | os.PathLike, model: Model) -> bool:
     """Return whether the adapter in `folder` was trained on what `model`, a `PeftModel`, has below its adapters.
 
-    The name does not say it: a model whose adapter was merged keeps its name, and so does another revision. Every tensor
-    that hidden states depend on is compared, after rounding to the dtype in memory, and what the config says of their
-    use. False also where it cannot be told: the base is quantized, or its files are not on this machine.
+    The name does not say it: a model whose adapter was merged keeps its name, and so does another revision. Every
+    tensor that hidden states depend on is compared, after rounding to the dtype in memory, and what the config says of
+    their use. False also where it cannot be told: the base is quantized, or its files are not on this machine.
     """
     policy_base, base = base_of(model), adapter_base(folder)
     if base is None or not same_model(base, policy_base.config._name_or_path):
@@ -84,7 +85,7 @@ def _place_of_backbone(model: Model) -> str:
 
 
 def _saved_weights(folder: str | os.PathLike, place: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """From an adapter's file: modules that are its own instead of the base's, and tensors of the base itself."""
+    """Return from an adapter's file the modules that are its own instead of the base's, and tensors of the base itself."""
     from peft import PeftConfig
 
     modules = getattr(PeftConfig.from_pretrained(str(folder)), "modules_to_save", None) or ()
@@ -127,7 +128,10 @@ def _same_settings(base: str, model: Model) -> bool:
 
 
 def _settings(config: Any) -> dict[str, Any]:
-    """Return what a config says of how hidden states come out of the weights; dropout is off where nothing is trained."""
+    """Return what a config says of how hidden states come out of the weights.
+
+    Dropout is off where nothing is trained.
+    """
     config = config.get_text_config()
     return {name: value for name, value in config.to_dict().items() if name not in _OF_A_RUN and "drop" not in name}
 

@@ -77,8 +77,8 @@ def unsharded(module: nn.Module, *, blocks: bool = True) -> Iterator[None]:
     With `blocks`, all weights are gathered once: inside, no rank waits for another. Without, only the root's own
     weights are (embeddings, head), and each block is gathered whenever it runs: every rank has to make the same calls.
 
-    Changes made inside are lost, and a `state_dict` call inside shards the weights again. Uses may be nested: the outermost
-    shards again what it gathered.
+    Changes made inside are lost, and a `state_dict` call inside shards the weights again. Uses may be nested: the
+    outermost shards again what it gathered.
     """
     if not is_sharded(module):
         yield

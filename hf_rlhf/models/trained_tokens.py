@@ -1,4 +1,7 @@
-"""Single rows of embeddings or head that an adapter trains (`trainable_token_indices`), where PEFT's layer is not enough."""
+"""Single rows of embeddings or head that an adapter trains (`trainable_token_indices`).
+
+They are needed where PEFT's own layer is not enough.
+"""
 
 from typing import Any
 
@@ -10,8 +13,8 @@ from hf_rlhf.types import Model
 class TrainedTokens(TrainableTokensWrapper):
     """PEFT's wrapper of the module whose rows are trained, beside adapters that train none.
 
-    PEFT asks each adapter for its rows, and fails; and of the module it shows the weight alone, where TRL's loss reads the
-    head's bias.
+    PEFT asks each adapter for its rows, and fails; and of the module it shows the weight alone, where TRL's loss reads
+    the head's bias.
     """
 
     def adapter_state_dict(self, adapter_name: str, state_dict: dict[str, Any]) -> dict[str, Any]:

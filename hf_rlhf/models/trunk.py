@@ -1,8 +1,8 @@
-"""The trunk: the lowest blocks of a model, which nobody trains, so that what leaves them is the same in every role and epoch.
+"""The trunk: the lowest blocks of a model, which are not trained. Every role and epoch gets the same states from it.
 
 A pass from kept states is a pass of the whole backbone in which the trunk's blocks answer with those states instead of
-computing. What an architecture does around its blocks (positions, masks, scaled embeddings, inputs of each block) stays its
-own code.
+computing. What an architecture does around its blocks (positions, masks, scaled embeddings, inputs of each block) stays
+its own code.
 """
 
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -32,8 +32,8 @@ class Trunk:
         name: of the list of blocks in the transformers model.
         depth: blocks of the trunk, fewer than there are.
         blocks: all blocks of the model.
-        besides: how many things a block returns in a tuple after its states; None where it returns states alone. A trunk
-            that answers returns None for each.
+        besides: how many things a block returns in a tuple after its states; None where it returns states alone. A
+            trunk that answers returns None for each.
     """
 
     name: str
@@ -116,8 +116,8 @@ def trunk_depth(model: Model, adapters: Collection[str]) -> int:
 def train_last_blocks(model: Model, count: int) -> None:
     """Train the last `count` blocks of a transformers model and what runs after all blocks, and freeze the rest.
 
-    That is the final norm, and the head unless it is tied: tied, it is the embeddings too, which run before. Tensors without
-    data will do. Raises `InputError` for a model that has not as many blocks.
+    That is the final norm, and the head unless it is tied: tied, it is the embeddings too, which run before. Tensors
+    without data will do. Raises `InputError` for a model that has not as many blocks.
     """
     found = block_list(model)
     if found is None:
@@ -230,7 +230,9 @@ class _Walk:
         return min([len(self.blocks) - 1, *uses])
 
     def first_use(self, weight: str) -> int:
-        """Return how many blocks finish before the weight of this name is used; all of them where the pass leaves it out, as a head.
+        """Return the number of blocks that finish before the weight of this name is used.
+
+        A weight that the pass leaves out, such as a head, counts as used after all of them.
 
         A module that a fused layer computes by itself never runs: it is used where the layer around it is.
         """
@@ -239,7 +241,10 @@ class _Walk:
         return next((self.ran_after[owner] for owner in owners if owner in self.ran_after), len(self.blocks))
 
     def besides(self) -> int | None:
-        """Return how many things blocks return after their states; see `Trunk`. Raises `CannotEnter` where they differ."""
+        """Return how many things blocks return after their states; see `Trunk`.
+
+        Raises `CannotEnter` where they differ.
+        """
         if self.finished != len(self.blocks):
             raise CannotEnter("it runs its blocks more or less than once")
         if all(isinstance(output, Tensor) for output in self.outputs):

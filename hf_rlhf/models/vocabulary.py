@@ -16,7 +16,7 @@ from hf_rlhf.models.load import load_tokenizer
 from hf_rlhf.types import Model
 
 _WHOLE = ("weight", "base_layer.weight", "original_module.weight", "token_adapter.base_layer.weight")
-"""How PEFT names the whole weight of a module in an adapter file, after the module's own name."""
+"""PEFT's names of the whole weight of a module in an adapter file, after the module's own name."""
 
 logger = logging.getLogger(__name__)
 
@@ -24,16 +24,16 @@ logger = logging.getLogger(__name__)
 def resize_vocabulary(model: Model, rows: int) -> None:
     """Give a transformers model embeddings, and head rows, for `rows` tokens.
 
-    New rows are the mean of the others. transformers draws them at random, so that a model that is loaded twice would be
-    two models. Raises `InputError` where ZeRO-3 has split the embeddings over the ranks.
+    New rows are the mean of the others. transformers draws them at random, so that a model that is loaded twice would
+    be two models. Raises `InputError` where ZeRO-3 has split the embeddings over the ranks.
     """
     before = embedding_rows(model)
     if rows == before:
         return
     if model.get_input_embeddings().weight.numel() == 0:
         raise InputError(
-            f"the tokenizer needs {rows} embeddings and the model has {before}, which ZeRO-3 has split over the ranks. Resize"
-            " the model once in one process, save it, and start from that; or take ZeRO-2"
+            f"the tokenizer needs {rows} embeddings and the model has {before}, which ZeRO-3 has split over the ranks."
+            " Resize the model once in one process, save it, and start from that; or take ZeRO-2"
         )
     model.resize_token_embeddings(rows, mean_resizing=False)
     model.has_own_vocabulary = True  # for `save_adapter`
@@ -93,16 +93,16 @@ def fit_vocabulary(base: Model, folder: str | os.PathLike, **kwargs: Any) -> Non
         named = ", ".join(repr(tokens[number]) for number in read[:3]) + (", ..." if len(read) > 3 else "")
         raise InputError(
             f"the adapter {str(folder)!r} comes with {len(read)} tokens that its base {adapter_base(folder)!r} has no"
-            f" embeddings for ({named}: ids up to {read[-1]}, and {before} embeddings), and its file does not hold them\n"
-            "Save it again where it was trained, with save_pretrained(..., save_embedding_layers=True), or name in"
-            f" {ADAPTER_CONFIG_FILE} a base that was saved after resize_token_embeddings."
+            f" embeddings for ({named}: ids up to {read[-1]}, and {before} embeddings), and its file does not hold"
+            " them\nSave it again where it was trained, with save_pretrained(..., save_embedding_layers=True), or name"
+            f" in {ADAPTER_CONFIG_FILE} a base that was saved after resize_token_embeddings."
         )
     resize_vocabulary(base, rows)
     for name, numbers in lost.items():
         if numbers:
             logger.warning(
-                "%s: its file holds no rows of %s for the tokens %d to %d, which its base lacks; they get the mean of the"
-                " others",
+                "%s: its file holds no rows of %s for the tokens %d to %d, which its base lacks; they get the mean of"
+                " the others",
                 folder, name, numbers[0], numbers[-1],
             )  # fmt: skip
 

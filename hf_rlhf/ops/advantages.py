@@ -1,4 +1,4 @@
-"""From scores and KL to token rewards, and from token rewards to advantages and returns.
+"""Token rewards from scores and KL, and advantages and returns from token rewards.
 
 Time is counted in sampled tokens: the tokens an environment puts between two turns (mask False) are jumped over, and
 neither discount nor decay runs there.
@@ -65,7 +65,9 @@ def gae(
 
 
 def monte_carlo_returns(rewards: Tensor, mask: Tensor, gamma: float, bootstrap: Tensor | None = None) -> Tensor:
-    """`R_t = r_t + gamma * R_{t+1}`, with `R = bootstrap` beyond the last counted token (Sutton and Barto 2018, eq. 3.9).
+    """`R_t = r_t + gamma * R_{t+1}`, with `R = bootstrap` beyond the last counted token.
+
+    Sutton and Barto 2018, eq. 3.9.
 
     It is GAE at lam = 1 of a critic that says 0. rewards: (B, T); mask: (B, T) bool; bootstrap: (B,) as in `gae`.
     Returns (B, T), 0 where the mask is False.

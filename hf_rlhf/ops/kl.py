@@ -1,7 +1,7 @@
 """KL(policy || reference), estimated token by token from samples of the policy.
 
-With `log r = log reference(x) - log policy(x)`, x sampled from the policy (Schulman 2020, "Approximating KL Divergence",
-http://joschu.net/blog/kl-approx.html):
+With `log r = log reference(x) - log policy(x)`, x sampled from the policy (Schulman 2020, "Approximating KL
+Divergence", http://joschu.net/blog/kl-approx.html):
 
     k1 = -log r              unbiased, high variance, may be negative
     k2 = (log r)^2 / 2       biased, low variance, never negative; its gradient is that of the KL
@@ -40,7 +40,10 @@ def absolute(logprobs: Tensor, reference_logprobs: Tensor) -> Tensor:
 KL_ESTIMATORS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"k1": k1, "k2": k2, "k3": k3, "abs": absolute}
 
 FULL_KL = "full"
-"""Names the exact KL. It is no estimate from sampled tokens: it needs hidden states, see `ops/logprobs.py`, `token_kl`."""
+"""Names the exact KL.
+
+It is no estimate from sampled tokens: it needs hidden states, see `ops/logprobs.py`, `token_kl`.
+"""
 
 
 def kl_estimate(kind: str, logprobs: Tensor, reference_logprobs: Tensor) -> Tensor:

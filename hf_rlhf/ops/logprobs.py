@@ -1,8 +1,8 @@
-"""What models say of tokens, from their hidden states, in chunks, so that no `[N, V]` tensor outlives a chunk.
+"""Log-probabilities and entropies of tokens from hidden states, in chunks, so that no `[N, V]` tensor outlives a chunk.
 
-With gradients on, each chunk is computed again in the backward pass (Chen et al. 2016, arXiv 1604.06174), so the peak is
-one chunk of logits and its gradient. A head is called then too, and must still say the same: no adapter may have been
-switched in it meanwhile.
+With gradients on, the backward pass computes each chunk again (Chen et al. 2016, arXiv 1604.06174), so the peak is one
+chunk of logits and its gradient. It also calls the head again, and the head must return the same logits: no adapter may
+have been switched in it meanwhile.
 """
 
 import math
@@ -19,18 +19,21 @@ CHUNK_ELEMENTS = 2**24
 _CACHED_ELEMENTS = 2**23
 """Fewest numbers of a chunk on a CPU, where a smaller chunk is also a faster one: 32 MiB in fp32.
 
-glibc gives an array of 32 MiB or more pages of its own and returns them with it. Smaller ones lie between small objects on the
-heap, which holds the memory of every chunk of a pass (M_MMAP_THRESHOLD in mallopt(3)).
+glibc gives an array of 32 MiB or more pages of its own and returns them with it. Smaller ones lie between small objects
+on the heap, which holds the memory of every chunk of a pass (M_MMAP_THRESHOLD in mallopt(3)).
 """
 _FEWEST_ROWS = 64  # for which reading the head's weight is worth it there
 
 Result = TypeVar("Result")
 Support = Tensor | Sequence[Tensor | None]
-"""Allowed token ids: `(N, K)`, padded with -1, or `N` tensors `(K,)`, which are padded a chunk at a time; None for all."""
+"""Allowed token ids: `(N, K)`, padded with -1, or `N` tensors `(K,)`; None for all.
+
+The tensors are padded a chunk at a time.
+"""
 
 
 class TokenScores(NamedTuple):
-    """What the policy says of `N` tokens."""
+    """Log-probabilities and entropies of `N` tokens under the policy."""
 
     logprobs: Tensor  # (N,) fp32
     entropy: Tensor | None  # (N,) fp32, of the distribution that each token was drawn from
@@ -86,7 +89,8 @@ def token_logprobs(
 class ChosenLogprob(torch.autograd.Function):
     """`log softmax(z / temperature)[target]` of each row: `(n, V), (n,) -> (n,)` fp32, with one fp32 matrix at a time.
 
-    Autograd would hold five of them: the scaled logits, their exponentials, and a gradient for each way that leads back.
+    Autograd would hold five of them: the scaled logits, their exponentials, and a gradient for each way that leads
+    back.
     """
 
     @staticmethod
@@ -123,12 +127,14 @@ def token_kl(
     chunk_size: int | None = None,
     vocab_size: int | None = None,
 ) -> Tensor:
-    """KL(policy || reference) = sum_{v in S} p_v (log p_v - log q_v),  p and q the softmax of each one's logits over `S`.
+    """KL(policy || reference) = sum_{v in S} p_v (log p_v - log q_v).
 
-    The exact KL of the next token, which the estimators of `hf_rlhf.ops.kl` find in the mean over samples (Schulman 2020,
-    http://joschu.net/blog/kl-approx.html). `S` as in `token_logprobs`; both distributions are renormalised over it. A
-    token that the policy never draws adds nothing, to the gradient neither; one that it draws and the reference never
-    does makes the KL infinite. Gradient flows into `hidden` and `head`, not into the reference.
+    p and q are the softmax of each one's logits over `S`.
+
+    The exact KL of the next token, which the estimators of `hf_rlhf.ops.kl` find in the mean over samples (Schulman
+    2020, http://joschu.net/blog/kl-approx.html). `S` as in `token_logprobs`; both distributions are renormalised over
+    it. A token that the policy never draws adds nothing, to the gradient neither; one that it draws and the reference
+    never does makes the KL infinite. Gradient flows into `hidden` and `head`, not into the reference.
 
     Args:
         hidden: `(N, H)` hidden states of the policy; contiguous, or the head would copy its weight.
@@ -158,7 +164,7 @@ def token_kl(
 
 
 def chunk_rows(vocab_size: int | None, device: torch.device, models: int = 1) -> int:
-    """How many tokens make a chunk, when the logits of `models` models are held for each."""
+    """Return the number of tokens in a chunk, when the logits of `models` models are held for each."""
     width = models * (vocab_size or 2**16)
     rows = CHUNK_ELEMENTS // width
     if device.type == "cpu":

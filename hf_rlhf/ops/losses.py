@@ -93,9 +93,10 @@ def truncated_importance_weights(old_logprobs: Tensor, sampler_logprobs: Tensor,
     """`w_t = min(exp(old_logprobs_t - sampler_logprobs_t), cap)`: (B, T), without gradient, 1 where the mask is False.
 
     Truncated importance sampling (Ionides 2008, doi 10.1198/106186008X320456), here of tokens whose sampler rounds
-    otherwise than the trainer (Yao et al. 2025, "Your Efficient RL Framework Secretly Brings You Off-Policy RL Training",
-    https://fengyao.notion.site/off-policy-rl).
-    old_logprobs: (B, T) by the trainer's own forward pass; sampler_logprobs: (B, T) by the engine that sampled, vLLM say.
+    otherwise than the trainer (Yao et al. 2025, "Your Efficient RL Framework Secretly Brings You Off-Policy RL
+    Training", https://fengyao.notion.site/off-policy-rl).
+    old_logprobs: (B, T) by the trainer's own forward pass; sampler_logprobs: (B, T) by the engine that sampled, such
+    as vLLM.
     """
     return torch.where(mask, (old_logprobs - sampler_logprobs).exp().clamp(max=cap), 1)
 

@@ -1,1 +1,1 @@
-"""What a run will need, before it is started: work, memory and time of each phase."""
+"""The needs of a run before it starts: work, memory and time of each phase."""

@@ -1,4 +1,4 @@
-"""How weights, gradients and optimizer state lie on the ranks of a run, and what that takes on each."""
+"""The layout of weights, gradients and optimizer state on the ranks of a run, and the memory that it takes on each."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -33,7 +33,10 @@ class Layout:
         return cls("ddp", ranks)
 
     def require_flags(self, args: PPOConfig, *, quantized: bool) -> None:
-        """Raise `InputError` for flags that the trainer refuses under this strategy; `quantized` is a base of 4 or 8 bits."""
+        """Raise `InputError` for flags that the trainer refuses under this strategy.
+
+        `quantized` is a base of 4 or 8 bits.
+        """
         if self.strategy == "fsdp2":
             require_flags_of_fsdp(args)
             require_shardable_base(quantized=quantized)
@@ -43,7 +46,7 @@ class Layout:
 
     @property
     def shards_weights(self) -> bool:
-        """Whether each rank holds a shard of the weights."""
+        """True if each rank holds a shard of the weights."""
         return self.strategy == "fsdp2" and self.ranks > 1
 
     def frozen(self, weights: float) -> float:
@@ -65,7 +68,10 @@ class Layout:
         return count * (weights + 4 + 8 + 4)  # DDP sums gradients in buckets
 
     def gathered(self, weights: float, root: float, layers: int, *, blocks: bool) -> float:
-        """Bytes that a rank gathers of `weights` (bytes): all, or without `blocks` the root's and those of a few blocks."""
+        """Return the bytes of `weights` (bytes) that a rank gathers.
+
+        They are all, or without `blocks` the root's and those of a few blocks.
+        """
         if not self.shards_weights:
             return 0.0
         return weights if blocks else root + (weights - root) / layers * _BLOCKS_AT_ONCE

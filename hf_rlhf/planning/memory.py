@@ -1,7 +1,8 @@
-"""How much memory each phase of PPO takes, from the model's config alone.
+"""Memory of each phase of PPO, from the model's config alone.
 
-What a backward pass keeps is not estimated: the real modules run on tensors without data (FakeTensorMode), and what autograd
-saves is added up. So every architecture and attention counts as it is, at any size, in a second or two.
+The tensors that a backward pass keeps are counted and not estimated. The real modules run on tensors without data
+(FakeTensorMode), and the sizes of the tensors that autograd saves are added up. So every architecture and attention
+counts as it is, at any size, in a second or two.
 """
 
 import copy
@@ -57,7 +58,10 @@ class MemoryPlan:
 
 @dataclass(frozen=True)
 class MemoryModel:
-    """What `plan_memory` has to know of the models, found once; batch sizes can then be varied in no time."""
+    """Facts about the models that `plan_memory` needs.
+
+    They are found once, and batch sizes can then be varied at no cost.
+    """
 
     shape: ModelShape
     itemsize: int  # of the base
@@ -121,7 +125,10 @@ def _without_data(tensor: torch.Tensor, device: torch.device | str) -> torch.Ten
 def look_at(
     config: Any, args: PPOConfig, *, dtype: str, peft_config: Any, reward: float = 0.0, bits: int | None = None
 ) -> MemoryModel:
-    """Everything about the models that `plan_memory` needs; reads and downloads nothing. `bits`: 4 or 8, of a quantized base."""
+    """Everything about the models that `plan_memory` needs; reads and downloads nothing.
+
+    `bits`: 4 or 8, of a quantized base.
+    """
     require_no_adapter(args.num_layers_unfrozen, has_adapter=peft_config is not None)
     length = args.max_prompt_length + args.max_completion_length
     base_dtype = torch.float32 if peft_config is None else getattr(torch, dtype)
@@ -211,7 +218,10 @@ def plan_memory(model: MemoryModel, args: PPOConfig, layout: Layout | None = Non
 
 
 def kept_states(model: MemoryModel, args: PPOConfig, layout: Layout) -> float:
-    """Bytes of the states that leave the trunk, of all completions of an iteration on a device; 0 where none are kept."""
+    """Return the bytes of the states that leave the trunk, of all completions of an iteration on a device.
+
+    They are 0 where none are kept.
+    """
     if not (model.trunk and args.reuse_trunk and args.disable_dropout) or layout.strategy != "ddp":
         return 0.0
     tokens = args.rank_batch_size * model.length
@@ -224,7 +234,10 @@ def _shares_base(model: MemoryModel, args: PPOConfig, layout: Layout) -> bool:
 
 
 def _gathered(model: MemoryModel, args: PPOConfig, layout: Layout, base: float) -> dict[str, float]:
-    """Bytes of weights that FSDP gathers on a rank in each phase: of all roles for a rollout, of some blocks in an update."""
+    """Return the bytes of weights that FSDP gathers on a rank in each phase.
+
+    They are those of all roles for a rollout, of some blocks in an update.
+    """
     shape = model.shape
     embeddings = shape.vocab * shape.hidden * model.itemsize
     blocks = 0 if model.quantized else shape.quantizable * model.itemsize
@@ -273,7 +286,7 @@ def _logits(model: MemoryModel, tokens: int, device: torch.device) -> float:
 
 
 def resident_bytes() -> float:
-    """What this process holds in memory now."""
+    """Return the bytes of memory that this process holds now."""
     try:
         with open("/proc/self/statm", encoding="ascii") as file:
             return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")

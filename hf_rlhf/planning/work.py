@@ -1,7 +1,7 @@
-"""How much arithmetic and memory traffic an iteration of PPO is, counted from the model's shape.
+"""Arithmetic and memory traffic of a PPO iteration, counted from the model's shape.
 
-A lower bound: what no implementation can do without. Times of it on a machine of known speed are its roofline (Williams
-2009, doi 10.1145/1498765.1498785).
+The counts are a lower bound that no implementation can beat. Their times on a machine of known speed are its roofline
+(Williams 2009, doi 10.1145/1498765.1498785).
 """
 
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ class ModelShape:
 
     @classmethod
     def from_model(cls, model: Model) -> "ModelShape":
-        """Of a transformers model; one on the meta device will do."""
+        """Return the shape of a transformers model; one on the meta device will do."""
         config = model.config.get_text_config()
         head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         kv_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
@@ -84,7 +84,7 @@ class IterationSize:
 
 @dataclass(frozen=True)
 class Machine:
-    """How fast a machine multiplies and copies."""
+    """Speed at which a machine multiplies and copies."""
 
     flops: float  # a second, of a matrix product in the model's dtype
     bandwidth: float  # bytes a second, read and written both counted
@@ -93,8 +93,8 @@ class Machine:
     def measured(cls, dtype: torch.dtype, device: torch.device | str = "cpu", limit: float = 1.0) -> "Machine":
         """Measure a matrix product in `dtype` and a copy; each takes about `limit` seconds at most.
 
-        The product is the largest of a few whose time the next smaller one foretells to fit into the limit: a dtype that
-        the device only emulates may be a hundred times slower than others.
+        The product is the largest of a few whose time the next smaller one foretells to fit into the limit: a dtype
+        that the device only emulates may be a hundred times slower than others.
         """
         on_cpu = torch.device(device).type == "cpu"
         flops = _flops(dtype, device, CPU_PRODUCTS if on_cpu else GPU_PRODUCTS, limit)
@@ -121,8 +121,8 @@ def roofline(shape: ModelShape, size: IterationSize, machine: Machine, itemsize:
     """The fewest seconds that `generate`, `score` and `update` can take.
 
     A decoding step reads every weight and the keys and values so far; all else is arithmetic. Scoring is a pass of the
-    policy with its critic, one of the reference and one of the reward model; a critic of its own is a pass more, here and
-    in an update. An update is a forward pass, and a backward pass that needs no gradient of the frozen weights.
+    policy with its critic, one of the reference and one of the reward model; a critic of its own is a pass more, here
+    and in an update. An update is a forward pass, and a backward pass that needs no gradient of the frozen weights.
     """
     length = size.prompt_length + size.completion_length
     adapter = size.lora_rank * shape.linear_features * size.trained_share

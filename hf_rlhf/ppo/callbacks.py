@@ -1,4 +1,4 @@
-"""How PPO's iterations fit into `transformers.Trainer`'s steps, and what a person sees of them."""
+"""Callbacks that fit PPO's iterations into `transformers.Trainer`'s steps, and report them to the user."""
 
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -13,10 +13,11 @@ from hf_rlhf.records import CONFIG_FILE, changed_settings, write_settings
 class IterationCallback(TrainerCallback):
     """Let logging, evaluation and saving happen only at the end of an iteration.
 
-    In between, half-used completions would belong to no checkpoint. A flag raised inside an iteration waits for its end.
+    In between, half-used completions would belong to no checkpoint. A flag raised inside an iteration waits for its
+    end.
 
-    The epoch that is logged is made from the updates done alone, so that no resume and no loop of the user's own changes
-    it: passes over the prompts, or the share of the run when nobody knows their number.
+    The epoch that is logged is made from the updates done alone, so that no resume and no loop of the user
+    changes it: passes over the prompts, or the share of the run when their number is unknown.
     """
 
     def __init__(self, updates_per_iteration: int, updates_per_pass: int | None):
@@ -37,7 +38,7 @@ class IterationCallback(TrainerCallback):
 
 
 class SettingsCallback(TrainerCallback):
-    """When training begins, print the sizes of an iteration and what was chosen.
+    """Print of an iteration's sizes and of what was chosen, when training begins.
 
     A run that does not resume writes its settings, and one that does says which of them have changed.
 
@@ -62,7 +63,7 @@ class SettingsCallback(TrainerCallback):
 
 
 def in_words(changed: Mapping[str, tuple[Any, Any]]) -> str:
-    """What `changed_settings` found, in a line."""
+    """Return the result of `changed_settings` in a line."""
     return ", ".join(f"{name} {before} -> {now}" for name, (before, now) in changed.items())
 
 

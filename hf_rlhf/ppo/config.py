@@ -83,8 +83,8 @@ class PPOConfig(TrainingArguments):
     # Full fine-tuning
     num_layers_unfrozen: int | None = _flag(
         None,
-        "Without LoRA, train the last so many blocks alone, with the final norm and a head that is not tied to the embeddings;"
-        " all weights by default. lora_layers is LoRA's.",
+        "Without LoRA, train the last so many blocks alone, with the final norm and a head that is not tied to the"
+        " embeddings; all weights by default. lora_layers is LoRA's.",
     )
 
     # KL to the reference
@@ -149,24 +149,24 @@ class PPOConfig(TrainingArguments):
     rollout_forward_batch_size: int = _flag(64, "Sequences per forward pass where no gradient is needed.")
     reuse_trunk: bool = _flag(
         True,
-        "Compute the lowest blocks, where nobody trains them (lora_layers, num_layers_unfrozen), once per completion and iteration, and begin"
-        " every pass and update above them. Takes memory for one hidden state of each token.",
+        "Compute the lowest blocks, where nobody trains them (lora_layers, num_layers_unfrozen), once per completion"
+        " and iteration, and begin every pass and update above them. Takes memory for one hidden state of each token.",
     )
     gather_for_rollout: bool = _flag(
         True,
-        "Under FSDP: hold all weights whole on each device while nothing trains. False gathers each block whenever it runs,"
-        " for a model that does not fit: slower, as all ranks wait for each other at every token.",
+        "Under FSDP: hold all weights whole on each device while nothing trains. False gathers each block whenever it"
+        " runs, for a model that does not fit: slower, as all ranks wait for each other at every token.",
     )
     padding_free: bool | None = _flag(
         None,
-        "Compute without padding, where the model's code and its attention (sdpa) allow it; by default on a CPU, where it"
-        " was measured.",
+        "Compute without padding, where the model's code and its attention (sdpa) allow it; by default on a CPU, where"
+        " it was measured.",
     )
 
     use_cuda_graphs: bool = _flag(
         True,
-        "On a CUDA device, sample by replaying a recorded decoding step, instead of launching its kernels one by one, where the"
-        " model's code allows it.",
+        "On a CUDA device, sample by replaying a recorded decoding step, instead of launching its kernels one by one,"
+        " where the model's code allows it.",
     )
     use_transformers_continuous_batching: bool = _flag(
         False, "Sample by transformers' continuous batching: a finished completion makes room for the next prompt."
@@ -197,8 +197,8 @@ class PPOConfig(TrainingArguments):
         self._check()
         if self.n_gpu > 1:
             raise InputError(
-                f"{self.n_gpu} GPUs are visible to one process; start with `accelerate launch`, or make one visible with"
-                " CUDA_VISIBLE_DEVICES"
+                f"{self.n_gpu} GPUs are visible to one process; start with `accelerate launch`, or make one visible"
+                " with CUDA_VISIBLE_DEVICES"
             )
 
     def _check(self) -> None:
@@ -253,8 +253,8 @@ class PPOConfig(TrainingArguments):
             ),
             "use_vllm": (
                 not (self.use_vllm and self.score_while_sampling and self.world_size > 1),
-                "left out with score_while_sampling on several ranks: each samples parts of its own, and all hand the adapter"
-                " to the server together",
+                "left out with score_while_sampling on several ranks: each samples parts of its own, and all hand the"
+                " adapter to the server together",
             ),
             "use_transformers_continuous_batching": (
                 not (self.use_transformers_continuous_batching and self.use_vllm),
@@ -267,7 +267,8 @@ class PPOConfig(TrainingArguments):
                     or not self.use_transformers_continuous_batching
                     or self.score_while_sampling
                 ),
-                "at least 1, and left out with use_transformers_continuous_batching, whose max_requests_per_batch says it",
+                "at least 1, and left out with use_transformers_continuous_batching, whose max_requests_per_batch says"
+                " it",
             ),
             "transformers_continuous_batching_config": (
                 self.transformers_continuous_batching_config is None or self.use_transformers_continuous_batching,
@@ -322,7 +323,7 @@ class PPOConfig(TrainingArguments):
 
     @property
     def sampling(self) -> Sampling:
-        """How completions are drawn."""
+        """Sampling settings of the completions."""
         return Sampling(
             max_completion_length=self.max_completion_length,
             temperature=self.temperature,
@@ -369,7 +370,7 @@ class PPOConfig(TrainingArguments):
         return self.lam if self.value_lam is None else self.value_lam
 
     def score_shaping(self) -> ScoreShaping:
-        """How rewards become scores."""
+        """Return the settings that turn rewards into scores."""
         return ScoreShaping(
             scale=self.use_score_scaling,
             center=self.use_score_norm,
@@ -383,7 +384,7 @@ class PPOConfig(TrainingArguments):
 
     @property
     def full_kl_in_loss(self) -> bool:
-        """Whether every update needs the reference's whole distribution."""
+        """True if every update needs the reference's whole distribution."""
         return self.kl_in_loss and self.kl_estimator == FULL_KL
 
     def kl_control(self) -> KLControl:

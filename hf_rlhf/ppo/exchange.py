@@ -1,4 +1,4 @@
-"""Which rank learns from which completions, and how those that another rank sampled reach it: as bytes of tensors.
+"""The exchange of completions: which rank learns from which, and how others' rows reach it, as bytes of tensors.
 
 Every rank knows three numbers of every completion. So all come to the same shares, and know the length of every message
 before it arrives.
@@ -17,7 +17,7 @@ Row = Sequence[Tensor | None]
 """One-dimensional tensors of one completion, in an order that all rows share; None for what it lacks."""
 
 UNEVEN = 0.05
-"""By how much of the mean a rank's tokens of a minibatch may be above it, without a row travelling for that alone."""
+"""Most tokens of a minibatch that a rank may have above the mean, as a share of it, before a row travels."""
 
 _DTYPES = (
     torch.bool,
@@ -35,7 +35,7 @@ _ABSENT = (-1, 0)
 
 @dataclass(frozen=True, slots=True)
 class RowIndex:
-    """What every rank knows of the `B` rows of an iteration, over all ranks and in the order of one process."""
+    """Table that every rank has of the `B` rows of an iteration, over all ranks and in the order of one process."""
 
     homes: list[Home]  # where each is
     lengths: list[int]  # tokens of prompt and completion
@@ -44,7 +44,10 @@ class RowIndex:
 
     @classmethod
     def gather(cls, rows: Sequence[Row], lengths: Tensor, counted: Tensor) -> "RowIndex":
-        """Make it of this rank's `b` rows, with `lengths` and `counted` tokens `(b,)` of each. Every rank takes part."""
+        """Make it of this rank's `b` rows, with `lengths` and `counted` tokens `(b,)` of each.
+
+        Every rank takes part.
+        """
         sizes = torch.tensor([packed_size(row) for row in rows], dtype=torch.long)
         ranks = torch.full_like(sizes, rank())
         table = gather_rows(torch.stack([ranks, lengths.long(), counted.long(), sizes], dim=1))  # (B, 4)
@@ -58,8 +61,8 @@ class RowIndex:
 def deal_out(rows: Sequence[int], index: RowIndex, ranks: int) -> list[list[int]]:
     """Give each rank as many of `rows`, as far as possible those that it holds; each share from short to long.
 
-    A rank that holds too many gives its surplus away. Shares whose tokens differ by more than `UNEVEN` then swap rows, since
-    the ranks wait for the longest share in every update and a row travels faster than it is learned from.
+    A rank that holds too many gives its surplus away. Shares whose tokens differ by more than `UNEVEN` then swap rows,
+    since the ranks wait for the longest share in every update and a row travels faster than it is learned from.
     """
     quota, length = len(rows) // ranks, index.lengths.__getitem__
     mean = sum(map(length, rows)) / ranks
@@ -103,7 +106,9 @@ def _even_out(shares: list[list[int]], excess: list[float], length: Callable[[in
 
 
 def fetch_share(rows: Sequence[int], index: RowIndex, row_at: Callable[[int], Row]) -> list[Row]:
-    """Return this rank's share of `rows`, from short to long. What other ranks hold of it travels; every rank takes part.
+    """Return this rank's share of `rows`, from short to long.
+
+    The rows of it that other ranks hold travel. Every rank takes part.
 
     `row_at` gives a row of this rank by its place.
     """

@@ -1,4 +1,4 @@
-"""What one iteration learns from, and how it is cut into minibatches and micro-batches."""
+"""The experience of one iteration, and its split into minibatches and micro-batches."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
@@ -139,7 +139,7 @@ _TENSORS = [field.name for field in fields(Experience) if field.name not in ("se
 
 @dataclass(slots=True)
 class MicroBatch:
-    """What one forward and backward pass sees on this rank."""
+    """Experience and texts of one forward and backward pass on this rank."""
 
     experience: Experience
     minibatch_tokens: int  # counted tokens of the whole minibatch, over micro-batches and ranks
@@ -152,9 +152,9 @@ def micro_batches(
 ) -> Iterator[MicroBatch]:
     """This rank's micro-batches of an iteration, in the order of the updates.
 
-    Every PPO epoch shuffles the completions of all ranks anew. Within a minibatch a rank keeps those that it sampled, as far
-    as shares are equal, and lays them out by length, so that micro-batches hold little padding. The sums of a minibatch do
-    not depend on how it is dealt out.
+    Every PPO epoch shuffles the completions of all ranks anew. Within a minibatch a rank keeps those that it sampled,
+    as far as shares are equal, and lays them out by length, so that micro-batches hold little padding. The sums of a
+    minibatch do not depend on how it is dealt out.
     """
     lengths, counted = (mask.sum(dim=1) for mask in (experience.sequences.attention_mask, experience.mask))
     index = RowIndex.gather([experience.row(b) for b in range(len(experience))], lengths, counted)
@@ -193,7 +193,8 @@ class ExperienceLoader:
         config: of the run.
         updates_per_pass: optimizer updates of one pass over the prompts; None when nobody knows.
         next_iteration: number of the iteration to make next, from the updates done so far.
-        make_micro_batches: from an iteration's number to its micro-batches; None stands for one that is not learned from.
+        make_micro_batches: from an iteration's number to its micro-batches; None stands for one that is not learned
+            from.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Whether an update is made: decided from all micro-batches and ranks together, before the optimizer steps."""
+"""The decision to make an update, taken from all micro-batches and ranks together before the optimizer steps."""
 
 from collections.abc import Callable, Iterable
 
@@ -22,8 +22,8 @@ class UpdateGuard(TrainerCallback):
     - `early_stop_kl`: the minibatch's mean `(log ratio)^2 / 2` is above it. This update and all others of the
       iteration are skipped.
 
-    An update that is `refused` already, because of NaN or infinity, is not counted as made. One without a micro-batch to
-    learn from is counted as empty, unless the iteration's updates have ended.
+    An update that is `refused` already, because of NaN or infinity, is not counted as made. One without a micro-batch
+    to learn from is counted as empty, unless the iteration's updates have ended.
 
     Args:
         config: of the run.

@@ -56,7 +56,10 @@ class IterationLog:
             self._seconds, self._of_rewards = seconds, rewards
 
     def add_reward_metrics(self, metrics: dict[str, list[float]]) -> None:
-        """Take in the numbers that reward functions logged on this rank. Raises `InputError` for a name of PPO's own."""
+        """Take in the numbers that reward functions logged on this rank.
+
+        Raises `InputError` for a name of PPO's own.
+        """
         if taken := sorted(name for name in metrics if name in METRICS or name.startswith("rewards/")):
             raise InputError(
                 f"a reward logged {', '.join(taken)} by log_metric, which PPO logs itself; take another name"

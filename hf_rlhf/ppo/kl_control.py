@@ -1,4 +1,4 @@
-"""How strongly the policy is held to its reference."""
+"""Control of the KL coefficient, which holds the policy to its reference."""
 
 from dataclasses import dataclass
 

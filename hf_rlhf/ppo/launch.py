@@ -1,4 +1,4 @@
-"""What PPO needs of the launcher's settings: FSDP2, DeepSpeed, mixed precision."""
+"""PPO's requirements on the launcher's settings: FSDP2, DeepSpeed, mixed precision."""
 
 import logging
 from collections.abc import Collection
@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 
 def require_launcher(args: PPOConfig) -> None:
-    """Raise `InputError` for sharding that the launcher does not know of, or that lets only the first rank load weights.
+    """Raise `InputError` for sharding unknown to the launcher, or with which only the first rank loads weights.
 
     It is called before any weights are loaded.
     """
@@ -37,8 +37,8 @@ def require_launcher(args: PPOConfig) -> None:
 def rewards_share_base(args: PPOConfig, *, sharded: bool) -> bool:
     """Return whether reward adapters can score on the policy's base: not where it is sharded while they score.
 
-    A policy that is `sharded` is so when blocks are gathered as they run, which every rank has to do as often, and when a
-    vLLM server samples, for which nothing is gathered.
+    A policy that is `sharded` is so when blocks are gathered as they run, which every rank has to do as often, and when
+    a vLLM server samples, for which nothing is gathered.
     """
     return not sharded or (args.gather_for_rollout and not args.use_vllm)
 
@@ -59,8 +59,8 @@ def require_known_launch(accelerator: Accelerator, args: PPOConfig, blocks: Coll
     parallel = accelerator.parallelism_config
     if parallel is not None and (parallel.cp_enabled or parallel.tp_enabled or parallel.sp_enabled):
         raise InputError(
-            "parallelism_config is invalid for PPO with tp_size, cp_size or sp_size above 1: each rank samples and trains whole"
-            " sequences. Leave them out"
+            "parallelism_config is invalid for PPO with tp_size, cp_size or sp_size above 1: each rank samples and"
+            " trains whole sequences. Leave them out"
         )
     precision = accelerator.mixed_precision
     if by_deepspeed:  # accelerate itself says "no" there
@@ -69,9 +69,9 @@ def require_known_launch(accelerator: Accelerator, args: PPOConfig, blocks: Coll
         precision = next((name for name in ("bf16", "fp16") if config.get(name, {}).get("enabled") is True), "no")
     if precision != "no":
         raise InputError(
-            f"mixed_precision={precision} is invalid for PPO: the policy that is trained would be another than the one that"
-            " samples. The model's dtype says how the base computes, and what is trained is fp32. Set mixed_precision to"
-            ' "no" in the launcher\'s YAML file, and leave bf16 and fp16 out'
+            f"mixed_precision={precision} is invalid for PPO: the policy that is trained would be another than the one"
+            " that samples. The model's dtype says how the base computes, and what is trained is fp32. Set"
+            ' mixed_precision to "no" in the launcher\'s YAML file, and leave bf16 and fp16 out'
         )
 
 
@@ -86,8 +86,9 @@ def warn_of_silent_ddp(accelerator: Accelerator, args: PPOConfig) -> None:
     for name, wanted in (("ACCELERATE_USE_FSDP", "FSDP"), ("ACCELERATE_USE_DEEPSPEED", "DEEPSPEED")):
         if asked_for(name) and kind != wanted:
             logger.warning(
-                "The launcher asked for %s and accelerate runs %s: nothing is sharded, and each rank holds all weights and"
-                " optimizer state. accelerate shards over accelerators that its launcher gave to ranks, and not over CPUs",
+                "The launcher asked for %s and accelerate runs %s: nothing is sharded, and each rank holds all weights"
+                " and optimizer state. accelerate shards over accelerators that its launcher gave to ranks, and not"
+                " over CPUs",
                 wanted,
                 kind,
             )
@@ -120,7 +121,7 @@ def _require_known_fsdp(plugin: Any, blocks: Collection[str]) -> None:
 
 
 def require_flags_of_fsdp(args: PPOConfig) -> None:
-    """Raise `InputError` for flags with which PPO does not run under FSDP, whatever the launcher's other settings are."""
+    """Raise `InputError` for flags with which PPO does not run under FSDP, whatever the launcher's settings."""
     rules = {
         "score_while_sampling": (
             not (args.score_while_sampling and not args.gather_for_rollout),
@@ -148,8 +149,9 @@ def _is_by_blocks(policy: Any) -> bool:
 def _require_known_deepspeed() -> None:
     if is_deepspeed_zero3_enabled():
         raise InputError(
-            "zero_stage=3 is invalid for PPO: ZeRO-3 gathers the head for each chunk of logits, and ranks have different"
-            " numbers of them. Use FSDP2, which shards the same things (recipes/accelerate_configs/fsdp2.yaml)"
+            "zero_stage=3 is invalid for PPO: ZeRO-3 gathers the head for each chunk of logits, and ranks have"
+            " different numbers of them. Use FSDP2, which shards the same things"
+            " (recipes/accelerate_configs/fsdp2.yaml)"
         )
 
 

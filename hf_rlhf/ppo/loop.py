@@ -46,7 +46,7 @@ _BEHIND = {
 
 
 class OwnLoop(NamedTuple):
-    """What `Trainer.train` keeps in local variables, for a loop that the user owns."""
+    """Local variables of `Trainer.train`, kept for a loop that the user owns."""
 
     model: Any  # as accelerate wrapped it
     start_time: float
@@ -78,7 +78,7 @@ class IterationTrainer(DurableTrainer):
         raise NotImplementedError
 
     def algorithm_state(self) -> dict[str, Any]:
-        """What the algorithm remembers from one iteration to the next, besides weights; plain JSON."""
+        """Return what the algorithm remembers from one iteration to the next, besides weights, as plain JSON."""
         raise NotImplementedError
 
     def load_algorithm_state(self, state: dict[str, Any]) -> None:
@@ -89,7 +89,7 @@ class IterationTrainer(DurableTrainer):
 
     @property
     def can_stop_here(self) -> bool:
-        """Whether an iteration has just ended."""
+        """True if an iteration has just ended."""
         return self.state.global_step % self.args.updates_per_iteration == 0
 
     @property
@@ -99,7 +99,7 @@ class IterationTrainer(DurableTrainer):
 
     @property
     def warming_up(self) -> bool:
-        """Whether the critic alone learns in this iteration."""
+        """True if the critic alone learns in this iteration."""
         return self.iteration < self.args.critic_warmup_iterations
 
     @property
@@ -136,7 +136,7 @@ class IterationTrainer(DurableTrainer):
         return -(-self._num_prompts // self.args.rollout_batch_size) * self.args.updates_per_iteration
 
     def _run_epoch(self, *, num_update_steps_per_epoch, resume_from_checkpoint, **kwargs):
-        """As in Trainer; of the pass in which a resumed run stands, only the rest."""
+        """Like `Trainer._run_epoch`, but a resumed run does only the remaining updates of the pass it stopped in."""
         done = 0 if resume_from_checkpoint is None else self.state.global_step % num_update_steps_per_epoch
         return super()._run_epoch(
             num_update_steps_per_epoch=num_update_steps_per_epoch - done,
@@ -145,7 +145,10 @@ class IterationTrainer(DurableTrainer):
         )
 
     def add_callback(self, callback) -> None:
-        """As in Trainer; what holds saves and logs back to the end of an iteration stays the last to decide."""
+        """Like `Trainer.add_callback`, but the callback that delays saves and logs still decides last.
+
+        It delays them to the end of an iteration.
+        """
         super().add_callback(callback)
         callbacks = self.callback_handler.callbacks
         callbacks.sort(key=lambda each: isinstance(each, IterationCallback))
@@ -153,12 +156,14 @@ class IterationTrainer(DurableTrainer):
     def training_step(self, model, inputs, num_items_in_batch=None) -> Tensor:
         """Like `Trainer.training_step`, but a micro-batch that is not learned from gives no gradient.
 
-        Parameters without a gradient rest. A gradient of zeros would not do: Adam's momentum moves weights all the same.
+        Parameters without a gradient rest. A gradient of zeros would not do: Adam's momentum moves weights all the
+        same.
         """
         batch: MicroBatch | None = inputs["micro_batch"]
         if batch is None:
             return torch.zeros((), device=self.args.device)
-        # Any count: without one, transformers before `loss_is_scaled_for_ga` divides the loss by the accumulated micro-batches
+        # Any count: without one, transformers before `loss_is_scaled_for_ga` divides the loss by the accumulated
+        # micro-batches
         loss = super().training_step(model, inputs, num_items_in_batch=1)
         if self.accelerator.sync_gradients:  # before the policy's and the critic's are clipped together
             if self.warming_up:
@@ -171,7 +176,7 @@ class IterationTrainer(DurableTrainer):
         return inputs
 
     def create_optimizer(self, model=None):
-        """As in Trainer, with a learning rate of its own for the critic when one is set."""
+        """Like `Trainer.create_optimizer`, but with a separate learning rate for the critic when one is set."""
         given = self.optimizer is not None
         optimizer = super().create_optimizer(model)
         if given or self.args.critic_learning_rate is None:
@@ -225,8 +230,8 @@ class IterationTrainer(DurableTrainer):
         """All that `Trainer.train` does before its first iteration."""
         if self.args.resume_from_checkpoint:
             raise InputError(
-                "a loop of your own starts anew: resume_from_checkpoint is for train(), which goes on from its checkpoints"
-                " when it has a train_dataset and rewards"
+                "a loop of your own starts anew: resume_from_checkpoint is for train(), which goes on from its"
+                " checkpoints when it has a train_dataset and rewards"
             )
         self._require_fresh_folder()
         with failing_together():
@@ -243,7 +248,7 @@ class IterationTrainer(DurableTrainer):
             self._beginning = False
 
     def _inner_training_loop(self, *args, **kwargs):
-        """As in Trainer; of a loop that the user owns, the lines before its first iteration."""
+        """Like `Trainer._inner_training_loop`, but for the user's loop do only the steps before its first iteration."""
         if not self._beginning:
             return super()._inner_training_loop(*args, **kwargs)
         loader: Any = self.get_train_dataloader()
@@ -264,7 +269,7 @@ class IterationTrainer(DurableTrainer):
     # Runs and their records
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
-        """As `DurableTrainer.train`."""
+        """Like `DurableTrainer.train`, but refuse a run without prompts, and one whose loop is the user's."""
         if self.prompt_set is None:
             raise InputError("train() needs a train_dataset; without one, own the loop with generate() and step()")
         anew = resume_from_checkpoint in (None, False, NEVER)
@@ -310,14 +315,14 @@ class IterationTrainer(DurableTrainer):
         return self.policy.saved_names(reference=self.args.ref_model_sync_iterations is not None)
 
     def save_parts(self, folder: Path, weights: dict[str, Tensor] | None) -> None:
-        """What the algorithm remembers, and a reference that follows the policy."""
+        """Save the algorithm's state, and a reference that follows the policy."""
         if self.args.ref_model_sync_iterations is not None:
             self.policy.save_reference(folder, weights)
         state = {**self.algorithm_state(), "flags": self._fixed_flags()}
         (folder / STATE_FILE).write_text(json.dumps(state) + "\n", encoding="utf-8")
 
     def _fixed_flags(self) -> dict[str, Any]:
-        """What says which prompts and draws an iteration has, and so cannot change in the middle of a run."""
+        """Return the facts that decide an iteration's prompts and draws. They cannot change in the middle of a run."""
         return {
             "seed": self.args.seed,
             "rollout_batch_size": self.args.rollout_batch_size,
@@ -348,8 +353,8 @@ class IterationTrainer(DurableTrainer):
         because = f" ({in_words(causes)})" if causes else ""
         back = " ".join(f"--{flag} {value}" for flag, (value, _) in causes.items()) or f"{name}={before}"
         return (
-            f"{checkpoint} is of a run with {name}={before}, and this one has {now}{because}: it would see other prompts"
-            f" than that run; go on with {back}, or start a new run in another folder"
+            f"{checkpoint} is of a run with {name}={before}, and this one has {now}{because}: it would see other"
+            f" prompts than that run; go on with {back}, or start a new run in another folder"
         )
 
     def _load_best_model(self) -> None:

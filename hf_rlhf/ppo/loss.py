@@ -80,6 +80,9 @@ def ppo_loss(output: PolicyOutput, experience: Experience, config: PPOConfig, *,
 
 
 def text_loss(output: PolicyOutput, mask: Tensor) -> Tensor:
-    """`-sum log p` over the tokens of texts: the language-model loss of PPO-ptx (Ouyang 2022, arXiv 2203.02155, eq. 2)."""
+    """`-sum log p` over the tokens of texts: the language-model loss of PPO-ptx.
+
+    Ouyang 2022, arXiv 2203.02155, eq. 2.
+    """
     assert output.text_logprobs is not None
     return masked_sum(-output.text_logprobs, mask)

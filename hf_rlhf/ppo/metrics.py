@@ -33,8 +33,10 @@ METRICS: dict[str, str] = {
     "rewards/unscored": "Share of completions that no reward scored; they do not count.",
     "policy/updates": "Optimizer updates made in the iteration.",
     "policy/skipped_updates": "Updates not made because their mean ratio was above ratio_threshold.",
-    "policy/empty_updates": "Updates not made because nothing in their minibatch counts: all of it is unscored or masked.",
-    "nonfinite_updates": "Updates of the whole run that were not made because their loss or gradients were NaN or infinite.",
+    "policy/empty_updates": "Updates not made because nothing in their minibatch counts: all of it is unscored or"
+    " masked.",
+    "nonfinite_updates": "Updates of the whole run that were not made because their loss or gradients were NaN or"
+    " infinite.",
     "policy/approxkl_avg": "Mean over tokens and updates of (log ratio)^2 / 2: how far updates moved the policy.",
     "policy/clipfrac_avg": "Share of tokens, over updates, whose policy gradient was clipped away.",
     "policy/dual_clipfrac_avg": "Share of tokens, over updates, whose policy gradient dual_clip cut off.",
@@ -59,7 +61,8 @@ METRICS: dict[str, str] = {
     "completions/max_length": "Longest completion, in tokens.",
     "completions/clipped_ratio": "Share of completions cut off by the length limit.",
     "loss": "Mean total loss of the updates since the last log, a withheld one counting as 0.",
-    "grad_norm": "Norm of the gradient of the last update, before clipping; 0 when early_stop_kl withheld it or its minibatch was empty.",
+    "grad_norm": "Norm of the gradient of the last update, before clipping; 0 when early_stop_kl withheld it or its"
+    " minibatch was empty.",
     "lr": "Learning rate of the last update.",
     "eval_reward": "As reward, on completions sampled for the evaluation prompts.",
     "eval_kl": "As objective/kl, on the evaluation prompts.",
@@ -67,7 +70,7 @@ METRICS: dict[str, str] = {
 
 
 def iteration_metrics(trajectories: Sequence[Trajectory], experience: Experience) -> dict[str, float]:
-    """What all ranks sampled, what PPO maximises, and what the critic knew of it, before the updates.
+    """Return metrics of all ranks' completions, of PPO's objective, and of the critic's fit, before the updates.
 
     Each rank gives its own completions; every rank takes part and gets the numbers of all.
     """

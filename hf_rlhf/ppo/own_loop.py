@@ -1,4 +1,4 @@
-"""From what the owner of a loop gives to `PPOTrainer.step` to scored trajectories."""
+"""Conversion of the arguments of `PPOTrainer.step` to scored trajectories, for the owner of a loop."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ from hf_rlhf.types import Completion, Trajectory
 
 
 class TokenRules(NamedTuple):
-    """What the model and the run allow a completion to be."""
+    """Limits that the model and the run put on a completion."""
 
     vocab_size: int
     stop_ids: Sequence[int]  # the last id of a completion that stopped by itself

@@ -1,4 +1,4 @@
-"""Which rows an iteration or an update uses: endless streams that a resume enters at any point, with no state to save."""
+"""The rows of each iteration or update: endless streams that a resume enters at any point, with no state to save."""
 
 from collections.abc import Iterator, Mapping
 from itertools import count, islice
@@ -103,6 +103,7 @@ class StreamedPrompts:
                 yield row
             if rows < self.batch_size:
                 raise InputError(
-                    f"pass {number + 1} over the streamed prompts gave {rows} rows, fewer than the {self.batch_size} of an"
-                    ' iteration. Check the files and any filter; with overlong_prompts="filter", raise max_prompt_length'
+                    f"pass {number + 1} over the streamed prompts gave {rows} rows, fewer than the {self.batch_size}"
+                    ' of an iteration. Check the files and any filter; with overlong_prompts="filter", raise'
+                    " max_prompt_length"
                 )

@@ -1,4 +1,4 @@
-"""From a trajectory's reward to what PPO pays for it: scaling, clipping, and penalties on how it ended and how long it is.
+"""Conversion of a trajectory's reward to the score that PPO pays: scaling, clipping, penalties on end and length.
 
 In evaluation nothing is shaped; the reward is reported as it was given.
 """
@@ -19,7 +19,7 @@ NO_SPREAD = 1e-6
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreShaping:
-    """How rewards become scores: `score = clip((reward - mean) / (std + 1e-8), -clip, clip) - penalty`.
+    """Settings that turn rewards into scores: `score = clip((reward - mean) / (std + 1e-8), -clip, clip) - penalty`.
 
     Raises `InputError` for settings that contradict each other.
     """
@@ -48,18 +48,24 @@ class ScoreShaping:
             )
         if self.overlong_penalty and not self.overlong_buffer:
             raise InputError(
-                f"overlong_penalty={self.overlong_penalty} needs an overlong_buffer, the tokens over which it grows; try"
-                f" {max(self.max_completion_length // 5, 1)}"
+                f"overlong_penalty={self.overlong_penalty} needs an overlong_buffer, the tokens over which it grows;"
+                f" try {max(self.max_completion_length // 5, 1)}"
             )
 
     def penalty(self, trajectory: Trajectory) -> float:
-        """`missing_eos_penalty * [not stopped] + length_penalty * n + overlong_penalty * excess(n)`, n counted tokens."""
+        """`missing_eos_penalty * [not stopped] + length_penalty * n + overlong_penalty * excess(n)`.
+
+        n is the number of counted tokens.
+        """
         tokens = sum(trajectory.mask or [True] * len(trajectory.completion.ids))
         missing_eos = 0.0 if trajectory.completion.stopped else self.missing_eos_penalty
         return missing_eos + self.length_penalty * tokens + self.overlong_penalty * self._excess(tokens)
 
     def _excess(self, tokens: int) -> float:
-        """`clip((n - (L - buffer)) / buffer, 0, 1)`, L the longest length (Yu 2025, arXiv 2503.14476, eq. 13, negated)."""
+        """`clip((n - (L - buffer)) / buffer, 0, 1)`, L the longest length.
+
+        Yu 2025, arXiv 2503.14476, eq. 13, negated.
+        """
         if not self.overlong_buffer:
             return 0.0
         into_buffer = tokens - (self.max_completion_length - self.overlong_buffer)
@@ -81,9 +87,9 @@ class ScoreShaper:
     def shape(self, trajectories: Sequence[Trajectory]) -> None:
         """Fill in `score` and `token_scores`, from the running moments with these rewards already in them.
 
-        Every rank gives its own trajectories and takes part; all hold the same moments, of the rewards of all. Of a reward
-        that came token by token, `token_scores` is that part, divided as the whole is; what centring, clipping and
-        penalties change besides is paid at the end: `score + token_scores.sum()` is the shaped reward. An unscored
+        Every rank gives its own trajectories and takes part; all hold the same moments, of the rewards of all. Of a
+        reward that came token by token, `token_scores` is that part, divided as the whole is; what centring, clipping
+        and penalties change besides is paid at the end: `score + token_scores.sum()` is the shaped reward. An unscored
         trajectory gets None for both.
         """
         rewards = gather_numbers([trajectory.reward for trajectory in trajectories])
@@ -122,7 +128,10 @@ class ScoreShaper:
 
     @property
     def _divisor(self) -> float:
-        """What rewards are divided by: 1 if they are not scaled, or all the same, which no division could spread."""
+        """Number that rewards are divided by: 1 if they are not scaled, or all the same.
+
+        No division can spread rewards that are all the same.
+        """
         if not self.shaping.scale or self.moments is None:
             return 1.0
         mean, variance = self.moments.mean.item(), self.moments.variance.item()

@@ -1,4 +1,4 @@
-"""From what a user gives to `PPOTrainer` to checked data and one module of models."""
+"""Conversion of a user's arguments to `PPOTrainer` to checked data and one module of models."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -164,8 +164,8 @@ def build_policy(
     width = state_width(base_of(getattr(critic, "model", wrapped)))
     if critic.head.hidden_size != width:
         raise InputError(
-            f"the value head of critic_path={args.critic_path!r} reads states of size {critic.head.hidden_size}, and the"
-            f" model's have size {width}; it belongs to another model"
+            f"the value head of critic_path={args.critic_path!r} reads states of size {critic.head.hidden_size}, and"
+            f" the model's have size {width}; it belongs to another model"
         )
     _require_same_vocabulary(wrapped, ref_model, "ref_model")
     _require_same_vocabulary(wrapped, getattr(critic, "model", None), "the critic's model")
@@ -183,7 +183,10 @@ def build_policy(
 
 
 def build_engine(model: Model, tokenizer, args: PPOConfig) -> Engine:
-    """What samples completions: the model itself, or vLLM servers. Raises `InputError` for what either cannot do."""
+    """Build the engine that samples completions: the model itself, or vLLM servers.
+
+    Raises `InputError` for what either cannot do.
+    """
     if args.use_transformers_continuous_batching:
         require_batchable(args.sampling)
         settings: Any = args.transformers_continuous_batching_config  # a dict by now, also when given as JSON
@@ -227,8 +230,8 @@ def check_context_length(model: Model, args: PPOConfig, name: str = "the model")
     needed = args.max_prompt_length + args.max_completion_length
     if limit is not None and needed > limit:
         raise InputError(
-            f"max_prompt_length={args.max_prompt_length} + max_completion_length={args.max_completion_length} = {needed}"
-            f" tokens, but {name} has {limit} positions; make one of them smaller"
+            f"max_prompt_length={args.max_prompt_length} + max_completion_length={args.max_completion_length} ="
+            f" {needed} tokens, but {name} has {limit} positions; make one of them smaller"
         )
 
 
@@ -249,6 +252,6 @@ def _require_same_vocabulary(policy: Model, other: Model | None, name: str) -> N
     sizes = [base_of(model).config.get_text_config().vocab_size for model in (policy, other)]
     if sizes[0] != sizes[1]:
         raise InputError(
-            f"{name} has a vocabulary of {sizes[1]} tokens and the policy one of {sizes[0]}; it reads the policy's token"
-            " ids, so it needs the same tokenizer"
+            f"{name} has a vocabulary of {sizes[1]} tokens and the policy one of {sizes[0]}; it reads the policy's"
+            " token ids, so it needs the same tokenizer"
         )

@@ -242,7 +242,8 @@ class PPOTrainer(IterationTrainer):
         """Everything before the updates: sample, score, evaluate, shape the scores, estimate advantages.
 
         With `trajectories`, the scored completions of this rank, the first two are done already. Returns this rank's
-        completions alone. What depends on all of them (moments, means, metrics) is of all ranks, and every rank takes part.
+        completions alone. What depends on all of them (moments, means, metrics) is of all ranks, and every rank takes
+        part.
         """
         args = self.args
         if trajectories is None:
@@ -278,8 +279,8 @@ class PPOTrainer(IterationTrainer):
     def make_micro_batches(self, iteration: int, trajectories: list[Trajectory] | None = None):
         """This rank's micro-batches of an iteration; None for those that are not learned from.
 
-        Those are what is left after the guard stopped the iteration, and minibatches in which nothing counts: no token of
-        a completion and, unless only the critic learns, no text. Every rank knows that of the whole minibatch.
+        Those are what is left after the guard stopped the iteration, and minibatches in which nothing counts: no token
+        of a completion and, unless only the critic learns, no text. Every rank knows that of the whole minibatch.
         """
         experience = self.make_experience(iteration, trajectories)
         for batch in micro_batches(experience, self.args, iteration, self.texts):
@@ -331,8 +332,8 @@ class PPOTrainer(IterationTrainer):
     def evaluate_policy(self, trajectories: list[Trajectory]) -> None:
         """Fill in log-probabilities, reference log-probabilities, KL, values and entropy by forward passes.
 
-        All are of the distribution that the run's settings sample from, also for completions from elsewhere. An evaluation
-        reads the KL alone, so that in one nothing else is filled in, and no pass of a critic is made.
+        All are of the distribution that the run's settings sample from, also for completions from elsewhere. An
+        evaluation reads the KL alone, so that in one nothing else is filled in, and no pass of a critic is made.
         """
         for_updates = not self._evaluating
         estimator, sampling, size = self.args.kl_estimator, self.args.sampling, self.args.rollout_forward_batch_size
@@ -419,12 +420,12 @@ class PPOTrainer(IterationTrainer):
         return (mean, output) if return_outputs else mean
 
     def drop_update(self) -> None:
-        """As in `DurableTrainer`; the update does not count as made."""
+        """Like `DurableTrainer.drop_update`, but also tell the guard, so that the update does not count as made."""
         super().drop_update()
         self.guard.refused = True
 
     def train(self, *args, **kwargs):
-        """As `DurableTrainer.train`."""
+        """Like `DurableTrainer.train`, but reset the attention and the kept states at the end."""
         try:
             return super().train(*args, **kwargs)
         finally:
@@ -459,8 +460,8 @@ class PPOTrainer(IterationTrainer):
 
         Args:
             prompts: as in `generate`.
-            completions: of `generate`, or token ids from elsewhere; `rollout_batch_size` of them over all ranks. Ids have
-                to be among those that `top_k`, `top_p` and `min_p` leave to the policy as it is now.
+            completions: of `generate`, or token ids from elsewhere; `rollout_batch_size` of them over all ranks. Ids
+                have to be among those that `top_k`, `top_p` and `min_p` leave to the policy as it is now.
             scores: a number for each completion, a list with one for each of its tokens, or None for unscored.
             masks: for each completion, True where the policy sampled the token; by default everywhere.
 
@@ -500,7 +501,10 @@ class PPOTrainer(IterationTrainer):
 
     @staticmethod
     def _turns(prompts: Any) -> Any:
-        """The columns of prompts that `stop_at_end_of_turn` reads; images stay encoded. All of a stream that names none."""
+        """The columns of prompts that `stop_at_end_of_turn` reads; images stay encoded.
+
+        All of a stream that names none.
+        """
         names = prompts.column_names
         return prompts if names is None else prompts.select_columns(with_row_options(["prompt", "prompt_ids"], names))
 
@@ -510,7 +514,7 @@ class PPOTrainer(IterationTrainer):
             self.engine.close()
 
     def predict_value(self, prompts: Sequence[Prompt | Sequence[int]]) -> list[float]:
-        """What the critic expects of a completion to each prompt, in scores minus KL penalty.
+        """Return the critic's expectation of a completion to each prompt, in scores minus KL penalty.
 
         Under FSDP every rank calls it, with prompts of its own or the same.
         """
@@ -522,7 +526,10 @@ class PPOTrainer(IterationTrainer):
     # Evaluation
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
-        """Sample completions for evaluation prompts, the same draws each time; log `eval_reward`, `eval_kl` and more."""
+        """Sample completions for evaluation prompts; log `eval_reward`, `eval_kl` and more.
+
+        The draws are the same each time.
+        """
         prepared: Any = self.eval_dataset if eval_dataset is None else eval_dataset
         if isinstance(prepared, str):
             prepared = self.eval_dataset[prepared]
@@ -563,7 +570,7 @@ class PPOTrainer(IterationTrainer):
 
     @property
     def _in_step(self) -> bool:
-        """Whether each block of the policy is gathered whenever it runs, so that all ranks run it together."""
+        """True if each block of the policy is gathered whenever it runs, so that all ranks run it together."""
         return self.is_fsdp_enabled and not self.args.gather_for_rollout
 
     def _weights(self) -> AbstractContextManager[None]:

@@ -1,4 +1,4 @@
-"""The policy's trunk in a PPO run: whether it can be computed once per sequence and iteration, and the states kept of it."""
+"""The policy's trunk in a PPO run: whether it can be computed once per sequence and iteration, and its kept states."""
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
@@ -91,10 +91,12 @@ def choose_trunk(
 
 
 class KeptStates:
-    """What leaves the policy's trunk, of the sequences of one iteration: on the CPU, found again by their tokens.
+    """Hidden states that leave the policy's trunk, for the sequences of one iteration.
 
-    The tokens alone decide these states. So a rank that gets a row from another computes them anew, which is faster than
-    to send them.
+    They are on the CPU and are found again by their tokens.
+
+    The tokens alone decide these states. So a rank that gets a row from another computes them anew, which is faster
+    than sending them.
     """
 
     def __init__(self, policy: PolicyWithValue):
@@ -144,9 +146,9 @@ class KeptStates:
     def of_reward(self, input_ids: Tensor, attention_mask: Tensor) -> TrunkStates | None:
         """Return the states of a batch `(B, L)` that a reward reads; None where no row of it begins with a trajectory.
 
-        A reward often reads a few tokens more, such as the end of the turn. The states before them are the trajectory's,
-        since no token changes those of earlier ones, as sampling assumes too. Those of other rows are computed with them, and
-        are not kept: no other pass reads them.
+        A reward often reads a few tokens more, such as the end of the turn. The states before them are the
+        trajectory's, since no token changes those of earlier ones, as sampling assumes too. Those of other rows are
+        computed with them, and are not kept: no other pass reads them.
         """
         trunk, real = self.policy.trunk, attention_mask.bool()
         if trunk is None or not self._scored:
@@ -157,14 +159,17 @@ class KeptStates:
         return TrunkStates(trunk, self._of(read, keys, kept=starts)) if starts else None
 
     def of(self, sequences: Sequences) -> list[Tensor] | None:
-        """Return the states `(L_b, H)` of each sequence, computed where they are new; None for a policy without trunk."""
+        """Return the states `(L_b, H)` of each sequence, computed if they are new; None for a policy without trunk."""
         if self.policy.trunk is None:
             return None
         keys = _keys(sequences)
         return self._of(sequences, keys, kept={key: key for key in keys} if self._keeping else {})
 
     def _of(self, sequences: Sequences, keys: Sequence[bytes], *, kept: Mapping[bytes, bytes]) -> list[Tensor]:
-        """The states of each sequence, found by its key; of `kept` ones, the start with this key is there the next time."""
+        """Return the states of each sequence, found by its key.
+
+        Of `kept` ones, the start with this key is there the next time.
+        """
         device = sequences.input_ids.device
         new = {key: b for b, key in enumerate(keys) if key not in self._by_tokens}
         computed: dict[bytes, Tensor] = {}

@@ -40,13 +40,13 @@ def flag(default, text: str):
 
 @dataclass
 class ModelArguments(ModelConfig):
-    """TRL's model flags, with the defaults that suit one small machine: a frozen base and LoRA on every linear layer."""
+    """TRL's model flags with defaults for one small machine: a frozen base and LoRA on every linear layer."""
 
     model_name_or_path: str = flag(EMBEDDED_MODEL, "Hub name, folder, adapter folder, or an embedded model.")
     dtype: str = flag(
         NATIVE,
-        "Dtype of the frozen base: native (bfloat16 where the device multiplies it in hardware, else float32), bfloat16,"
-        " float16, float32, or auto (that of the checkpoint).",
+        "Dtype of the frozen base: native (bfloat16 where the device multiplies it in hardware, else float32),"
+        " bfloat16, float16, float32, or auto (that of the checkpoint).",
     )
     use_peft: bool = flag(True, "Train LoRA adapters; false trains every weight.")
     lora_dropout: float = flag(0.0, "LoRA dropout; PPO switches it off in any case.")
@@ -64,8 +64,8 @@ class ModelArguments(ModelConfig):
             self._check_lora()
         elif self.lora_layers != "all":
             raise InputError(
-                f"lora_layers={self.lora_layers} is invalid with use_peft=false, which trains no LoRA. Leave it out. To train the"
-                " last blocks alone, hf-rlhf ppo has num_layers_unfrozen."
+                f"lora_layers={self.lora_layers} is invalid with use_peft=false, which trains no LoRA. Leave it out."
+                " To train the last blocks alone, hf-rlhf ppo has num_layers_unfrozen."
             )
 
     def _check_lora(self) -> None:
@@ -91,9 +91,9 @@ class ModelArguments(ModelConfig):
     def on(self, device: torch.device, checkpoint: str | None = None) -> "ModelArguments":
         """Return these flags with the `dtype` that `native` stands for on `device`.
 
-        A run that resumes from `checkpoint` keeps the dtype of its base, and says so where another one is native here. A
-        bfloat16 base that is slow on this device is answered with a warning. A run that trains every weight has float32
-        on every device.
+        A run that resumes from `checkpoint` keeps the dtype of its base, and says so where another one is native here.
+        A bfloat16 base that is slow on this device is answered with a warning. A run that trains every weight has
+        float32 on every device.
         """
         resolved = copy.copy(self)
         if self.dtype == NATIVE and not self.use_peft:
@@ -103,8 +103,8 @@ class ModelArguments(ModelConfig):
             resolved.dtype = native if checkpoint is None else recorded_computation(checkpoint).base or native
             if resolved.dtype != native and rank() == 0:
                 say(
-                    f"dtype: {resolved.dtype}, as in {Path(str(checkpoint)).name}; native on this {device.type} is {native}. To"
-                    f" compute in that from here on, pass --dtype {native}"
+                    f"dtype: {resolved.dtype}, as in {Path(str(checkpoint)).name}; native on this {device.type} is"
+                    f" {native}. To compute in that from here on, pass --dtype {native}"
                 )
         if resolved.dtype == "bfloat16" and self.use_peft and rank() == 0:
             warn_of_slow_bfloat16(device)
@@ -125,7 +125,7 @@ class ModelArguments(ModelConfig):
 
 @dataclass
 class DataArguments:
-    """Which rows to train and evaluate on, and whether a run goes on."""
+    """Rows to train and evaluate on, and the choice to resume a run."""
 
     dataset_name: str | None = flag(None, "Hub name, folder, or .jsonl, .json, .csv, .parquet file (also .gz).")
     dataset_config: str | None = flag(None, "Configuration of a Hub data set.")
@@ -137,14 +137,14 @@ class DataArguments:
     skip_bad: int = flag(0, "Leave out up to so many rows of each set that cannot be used; one more is an error.")
     resume: str | None = flag(
         None,
-        "auto (the newest whole checkpoint of output_dir, or a new run if there is none), last (the same, but an error if"
-        " there is none), a checkpoint, or never.",
+        "auto (the newest whole checkpoint of output_dir, or a new run if there is none), last (the same, but an error"
+        " if there is none), a checkpoint, or never.",
     )
 
 
 @dataclass
 class PPOArguments(DataArguments):
-    """What to train on, and what for."""
+    """Prompts, rewards and texts of a PPO run."""
 
     reward_model_path: str | None = flag(None, "Folder or Hub name of a trained reward model.")
     reward_funcs: list[str] | None = flag(None, "More rewards: models, or functions as module:name or file.py:name.")
@@ -156,7 +156,7 @@ class PPOArguments(DataArguments):
 
 @dataclass
 class RewardArguments(DataArguments):
-    """What to train the reward model on."""
+    """Data of a reward model, and the form in which it is saved."""
 
     save_merged: bool = flag(True, "Also write merged/, a plain classifier that pipeline() loads.")
 
@@ -185,13 +185,13 @@ class _Autocast:
     """The autocast of a run of trl's trainers."""
 
     has_native_autocast = False
-    """Whether neither a flag nor the launcher chose it; no flag itself."""
+    """True if neither a flag nor the launcher chose the autocast. It is no flag itself."""
 
     def with_autocast_of(self: Any, checkpoint: str | None) -> Any:
         """Return these settings with the autocast of `checkpoint`; the same object where that is theirs already.
 
-        A run whose flags or launcher chose the autocast keeps that one. fp16 is native nowhere: who resumes a run with it
-        sets the flag again.
+        A run whose flags or launcher chose the autocast keeps that one. fp16 is native nowhere: who resumes a run with
+        it sets the flag again.
         """
         if checkpoint is None or not self.has_native_autocast:
             return self

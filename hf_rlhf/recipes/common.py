@@ -1,4 +1,4 @@
-"""What the recipes share: loading rows and models, and the result they return."""
+"""Code that the recipes share: loading rows and models, and the result they return."""
 
 import copy
 import difflib
@@ -32,14 +32,14 @@ from hf_rlhf.types import Model
 
 @dataclass(frozen=True)
 class RunResult:
-    """Where a recipe left its model, and the last numbers it measured."""
+    """Folder in which a recipe left its model, and the last numbers it measured."""
 
     output_dir: Path
     metrics: dict[str, float] = field(default_factory=dict)
 
 
 def output_folder(training) -> Path:
-    """Where a recipe writes; transformers types it as optional."""
+    """Return the folder that a recipe writes to; transformers types it as optional."""
     return Path(str(training.output_dir))
 
 
@@ -47,8 +47,8 @@ def output_folder(training) -> Path:
 def run_begun(data: DataArguments, training) -> Iterator[str | None]:
     """Hold the run's folder as long as the block; gives the checkpoint to go on from, or None for a new run.
 
-    Raises `InputError` when `output_dir` cannot be written to, is in use, holds files that this run would write over, or
-    holds another run and this one does not resume it; when there is nothing to resume; for a tracker that is not
+    Raises `InputError` when `output_dir` cannot be written to, is in use, holds files that this run would write over,
+    or holds another run and this one does not resume it; when there is nothing to resume; for a tracker that is not
     installed; and for a token in the settings.
     """
     refuse_secrets({"hub_token": training.hub_token}, "settings")  # which are written to files
@@ -117,7 +117,7 @@ def load_split(data: DataArguments, *, evaluation: bool = False) -> LoadedRows:
 
 
 def wants_evaluation(data: DataArguments, training) -> bool:
-    """Whether the flags ask for an evaluation set."""
+    """Return whether the flags ask for an evaluation set."""
     return (
         data.eval_dataset_name is not None or training.do_eval or str(training.eval_strategy) != "IntervalStrategy.NO"
     )
@@ -139,13 +139,13 @@ def announce_base(model: Model, training) -> None:
 
 
 def keep_autocast(training: Any, checkpoint: str | None) -> Any:
-    """Return settings of trl's trainers with the autocast of `checkpoint`, and say so where another one is native here."""
+    """Return settings of trl's trainers with the autocast of `checkpoint`; print if another one is native here."""
     kept = training.with_autocast_of(checkpoint)
     if kept is not training and rank() == 0:
         names = {True: "bfloat16", False: "none"}
         say(
-            f"autocast: {names[kept.bf16]}, as in {Path(str(checkpoint)).name}. Native on this {training.device.type} is"
-            f" {names[training.bf16]}. To compute in that from here on, pass --bf16 {str(training.bf16).lower()}"
+            f"autocast: {names[kept.bf16]}, as in {Path(str(checkpoint)).name}. Native on this {training.device.type}"
+            f" is {names[training.bf16]}. To compute in that from here on, pass --bf16 {str(training.bf16).lower()}"
         )
     return kept
 
@@ -174,14 +174,14 @@ def base_and_adapter(model_args: ModelArguments) -> tuple[str, str | None]:
 
 
 def own_vocabulary(model: Any) -> int | None:
-    """For a model card: the number of embeddings that an adapter needs, where its base has others."""
+    """Return, for a model card, the number of embeddings that an adapter needs if its base has others."""
     base = base_of(model)
     resized = is_peft_model(model) and getattr(base, "has_own_vocabulary", False)
     return base.get_input_embeddings().weight.shape[0] if resized else None
 
 
 def start_settings(model_args: ModelArguments, computation: Computation) -> dict[str, Any]:
-    """For a model card: dtype and device, and the adapter from which training started, if it was one."""
+    """Return, for a model card, dtype and device, and the adapter from which training started, if it was one."""
     adapter = base_and_adapter(model_args)[1]
     started = {} if adapter is None else {"started from the adapter": shown_name(adapter)}
     return started | computation.for_card()
@@ -196,8 +196,8 @@ def set_special_tokens(tokenizer: Any, training: Any) -> None:
         if token not in tokenizer.get_vocab():
             known = ", ".join(map(str, tokenizer.all_special_tokens))
             raise InputError(
-                f"{name}={token} is invalid: the tokenizer {tokenizer.name_or_path} has no such token. Its special tokens"
-                f" are {known}"
+                f"{name}={token} is invalid: the tokenizer {tokenizer.name_or_path} has no such token. Its special"
+                f" tokens are {known}"
             )
         setattr(tokenizer, name, token)
 
@@ -235,7 +235,7 @@ def added_tokens(tokenizer, model_args: ModelArguments, **kwargs: Any) -> list[i
 
 
 def make_room_for_template(model: Any, tokenizer, model_args: ModelArguments, config: Any, **kwargs: Any) -> None:
-    """Give `model` embeddings for the tokens of `chat_template_path`, trained by the adapter of `config` if there is one.
+    """Give `model` embeddings for the tokens of `chat_template_path`, trained by the adapter of `config` if any.
 
     Raises `InputError` for an adapter that is there already: it trains no new tokens.
     """
@@ -245,8 +245,8 @@ def make_room_for_template(model: Any, tokenizer, model_args: ModelArguments, co
     if is_peft_model(model):
         raise InputError(
             f"chat_template_path is invalid: it adds {_named(tokens, tokenizer)}, which the adapter"
-            f" {model_args.model_name_or_path!r} does not train. Start from its base, leave chat_template_path out, or merge"
-            " the adapter and train all weights (use_peft false)."
+            f" {model_args.model_name_or_path!r} does not train. Start from its base, leave chat_template_path out, or"
+            " merge the adapter and train all weights (use_peft false)."
         )
     make_room(model, tokens, config)
 
@@ -255,8 +255,8 @@ def require_no_added_tokens(tokenizer, model_args: ModelArguments) -> None:
     """Raise `InputError` when `chat_template_path` adds tokens, for a run that would not teach them."""
     if tokens := added_tokens(tokenizer, model_args):
         raise InputError(
-            f"chat_template_path is invalid: it adds {_named(tokens, tokenizer)}, which the model has never seen. Train them"
-            " first, by `hf-rlhf sft` with this chat_template_path, and start from its output_dir."
+            f"chat_template_path is invalid: it adds {_named(tokens, tokenizer)}, which the model has never seen."
+            " Train them first, by `hf-rlhf sft` with this chat_template_path, and start from its output_dir."
         )
 
 

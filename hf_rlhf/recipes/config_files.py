@@ -29,9 +29,9 @@ class ConfigFile:
 def read_config_file(file: Path) -> ConfigFile:
     """Read a YAML file once, as UTF-8 whatever the locale.
 
-    Raises `InputError` with the line for: what is not UTF-8 or not YAML, more than 20 levels, anchors and aliases (a few
-    lines of them can stand for gigabytes), tags, a key that is there twice, dates that are none and whole numbers of more
-    than 64 bits; and with the file for more than 256 kB and anything but a mapping.
+    Raises `InputError` with the line for: what is not UTF-8 or not YAML, more than 20 levels, anchors and aliases (a
+    few lines of them can stand for gigabytes), tags, a key that is there twice, dates that are none and whole numbers
+    of more than 64 bits; and with the file for more than 256 kB and anything but a mapping.
     """
     import yaml
 
@@ -74,7 +74,10 @@ def _read(file: Path) -> str:
 
 
 def _check_events(file: Path, events: Iterator[Any]) -> None:
-    """What has to be refused before a tree is made of it, which takes a level of the stack for each level of the file."""
+    """Refuse anchors, tags and deep nesting before a tree is made of the events.
+
+    Making the tree takes a level of the stack for each level of the file.
+    """
     from yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEvent
 
     depth = 0
@@ -135,7 +138,7 @@ def _in_words(error: Any) -> str:
 
 
 def fits(value: Any, kind: Any) -> bool:
-    """Whether a value of a YAML file can be that of a flag with this type. Text is read as on the command line."""
+    """Return whether a value of a YAML file fits a flag of this type. Text is read as on the command line."""
     origin, inner = get_origin(kind), get_args(kind)
     if origin in (Union, types.UnionType):
         return not _is_off_unquoted(value, inner) and any(fits(value, each) for each in inner)

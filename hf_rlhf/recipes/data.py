@@ -42,7 +42,7 @@ TRAINING, EVALUATION, PTX = "training", "evaluation", "PPO-ptx texts"
 
 
 class Sets(NamedTuple):
-    """What a recipe trains and evaluates on, and the report that says so."""
+    """Training and evaluation sets of a recipe, and the report on them."""
 
     train: Dataset
     evaluation: Dataset | None
@@ -148,7 +148,7 @@ def _require_iteration(checked: CheckedSet, training: PPOConfig) -> None:
 
 @dataclass
 class DataCommandArguments:
-    """Where the report of `hf-rlhf data` goes, besides the screen."""
+    """Folder for the report of `hf-rlhf data`, besides the screen."""
 
     report_folder: str | None = flag(None, "A folder to write data_report.json to.")
 
@@ -156,7 +156,8 @@ class DataCommandArguments:
 def report_data(stage: str, command: DataCommandArguments, script, training, model: ModelArguments) -> DataReport:
     """Check the sets that `hf-rlhf <stage>` would train on by the same flags, and print the report; nothing is trained.
 
-    Raises `InputError` for rows, and numbers of rows, that would end the run, and for a folder that cannot be written to.
+    Raises `InputError` for rows, and numbers of rows, that would end the run, and for a folder that cannot be written
+    to.
     """
     if command.report_folder is not None:
         require_folder_name(command.report_folder, "report_folder")

@@ -10,19 +10,19 @@ _COMPLETIONS = "give rows with prompt and completion, whose completions alone ar
 
 
 def require_fitting_loss(rows: CheckedSet, training: Any, tokenizer: Any) -> None:
-    """Raise `InputError` for a flag of trl's `SFTConfig` about the loss that these rows or this tokenizer cannot serve."""
+    """Raise `InputError` for a flag of trl's `SFTConfig` about the loss that these rows or tokenizer cannot serve."""
     columns, source = rows.report.columns, rows.report.source
     conversational = rows.report.layout.endswith("messages")
     if training.completion_only_loss and columns != ["prompt", "completion"]:
         instead = "Set assistant_only_loss to true, or" if conversational else "Leave it out, or"
         raise InputError(
-            f"completion_only_loss=True is invalid: the rows of {source} have no completion, only {columns[0]}, and every"
-            f" token would be trained on. {instead} {_COMPLETIONS}"
+            f"completion_only_loss=True is invalid: the rows of {source} have no completion, only {columns[0]}, and"
+            f" every token would be trained on. {instead} {_COMPLETIONS}"
         )
     if columns == ["text"] and training.dataset_text_field != "text":
         raise InputError(
-            f"dataset_text_field={training.dataset_text_field} is invalid: texts are read from the column text. Rename the"
-            " column, and leave the flag out"
+            f"dataset_text_field={training.dataset_text_field} is invalid: texts are read from the column text. Rename"
+            " the column, and leave the flag out"
         )
     if not training.assistant_only_loss:
         return
@@ -45,6 +45,6 @@ def _require_marked_template(tokenizer: Any) -> None:
         raise InputError(
             f"assistant_only_loss=True is invalid: the chat template of {tokenizer.name_or_path} does not mark what the"
             " assistant says, and trl knows no version of it that does. Copy the template to a .jinja file, put"
-            " {% generation %} and {% endgeneration %} around the assistant's content and the token that ends its turn, and"
-            f" give the file as chat_template_path; or {_COMPLETIONS}"
+            " {% generation %} and {% endgeneration %} around the assistant's content and the token that ends its"
+            f" turn, and give the file as chat_template_path; or {_COMPLETIONS}"
         ) from error

@@ -38,14 +38,15 @@ from hf_rlhf.rollout.vllm_adapter import require_servable_adapter
 
 PLAN_FILE = "plan.json"
 USUAL_FRACTION = 0.3
-"""Of the roofline, on CPU and GPU alike, where batches are small; benchmarks/README.md has measured ones."""
+"""Usual share of the roofline, on CPU and GPU alike, where batches are small; benchmarks/README.md has measured ones.
+"""
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass
 class PlanArguments:
-    """What the plan is made for, besides the flags of `hf-rlhf ppo`."""
+    """Machine and workload that the plan is made for, besides the flags of `hf-rlhf ppo`."""
 
     memory_gb: float | None = flag(None, "Memory of one device, in GB (10^9 bytes); by default that of this machine.")
     prompt_length: int | None = flag(None, "Tokens of a usual prompt, for the time; by default half of the longest.")
@@ -63,14 +64,17 @@ class PlanArguments:
             )
 
     def layout(self, training: PPOConfig) -> Layout:
-        """Return how the run will lie on its devices. Raises `InputError` for a strategy that has nothing to shard over."""
+        """Return how the run will lie on its devices.
+
+        Raises `InputError` for a strategy that has nothing to shard over.
+        """
         launched = Layout.of_launch(training.world_size)
         layout = Layout(self.strategy or launched.strategy, self.num_processes or launched.ranks)
         if layout.strategy != "ddp" and layout.ranks < 2:
             given = "out num_processes" if self.num_processes is None else f" num_processes={self.num_processes}"
             raise InputError(
-                f"strategy={layout.strategy} is invalid with{given}: it shards a run over several devices. Set num_processes to"
-                " how many the run will have, 2 or more"
+                f"strategy={layout.strategy} is invalid with{given}: it shards a run over several devices. Set"
+                " num_processes to how many the run will have, 2 or more"
             )
         return layout
 
@@ -78,8 +82,8 @@ class PlanArguments:
 def plan_run(plan: PlanArguments, script: PPOArguments, training: PPOConfig, model: ModelArguments) -> MemoryPlan:
     """Print what each phase takes and, if the run does not fit, what to change; returns the plan.
 
-    Raises `InputError` for flags that the trainer refuses, when the model's config cannot be found, or when nothing that is
-    known here makes the run fit.
+    Raises `InputError` for flags that the trainer refuses, when the model's config cannot be found, or when nothing
+    that is known here makes the run fit.
     """
     from rich.console import Console
 
@@ -93,7 +97,8 @@ def plan_run(plan: PlanArguments, script: PPOArguments, training: PPOConfig, mod
     except (RuntimeError, AssertionError) as error:
         raise InputError(
             f"{model.model_name_or_path}: this architecture does not run without data ({type(error).__name__}:"
-            f" {str(error)[:200]}), so it cannot be planned; start the run with one update (max_steps 1) and look at plan.json"
+            f" {str(error)[:200]}), so it cannot be planned; start the run with one update (max_steps 1) and look at"
+            " plan.json"
         ) from error
     setup = Setup(known, training, layout)
     available = available_bytes(training, layout.ranks) if plan.memory_gb is None else plan.memory_gb * 1e9
@@ -103,8 +108,8 @@ def plan_run(plan: PlanArguments, script: PPOArguments, training: PPOConfig, mod
     console.print(f"{_dtype(model, training)}\n")
     if kept := kept_states(known, training, layout):
         rewards = " A reward adapter on the same blocks begins above them too, where its text has the same tokens."
-        console.print(f"The lowest {known.trunk} of {known.shape.layers} blocks are trained by nobody. They are computed once per"
-                      f" completion and iteration, and what leaves them takes {kept / 1e9:.3g} GB."
+        console.print(f"The lowest {known.trunk} of {known.shape.layers} blocks are trained by nobody. They are computed"
+                      f" once per completion and iteration, and what leaves them takes {kept / 1e9:.3g} GB."
                       f"{rewards if known.reward_bases else ''}\n")  # fmt: skip
     memory = setup.plan
     console.print(_table(memory, available, console.width))
@@ -129,8 +134,8 @@ def plan_run(plan: PlanArguments, script: PPOArguments, training: PPOConfig, mod
     if not helps:
         raise InputError(
             f"{model.model_name_or_path} does not fit into {available / 1e9:.1f} GB by any of these; take"
-            f"{_more_devices(steps[-1][1] if steps else setup, available)} a smaller model, or a lower max_prompt_length or"
-            " max_completion_length"
+            f"{_more_devices(steps[-1][1] if steps else setup, available)} a smaller model, or a lower"
+            " max_prompt_length or max_completion_length"
         )
     return memory
 
@@ -161,7 +166,10 @@ def _dtype(model: ModelArguments, training: PPOConfig) -> str:
     """Return in words how the base computes, and what is native here; `native` is resolved (`ModelArguments.on`)."""
     native = dtype_name(native_dtype(training.device))
     bits = ", in 4 bits" if model.load_in_4bit else ", in 8 bits" if model.load_in_8bit else ""
-    return f"The base is loaded in dtype {model.dtype}{bits}; native is {native}, since {hardware_in_words(training.device)}."
+    return (
+        f"The base is loaded in dtype {model.dtype}{bits}; native is {native}, since"
+        f" {hardware_in_words(training.device)}."
+    )
 
 
 def _devices(layout: Layout) -> str:
@@ -177,7 +185,10 @@ def _require_data(script: PPOArguments) -> None:
 
 
 def memory_model(script: PPOArguments, training: PPOConfig, model: ModelArguments) -> MemoryModel:
-    """Collect what the plan has to know of the models that the flags name; `native` is resolved (`ModelArguments.on`)."""
+    """Collect what the plan needs of the models that the flags name.
+
+    `native` is resolved (`ModelArguments.on`).
+    """
     from peft import PeftConfig
 
     folder = adapter_folder(model.model_name_or_path)
@@ -279,7 +290,10 @@ def _table(memory: MemoryPlan, available: float, width: int):
 def _time(plan: PlanArguments, training: PPOConfig, model: ModelArguments, known: MemoryModel, layout: Layout) -> str:
     """Return the time of an iteration and of the run in words, or why this machine cannot say it."""
     if reason := _another_machine(plan, training, layout):
-        return f"\n{_whole_run(training, layout.ranks)} Times are left out: {reason}, and they are measured on this machine.\n"
+        return (
+            f"\n{_whole_run(training, layout.ranks)} Times are left out: {reason}, and they are measured on this"
+            " machine.\n"
+        )
     size = IterationSize(
         training.rank_batch_size,
         plan.prompt_length or training.max_prompt_length / 2,
@@ -301,9 +315,10 @@ def _time(plan: PlanArguments, training: PPOConfig, model: ModelArguments, known
     critic = {"value_head": "a value head", "adapter": "a critic adapter", "model": "a critic model"}[training.critic]
     rate = layout.ranks * size.completion_tokens / total
     return (
-        f"\nAn iteration with {trained} and {critic} takes about {_seconds(total)} here ({parts}), {rate:.3g} completion tokens a"
-        f" second. {_whole_run(training, layout.ranks, total)}\nThe times are a rough guess: the least that arithmetic and memory"
-        f" traffic of this device allow (a roofline), divided by {USUAL_FRACTION:.0%}.\n"
+        f"\nAn iteration with {trained} and {critic} takes about {_seconds(total)} here ({parts}), {rate:.3g}"
+        f" completion tokens a second. {_whole_run(training, layout.ranks, total)}\nThe times are a rough guess: the"
+        " least that arithmetic and memory traffic of this device allow (a roofline), divided by"
+        f" {USUAL_FRACTION:.0%}.\n"
     )
 
 

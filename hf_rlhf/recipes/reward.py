@@ -55,15 +55,16 @@ _PROBE_ROWS = 8
 _ROUNDING, _BF16_ROUNDING = 1e-3, 5e-2  # by how much scores may differ, relatively, where all computes in fp32, or not
 RESULTS = {
     "train_rows": "Pairs that were trained on.",
-    "reload_gap": f"Largest difference between the scores of {_PROBE_ROWS} training pairs in memory and after the saved model"
-    " was loaded again: 0 but for rounding.",
-    "eval_accuracy": "Share of the evaluation pairs in which the chosen completion has the higher score; a tie counts half.",
+    "reload_gap": f"Largest difference between the scores of {_PROBE_ROWS} training pairs in memory and after the saved"
+    " model was loaded again: 0 but for rounding.",
+    "eval_accuracy": "Share of the evaluation pairs in which the chosen completion has the higher score; a tie counts"
+    " half.",
     "eval_accuracy_low": "Lower bound of its 95 % interval (Wilson).",
     "eval_accuracy_high": "Upper bound of it.",
     "eval_margin": "Mean score of the chosen completion minus that of the rejected one.",
     "eval_rows": "Pairs that were evaluated.",
 }
-"""What `train_reward_model` measures; without an evaluation set, the first two."""
+"""Results of `train_reward_model`; without an evaluation set, the first two."""
 
 logger = logging.getLogger(__name__)
 

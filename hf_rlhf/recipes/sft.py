@@ -109,7 +109,9 @@ def _train(
 def _with_end_of_turn(
     training: SFTTrainingArguments, policy: Model, tokenizer, row: Mapping[str, Any]
 ) -> SFTTrainingArguments:
-    """The settings, with the token that the chat template closes an answer with as `eos_token` if nothing else knows it.
+    """Return the settings with the token that closes an answer in the chat template as `eos_token`.
+
+    They change only if nothing else knows that token.
 
     So trl writes it into the configs, and the saved model stops where its answers end.
     """
@@ -130,8 +132,8 @@ def _with_end_of_turn(
         return training
     token = tokenizer.convert_ids_to_tokens(end.tokens[0])
     logger.warning(
-        "%s: it is saved as the end token, as if eos_token=%s were set. Plain `generate` on an adapter reads the end tokens"
-        " of the base: give it eos_token_id=tokenizer.eos_token_id",
+        "%s: it is saved as the end token, as if eos_token=%s were set. Plain `generate` on an adapter reads the end"
+        " tokens of the base: give it eos_token_id=tokenizer.eos_token_id",
         found,
         token,
     )
@@ -146,8 +148,8 @@ def _warn_of_endless_answers(trainer: Any, stops: Sequence[int], tokenizer) -> N
     if set(row.get("labels") or row["input_ids"]).isdisjoint(stops):
         marks = ", between its {% generation %} and {% endgeneration %}" if trainer.args.assistant_only_loss else ""
         logger.warning(
-            "The answers hold no token that is trained and at which the model stops (%s): it does not learn to stop, and its"
-            " answers run on. Set chat_template_path to a template that writes one of them behind an answer%s",
+            "The answers hold no token that is trained and at which the model stops (%s): it does not learn to stop,"
+            " and its answers run on. Set chat_template_path to a template that writes one of them behind an answer%s",
             ", ".join(tokenizer.convert_ids_to_tokens(stops)) or "none is known",
             marks,
         )

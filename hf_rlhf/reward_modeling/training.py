@@ -19,10 +19,13 @@ MERGED_FOLDER = "merged"
 
 
 def make_reward_trainer(classifier: Model, tokenizer, args, train_dataset, eval_dataset=None, peft_config=None):
-    """A `RewardTrainer` of trl that can be killed and resumed. A LoRA config becomes one for sequence classification that trains and saves the head.
+    """Make a `RewardTrainer` of trl that can be killed and resumed.
+
+    A LoRA config becomes one for sequence classification that trains and saves the head.
 
     Args:
-        classifier: a sequence classifier with `num_labels=1`, in fp32 if every weight is trained; or a `PeftModel` of one.
+        classifier: a sequence classifier with `num_labels=1`, in fp32 if every weight is trained; or a `PeftModel` of
+            one.
         tokenizer: its tokenizer; pad and end token should differ.
         args: `trl.RewardConfig`.
         train_dataset: preferences in TRL's format.
@@ -69,8 +72,8 @@ def require_positions(trainer) -> None:
 def adapters_in_base_dtype(model: Model) -> Iterator[None]:
     """Keep PEFT from casting activations to fp32 at every adapter, as autocast casts the small matrices instead.
 
-    Autocast keeps what it has cast until its outermost block ends, and this block holds a whole training: without the hook,
-    every pass would use the weights of the first.
+    Autocast keeps what it has cast until its outermost block ends, and this block holds a whole training: without the
+    hook, every pass would use the weights of the first.
     """
     forget = model.register_forward_pre_hook(lambda *_: torch.clear_autocast_cache())
     try:

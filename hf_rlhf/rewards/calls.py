@@ -16,7 +16,7 @@ ALWAYS_PASSED = ("prompts", "completions")
 def call_all(
     functions: Sequence[Callable[..., Any]], names: Sequence[str], arguments: Sequence[Mapping[str, Any]]
 ) -> list[Any]:
-    """What each function returned for its own arguments, in their order.
+    """Call each function with its own arguments and return the results in order.
 
     Async functions run together in one event loop in a thread of its own (a notebook's thread has a loop already).
     While they wait, the others run one after the other in the calling thread, where models have to stay. The first
@@ -41,9 +41,9 @@ def call_all(
 
 
 def accepted(function: Callable[..., Any], arguments: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Those of the arguments that the function takes by name, prompts and completions whether or not it does.
+    """Return the arguments that the function takes by name. Prompts and completions are always among them.
 
-    A function with `**kwargs`, or one that does not tell its signature, takes all.
+    A function with `**kwargs`, or one whose signature cannot be read, takes all.
     """
     try:
         parameters = inspect.signature(function).parameters.values()

@@ -55,13 +55,13 @@ class Rewards:
         self.names = _unique([reward_name(function) for function in functions])
 
     def require_columns(self, columns: Sequence[str]) -> None:
-        """Raise `InputError` for a reward that needs what neither the contract nor a data set with these columns has."""
+        """Raise `InputError` for a reward that requires an argument beyond the contract and the dataset's columns."""
         for function, name in zip(self.functions, self.names, strict=True):
             there = sorted(set(columns) - {"prompt", "prompt_ids"})  # which rewards get as `prompts`
             if missing := required_arguments(function) - _RESERVED - set(there):
                 raise InputError(
-                    f"reward {name!r} takes {', '.join(sorted(missing))}, and the data set has no such column (besides the"
-                    f" prompt it has {', '.join(there) or 'none'}); add it, or give the argument a default"
+                    f"reward {name!r} takes {', '.join(sorted(missing))}, and the data set has no such column (besides"
+                    f" the prompt it has {', '.join(there) or 'none'}); add it, or give the argument a default"
                 )
 
     def score(
@@ -122,7 +122,7 @@ def as_completion(trajectory: Trajectory) -> str | list[dict[str, str]]:
 
 
 class _Log:
-    """What the rewards log about `completions` completions during one call of `Rewards.score`."""
+    """Columns and metrics that the rewards log about `completions` completions during one call of `Rewards.score`."""
 
     def __init__(self, completions: int):
         self.completions = completions

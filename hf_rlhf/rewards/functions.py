@@ -1,9 +1,10 @@
 """Reward functions by name: `file.py:name` and `module:name`, loaded as Python loads modules.
 
-A file becomes the module `hf_rlhf.rewards.functions.<its folder, quoted>.<its stem>`. That name is the file's alone, so it
-hides no installed module and no other file of the same stem. It can be imported in any process, so functions and classes
-of the file can be pickled, for processes that are spawned too. What the file imports from beside it becomes a module of
-the same folder, so `import helper` in two folders gives two modules, at the top of a file and inside a function.
+A file becomes the module `hf_rlhf.rewards.functions.<its folder, quoted>.<its stem>`. That name is the file's alone, so
+it hides no installed module and no other file of the same stem. It can be imported in any process, so functions and
+classes of the file can be pickled, for processes that are spawned too. What the file imports from beside it becomes a
+module of the same folder, so `import helper` in two folders gives two modules, at the top of a file and inside a
+function.
 """
 
 import builtins
@@ -38,11 +39,11 @@ def is_function_name(name: str) -> bool:
 def load_function(name: str) -> Callable[..., Any]:
     """Import the function that `file.py:name` or `module:name` names.
 
-    The folder of the file, or the working directory for a module, is the first on the path while the import runs, as it is
-    for `python file.py` and `python -m module`; later it is the last, where it hides nothing.
+    The folder of the file, or the working directory for a module, is the first on the path while the import runs, as it
+    is for `python file.py` and `python -m module`; later it is the last, where it hides nothing.
 
-    Raises `InputError` when there is no such file, module or function, when it cannot be called, and when the file itself
-    raises: with the file's own error and its line.
+    Raises `InputError` when there is no such file, module or function, when it cannot be called, and when the file
+    itself raises: with the file's own error and its line.
     """
     where, _, attribute = name.rpartition(":")
     if name.endswith(".py"):
@@ -120,14 +121,17 @@ def _is_sibling(name: str, folder: Path) -> bool:
 
 
 def _refuse_several(name: str) -> None:
-    """Refuse a module that several reward folders have, when `importlib` asks for it: nobody can tell which one it means."""
+    """Refuse a module that several reward folders have, when `importlib` asks for it.
+
+    Nothing tells which one it means.
+    """
     if len(_folders) < 2 or _loading:
         return
     spec = PathFinder.find_spec(name)
     if spec and _places(spec) and _places(spec) <= _folders and len(owners := _owners(name)) > 1:
         raise ImportError(
-            f"{name!r} is in the folders of several reward files: {', '.join(owners)}. Import it by an import statement,"
-            " which takes the one beside its file, or give the files different names"
+            f"{name!r} is in the folders of several reward files: {', '.join(owners)}. Import it by an import"
+            " statement, which takes the one beside its file, or give the files different names"
         )
 
 

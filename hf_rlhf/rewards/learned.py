@@ -122,8 +122,9 @@ class LearnedReward:
         longest = max(lengths) - len(answer)  # without the answer, which is one token
         message = (
             f"{named} takes {self.max_length} tokens, and prompt {lengths.index(max(lengths))} (they count from 0) has"
-            f" {longest} by its tokenizer, to which a completion of up to max_completion_length={max_completion_length} is"
-            " added. Make max_prompt_length or max_completion_length smaller, or take a reward model with more positions"
+            f" {longest} by its tokenizer, to which a completion of up to"
+            f" max_completion_length={max_completion_length} is added. Make max_prompt_length or max_completion_length"
+            " smaller, or take a reward model with more positions"
         )
         if longest + (max_completion_length if same_tokens else 1) > self.max_length:
             raise InputError(message)

@@ -1,4 +1,4 @@
-"""From what a user gives as rewards (functions, models, paths) to functions by the contract."""
+"""Conversion of the rewards that a user gives (functions, models, paths) to functions by the contract."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -49,7 +49,8 @@ def resolve_rewards(
         policy: the policy's model; a reward adapter trained on its base shares it.
         device: where separate reward models go.
         weights: one a reward, or None.
-        share_base: whether adapters may share the policy's base. Otherwise each gets a base of its own, of the same dtype.
+        share_base: whether adapters may share the policy's base. Otherwise each gets a base of its own, of the same
+            dtype.
     """
     given: list[Any] = list(sources) if isinstance(sources, (list, tuple)) else [sources]
     tokenizers = list(tokenizers) if isinstance(tokenizers, (list, tuple)) else [tokenizers] * len(given)
@@ -69,11 +70,11 @@ def reward_tokenizers(sources: Sequence[RewardSource]) -> dict[str, Any]:
 
 
 def require_functions(rewards: Rewards) -> None:
-    """Raise `InputError` when a reward is a model, which would share the device, or the policy's base, with sampling."""
+    """Raise `InputError` when a reward is a model: it would share the device, or the policy's base, with sampling."""
     if models := reward_models(rewards):
         raise InputError(
-            f"score_while_sampling is for rewards that are functions, such as calls to a server; {', '.join(models)} is a"
-            " model here, which computes where the policy does; leave it out"
+            f"score_while_sampling is for rewards that are functions, such as calls to a server; {', '.join(models)}"
+            " is a model here, which computes where the policy does; leave it out"
         )
 
 
@@ -87,7 +88,10 @@ def separate_dtypes(rewards: Rewards) -> dict[str, torch.dtype]:
 
 
 def reward_models(rewards: Rewards) -> dict[str, Callable[..., Any]]:
-    """Return what scores token ids, such as a `SharedRewardModel`, of each reward that is a model, by the reward's name."""
+    """Return the models among the rewards, by the reward's name.
+
+    Each of them scores token ids, such as a `SharedRewardModel`.
+    """
     return {
         name: function.model
         for name, function in zip(rewards.names, rewards.functions, strict=True)

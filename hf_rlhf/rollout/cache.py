@@ -11,8 +11,8 @@ from hf_rlhf.types import Model
 class RoomyLayer(DynamicLayer):
     """One layer's keys and values, with room for all tokens from the start.
 
-    transformers' own layer copies all it holds for each new token, so that a completion's cost grows with the square of its
-    length.
+    transformers' own layer copies all it holds for each new token, so that a completion's cost grows with the square of
+    its length.
 
     Args:
         longest: tokens of the longest sequence, prompt and completion.
@@ -27,8 +27,8 @@ class RoomyLayer(DynamicLayer):
     def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
         """Add keys and values `(B, heads, new, D)`; returns all of them, `(B, heads, L, D)`.
 
-        With `fixed`, a place `(1,)` on the device and a width, shapes do not depend on the place: what is there is written over,
-        and the whole width is returned. Then whoever set it says with `set_length` what is filled.
+        With `fixed`, a place `(1,)` on the device and a width, shapes do not depend on the place: what is there is
+        written over, and the whole width is returned. Then whoever set it says with `set_length` what is filled.
         """
         if self.fixed is not None:
             place, width = self.fixed

@@ -1,4 +1,4 @@
-"""From data set rows to trajectories: one prompt, one completion, the episode ends."""
+"""Conversion of dataset rows to trajectories: one prompt, one completion, the episode ends."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -35,7 +35,10 @@ def collect(
 def trajectory_of(
     row: Mapping[str, Any], completion: Completion, tokenizer, chat_template_kwargs: Mapping[str, Any] | None = None
 ) -> Trajectory:
-    """Return a row with its completion. The text is the whole answer: what the generation prompt began, and what was sampled."""
+    """Return a row with its completion.
+
+    The text is the whole answer: what the generation prompt began, and what was sampled.
+    """
     begun = prefill(row, tokenizer, chat_template_kwargs)
     text = begun + tokenizer.decode(completion.ids, skip_special_tokens=True)
     return Trajectory(row=row, prompt_ids=row["prompt_ids"], completion=completion, text=text)

@@ -42,8 +42,8 @@ class ContinuousBatchingEngine:
 
         if "seed" not in _settings_known():
             raise InputError(
-                f"use_transformers_continuous_batching is invalid with transformers {version('transformers')}, which cannot be"
-                " given a seed for it: pip install -U transformers, or leave it out"
+                f"use_transformers_continuous_batching is invalid with transformers {version('transformers')}, which"
+                " cannot be given a seed for it: pip install -U transformers, or leave it out"
             )
         require_batchable(sampling)
         if not prompts:
@@ -89,7 +89,7 @@ class ContinuousBatchingEngine:
         return [_completion(result, set(stop_ids), sampling) for result in results]
 
     def _room(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> dict[str, Any]:
-        """How much cache there may be: half of a GPU's free memory, as in TRL; elsewhere what all prompts need."""
+        """Return the size of the cache: half of a GPU's free memory, as in TRL; elsewhere room for all prompts."""
         if base_of(self.model).device.type != "cpu":
             return {"max_memory_percent": 0.5}
         pages = sum(-(-(len(prompt) + sampling.max_completion_length) // _PAGE) for prompt in prompts)
@@ -108,8 +108,8 @@ def require_batchable(sampling: Sampling) -> None:
     """Raise `InputError` for a sampling that transformers' continuous batching cannot do, or not tell all about."""
     if sampling.truncated:
         raise InputError(
-            "continuous batching does not say which tokens top_k, top_p or min_p left to choose from, and without them the"
-            " log-probabilities would be of another distribution; leave these out, or"
+            "continuous batching does not say which tokens top_k, top_p or min_p left to choose from, and without them"
+            " the log-probabilities would be of another distribution; leave these out, or"
             " use_transformers_continuous_batching"
         )
     if sampling.stop_strings:

@@ -1,4 +1,7 @@
-"""Engines turn prompt ids into completions. Here `transformers`, static batches sorted by length; `vllm_engine` has the other."""
+"""Engines turn prompt ids into completions.
+
+Here `transformers`, static batches sorted by length; `vllm_engine` has the other.
+"""
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
@@ -44,7 +47,8 @@ class TransformersEngine:
 
     Attributes:
         in_step: whether every rank makes the same number of forward passes, as it has to where the model's blocks are
-            gathered for each. Then all ranks call `generate` together, and a batch lasts as long as its longest completion.
+            gathered for each. Then all ranks call `generate` together, and a batch lasts as long as its longest
+            completion.
         graphs: how decoding steps are replayed as CUDA graphs; None for the plain way.
     """
 
@@ -86,9 +90,9 @@ class TransformersEngine:
             return self._generate_batch(prompts, sampling, seeds)
 
     def _generate_batch(self, prompts: list[Sequence[int]], sampling: Sampling, seeds: list[int]) -> list[Completion]:
-        """As `generate`, at once; when half of the rows have stopped, the others go on without them.
+        """Generate completions of one batch. When half of the rows have stopped, the others continue without them.
 
-        In step with other ranks, no rows are one of a token that has to go on for nothing, and is dropped.
+        If ranks run in step and this one has no rows, it runs one dummy row of a single token and drops the result.
         """
         none_here = not prompts
         if none_here:
@@ -318,8 +322,8 @@ def _inverse_transform(probabilities: Tensor, draws: Tensor) -> Tensor:
 class _StopRecorder:
     """A stopping criterion that remembers after how many tokens each row stopped; 0 while it has not.
 
-    Generation ends when `enough` of the rows have stopped. A step beyond that end, which transformers takes on some devices
-    before it looks and then drops, is not remembered.
+    Generation ends when `enough` of the rows have stopped. A step beyond that end, which transformers takes on some
+    devices before it looks and then drops, is not remembered.
     """
 
     def __init__(

@@ -188,8 +188,8 @@ class Steps:
             self.end(f"its code cannot be recorded ({type(error).__name__}: {str(error)[:120]})")
             if _torch_stays_recording():
                 raise InputError(
-                    f"use_cuda_graphs=true is invalid for this model with torch {torch.__version__}: {self.owner.reason}."
-                    " Set it to false"
+                    f"use_cuda_graphs=true is invalid for this model with torch {torch.__version__}:"
+                    f" {self.owner.reason}. Set it to false"
                 ) from error
             return False
 
@@ -248,7 +248,7 @@ class _Recorded:
 def record(step: Callable[[], Any], stream: Any) -> tuple[Any, Any]:
     """Return a graph of what `step` does on a stream, and what it returned: tensors that each replay writes anew."""
     torch.cuda.synchronize(stream.device)
-    torch.cuda.empty_cache()  # of graphs that are no more, among others: nothing is given back while a graph is recorded
+    torch.cuda.empty_cache()  # of deleted graphs, among others: nothing is given back while a graph is recorded
     current = torch.cuda.current_stream(stream.device)
     stream.wait_stream(current)
     graph = torch.cuda.CUDAGraph()

@@ -1,4 +1,4 @@
-"""What to sample, and with which random numbers."""
+"""Sampling settings and their random numbers."""
 
 import hashlib
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from hf_rlhf.errors import InputError
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How completions are drawn. `temperature=0` is greedy."""
+    """Settings that completions are drawn with. `temperature=0` is greedy."""
 
     max_completion_length: int = 64
     temperature: float = 1.0
@@ -35,12 +35,12 @@ class Sampling:
 
     @property
     def greedy(self) -> bool:
-        """Whether the most likely token is taken each time."""
+        """True if the most likely token is taken each time."""
         return self.temperature == 0
 
     @property
     def truncated(self) -> bool:
-        """Whether some tokens are cut off before the draw."""
+        """True if some tokens are cut off before the draw."""
         return not self.greedy and (self.top_k > 0 or self.top_p < 1 or self.min_p > 0)
 
 

@@ -1,7 +1,7 @@
 """Run a command and end it, with all that it started, when whoever started this script is gone.
 
-`python server_guard.py command ...`. Standard input is a pipe that the starter keeps open: it closes when the starter closes
-it, fails, or is killed in whatever way. A script of its own, without imports from this package.
+`python server_guard.py command ...`. Standard input is a pipe that the starter keeps open: it closes when the starter
+closes it, fails, or is killed in whatever way. A script of its own, without imports from this package.
 """
 
 import contextlib

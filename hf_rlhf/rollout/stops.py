@@ -1,4 +1,4 @@
-"""The tokens that end a completion: those of the model, of the tokenizer, of the run, and the one that closes a chat turn."""
+"""The tokens that end a completion: those of the model, tokenizer and run, and the one that closes a chat turn."""
 
 import logging
 from collections.abc import Mapping
@@ -65,8 +65,8 @@ def stop_at_end_of_turn(
     Args:
         model: the policy, with or without a PEFT wrapper.
         tokenizer: its tokenizer.
-        row: one row for all: `prompt` and `prompt_ids`, and `tools` and `chat_template_kwargs`, where it has them. Text that
-            holds the token was rendered by the template before.
+        row: one row for all: `prompt` and `prompt_ids`, and `tools` and `chat_template_kwargs`, where it has them. Text
+            that holds the token was rendered by the template before.
         sampling: of the run.
         chat_template_kwargs: what the template gets where the row does not say otherwise.
     """
@@ -84,7 +84,10 @@ def stop_at_end_of_turn(
 
 
 def _message(end: TurnEnd, known: list[str]) -> str:
-    said = f"The chat template closes an answer with {end.text!r}, which is none of the model's end tokens ({', '.join(known) or 'none'})"
+    said = (
+        f"The chat template closes an answer with {end.text!r}, which is none of the model's end tokens"
+        f" ({', '.join(known) or 'none'})"
+    )
     if not end.tokens:
         return (
             f"{said} and no token of its own in the tokenizer: completions run on behind a finished answer. Set"
@@ -92,8 +95,8 @@ def _message(end: TurnEnd, known: list[str]) -> str:
         )
     return (
         f"{said}: completions would run on behind a finished answer. It ends them from here on, as if"
-        f" stop_token_ids=[{end.tokens[0]}] were set; a full model is saved with it, and of an adapter `generate` needs it"
-        f" as eos_token_id"
+        f" stop_token_ids=[{end.tokens[0]}] were set; a full model is saved with it, and of an adapter `generate`"
+        " needs it as eos_token_id"
     )
 
 

@@ -17,7 +17,10 @@ from hf_rlhf.types import Model, Sequences, TokenSupport, Trajectory
 
 _OFF = {"top_k": 0, "top_p": 1.0, "min_p": 0.0}
 _ROUNDING = {torch.float32: 1e-3}
-"""By how much a logit may differ between two passes over the same tokens; 0.5 in bf16, whose logits near 20 are 0.125 apart."""
+"""Largest difference of a logit between two passes over the same tokens.
+
+It is 0.5 in bf16, whose logits near 20 are 0.125 apart.
+"""
 
 
 @torch.no_grad()
@@ -32,9 +35,9 @@ def fill_in_support(
 ) -> None:
     """Fill in `support` by the logits of `model` where a completion has none, `batch_size` sequences at once.
 
-    Their log-probabilities are then those of the distribution that `sampling` draws from. A token that rounding alone puts
-    outside of it is taken in. Raises `InputError` for any other token outside that counts. With `together`, every rank
-    makes the same number of forward passes (`in_step`).
+    Their log-probabilities are then those of the distribution that `sampling` draws from. A token that rounding alone
+    puts outside of it is taken in. Raises `InputError` for any other token outside that counts. With `together`, every
+    rank makes the same number of forward passes (`in_step`).
     """
     lacking = [(b, each) for b, each in enumerate(trajectories) if each.completion.support is None]
     batches = [lacking[start : start + batch_size] for start in range(0, len(lacking), batch_size)]
@@ -65,9 +68,10 @@ def require_supported(trajectory: Trajectory, b: int, tokenizer, sampling: Sampl
             flags = {"top_k": sampling.top_k, "top_p": sampling.top_p, "min_p": sampling.min_p}
             settings = " and ".join(f"{name}={value}" for name, value in flags.items() if value != _OFF[name])
             raise InputError(
-                f"completion {b} (counted from 0) cannot have been sampled: its token {t}, {tokenizer.decode([token])!r} (id"
-                f" {token}), is not among the {len(allowed)} that {settings or 'its support'} left to choose from. Sample"
-                " with the run's settings, mask the token, or leave top_k, top_p and min_p out"
+                f"completion {b} (counted from 0) cannot have been sampled: its token {t},"
+                f" {tokenizer.decode([token])!r} (id {token}), is not among the {len(allowed)} that"
+                f" {settings or 'its support'} left to choose from. Sample with the run's settings, mask the token, or"
+                " leave top_k, top_p and min_p out"
             )
 
 

@@ -65,7 +65,8 @@ def require_servable_adapter(has_adapter: bool) -> None:
     """Raise `InputError` for a policy without an adapter."""
     if not has_adapter:
         raise InputError(
-            "use_vllm needs a LoRA policy (use_peft, peft_config): full fine-tuning has no adapter to hand to the server"
+            "use_vllm needs a LoRA policy (use_peft, peft_config): full fine-tuning has no adapter to hand to the"
+            " server"
         )
 
 
@@ -85,8 +86,8 @@ def require_servable(model: Model) -> None:
     causal_lm = base_of(model)
     if getattr(causal_lm, "has_own_vocabulary", False):
         raise InputError(
-            "a vLLM server cannot load the embeddings of tokens that an adapter adds to its base; leave use_vllm out, or"
-            " save base and tokenizer after resize_token_embeddings and train on that"
+            "a vLLM server cannot load the embeddings of tokens that an adapter adds to its base; leave use_vllm out,"
+            " or save base and tokenizer after resize_token_embeddings and train on that"
         )
     from peft.tuners.tuners_utils import BaseTunerLayer
 

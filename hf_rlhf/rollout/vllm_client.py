@@ -53,7 +53,7 @@ class ServerLost(ConnectionError):
 
 
 class Answer(NamedTuple):
-    """Of the server, to one request."""
+    """Response of the server to one request."""
 
     status: int
     text: str
@@ -68,7 +68,7 @@ class Answer(NamedTuple):
 
     @property
     def message(self) -> str:
-        """What the server says about an error."""
+        """Message of the server about an error."""
         content = self.json
         error = content.get("error") if isinstance(content, dict) else None
         message = error.get("message") if isinstance(error, dict) else None

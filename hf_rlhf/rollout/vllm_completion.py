@@ -16,7 +16,10 @@ _MASKED = -9000.0  # the server writes -9999 for the log-probability of a token 
 
 
 def completion_request(model: Model, tokenizer, sampling: Sampling) -> dict[str, Any]:
-    """Return what all requests have in common. Every option is there: for others the server asks the model's own config."""
+    """Return what all requests have in common.
+
+    Every option is there: for others the server asks the model's own config.
+    """
     if len(sampling.stop_strings) > _STOP_STRINGS:
         raise InputError(f"stop_strings: a vLLM server takes {_STOP_STRINGS} of them, not {len(sampling.stop_strings)}")
     truncated = sampling.truncated
@@ -72,7 +75,7 @@ def completion_of(answer: Answer, sampling: Sampling, vocab_size: int) -> Comple
 
 
 def logprobs_wanted(sampling: Sampling, vocab_size: int) -> int:
-    """How many log-probabilities a token needs: with top-k all that may be left, which are more than k when some tie.
+    """Return the number of log-probabilities a token needs: with top-k all that may be left, more than k when some tie.
 
     In bf16 many do: 59 of SmolLM2-135M's were left by a top-k of 50 within some hundred tokens.
 
@@ -89,12 +92,12 @@ def logprobs_wanted(sampling: Sampling, vocab_size: int) -> int:
 
 
 def vocabulary_of(model: Model) -> int:
-    """How many tokens the model knows."""
+    """Return the number of tokens that the model knows."""
     return base_of(model).config.get_text_config().vocab_size
 
 
 def _ended_without_reason(answer: Answer) -> bool:
-    """Whether the server broke a completion off, as it does when it ends."""
+    """Return whether the server broke a completion off, as it does when it ends."""
     content = answer.json
     choices = content.get("choices") if isinstance(content, dict) else None
     return bool(choices) and choices[0].get("finish_reason") in ("abort", "error")
@@ -106,7 +109,7 @@ def _allowed_ids(candidates: dict[str, float], sampling: Sampling, vocab_size: i
     listed = logprobs_wanted(sampling, vocab_size)
     if len(ids) >= listed and listed < vocab_size:
         raise InputError(
-            f"more than {len(ids)} tokens were left by top_k={sampling.top_k}, so many are equally likely, and the server"
-            " lists no more; take a smaller top_k, or none"
+            f"more than {len(ids)} tokens were left by top_k={sampling.top_k}, so many are equally likely, and the"
+            " server lists no more; take a smaller top_k, or none"
         )
     return torch.tensor(ids, dtype=torch.int)

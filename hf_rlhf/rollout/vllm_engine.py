@@ -36,12 +36,13 @@ class VLLMEngine:
     """Sends prompts as token ids to vLLM servers, and gets token ids with their log-probabilities back.
 
     The adapter is saved to a folder that the servers read, and loaded there under a name made of its content: equal
-    weights are loaded once, and neither a cached prefix nor a request can belong to others. Not by vLLM's `load_inplace`,
-    which keeps cached prefixes of the weights before, and reads the folder again at every token
+    weights are loaded once, and neither a cached prefix nor a request can belong to others. Not by vLLM's
+    `load_inplace`, which keeps cached prefixes of the weights before, and reads the folder again at every token
     (github.com/vllm-project/vllm/issues/33791).
 
     Several servers share the completions by load, see `ServerPool`. Which server draws a completion changes nothing but
-    rounding, since each request carries its own seed. A server that is lost is left out until the next call of `generate`.
+    rounding, since each request carries its own seed. A server that is lost is left out until the next call of
+    `generate`.
 
     Under several ranks the main rank hands the adapter over, and each sends its own prompts, to all servers.
 
@@ -306,8 +307,8 @@ class VLLMEngine:
         first = self._adapter is None
         if first and weights is not None:
             logger.warning(
-                "The policy is sharded, so nothing checks whether the vLLM servers have the policy's base but its name. Look"
-                " at sampling/logp_gap of the first iteration: it is large where they have another"
+                "The policy is sharded, so nothing checks whether the vLLM servers have the policy's base but its"
+                " name. Look at sampling/logp_gap of the first iteration: it is large where they have another"
             )
         if first:
             self._wait_for(len(self.pool.servers))
@@ -343,8 +344,8 @@ class VLLMEngine:
         """Load the adapter on these servers at the same time, and use those that have it and are of the policy's model.
 
         A server that was started, or started again, completes `prompt`, and its log-probabilities are compared with the
-        policy's. Where the policy's weights are sharded, this rank cannot compute what the server should say: the name of the base
-        is all that is compared.
+        policy's. Where the policy's weights are sharded, this rank cannot compute what the server should say: the name
+        of the base is all that is compared.
 
         Raises `InputError` when all refuse, or `all_must_take_it` and one refuses; otherwise that one is left out.
         """

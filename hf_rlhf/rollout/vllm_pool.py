@@ -20,7 +20,7 @@ class NoServerLeft(Exception):
 
 
 class Server:
-    """What a rank knows of one server.
+    """State of one server, from a rank's view.
 
     adapter: name of the adapter that the server loaded last, where this rank loaded it.
     checked: whether its model was compared with the policy's, and nothing since says that it was started again.
@@ -129,7 +129,8 @@ def on_each(
 ) -> dict[Server, ServerLost | InputError | None]:
     """Call `call(server, given_up)` for all servers at the same time; return what each raised.
 
-    Every few seconds a line says which servers have not finished `doing`. `given_up` is true once the wait has ended early.
+    Every few seconds a line says which servers have not finished `doing`. `given_up` is true once the wait has ended
+    early.
     """
     ended, start = threading.Event(), time.monotonic()
     with ThreadPoolExecutor(max(len(servers), 1), thread_name_prefix="vllm-each") as pool:

@@ -15,7 +15,7 @@ from hf_rlhf.rollout.vllm_completion import completion_request
 from hf_rlhf.types import Completion, Model, Sequences
 
 PROBE = Sampling(max_completion_length=16, temperature=2.0)
-"""How the completion is drawn by which a server's model is told from others."""
+"""Settings of the completion by which a server's model is told from others."""
 
 _ROUNDING = 0.1  # nats a token, at most, between bf16 and fp32
 _PROBE_GAP = 0.5  # nats a token; between two models it is well above 1

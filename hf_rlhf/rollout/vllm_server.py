@@ -15,7 +15,7 @@ from hf_rlhf.types import Model
 MODULE = "vllm.entrypoints.openai.api_server"
 RUNTIME_LORA = "VLLM_ALLOW_RUNTIME_LORA_UPDATING"
 LAUNCH = f"{RUNTIME_LORA}=True python -m {MODULE} --model MODEL --enable-lora --logprobs-mode processed_logprobs"
-"""What a person types to start such a server; `--max-lora-rank` besides, when the adapter's rank is above 16."""
+"""Command that starts such a server; add `--max-lora-rank` when the adapter's rank is above 16."""
 
 _GUARD = Path(__file__).with_name("server_guard.py")
 _LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # the values that --max-lora-rank takes
@@ -50,7 +50,7 @@ class VLLMServer:
 
     @property
     def running(self) -> bool:
-        """Whether it was started and has not ended."""
+        """True if the server was started and has not ended."""
         return self._process is not None and self._process.poll() is None
 
     def start(self) -> None:
@@ -89,15 +89,18 @@ class VLLMServer:
         if not self.running:
             lines = self.log_file.read_text(encoding="utf-8", errors="replace").splitlines()[-_LOG_LINES:]
             raise InputError(
-                f"the vLLM server that vllm_python={self.python!r} started has ended; the whole log is in {self.log_file},"
-                " and ends with:\n" + "\n".join(lines)
+                f"the vLLM server that vllm_python={self.python!r} started has ended; the whole log is in"
+                f" {self.log_file}, and ends with:\n" + "\n".join(lines)
             )
 
 
 def how_to_start(model: Model) -> str:
     """Return the command that starts a server for the policy `model`."""
     name = base_of(model).config._name_or_path or "MODEL"
-    return f"Start it with: {LAUNCH.replace('MODEL', name)}\n(with --max-lora-rank and --max-logprobs where above 16 and 20)"
+    return (
+        f"Start it with: {LAUNCH.replace('MODEL', name)}\n(with --max-lora-rank and --max-logprobs where above 16 and"
+        " 20)"
+    )
 
 
 def server_arguments(model: Model, *, max_length: int, max_logprobs: int, on_cpu: bool, more: str | None) -> list[str]:

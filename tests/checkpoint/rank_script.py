@@ -57,7 +57,7 @@ def nan_reward():
 
 
 def change_a_weight():
-    """In the middle of update 3, by the least there is."""
+    """Change one weight in the middle of update 3, by the least there is."""
     start = DurableTrainer.train
 
     def train(self, *args, **kwargs):

@@ -207,7 +207,7 @@ PROBE = [5, 8, 11, 2, 7]
 
 
 def other_uses(folder, **launch):
-    """What else a trainer is used for, each thing once; returns the numbers, which the launch must not change."""
+    """Use a trainer in each of the other ways once; return the numbers, which the launch must not change."""
     flags = {
         **ADAMW,
         **SAVES,
@@ -312,7 +312,7 @@ def in_child(work, *, kill_after=None, stderr=os.devnull):
 
 
 def in_ranks(work, *, kill_after=None, victims=(0, 1), stderr=os.devnull):
-    """Do `work` on two forked ranks under FSDP2, and kill some of them after some seconds; returns the first bad status.
+    """Do `work` on two forked ranks under FSDP2, and kill some after some seconds; return the first bad status.
 
     The rest goes on for a moment before it is killed too, as a launcher does it.
     """
@@ -338,7 +338,7 @@ def in_ranks(work, *, kill_after=None, victims=(0, 1), stderr=os.devnull):
 
 
 def outcome(folder):
-    """What must be the same bits: final weights and every row of the logs, without the columns that measure time."""
+    """Return what must be the same bits: final weights, and every row of the logs without the columns of times."""
     folder = Path(folder)
     weights = {
         str(file.relative_to(folder)): {
@@ -353,8 +353,8 @@ def outcome(folder):
 def kill_and_resume(kind, folder, kills, seed=0):
     """Kill `kills` runs, each at a random moment, and start each again until it ends.
 
-    Of two ranks, one or both are killed. A run that was over by then is made anew. Returns how many ended as the run that
-    was not killed.
+    Of two ranks, one or both are killed. A run that was over by then is made anew. Returns how many ended as the run
+    that was not killed.
     """
     train, launch = RUNS[kind], in_ranks if kind in ON_RANKS else in_child
     launch(lambda: train(folder / "warm"))  # what is compiled or cached once

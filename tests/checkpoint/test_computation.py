@@ -1,4 +1,7 @@
-"""A resumed run computes in the dtype of its checkpoint, or says what differs; machines are made up by what they multiply."""
+"""A resumed run computes in its checkpoint's dtype, or says what differs.
+
+Machines are made up by what they multiply.
+"""
 
 import json
 import shutil
@@ -51,7 +54,10 @@ def test_a_resumed_recipe_keeps_the_dtype_and_says_so(tmp_path, machine, capsys,
     assert "pass --dtype float32" in printed
     assert "dtype: bfloat16 base (native is float32: this cpu does not multiply bfloat16 in hardware" in printed
     assert "was written" not in caplog.text
-    says = "autocast: bfloat16, as in checkpoint-4. Native on this cpu is none. To compute in that from here on, pass --bf16 false"
+    says = (
+        "autocast: bfloat16, as in checkpoint-4. Native on this cpu is none. To compute in that from here on, pass"
+        " --bf16 false"
+    )
     assert (says in printed) == (", under bfloat16 autocast" in printed) == (kind != "ppo")
     assert "dtype: bfloat16\n" in (tmp_path / "run" / "config.yaml").read_text()
 

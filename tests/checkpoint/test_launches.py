@@ -15,7 +15,7 @@ MODEL = nn.Linear(2, 2)
 
 
 def under(kind, **settings):
-    """As much of an accelerator as is looked at."""
+    """Return a stand-in for an accelerator, with only the parts that are read."""
     fsdp = FullyShardedDataParallelPlugin(**settings) if kind == "FSDP" else None
     return SimpleNamespace(
         distributed_type=SimpleNamespace(value=kind),

@@ -14,7 +14,10 @@ from hf_rlhf.errors import InputError
 
 
 def poison(monkeypatch, updates, bad=math.nan, where="loss"):
-    """Make the loss, or one gradient with a finite loss, bad in some updates of any run; keeps weights before and after."""
+    """Make the loss, or one gradient with a finite loss, bad in some updates of any run.
+
+    Keeps the weights before and after.
+    """
     step, weights = DurableTrainer.training_step, {}
 
     def poisoned(self, *args, **kwargs):

@@ -1,4 +1,4 @@
-"""Which checkpoint a run goes on from; nothing damaged is ever loaded."""
+"""The checkpoint that a run resumes from; nothing damaged is ever loaded."""
 
 import json
 import os
@@ -260,7 +260,7 @@ def test_a_resumed_run_says_where_it_goes_on_and_which_flags_changed(run, capsys
 
 
 def test_a_run_stopped_inside_a_pass_resumes_at_its_end_without_another_update(tmp_path):
-    """Of 16 prompts in two iterations, the run is over after one."""
+    """Stop after the first of the two iterations that 16 prompts make."""
     flags = {**SAVES, "save_steps": 4, "max_steps": 4}
     make_trainer(tmp_path, **flags).train()
     before = metrics_of(tmp_path)

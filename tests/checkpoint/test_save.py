@@ -85,7 +85,7 @@ def test_every_step_of_a_save_leaves_a_whole_checkpoint(trained, tmp_path):
 
 
 def test_everything_is_on_the_disk_before_the_checkpoint_has_its_name(trained, tmp_path):
-    """What a loss of power may undo: a name that is there before its content."""
+    """Check that no loss of power leaves a checkpoint with its name but without its content."""
     shutil.copytree(trained.folder, tmp_path / "run")
     run, record = tmp_path / "run", tmp_path / "record.txt"
 

@@ -102,7 +102,7 @@ def test_a_resumed_run_ends_in_the_same_bits(request, launch, kind):
 @pytest.mark.parametrize("gather", [True, False])
 @pytest.mark.parametrize("launch", LAUNCHES)
 def test_everything_else_gives_the_numbers_of_one_process(one_process, request, launch, gather):
-    """Evaluation and values before and after training, the best checkpoint, a loop of the user's own, whole adapters."""
+    """Check evaluation and values before and after training, the best checkpoint, a user's loop, whole adapters."""
     folder = request.getfixturevalue(launch) / f"other uses {gather}"
     expected = json.loads((one_process / "numbers.json").read_text())
     found = json.loads((folder / "numbers.json").read_text())
@@ -165,7 +165,7 @@ def test_a_rank_that_cannot_write_ends_the_job_under_zero_3(tmp_path):
     "what", [what if what == "die in a rollout" else pytest.param(what, marks=pytest.mark.slow) for what in FAILURES]
 )
 def test_a_rank_that_fails_ends_the_job_within_a_minute(tmp_path, what, gather):
-    """As torchrun ends it; what the second rank says comes first, or which signal ended it."""
+    """Check that torchrun ends the job and names first the second rank's message, or the signal that ended it."""
     flags = json.dumps({"gather_for_rollout": gather})
     done = torchrun([RANK_SCRIPT, "ppo under FSDP2", tmp_path / "run", what, flags], 2, sharding_on_cpu.FSDP2)
     ended = time.time()

@@ -1,4 +1,4 @@
-"""Damaged rows, columns and files: what comes out is a report or one InputError that names the file, never anything else."""
+"""Damaged rows, columns and files: the result is a report or one InputError that names the file, nothing else."""
 
 import csv
 import json
@@ -49,7 +49,7 @@ def outcome(number, folder, tokenizer):
 
 
 def ends_inside_quotes(file):
-    """Whether the last field of a .csv file is one that began with a quote and has no end."""
+    """Return whether the last field of a .csv file began with a quote and has no end."""
     try:
         with file.open(newline="", encoding="utf-8") as lines:
             return file.suffix == ".csv" and not list(csv.reader(lines, strict=True))
@@ -58,7 +58,7 @@ def ends_inside_quotes(file):
 
 
 def tokenize_all(kind, dataset, tokenizer):
-    """What the trainers do with every row, and not with those alone that were measured."""
+    """Tokenize every row, as the trainers do, and not only the rows that were measured."""
     if kind == "prompts":
         prepare_prompts(dataset, tokenizer, max_prompt_length=16, source="rows", overlong_prompts="filter")
     elif kind == "texts":

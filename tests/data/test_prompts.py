@@ -211,7 +211,10 @@ def test_prompts_of_real_hh_dialogues(word_tokenizer):
     assert all(prompt[-1]["role"] == "user" for prompt in dataset["prompt"])
 
 
-SHOWS = "{% for tool in tools or [] %}{{ tool.function.name }} {% endfor %}{{ messages[0].content }} {{ mood is defined and mood or '' }}"
+SHOWS = (
+    "{% for tool in tools or [] %}{{ tool.function.name }} {% endfor %}{{ messages[0].content }} {{ mood is defined and"
+    " mood or '' }}"
+)
 TOOLS = [{"type": "function", "function": {"name": "sea"}}]
 
 

@@ -140,7 +140,10 @@ def talks(kind, count, refused):
         }[kind]
 
 
-REFUSES = "{% for m in messages %}{% if 'sad' in m.content %}{{ raise_exception('no sadness') }}{% endif %}{{ m.content }} {% endfor %}"
+REFUSES = (
+    "{% for m in messages %}{% if 'sad' in m.content %}{{ raise_exception('no sadness') }}{% endif %}{{ m.content }} {%"
+    " endfor %}"
+)
 KINDS = {
     "pairs": check_preferences,
     "answers": check_preferences,
@@ -272,7 +275,10 @@ def test_what_a_set_says_does_no_harm_to_a_terminal_and_hides_tokens():
     assert "hf_" not in printable("the" + " " * 385 + "hf_abcdefghijABCDEFGHIJ1234", 100)
 
 
-WITH_TOOLS = "{% for tool in tools or [] %}{{ tool.function.name }} {% endfor %}{% for m in messages %}{{ m.content }} {% endfor %}"
+WITH_TOOLS = (
+    "{% for tool in tools or [] %}{{ tool.function.name }} {% endfor %}{% for m in messages %}{{ m.content }} {% endfor"
+    " %}"
+)
 TOOLS = [{"type": "function", "function": {"name": "the cat sat"}}]  # three tokens
 LENGTHS = {"pairs": 6, "answers": 6, "prompts": 6, "prompts of pairs": 6, "messages": 7, "texts": 7}
 

@@ -1,4 +1,4 @@
-"""From a row to ids: one BOS and one end, and the row's tools and template arguments wherever a row becomes ids."""
+"""Conversion of a row to ids: one BOS and one end, and the row's tools and template arguments wherever it becomes ids."""
 
 import pytest
 from tiny import make_tokenizer
@@ -97,8 +97,9 @@ def tokenizer():
     """One whose template shows what it got: tools by name, then `mood`."""
     tokenizer = make_tokenizer()
     tokenizer.chat_template = (
-        "{% for tool in tools or [] %}{{ tool.function.name }} {% endfor %}{% if tools is defined and tools == [] %}no {% endif %}"
-        "{{ messages[-1].content }} {{ mood is defined and mood or '' }}{% if add_generation_prompt %} ? {% endif %}"
+        "{% for tool in tools or [] %}{{ tool.function.name }} {% endfor %}{% if tools is defined and tools == [] %}no"
+        " {% endif %}{{ messages[-1].content }} {{ mood is defined and mood or '' }}{% if add_generation_prompt %} ?"
+        " {% endif %}"
     )
     return tokenizer
 

@@ -1,4 +1,4 @@
-"""What is read off a chat template: the end of an answer, and what the generation prompt puts at its beginning."""
+"""Facts read off a chat template: the end of an answer, and what the generation prompt puts at its beginning."""
 
 import pytest
 from tiny import CHAT_TEMPLATE, make_tokenizer
@@ -13,7 +13,8 @@ THINKING = (
 )
 TURNS = (
     "{% for m in messages %}{% if m.role == 'user' %}<|im_start|> user {{ m.content }} END {% else %}"
-    "<|im_start|> assistant ANSWER END {% endif %}{% endfor %}{% if add_generation_prompt %}<|im_start|> assistant OPEN{% endif %}"
+    "<|im_start|> assistant ANSWER END {% endif %}{% endfor %}{% if add_generation_prompt %}<|im_start|> assistant"
+    " OPEN{% endif %}"
 )
 
 
@@ -183,7 +184,7 @@ def test_plain_text_is_never_prefilled(tokenizer):
 
 
 def count_renders(tokenizer, monkeypatch):
-    """What the template is given from here on, one entry for each rendering."""
+    """Record the messages given to the template from here on, one entry for each rendering."""
     renders, render = [], tokenizer.apply_chat_template
 
     def counted(messages, **kwargs):

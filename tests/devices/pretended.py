@@ -1,7 +1,7 @@
-"""A pretended accelerator: every number is computed on the CPU, and two devices that meet in one operation are an error.
+"""A pretended accelerator: every number is computed on the CPU, and an operation on two devices is an error.
 
-Inside `pretended_accelerator()`, what `.to("cuda")`, `.cuda()` and `device="cuda"` make says that it is on `cuda:0`, and so
-does everything computed from it. Storages carry the mark, so that views and gradients have it too.
+Inside `pretended_accelerator()`, what `.to("cuda")`, `.cuda()` and `device="cuda"` make says that it is on `cuda:0`,
+and so does everything computed from it. Storages carry the mark, so that views and gradients have it too.
 """
 
 from collections import Counter
@@ -36,7 +36,10 @@ _SIZE_BY_DATA = {_aten.nonzero, _aten.masked_select, _aten._local_scalar_dense} 
 
 
 class DevicesMet(Exception):
-    """What CUDA would say to tensors of two devices, but no `RuntimeError`, which code may catch to go another way."""
+    """Stand-in for CUDA's error about tensors of two devices.
+
+    It is no `RuntimeError`, which code may catch in order to fall back.
+    """
 
 
 class Marks:
@@ -103,7 +106,7 @@ class _Operations(TorchDispatchMode):
         return out
 
     def _device(self, func, packet, args, kwargs) -> torch.device:
-        """Where an operation computes; raises `DevicesMet`."""
+        """Return the device that an operation computes on; raises `DevicesMet`."""
         tensors = _tensors((args, kwargs))
         devices = [self.marks.device_of(tensor) for tensor in tensors]
         if ACCELERATOR not in devices:
@@ -168,7 +171,10 @@ class _Functions(TorchFunctionMode):
         return out
 
     def _backward(self, loss: Tensor) -> None:
-        """With this mode on, for what is computed again; `torch.autograd.backward` would hand it to this mode once more."""
+        """Keep this mode on for what is computed again.
+
+        `torch.autograd.backward` would hand it to this mode once more.
+        """
         ones, keeps, inputs = torch.ones_like(loss), False, ()
         with self:
             _engine_run_backward((loss,), (ones,), keeps, keeps, inputs, allow_unreachable=True, accumulate_grad=True)
@@ -192,7 +198,10 @@ class _Functions(TorchFunctionMode):
         return self.marks.moved(tensor, device)
 
     def _copied(self, func, args, kwargs) -> Any:
-        """`copy.deepcopy` copies a storage without an operation; `as_tensor` and `asarray` may hand back what they got."""
+        """Cover functions that copy without an operation.
+
+        `copy.deepcopy` copies a storage without one; `as_tensor` and `asarray` may hand back what they got.
+        """
         device, source = kwargs.pop("device", None), args[0]
         out = func(*args, **kwargs)
         if isinstance(source, Tensor):
@@ -202,7 +211,7 @@ class _Functions(TorchFunctionMode):
 
 @contextmanager
 def trainers_on_accelerator():
-    """As `pretended_accelerator`, and trainers compute on it."""
+    """Enter `pretended_accelerator`, and let trainers compute on it."""
     of_arguments = property(lambda arguments: arguments._setup_devices and ACCELERATOR)
     with (
         mock.patch.object(transformers.TrainingArguments, "device", of_arguments),
@@ -214,7 +223,10 @@ def trainers_on_accelerator():
 
 @contextmanager
 def pretended_accelerator():
-    """Pretend that `cuda` is there; yields how often each operation ran on it, and the `waits` of Python for its results."""
+    """Pretend that `cuda` is there; yield the counts of operations on it.
+
+    The count `waits` is that of Python's waits for its results.
+    """
     marks, counts = Marks(), Counter()
     attributes = {
         "device": marks.device_of,

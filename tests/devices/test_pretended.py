@@ -53,7 +53,10 @@ DONE = {
     "fresh like it": lambda a, b, i, j, s, z: a + torch.ones_like(a),
 }  # fmt: skip
 LENIENT = {"index of the accelerator", "written by such an index", "rows of the CPU written"}
-"""Of which fake tensors say nothing; ATen does: indices "should be either on cpu or on the same device as the indexed tensor"."""
+"""Operations that fake tensors accept.
+
+ATen refuses them: indices "should be either on cpu or on the same device as the indexed tensor".
+"""
 
 
 STRICT = {"written by such an index"}
@@ -61,7 +64,7 @@ STRICT = {"written by such an index"}
 
 
 def outcome(operation, *errors):
-    """What the operation, on six tensors that are made here, raises."""
+    """Run the operation on six tensors that are made here, and return what it raises."""
     a, i, s = (
         torch.ones(2, 2, device="cuda"),
         torch.zeros(2, dtype=torch.long, device="cuda"),

@@ -1,4 +1,4 @@
-"""Whole runs on a pretended accelerator: no operation meets tensors of two devices, and the numbers are those of a CPU."""
+"""Whole runs on a pretended accelerator: no operation meets tensors of two devices, and the numbers equal a CPU's."""
 
 import gc
 import shutil
@@ -162,7 +162,7 @@ def test_learned_rewards(tmp_path, places, accelerator, name):
 
 
 def test_completions_from_elsewhere(tmp_path, accelerator):
-    """What top-k left is found by a forward pass."""
+    """Find the tokens that top-k left by a forward pass."""
     trainer = make_trainer(tmp_path, top_k=12, **ONE_UPDATE)
     prompts = make_prompts(4)["prompt"]
     ids = [completion.ids for completion in trainer.generate(prompts)]

@@ -31,9 +31,10 @@ def benchmark():
 
 
 def of_larger(benchmark, folder, sizes):
-    """How many times dearer a token is at the last size, by phase, once none is dearer than `MOST`, or after ten rounds.
+    """Return by phase the cost of a token at the last size, as a multiple of that at the first.
 
-    The fastest of several rounds only falls, so that a busy machine costs rounds and not the verdict.
+    Measuring ends once no phase is above `MOST`, or after ten rounds. The fastest of several rounds only falls, so that
+    a busy machine costs rounds and not the verdict.
     """
     tokenizer = make_tokenizer()
     tokenizer.eos_token = tokenizer.chat_template = None  # nothing ends a completion but its length

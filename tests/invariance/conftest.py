@@ -7,7 +7,7 @@ import pytest
 
 @pytest.fixture(scope="session")
 def whole(tmp_path_factory):
-    """From a run's name to the folder of that run, trained once."""
+    """Return a function from a run's name to the folder of that run, trained once."""
     from invariance.runs import train
 
     @functools.cache

@@ -2,8 +2,8 @@
 
     torchrun --nproc_per_node 2 ppo_script.py FOLDER WORLD_SIZE JSON
 
-JSON maps a folder's name to the `name` of a run and its batch sizes. Rank r is told to write to FOLDER/that name/r: what
-others than rank 0 write shows there.
+JSON maps a folder's name to the `name` of a run and its batch sizes. Rank r is told to write to FOLDER/that name/r:
+what others than rank 0 write shows there.
 """
 
 import json
@@ -26,7 +26,7 @@ def main(folder, world_size, cuts):
 
 
 def write_facts(trainer, file):
-    """What says that a run was sharded at all."""
+    """Write the facts that prove that a run was sharded at all."""
     parameters = sorted({type(parameter).__name__ for parameter in trainer.policy.parameters()})
     facts = {"parameters": parameters, "launch": trainer.accelerator.distributed_type.value}
     file.write_text(json.dumps(facts))

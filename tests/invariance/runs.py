@@ -17,8 +17,9 @@ GATES = ("ratio_threshold", "early_stop_kl", "critic_warmup_iterations", "critic
 """Flags that withhold gradients or need parameter groups of their own; DeepSpeed allows neither."""
 ROUNDING = ("val/first_ratio_error", "sampling/logp_gap")  # what these two measure is rounding itself
 EXPONENTIAL = {"val/ratio_var": 1e-4}
-"""Relative bounds where 1e-5 is too narrow. A ratio is off, relatively, by what its log-probability is off absolutely (an
-unlikely token's by 5e-6 after some updates), and its square by twice as much. One such token can be most of a variance."""
+"""Relative bounds where 1e-5 is too narrow. A ratio is off, relatively, by what its log-probability is off absolutely
+(an unlikely token's by 5e-6 after some updates), and its square by twice as much. One such token can be most of a
+variance."""
 
 
 # Rewards
@@ -53,7 +54,7 @@ def eighth_reward(prompts, completions, number, log_metric):
 
 
 def texts():
-    """For PPO-ptx; of different lengths, and fewer than an iteration takes."""
+    """Return texts for PPO-ptx, of different lengths, and fewer than an iteration takes."""
     return Dataset.from_dict({"text": [" ".join(WORDS[i : i + 2 + i % 4]) for i in range(11)]})
 
 
@@ -192,7 +193,8 @@ def on_one_base(adapter, reward):
 def train(folder, name, **cut):
     """Train run `name` on 16 completions an iteration; the policy is saved in `folder`/final, beside metrics.jsonl.
 
-    Without `cut`, the sizes of its batches, nothing is accumulated. Evaluated on a set that no number of ranks divides, and on one too small to give every rank a prompt.
+    Without `cut`, the sizes of its batches, nothing is accumulated. Evaluated on a set that no number of ranks divides,
+    and on one too small to give every rank a prompt.
     """
     flags = {
         "per_device_train_batch_size": 8,

@@ -7,7 +7,10 @@ from tiny import make_model, make_tokenizer, make_trainer, metrics_of, perturb, 
 
 
 def one_iteration(folder, *, tokenizer=None, **flags):
-    """Trained weights and the iteration's metrics; plain SGD, which does not magnify rounding as Adam's quotient does."""
+    """Trained weights and the iteration's metrics, by plain SGD.
+
+    It does not magnify rounding as Adam's quotient does.
+    """
     flags = {
         "per_device_train_batch_size": 8,
         "optim": "sgd",

@@ -11,13 +11,13 @@ ZERO_2_RUNS = {
     place: cut | {"name": {"losses": "losses, ungated", "stops": "stops, ungated"}.get(place, cut["name"])}
     for place, cut in TWO_RANKS.items()
 }
-"""Those of two ranks, without the flags that need the optimizer, which DeepSpeed owns."""
+"""Runs of two ranks, without the flags that need the optimizer, which DeepSpeed owns."""
 
 
 FSDP2_RUNS = TWO_RANKS | {
     f"{place}, in step": cut | {"gather_for_rollout": False} for place, cut in TWO_RANKS.items() if place != "trunk"
 }
-"""Those of two ranks, with the weights gathered once for a rollout, and block by block."""
+"""Runs of two ranks, with the weights gathered once for a rollout, and block by block."""
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""Loading what stands on an adapter: with added tokens in each of PEFT's layouts, as every role, and as another task."""
+"""Loading of models on an adapter: with added tokens in each of PEFT's layouts, as every role, and as another task."""
 
 import json
 from typing import Any
@@ -51,7 +51,10 @@ def longer_tokenizer():
 
 
 def save_longer(base, folder, *, load=load_causal_lm, saves_embeddings: Any = "auto", **lora):
-    """An adapter with two added tokens, all of it noisy, whose base was resized at random; returns the model in memory."""
+    """Make an adapter with two added tokens, all of it noisy, whose base was resized at random.
+
+    Returns the model in memory.
+    """
     tokenizer = longer_tokenizer()
     model = load(base, dtype="float32")
     model.resize_token_embeddings(len(tokenizer))
@@ -193,7 +196,7 @@ def test_a_lost_row_for_padding_is_the_mean_of_the_others(base, tmp_path, caplog
 
 
 def test_a_shrunk_vocabulary_is_shrunk_again(base, tmp_path):
-    """As of those who resize a padded vocabulary to `len(tokenizer)`."""
+    """Load an adapter of users who resize a padded vocabulary to `len(tokenizer)`."""
     model = load_causal_lm(base, dtype="float32")
     model.resize_token_embeddings(25)
     adapted = perturb(get_peft_model(model, make_lora()), only="lora").eval()

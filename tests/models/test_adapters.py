@@ -24,8 +24,10 @@ from hf_rlhf.models.policy import wrap_policy
 
 @pytest.fixture
 def peft_model(model):
-    """Two adapters with different weights. `policy` is active and all but one of its matrices are trainable, as is one
-    of the base's; one block is in train mode.
+    """Two adapters with different weights, and a part of the base that is trained.
+
+    `policy` is active and all but one of its matrices are trainable, as is one of the base's. One block is in train
+    mode.
     """
     wrapped = get_peft_model(model, make_lora(), adapter_name=POLICY)
     wrapped.add_adapter("other", make_lora())
@@ -84,7 +86,7 @@ def test_an_adapter_added_between_two_blocks_is_found(peft_model):
 
 
 def test_an_adapter_of_the_same_name_is_found_anew(peft_model):
-    """Where the config of a deleted one was, memory holds another."""
+    """Find the new adapter although its config may lie in memory where the config of a deleted one was."""
     for target in ("q_proj", "down_proj"):
         for _ in range(8):
             peft_model.add_adapter("again", make_lora(target_modules=[target]))

@@ -44,7 +44,7 @@ def predict(policy, texts=WHOLE_TEXTS):
 
 
 def gradients(policy):
-    """By name, of what is trained; zeros where there is none."""
+    """Return the gradients of what is trained, by name; zeros where there is none."""
     return {
         name: torch.zeros_like(p) if p.grad is None else p.grad.clone()
         for name, p in policy.named_parameters()

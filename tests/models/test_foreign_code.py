@@ -54,8 +54,8 @@ def with_code(tmp_path, canary):
     tokenizer.save_pretrained(folder)
     (folder / "mine.py").write_text(
         f"from pathlib import Path\nPath({str(canary)!r}).touch()\n"
-        "from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification, PreTrainedTokenizerFast\n"
-        "class MineConfig(LlamaConfig):\n    model_type = 'mine'\n"
+        "from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification,"
+        " PreTrainedTokenizerFast\nclass MineConfig(LlamaConfig):\n    model_type = 'mine'\n"
         "class Mine(LlamaForCausalLM):\n    config_class = MineConfig\n"
         "class MineClassifier(LlamaForSequenceClassification):\n    config_class = MineConfig\n"
         "class MineTokenizer(PreTrainedTokenizerFast):\n    pass\n"

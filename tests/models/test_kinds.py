@@ -284,7 +284,7 @@ def test_an_adapter_of_any_kind_is_a_start_and_its_own_reference(tmp_path, kind)
 
 
 def numbers_by_adapter(model, *names):
-    """How many numbers a PEFT model holds for each adapter, in parameters and buffers."""
+    """Count the numbers that a PEFT model holds for each adapter, in parameters and buffers."""
     held = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
     return {name: sum(tensor.numel() for key, tensor in held if name in key.split(".")) for name in names}
 

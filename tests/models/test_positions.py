@@ -1,4 +1,4 @@
-"""How long a sequence may be, against what the model computes: one token more ends in an error of torch."""
+"""The longest sequence allowed, against what the model computes: one token more ends in an error of torch."""
 
 import pytest
 import torch

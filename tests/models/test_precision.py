@@ -189,7 +189,8 @@ def test_the_measurement_keeps_its_limit_and_the_random_numbers(monkeypatch, spe
 def test_a_process_held_to_avx2_measures_how_slow_bfloat16_is():
     code = (
         "import torch; from hf_rlhf.recipes.arguments import ModelArguments\n"
-        "print(ModelArguments().on(torch.device('cpu')).dtype, ModelArguments(dtype='bfloat16').on(torch.device('cpu')).dtype)"
+        "print(ModelArguments().on(torch.device('cpu')).dtype,"
+        " ModelArguments(dtype='bfloat16').on(torch.device('cpu')).dtype)"
     )
     path = os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")])
     held = {"ONEDNN_MAX_CPU_ISA": "AVX2", "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}

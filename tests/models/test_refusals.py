@@ -1,4 +1,4 @@
-"""What is not a causal language model on text is refused by path and by object, and told what to use."""
+"""A model other than a causal one on text is refused by path and by object, and the message says what to use."""
 
 import pytest
 import torch
@@ -122,7 +122,7 @@ def test_the_trainer_refuses_it(make, kind, lora, tmp_path):
 
 @pytest.mark.parametrize("name", ["LlamaModel", "LlamaForSequenceClassification"])
 def test_a_model_that_cannot_write_is_refused(name, tmp_path):
-    """By path, transformers would give it a random head and only warn."""
+    """Refuse a model that transformers would give a random head by path, with only a warning."""
     model = getattr(transformers, name)(transformers.LlamaConfig(**TEXT))
     with pytest.raises(InputError, match="without a language-model head"):
         require_causal_lm(model, name)

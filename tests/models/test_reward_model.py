@@ -44,7 +44,7 @@ def batch():
 
 
 def standalone_scores(base, reward):
-    """What plain PEFT and transformers say, one row at a time without padding."""
+    """Return the scores of plain PEFT and transformers, one row at a time without padding."""
     classifier = PeftModel.from_pretrained(load_sequence_classifier(base, dtype="float32"), reward).eval()
     with torch.no_grad():
         rows = [ids[mask.bool()] for ids, mask in zip(*batch(), strict=True)]

@@ -83,7 +83,7 @@ def test_other_settings_make_another_base(places):
 
 
 def test_names_on_disk_may_differ_from_those_in_memory(places, tmp_path, monkeypatch):
-    """Where no stored tensor has a parameter's name, the base is loaded for the comparison."""
+    """Load the base for the comparison if no stored tensor has a parameter's name."""
     from hf_rlhf.models import same_base
 
     stored = same_base._stored
@@ -158,7 +158,7 @@ def test_embeddings_in_an_adapters_file_are_not_loaded_into_the_policy(places, t
 
 
 def values_of(critic, policy):
-    """What a critic says after the last token of each whole text."""
+    """Return the critic's values after the last token of each whole text."""
     from hf_rlhf.models.value_model import ValueModel
 
     return ValueModel(policy, critic, make_tokenizer()).predict_value(WHOLE_TEXTS)
@@ -166,7 +166,7 @@ def values_of(critic, policy):
 
 @pytest.mark.parametrize("lora", [True, False])
 def test_a_fresh_critic_model_starts_from_the_policys_own_base(places, lora):
-    """By the name of a merged model it would get the base from before."""
+    """Start from the merged model: by its name, the critic would get the base from before."""
     model = perturb(load_causal_lm(places["base"], dtype="float32"), only="mlp")
     expected = {name: weight.clone() for name, weight in base_weights(model).items()}
     policy = wrap_policy(model, make_lora() if lora else None)

@@ -65,7 +65,7 @@ def finished(policy):
 
 
 def scored(policy, sequences, *, states, **options):
-    """What a forward pass gives, and the gradients of its sum."""
+    """Return the result of a forward pass, and the gradients of its sum."""
     policy.zero_grad()
     output = policy(sequences, trunk_states=states, entropy=True, reference=True, **options)
     sum(part.pow(2).sum() for part in output if part is not None).backward()

@@ -1,4 +1,4 @@
-"""An iteration of twelve completions, which one process or three ranks hold, and what is read from its micro-batches."""
+"""An iteration of twelve completions, held by one process or three ranks, and the facts read from its micro-batches."""
 
 import re
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "stages.md"
 
 @dataclass
 class Rows:
-    """What `micro_batches` reads of a config."""
+    """The fields of a config that `micro_batches` reads."""
 
     seed: int = 3
     num_ppo_epochs: int = 3
@@ -34,7 +34,10 @@ class Rows:
 
 
 def trajectories():
-    """Completion b is one of 3 + b tokens, scored b; number 5 is unscored, and 7 does not say what it was chosen from."""
+    """Completion b is one of 3 + b tokens, scored b.
+
+    Number 5 is unscored, and 7 does not say what it was chosen from.
+    """
     generator = torch.Generator().manual_seed(0)
     made = []
     for b in range(sum(SIZES)):
@@ -90,7 +93,10 @@ def in_numbers(batch):
 
 
 def own_loop(folder, own):
-    """Two iterations by `step` of the completions `own` of twelve, advantages those of docs/stages.md; their metrics."""
+    """Run two iterations by `step` of the completions `own` of twelve; return their metrics.
+
+    Advantages are those of docs/stages.md.
+    """
     (block,) = [
         part for part in re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL) if "LeaveOneOut" in part
     ]

@@ -2,7 +2,8 @@
 
     torchrun --nproc_per_node 3 exchange_script.py FOLDER
 
-Writes FOLDER/facts<rank>.json: what this rank held, sent and learned from, for `test_exchange.py` to compare with one process.
+Writes FOLDER/facts<rank>.json: what this rank held, sent and learned from, for `test_exchange.py` to compare with one
+process.
 """
 
 import gc

@@ -9,7 +9,7 @@ from tiny import make_lora, make_model, make_tokenizer, make_trainer
 
 @pytest.mark.parametrize("config", [{}, {"modules_to_save": ["lm_head"]}], ids=["LoRA", "with a head of its own"])
 def test_a_start_by_any_name_is_trained_to_the_same_bits(tmp_path, config):
-    """As `policy` nothing is copied or removed; as `default` it moves to another name."""
+    """Check both cases: as `policy` nothing is copied or removed; as `default` the adapter moves to another name."""
     saved = {}
     for name in ("default", "policy"):
         start = get_peft_model(make_model(make_tokenizer()), make_lora(**config), adapter_name=name)

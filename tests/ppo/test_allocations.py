@@ -52,7 +52,7 @@ def tokenizer():
 
 
 def watched_iteration(folder, tokenizer, monkeypatch, *, chunk=CHUNK_OF_TOKENS, reward=None, **config):
-    """What one iteration allocates that is larger than `CHUNK_OF_TOKENS` rows of logits, of which it scores 128."""
+    """Return the allocations of one iteration larger than `CHUNK_OF_TOKENS` rows of logits, of which it scores 128."""
     monkeypatch.setattr("hf_rlhf.ops.logprobs.CHUNK_ELEMENTS", chunk * VOCABULARY)
     trainer = make_trainer(
         folder,

@@ -67,13 +67,14 @@ def test_each_choice_in_words(tmp_path, name, flags, words):
         (
             torch.float32,
             torch.bfloat16,
-            "bfloat16 base (native is float32: this cpu does not multiply bfloat16 in hardware, 35 times as slow as float32"
-            " here); what is trained is float32",
+            "bfloat16 base (native is float32: this cpu does not multiply bfloat16 in hardware, 35 times as slow as"
+            " float32 here); what is trained is float32",
         ),
         (
             torch.float32,
             torch.float16,
-            "float16 base (native is float32: this cpu does not multiply bfloat16 in hardware); what is trained is float32",
+            "float16 base (native is float32: this cpu does not multiply bfloat16 in hardware); what is trained is"
+            " float32",
         ),
     ],
 )

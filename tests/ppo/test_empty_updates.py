@@ -18,7 +18,7 @@ def one_of_eight(prompts, completion_ids, number, **columns):
 
 
 class Moves(TrainerCallback):
-    """Which weights, and which states of the optimizer, each update changed; and the learning rate after it."""
+    """Weights, and states of the optimizer, that each update changed, and the learning rate after it."""
 
     def __init__(self, trainer):
         self.trainer, self.before = trainer, self.now(trainer)

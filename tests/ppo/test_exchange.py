@@ -1,4 +1,7 @@
-"""Completions on several ranks: each keeps its own, the surplus travels as bytes, and minibatches are those of one process."""
+"""Completions on several ranks: each keeps its own, the surplus travels as bytes.
+
+Minibatches are those of one process.
+"""
 
 import json
 import random
@@ -21,7 +24,7 @@ RANKS = len(SIZES)
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
-    """What each rank of `exchange_script.py` wrote."""
+    """Return the facts that each rank of `exchange_script.py` wrote."""
     folder = tmp_path_factory.mktemp("ranks")
     run_ranks([SCRIPT, folder], RANKS, folder=folder, seconds=120)
     return [json.loads((folder / f"facts{number}.json").read_text()) for number in range(RANKS)]
@@ -154,7 +157,10 @@ def test_a_long_and_a_short_share_swap_rows_and_alike_ones_do_not():
 
 
 def test_few_rows_move_and_ranks_wait_little():
-    """8 ranks with 64 completions each, in minibatches of 128; without a look at who holds them, 7 of 8 rows would move."""
+    """Deal out 64 completions on each of 8 ranks, in minibatches of 128.
+
+    Without a look at who holds them, 7 of 8 rows would move.
+    """
     rng = random.Random(0)
     index = index_of([64] * 8, [rng.randint(64, 1024) for _ in range(512)])
     rows = list(range(512))

@@ -61,7 +61,10 @@ def test_what_rewards_log_is_in_the_metrics_of_its_iteration_alone():
 
 @pytest.mark.parametrize("step", [1e-5, 1e-4, 1e-2, 1.0])
 def test_the_variance_of_ratios_close_to_one_keeps_its_digits(step):
-    """In fp32, the difference of `E[r^2]` and `E[r]^2` would be off by 1e-7, and that is more than all of a small one."""
+    """Keep the digits of a small variance in fp32.
+
+    The difference of `E[r^2]` and `E[r]^2` would be off by 1e-7, and that is more than all of a small one.
+    """
     generator = torch.Generator().manual_seed(0)
     log_ratio = step * torch.randn(4, 1000, generator=generator)
     mask, zeros = torch.ones(4, 1000, dtype=torch.bool), torch.zeros(4, 1000)

@@ -13,7 +13,7 @@ from transformers import TrainerCallback
 
 
 class LiveNumbers(TrainerCallback):
-    """How many numbers all tensors hold together, at the end of each iteration."""
+    """Count of the numbers that all tensors hold together, at the end of each iteration."""
 
     def __init__(self):
         self.counts = []
@@ -44,7 +44,7 @@ ITERATIONS = 30
 
 @pytest.fixture(scope="module")
 def long_run(tmp_path_factory):
-    """What a run of 30 iterations of equal size says of itself at the end of each, in a process of its own."""
+    """Return the numbers that 30 iterations of equal size report, one at the end of each, in a process of their own."""
     done = subprocess.run(
         [sys.executable, str(MEMORY_SCRIPT), str(tmp_path_factory.mktemp("run")), str(ITERATIONS)],
         capture_output=True,
@@ -59,7 +59,10 @@ def long_run(tmp_path_factory):
 
 
 def test_resident_memory_stays_what_it_was_in_the_first_iterations(long_run):
-    """The logits of one batch take 8 MB. What malloc keeps goes up and down by more, so the least of ten is compared."""
+    """The logits of one batch take 8 MB.
+
+    What malloc keeps goes up and down by more, so the least of ten is compared.
+    """
     resident = [row["resident_bytes"] for row in long_run]
     assert min(resident[-10:]) - min(resident[:10]) < 8e6
 

@@ -280,7 +280,7 @@ def test_the_kl_logged_is_the_kl_paid_and_that_of_the_logits(tmp_path, estimator
 
 
 def test_the_gradient_of_the_kl_is_that_of_k1_in_the_rewards_and_of_k2_and_full_in_the_loss():
-    """In expectation over all tokens of one distribution, as the help of `kl_estimator` says."""
+    """Compare in expectation over all tokens of one distribution, as the help of `kl_estimator` says."""
     logits, reference = torch.randn(2, 5, generator=torch.Generator().manual_seed(0))
     logits.requires_grad_()
     reference = reference.log_softmax(dim=0)
@@ -324,7 +324,7 @@ def test_values_are_clipped_around_those_of_the_rollout(tmp_path):
 
 
 class Updates(TrainerCallback):
-    """What the guard saw of every update, and whether it changed a weight."""
+    """Record of every update that the guard saw, and of whether it changed a weight."""
 
     def __init__(self):
         self.seen = []  # (mean ratio, mean approximate KL, weights changed), one an update
@@ -384,7 +384,7 @@ def test_an_iterations_updates_end_once_the_policy_has_moved_too_far(tmp_path, f
 
 def test_the_guard_decides_by_the_mean_over_the_tokens_of_all_micro_batches(tmp_path):
     def decide(*micro_batches, **flags):
-        """Whether the update is made; a micro-batch is (tokens, mean ratio, mean approximate KL)."""
+        """Return whether the update is made; a micro-batch is (tokens, mean ratio, mean approximate KL)."""
         log = IterationLog(8)
         log.metrics = {"policy/updates": 0, "policy/skipped_updates": 0}
         guard = UpdateGuard(make_config(tmp_path, **flags), log, lambda: [weight])
@@ -640,7 +640,7 @@ RESUMED = {
 
 @pytest.mark.parametrize("flags", RESUMED.values(), ids=RESUMED)
 def test_a_killed_run_resumes_to_the_same_bits_and_records(tmp_path, flags):
-    """In the middle of a pass over the prompts, and where the reference was last refreshed an iteration ago."""
+    """Kill in the middle of a pass over the prompts, and where the reference was last refreshed an iteration ago."""
     extra = {"eval_dataset": make_prompts(4), **flags.get("trainer_kwargs", {})}
     flags = {"max_steps": 20, "save_strategy": "steps", "save_steps": 4, "eval_strategy": "epoch", **flags}
     flags.pop("trainer_kwargs", None)

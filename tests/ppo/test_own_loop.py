@@ -53,7 +53,7 @@ def own(folder, *, lora=True, trainer_kwargs=None, **config):
 
 
 def loop(trainer, iterations):
-    """What `train()` does, by hand and on its prompts; the metrics of each iteration."""
+    """Do the work of `train()` by hand and on its prompts; return the metrics of each iteration."""
     metrics = []
     for iteration in range(iterations):
         prompts = [row["prompt"] for row in trainer.prompts.rows(iteration)]

@@ -1,4 +1,4 @@
-"""How often a run computes the blocks and the head of each model: no pass is made whose numbers nobody reads."""
+"""The number of times a run computes the blocks and the head of each model: no pass is made without need."""
 
 from collections import Counter
 from contextlib import contextmanager

@@ -1,4 +1,4 @@
-"""Which rows an iteration and an update use."""
+"""The rows that an iteration and an update use."""
 
 import datasets
 import pytest

@@ -1,4 +1,4 @@
-"""A reward adapter above the trunk begins there where its tokens begin with a completion's, and all else stays the same."""
+"""A reward adapter above the trunk begins there where its tokens begin with a completion's; the rest stays the same."""
 
 import pytest
 import torch
@@ -52,7 +52,7 @@ def upper_trainer(folder, places, *, ended=BATCH, unlike=0, rewards=("upper",), 
 
 
 def watch(trainer, monkeypatch):
-    """Lists, by stage, with the sequences of each pass of the trunk for kept states; and those that the stage was given."""
+    """Return lists by stage: the sequences of each pass of the trunk for kept states, and those given to the stage."""
     passes = {"score": [], "evaluate_policy": [], "training_step": []}
     given, stage = [], []
     states = trainer.policy.trunk_states
@@ -79,7 +79,10 @@ def watch(trainer, monkeypatch):
 
 
 def read_by_reward(ids, ended):
-    """The tokens that a reward reads of a trajectory: a completion that was cut off is closed, and special tokens are not text."""
+    """Return the tokens that a reward reads of a trajectory.
+
+    A completion that was cut off is closed, and special tokens are not text.
+    """
     start = len(ids) - ids[::-1].index(ASSISTANT)
     words = [token for token in ids[start:] if token != SPECIAL]
     return (*ids[:start], *words, *([] if ended else [make_tokenizer().eos_token_id]))
@@ -137,8 +140,8 @@ def test_the_same_as_without(places, tmp_path, padding_free, ended, unlike):
         (("reward",), "; not for the reward reward, whose adapter begins below"),
         (
             ("full_reward", "upper", "reward"),
-            "; not for the reward full_reward, a model of its own; for the reward upper too, where its text has the same tokens"
-            "; not for the reward reward, whose adapter begins below",
+            "; not for the reward full_reward, a model of its own; for the reward upper too, where its text has the"
+            " same tokens; not for the reward reward, whose adapter begins below",
         ),
     ],
     ids=str,

@@ -1,4 +1,4 @@
-"""What `PPOTrainer` refuses before it trains, and what it leaves as it was."""
+"""Refusals of `PPOTrainer` before it trains, and the objects that it leaves as they were."""
 
 import json
 
@@ -281,7 +281,10 @@ def test_prompts_are_tried_with_the_reward_model_before_training(tmp_path, learn
     model, tokenizer = learned
     plain, rest = make_prompts(8), {"trainer_kwargs": {"reward_processing_classes": [tokenizer]}}
     sad = Dataset.from_list([*plain.to_list()[:3], {"prompt": [{"role": "user", "content": "sad"}], "number": 9}])
-    refuses = "{% for m in messages %}{% if m.content == 'sad' %}{{ raise_exception('no sadness') }}{% endif %}{{ m.content }} {% endfor %}"
+    refuses = (
+        "{% for m in messages %}{% if m.content == 'sad' %}{{ raise_exception('no sadness') }}{% endif %}{{ m.content"
+        " }} {% endfor %}"
+    )
     tokenizer.chat_template = refuses
     refused = r"reward model 'reward_model': the chat template refuses it \(no sadness\) in 1 row \("
     trainer = make_trainer(tmp_path, reward=model, data=plain, **rest)

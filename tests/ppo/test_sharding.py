@@ -1,4 +1,4 @@
-"""What has not been made to work under a launcher's settings is refused when the trainer is made."""
+"""Refusals when the trainer is made, of options that do not work under a launcher's settings."""
 
 from types import SimpleNamespace
 

@@ -274,7 +274,7 @@ def test_impossible_settings_are_refused_by_name(tmp_path, wrong):
 
 @pytest.mark.parametrize("fails", [False, True], ids=["ends", "fails"])
 def test_packed_attention_is_for_training_alone(tmp_path, fails):
-    """What is saved, or sampled from later, has to load and run without this package."""
+    """Check that a model which is saved, or sampled from later, loads and runs without this package."""
 
     def kinds():
         return {model.config._attn_implementation for model in trainer.policy.transformers_models()}

@@ -113,7 +113,7 @@ def test_models_of_their_own_are_named(tmp_path):
 
 @pytest.mark.parametrize("by_flag", [True, False])
 def test_full_fine_tuning_of_the_upper_blocks(tmp_path, capsys, by_flag):
-    """What is frozen stays so, by the flag or as it came, and the reference begins above the trunk too."""
+    """Check that frozen weights stay so, by the flag or as they came. The reference begins above the trunk too."""
     weights, metrics = {}, {}
     for reuse in (True, False):
         model = make_model(make_tokenizer())

@@ -28,7 +28,7 @@ bitsandbytes = pytest.importorskip("bitsandbytes", reason="needs bitsandbytes; m
 
 
 def in_4_bits():
-    """As the flag `load_in_4bit` asks for them, computing in fp32."""
+    """Return the quantization config of the flag `load_in_4bit`, computing in fp32."""
     return transformers.BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32
     )
@@ -65,7 +65,7 @@ def with_weights_of_4_bits(folder):
 
 
 def gradients(model):
-    """Of the adapters, after the policy has sampled."""
+    """Return the gradients of the adapters, after the policy has sampled."""
     torch.manual_seed(0)
     policy = PolicyWithValue(perturb(wrap_policy(model, make_lora()), only="lora"))
     TransformersEngine(policy.model, make_tokenizer()).generate([[5, 6]], Sampling(max_completion_length=2), [0])
@@ -107,7 +107,7 @@ def test_a_model_from_elsewhere_trains_or_is_refused(tmp_path, model_folder, giv
 
 
 def command_of(command, flags, write_rows):
-    """As `saving_command`; a reward model is evaluated in the middle too."""
+    """Like `saving_command`, but a reward model is evaluated in the middle too."""
     if command != "reward":
         return saving_command(command, flags, write_rows)
     evaluation = write_rows(conversational_pairs(21)[16:], "eval.jsonl")
@@ -135,7 +135,7 @@ def test_a_killed_run_resumes_to_the_same_bits(tmp_path, model_folder, monkeypat
 
 
 def logits_of(model):
-    """In train mode, so that bitsandbytes computes as in training; there is no dropout."""
+    """Return logits in train mode, so that bitsandbytes computes as in training; there is no dropout."""
     sequences = make_sequences()
     with torch.no_grad():
         return model.train()(input_ids=sequences.input_ids, attention_mask=sequences.attention_mask.long()).logits

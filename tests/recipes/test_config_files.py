@@ -1,4 +1,4 @@
-"""Config files: hostile, damaged or mistyped ones end in one message with the file and, where there is one, the line."""
+"""Config files: hostile, damaged or mistyped ones end in one message with the file and, if there is one, the line."""
 
 import random
 import time
@@ -123,7 +123,7 @@ WRITTEN = ["0x" + "f" * 5000, "5:" * 500 + "5.5", "9" * 5000, "9" * 25, "-" + "9
 
 
 def run(cases, folder):
-    """How many of these configs of random values are refused. Whatever is raised but InputError ends the test."""
+    """Count the configs of random values that are refused. Any exception but InputError ends the test."""
     refused = 0
     for number in cases:
         rng = random.Random(number)

@@ -293,9 +293,12 @@ def test_a_thousand_damaged_files_end_in_a_report_or_in_one_message(capsys, flag
 def test_prompts_are_tried_with_the_reward_models_template_before_any_model_is_loaded(
     capsys, flags, write_rows, tmp_path
 ):
-    """The folder of the reward model has a tokenizer and nothing else: whoever loads the model ends in another message."""
+    """Check a reward model's folder with a tokenizer and nothing else: loading the model ends in another message."""
     tokenizer = make_tokenizer()
-    tokenizer.chat_template = "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system') }}{% endif %}{{ m.content }} {% endfor %}"
+    tokenizer.chat_template = (
+        "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system') }}{% endif %}{{ m.content }}"
+        " {% endfor %}"
+    )
     tokenizer.save_pretrained(tmp_path / "helpful")
     rows = prompt_rows()
     rows[4]["prompt"].insert(0, {"role": "system", "content": "you are good"})

@@ -43,9 +43,12 @@ def inputs(tmp_path_factory):
 
 
 def flags(recipe, inputs, folder):
-    """Those of a tiny run."""
+    """Return the flags of a tiny run."""
     rows = {"ppo": "prompts", "reward": "pairs", "sft": "texts"}[recipe]
-    of_ppo = "--reward_funcs tiny:happy_reward --max_completion_length 8 --max_prompt_length 32 --num_ppo_epochs 1 --num_mini_batches 2"
+    of_ppo = (
+        "--reward_funcs tiny:happy_reward --max_completion_length 8 --max_prompt_length 32 --num_ppo_epochs 1"
+        " --num_mini_batches 2"
+    )
     own = of_ppo if recipe == "ppo" else "--max_length 64 --bf16 false"
     return [
         "--model_name_or_path", str(inputs / "model"), "--dataset_name", str(inputs / f"{rows}.jsonl"), "--dtype", "float32",
@@ -56,7 +59,7 @@ def flags(recipe, inputs, folder):
 
 @pytest.mark.parametrize(("name", "recipe", "settings"), LAUNCHES)
 def test_accelerate_launch_starts_two_ranks(tmp_path, inputs, name, recipe, settings):
-    """By `accelerate launch --config_file`, as the README says it, but for the number of ranks and the CPU."""
+    """Launch by `accelerate launch --config_file`, as the README says it, but for the number of ranks and the CPU."""
     if settings is DEEPSPEED and not sharding_on_cpu.HAS_DEEPSPEED:
         pytest.skip("needs deepspeed (make test-deepspeed)")
     config = REPOSITORY / "recipes" / "accelerate_configs" / f"{name}.yaml"

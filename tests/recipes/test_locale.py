@@ -78,14 +78,14 @@ def test_a_path_that_the_locale_cannot_name_is_refused(flag, tmp_path, write_row
 
 
 def test_a_stop_string_that_the_locale_took_apart_is_refused():
-    """As `fin é` arrives where the locale is ASCII and the terminal UTF-8."""
+    """Refuse `fin é` in the form that it has where the locale is ASCII and the terminal UTF-8."""
     with pytest.raises(InputError, match=r"stop_strings.*PYTHONUTF8=1"):
         parse_arguments([PPOArguments, PPOConfig, ModelArguments], ["--stop_strings", "fin \udcc3\udca9"], "test")
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
 def test_a_config_is_read_once(tmp_path):
-    """As from `--config <(generate)`, which gives its content to the first reader only."""
+    """Read a config from `--config <(generate)`, which gives its content to the first reader only."""
     import threading
 
     pipe = tmp_path / "ppo.yaml"

@@ -1,4 +1,4 @@
-"""What a plan says is what a run then takes."""
+"""A plan agrees with what a run then takes."""
 
 import itertools
 import json
@@ -101,7 +101,10 @@ def test_memory_grows_with_the_micro_batch_alone(tmp_path):
 
 
 def test_fewer_blocks_take_less(tmp_path):
-    """A quarter of the blocks, 8 of 30: the activations of 8, and 2 bytes of each of the 576 numbers of a token's state."""
+    """Plan a quarter of the blocks, 8 of 30.
+
+    It takes the activations of 8, and 2 bytes of each of the 576 numbers of a token's state.
+    """
     config = read_config(EMBEDDED_MODEL)
     args = make_config(tmp_path, per_device_train_batch_size=4)
     lora = in_last_blocks(make_lora(), model_on_meta(config), "0.25")

@@ -25,7 +25,7 @@ def speed(times):
 
 @pytest.fixture
 def machine(monkeypatch):
-    """How slow the machine is that a quickstart measures: a list of one number; and how often it was measured."""
+    """Return the slowness that a quickstart measures, a list of one number, and the list of measurements."""
     slowness, measured = [1.0], []
 
     def measure(args):

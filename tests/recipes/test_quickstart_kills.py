@@ -29,7 +29,7 @@ MOMENTS = (
     ".evaluation.partial/before.jsonl",
     "results.json",
 )
-"""What is there when a run is killed."""
+"""Files that are there when a run is killed."""
 
 
 def settings(folder, **flags):
@@ -60,7 +60,7 @@ def killed_when(work, file):
 
 
 def everything(folder):
-    """What must be the same bits."""
+    """Return everything that must be the same bits."""
     texts = {
         name: (folder / name).read_text()
         for name in (

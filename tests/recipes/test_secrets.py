@@ -1,4 +1,4 @@
-"""Tokens: refused where settings are stored, and from the environment or a login file they reach nothing but the Hub."""
+"""Tokens: refused where settings are stored; from the environment or a login file they reach nothing but the Hub."""
 
 import subprocess
 import sys

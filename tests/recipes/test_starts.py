@@ -1,4 +1,4 @@
-"""Where the recipes start: from adapters of the stage before, in fp32 where all is trained, with another's template."""
+"""The recipes' starting points: adapters of the stage before, fp32 if all is trained, another model's template."""
 
 import json
 import math

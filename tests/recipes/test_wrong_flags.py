@@ -1,4 +1,4 @@
-"""Flags that transformers, trl or peft refuse, or take without a word, end in one message before anything is written."""
+"""Flags that transformers, trl or peft refuse, or take in silence, end in one message before anything is written."""
 
 import json
 
@@ -117,7 +117,7 @@ def test_losses_that_other_rows_cannot_serve(failing, flags, write_rows, row, wr
 
 
 def test_a_marked_template_trains_the_assistant_alone(stage, tmp_path, monkeypatch):
-    """Of `<|im_start|> assistant happy <|im_end|>` the last two tokens count; the report is of the same tokens."""
+    """Count the last two tokens of `<|im_start|> assistant happy <|im_end|>`; the report is of the same tokens."""
     from hf_rlhf.reward_modeling.trainers import SFTTrainer
 
     trained = []

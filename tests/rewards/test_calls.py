@@ -122,7 +122,7 @@ def test_other_rewards_run_in_the_calling_thread_while_the_async_ones_wait(as_ob
 
 
 def test_async_rewards_work_inside_a_running_loop():
-    """As in a notebook."""
+    """Call from a running loop, as a notebook does."""
 
     async def notebook():
         return call(sleeping(0.0, "awaited"))

@@ -77,7 +77,7 @@ def test_siblings_absolute_and_relative(write, line):
 
 
 def test_a_sibling_that_is_imported_when_called_and_one_with_the_name_of_an_installed_module(write):
-    """As for `python file.py`, siblings come first while the file is loaded; afterwards nothing installed is hidden."""
+    """Put siblings first while the file is loaded, like `python file.py`; afterwards nothing installed is hidden."""
     write("rew/late_points.py", "def points(text): return float(len(text))\n")
     write("rew/antigravity.py", "here = True\n")  # of the standard library, where it opens a browser
     write("rew/pydoc_data.py", "raise AssertionError('hides the standard library')\n")
@@ -263,7 +263,10 @@ def test_each_reward_file_imports_what_is_beside_it(write, sibling, code):
 
 
 def test_a_module_that_importlib_cannot_tell_is_refused(write):
-    """Python gives `importlib` the first that was imported, or that is on the path: the other file's reward, in silence."""
+    """Refuse an ambiguous name.
+
+    Python gives `importlib` the first that was imported, or that is on the path: the other file's reward, in silence.
+    """
     functions = []
     for value in (1, 2):
         write(f"{value}/told_by_name.py", f"VALUE = {value}\n")
@@ -282,7 +285,10 @@ def test_a_module_that_importlib_cannot_tell_is_refused(write):
 def test_a_folder_of_data_hides_no_installed_package(write):
     write("rew/datasets/rows.txt", "")
     write("rew/transformers/notes.txt", "")
-    code = "import datasets\ndef f(completions, **_):\n    import transformers\n    return [float('site-packages' in datasets.__file__ + transformers.__file__)]\n"
+    code = (
+        "import datasets\ndef f(completions, **_):\n    import transformers\n    return [float('site-packages' in"
+        " datasets.__file__ + transformers.__file__)]\n"
+    )
     assert load_function(write("rew/r.py", code) + ":f")(completions=["x"]) == [1.0]
 
 

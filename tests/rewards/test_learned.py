@@ -128,7 +128,8 @@ def test_a_text_longer_than_the_model_takes_is_an_error_with_its_lengths():
 TOOLS = [{"type": "function", "function": {"name": "mat"}}]
 WITH_OPTIONS = (
     "{% for tool in tools or [] %}{{ tool.function.name }} {% endfor %}{{ mood is defined and mood or '' }} "
-    "{% for m in messages %}{% if 'sad' in m.content %}{{ raise_exception('no sadness') }}{% endif %}{{ m.content }} {% endfor %}"
+    "{% for m in messages %}{% if 'sad' in m.content %}{{ raise_exception('no sadness') }}{% endif %}{{ m.content }}"
+    " {% endfor %}"
 )
 
 

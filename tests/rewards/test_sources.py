@@ -164,7 +164,7 @@ def encoder(kind):
 
 @pytest.mark.parametrize(("kind", "words"), [("roberta", 13), ("deberta", 40)])
 def test_an_encoder_scores_as_its_own_pipeline_up_to_its_last_position(kind, words):
-    """RoBERTa has 16 rows of positions, of which the first (its padding row) is none: 15 tokens, two of them special."""
+    """Count RoBERTa's 16 rows of positions, of which the padding row is none: 15 tokens, two of them special."""
     classifier, tokenizer = encoder(kind)
     pipeline = TextClassificationPipeline(model=classifier, tokenizer=tokenizer, function_to_apply="none")
     reward = resolve(pipeline).functions[0]

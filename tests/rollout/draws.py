@@ -1,4 +1,4 @@
-"""What every engine has to draw from."""
+"""The distribution that every engine has to draw from."""
 
 import torch
 
@@ -6,7 +6,10 @@ from hf_rlhf.rollout.sampling import Sampling, row_seed
 
 
 def chi_squared_of_draws(engine, model, prompt, draws):
-    """Of one-token draws against the softmax of the model's logits: 28 degrees of freedom for a vocabulary of 29."""
+    """Return chi-squared of one-token draws against the softmax of the model's logits.
+
+    It has 28 degrees of freedom for a vocabulary of 29.
+    """
     temperature = 1.3
     seeds = [row_seed("frequencies", number) for number in range(draws)]
     sampling = Sampling(max_completion_length=1, temperature=temperature)

@@ -22,7 +22,7 @@ SEEDS = [3, 1, 4, 1, 5]
 
 
 class CalledAgain:
-    """What a CUDA graph does, by calling the step anew and writing its result where the first one lies."""
+    """Stand-in for a CUDA graph that calls the step anew and writes its result where the first one lies."""
 
     def __init__(self, step):
         self.step, self.output = step, step()

@@ -62,7 +62,7 @@ def test_what_the_run_stops_at_by_its_flags_needs_no_warning(model, tokenizer, c
 
 
 def test_a_generation_config_without_the_tokenizers_end_token_gets_it(caplog):
-    """As of a base model with the tokenizer of its instruct version: sampling here stops, plain `generate` would not."""
+    """Take a base model with the tokenizer of its instruct version: sampling here stops, plain `generate` would not."""
     tokenizer = make_tokenizer()
     model = make_model(tokenizer, eos_token_id=12)
     stop_at_end_of_turn(model, tokenizer, CHAT, Sampling())

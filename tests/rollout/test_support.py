@@ -1,4 +1,4 @@
-"""Completions that do not say what their tokens were chosen from are read as the run's settings would have sampled them."""
+"""Completions that do not say what their tokens were chosen from are read as sampled with the run's settings."""
 
 import pytest
 import torch

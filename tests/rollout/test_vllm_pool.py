@@ -425,15 +425,18 @@ def test_two_ranks_share_two_servers_of_which_one_dies(doubles, tmp_path, tokeni
     [
         (
             {"vllm_server_base_urls": ["a:8000", "http://A:8000/v1"]},
-            "vllm_server_base_urls=a:8000 http://A:8000/v1 is invalid: http://a:8000 is given twice. Name each server once.",
+            "vllm_server_base_urls=a:8000 http://A:8000/v1 is invalid: http://a:8000 is given twice. Name each server"
+            " once.",
         ),
         (
             {"vllm_server_base_urls": ["http://a:8000", "http://b:port"]},
-            "vllm_server_base_urls=http://b:port is invalid: it is not the address of a server. Write http://host:8000.",
+            "vllm_server_base_urls=http://b:port is invalid: it is not the address of a server. Write"
+            " http://host:8000.",
         ),
         (
             {"vllm_server_base_url": "http://a:8000", "vllm_server_base_urls": ["http://b:8000"]},
-            "vllm_server_base_url=http://a:8000 is invalid: vllm_server_base_urls is given too. Name all servers there.",
+            "vllm_server_base_url=http://a:8000 is invalid: vllm_server_base_urls is given too. Name all servers"
+            " there.",
         ),
         (
             {"vllm_server_base_urls": []},

@@ -19,7 +19,7 @@ ROLLOUT_SIZE = 32
 
 @dataclass(frozen=True)
 class Size:
-    """What decides how long the quickstart takes; the names are those of its flags."""
+    """Sizes that decide the duration of the quickstart. Their names are those of its flags."""
 
     messages: int
     candidates_per_prompt: int
@@ -77,16 +77,22 @@ class QuickstartArguments:
 
     @property
     def sampling(self) -> Sampling:
-        """How replies are sampled, in every stage."""
+        """Sampling settings of the replies, in every stage."""
         return Sampling(max_completion_length=self.max_completion_length, temperature=self.temperature)
 
     def lora(self, model: Model) -> Any:
-        """Return the LoRA config of both adapters: attention only, which is enough here and half the work of every layer."""
+        """Return the LoRA config of both adapters: attention only.
+
+        That is enough here, and half the work of every layer.
+        """
         modules = self.lora_target_modules.split(",")
         flags = ModelArguments(model_name_or_path=self.model_name_or_path, lora_target_modules=modules)
         return peft_config(flags, model)
 
     @property
     def model_kwargs(self) -> dict[str, str]:
-        """How the base is loaded. On a CPU, short sequences train a third faster with plain attention than with fused."""
+        """Arguments for loading the base.
+
+        On a CPU, short sequences train a third faster with plain attention than with fused.
+        """
         return {} if torch.accelerator.is_available() else {"attn_implementation": "eager"}

@@ -1,4 +1,4 @@
-"""How much the quickstart does in the minutes it is given."""
+"""The amount of work that the quickstart does in the minutes it is given."""
 
 import json
 import os
@@ -66,8 +66,8 @@ class Plan:
 def plan_quickstart(args: QuickstartArguments, root: Path) -> Plan:
     """Settle the flags of `Size` that `args` leaves open, so that the run ends within `args.minutes`.
 
-    A run that goes on in `root` keeps what was chosen there for the same flags; sizes may be given besides. The choice, the
-    measured speed and the expected seconds are in plan.json, and all flags in config.yaml.
+    A run that goes on in `root` keeps what was chosen there for the same flags; sizes may be given besides. The choice,
+    the measured speed and the expected seconds are in plan.json, and all flags in config.yaml.
 
     Args:
         args: as the user gave them.
@@ -106,7 +106,7 @@ def _largest_that_fits(args: QuickstartArguments, fixed: dict[str, int], speed: 
 
 @dataclass(frozen=True)
 class _Recorded:
-    """What plan.json says of a choice: for which flags it was made, beside which sizes, and at which speed."""
+    """Choice that plan.json records: the flags it was made for, sizes given besides, sizes chosen, and the speed."""
 
     flags: dict[str, Any]
     beside: dict[str, int]
@@ -148,8 +148,8 @@ def too_slow(plan: Plan) -> str | None:
     if plan.total <= 60 * minutes:
         return None
     return (
-        f"This will take about {duration(plan.total)}, more than minutes={minutes:g}: on this machine, no smaller size shows a"
-        " result, or the flags leave no choice. The run begins; Ctrl-C stops it, and the same command goes on."
+        f"This will take about {duration(plan.total)}, more than minutes={minutes:g}: on this machine, no smaller size"
+        " shows a result, or the flags leave no choice. The run begins; Ctrl-C stops it, and the same command goes on."
     )
 
 

@@ -1,4 +1,4 @@
-"""What the quickstart shows at its end: table, examples, report, results.json and the policy's model card."""
+"""Results that the quickstart shows at its end: table, examples, report, results.json and the policy's model card."""
 
 import json
 from dataclasses import asdict
@@ -19,8 +19,8 @@ def headline(comparison: Comparison) -> str:
     """The result in one sentence."""
     wins = comparison.wins
     return (
-        f"On {wins.n} messages it never saw, the annotator prefers the trained model's reply {wins.rate:.0%} of the time"
-        f" (95% interval {wins.low:.0%} to {wins.high:.0%}; {wins.wins} wins, {wins.ties} ties that count half,"
+        f"On {wins.n} messages it never saw, the annotator prefers the trained model's reply {wins.rate:.0%} of the"
+        f" time (95% interval {wins.low:.0%} to {wins.high:.0%}; {wins.wins} wins, {wins.ties} ties that count half,"
         f" {wins.losses} losses)."
     )
 
@@ -118,7 +118,8 @@ def write_results(
         model_id=str(policy),
         base_model=public_name(base),
         license="apache-2.0" if base == EMBEDDED_MODEL else None,
-        description="A small language model that learned, from simulated feedback alone, to reply briefly and cheerfully.",
+        description="A small language model that learned, from simulated feedback alone, to reply briefly and"
+        " cheerfully.",
         headline=title,
         results=rows,
         settings=settings,
@@ -133,13 +134,13 @@ def write_results(
 
 
 def _notes(reward_model: Path, settings: dict[str, Any], system_message: str) -> list[str]:
-    """What a reader has to know to judge the result."""
+    """Return the notes that a reader needs to judge the result."""
     accuracy = json.loads((reward_model / "evaluation.json").read_text(encoding="utf-8"))
     return [
-        f"Both models got the same system message, {system_message!r}, and the same random numbers. Part of the gain is that"
-        f" replies now end within {settings['max_completion_length']} tokens.",
-        f"The reward model agrees with {accuracy['eval_accuracy']:.0%} of {accuracy['eval_rows']:.0f} held-out preferences"
-        f" (95% interval {accuracy['eval_accuracy_low']:.0%} to {accuracy['eval_accuracy_high']:.0%}).",
+        f"Both models got the same system message, {system_message!r}, and the same random numbers. Part of the gain"
+        f" is that replies now end within {settings['max_completion_length']} tokens.",
+        f"The reward model agrees with {accuracy['eval_accuracy']:.0%} of {accuracy['eval_rows']:.0f} held-out"
+        f" preferences (95% interval {accuracy['eval_accuracy_low']:.0%} to {accuracy['eval_accuracy_high']:.0%}).",
         "The annotator is a program that counts warm words in short, finished, non-repeating replies; it knows nothing"
         " of truth, and neither does what was learned from it.",
         "PPO trained against the reward model, not against the annotator: where their scores part, the reward model was"

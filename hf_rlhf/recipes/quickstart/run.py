@@ -49,7 +49,8 @@ from hf_rlhf.records import iteration_rows, read_json_lines
 def run_quickstart(args: QuickstartArguments) -> dict[str, Any]:
     """Run, take up or reuse every stage and print the result; returns its numbers.
 
-    Leaves in `args.output_dir`: candidates, preferences, reward_model, policy (with model card), evaluation, report.html.
+    Leaves in `args.output_dir`: candidates, preferences, reward_model, policy (with model card), evaluation,
+    report.html.
 
     Raises `RunStopped` after a signal during training; a kill at any moment loses no more than the work since the last
     batch or checkpoint.
@@ -103,13 +104,13 @@ def _dtype_in_words() -> str:
     """Say in which dtype the stages load their models."""
     device = current_device()
     return (
-        f"Models are loaded in {dtype_name(native_dtype(device))}: {hardware_in_words(device)} ({device_in_words(device)})."
-        " A training that resumes keeps the dtype of its checkpoint."
+        f"Models are loaded in {dtype_name(native_dtype(device))}: {hardware_in_words(device)}"
+        f" ({device_in_words(device)}). A training that resumes keeps the dtype of its checkpoint."
     )
 
 
 def _settings(args: QuickstartArguments, root: Path) -> dict[str, Any]:
-    """Return what report and model card say of a run: its flags, and where and in which dtype the policy was trained."""
+    """Return what report and model card say of a run: flags, and device and dtype that trained the policy."""
     flags = {name: value for name, value in asdict(args).items() if name != "output_dir"}
     return flags | policy_computation(root / POLICY).for_card()
 
@@ -183,7 +184,7 @@ STAGES = (
 
 
 def _outcome(folder: Path) -> str:
-    """What a finished stage holds, in a few words."""
+    """Describe the content of a finished stage in a few words."""
     if folder.name in (CANDIDATES, PREFERENCES):
         rows = len((folder / "train.jsonl").read_text(encoding="utf-8").splitlines())
         held_out = len((folder / "test.jsonl").read_text(encoding="utf-8").splitlines())

@@ -1,4 +1,4 @@
-"""How fast this machine samples and trains, by a measurement of a few seconds."""
+"""The speed at which this machine samples and trains, from a measurement of a few seconds."""
 
 import time
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Stages whose results stay on disk: done once, reused when the same settings are run again, taken up where they were."""
+"""Stages whose results stay on disk: done once, reused for the same settings, resumed where they were."""
 
 import json
 import os

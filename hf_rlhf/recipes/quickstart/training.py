@@ -27,7 +27,7 @@ from hf_rlhf.reward_modeling.training import adapters_in_base_dtype, make_reward
 from hf_rlhf.rewards.learned import LearnedReward
 
 COMPUTATION_FILE = "computation.json"
-"""In the folder of the policy: in which dtypes and on which device it was trained."""
+"""File in the policy's folder that says in which dtypes and on which device it was trained."""
 
 
 def train_reward_model(args: QuickstartArguments, root: Path, folder: Path) -> None:
@@ -79,7 +79,9 @@ def train_reward_model(args: QuickstartArguments, root: Path, folder: Path) -> N
 
 
 def train_policy(args: QuickstartArguments, reward_model: Path, folder: Path, **flags: Any) -> None:
-    """Stage 4: PPO against `reward_model`, from the newest checkpoint in `folder`; `flags` go to `PPOConfig`, before `args`.
+    """Train by PPO against `reward_model`, from the newest checkpoint in `folder` (stage 4).
+
+    `flags` go to `PPOConfig`, before `args`.
 
     The policy's adapter and the reward model's share one base; with both off it is the reference.
     """
