@@ -3,7 +3,7 @@
     python benchmarks/gpu.py --peer_python .venv-trl/bin/python     # a model of 1.2B random weights, no download
     python benchmarks/gpu.py --cpu --tiny                           # every part that runs without a GPU, in minutes
 
-Each part is a process of its own: one that fails is a row that says so, and the others go on. Prints one table and
+Each part is a process of its own: one that fails is a row that says so, and the others continue. Prints one table and
 writes it with all numbers to `output_dir`.
 """
 

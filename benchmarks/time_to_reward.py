@@ -106,7 +106,7 @@ class Experiment:
     folder: Path
     model: str
     dtype: str
-    peer: tuple[str, str | None] | None  # its Python, and the folder that comes first on its path; None: left out
+    peer: tuple[str, str | None] | None  # its Python, and the folder that comes first on its path; None: omitted
     seeds: Sequence[int]
     minutes: float
     peer_minutes: float
@@ -127,7 +127,7 @@ class Experiment:
         args = QuickstartArguments(
             output_dir=str(self.folder), model_name_or_path=self.model, **asdict(Size.of_share(self.share))
         )
-        if self.tiny:  # random weights write words that nobody prefers by much
+        if self.tiny:  # random weights write words that no annotator prefers by much
             args = replace(args, annotator_tie_margin=0.0, max_completion_length=8, lora_target_modules="q_proj,v_proj")
         return args
 

@@ -19,11 +19,12 @@ def metrics_page() -> str:
     of_reward_models = "\n".join(f"| `{name}` | {_cell(meaning)} |" for name, meaning in RESULTS.items())
     return (
         "# Metrics of a PPO run\n\n"
-        "Written to `metrics.jsonl` and to every tracker, once an iteration. A number that could not be computed is"
-        " `null`\nthere, never 0. Rows of `samples.jsonl` have the same `iteration`. Besides, Trainer logs `step`"
-        " (optimizer updates),\n`epoch` and `learning_rate`, and the last row holds the times of the whole run."
-        " Numbers of an evaluation have the prefix `eval_`. What reward functions log by `log_metric` is\nadded under"
-        f" the names they give.\n\n| key | meaning |\n|---|---|\n{rows}\n\n"
+        "Written to `metrics.jsonl` and to every tracker, once an iteration. A number that could not be computed is `null`\n"
+        "there, never 0. Rows of `samples.jsonl` have the same `iteration`. Besides, Trainer logs `step` (optimizer updates),\n"
+        "`epoch` and `learning_rate`, and the last row holds the times of the whole run. Numbers of an evaluation have"
+        " the prefix `eval_`. What reward functions log by `log_metric` is\n"
+        "added under the names they give.\n\n"
+        f"| key | meaning |\n|---|---|\n{rows}\n\n"
         "## Of a reward model\n\n"
         "Printed at the end of `hf-rlhf reward`, and in `evaluation.json`.\n\n"
         f"| key | meaning |\n|---|---|\n{of_reward_models}\n"
@@ -48,10 +49,11 @@ def flags_page() -> str:
     )
     return (
         "# Flags of PPO\n\n"
-        "`PPOConfig` is a `transformers.TrainingArguments` with these flags besides, or with another default. They are"
-        " keys\nof a YAML file (`--config`), options of the command line (`--kl_coef 0.1`) and arguments of"
-        " `PPOConfig(...)`. How\nthe sizes of an iteration belong together is on the page about the [batch"
-        " algebra](batch_algebra.md).\n" + "\n".join(tables) + "\n"
+        "`PPOConfig` is a `transformers.TrainingArguments` with these flags besides, or with another default. They are keys\n"
+        "of a YAML file (`--config`), options of the command line (`--kl_coef 0.1`) and arguments of `PPOConfig(...)`. How\n"
+        "the sizes of an iteration belong together is on the page about the [batch algebra](batch_algebra.md).\n"
+        + "\n".join(tables)
+        + "\n"
     )
 
 

@@ -32,7 +32,7 @@ class PushError(RuntimeError):
 
 
 class RunFailed(RuntimeError):
-    """A run cannot go on for a reason outside of what the user gave: a full disk, say, or another rank's failure.
+    """A run cannot continue for a reason outside of what the user gave: a full disk, say, or another rank's failure.
 
     The command line prints the message alone and exits with status 1.
     """
@@ -43,7 +43,7 @@ class RunStopped(SystemExit):
 
     Args:
         signal_number: of the signal; the exit status is 128 more, as in a shell.
-        message: what was saved, and how to go on.
+        message: what was saved, and how to continue.
     """
 
     def __init__(self, signal_number: int, message: str):

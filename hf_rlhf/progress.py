@@ -13,7 +13,7 @@ from typing import Any
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback, TrainerState
 
 Watched = tuple[tuple[str, str, int], ...]
-"""`(key, name to show, digits)`; keys that are not logged are left out."""
+"""`(key, name to show, digits)`; keys that are not logged are omitted."""
 
 
 class CompactProgress(ProgressCallback):

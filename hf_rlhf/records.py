@@ -75,7 +75,7 @@ def _write_json_lines(file: Path, rows: Iterable[Mapping[str, Any]], mode: str) 
 
 
 def read_json_lines(file: Path) -> list[dict[str, Any]]:
-    """Read what `append_json_line` wrote; a last line torn by a kill is left out."""
+    """Read what `append_json_line` wrote; a last line torn by a kill is skipped."""
     with file.open(encoding="utf-8", newline="\n") as lines:
         return [json.loads(line) for line in lines if line.endswith("\n")]
 
@@ -137,7 +137,7 @@ def sample_rows(trajectories: Sequence[Trajectory], split: str, limit: int) -> l
 
 
 def write_settings(folder: Path, *configs: Any) -> None:
-    """Write config.yaml with every flag of the given dataclasses, secrets left out, and versions.json.
+    """Write config.yaml with every flag of the given dataclasses, secrets omitted, and versions.json.
 
     That names the device too, where one of them does.
     """

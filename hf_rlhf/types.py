@@ -82,10 +82,10 @@ class TokenSupport(Sequence[Tensor]):
 class Trajectory:
     """One prompt with the completion sampled for it; scoring and the forward passes fill in the rest."""
 
-    row: Mapping[str, Any]  # the data set's row: `prompt` and every other column
+    row: Mapping[str, Any]  # the dataset's row: `prompt` and every other column
     prompt_ids: list[int]
     completion: Completion
-    text: str  # the answer: what the generation prompt began it with and the completion, special tokens left out
+    text: str  # the answer: what the generation prompt began it with and the completion, special tokens omitted
     mask: list[bool] | None = None  # (T,) True where the policy sampled the token; None: everywhere
     rewards: dict[str, float | None] = field(default_factory=dict)  # each by name, unweighted, its tokens added up
     extra: dict[str, Any] = field(default_factory=dict)  # what rewards logged about this completion
@@ -101,7 +101,7 @@ class Trajectory:
 
     @property
     def prompt(self) -> Prompt:
-        """The prompt as the data set gave it."""
+        """The prompt as the dataset gave it."""
         return self.row["prompt"]
 
 

@@ -4,7 +4,7 @@
 # ///
 """PPO for language models in one file, to be read from top to bottom.
 
-A tiny Llama with random weights learns to count. It is shown a few numbers and goes on; at the end it is told what
+A tiny Llama with random weights learns to count. It is shown a few numbers and continues; at the end it is told what
 share of its numbers were the one before plus one, and nothing else: no right answer, not even which ones were right.
 Run it: `python recipes/minimal_ppo.py` (about ten seconds on a CPU).
 

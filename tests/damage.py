@@ -152,7 +152,7 @@ def as_bytes(rows, suffix, folder, rng):
 
 
 def make_case(number, folder):
-    """The kind of set, the file, and how many bad rows may be left out."""
+    """The kind of set, the file, and how many bad rows may be skipped."""
     rng = random.Random(number)
     kind, suffix = rng.choice(KINDS), rng.choice(SUFFIXES)
     rows = list(good_rows(kind, rng, rng.randrange(1, 7)))

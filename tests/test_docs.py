@@ -49,7 +49,7 @@ def text_of(name):
 
 
 def tables(text):
-    """Every table of a page as rows of cells by column name, backticks left out of the names."""
+    """Every table of a page as rows of cells by column name, without backticks in the names."""
     found = []
     for block in re.findall(r"(?:^\|.*\|\n)+", text, re.MULTILINE):
         rows = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in block.splitlines()]
@@ -60,7 +60,7 @@ def tables(text):
 
 
 def code_spans(text):
-    """Return the text between backticks, blocks of code left out."""
+    """Return the text between backticks, blocks of code omitted."""
     return re.findall(r"`([^`\n]+)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
 
 

@@ -1,6 +1,6 @@
 """The dtypes and the kind of machine that made a checkpoint, and what a resumed run says if its own differ.
 
-A run that goes on in another dtype is another run from there on: its numbers differ by rounding, and soon by more.
+A run that resumes in another dtype is another run from there on: its numbers differ by rounding, and soon by more.
 """
 
 import json
@@ -37,7 +37,7 @@ class Computation(NamedTuple):
         return self.dtypes.get(BASE)
 
     def for_card(self) -> dict[str, str]:
-        """Return what a model card is to say; what is unknown is left out."""
+        """Return what a model card is to say; what is unknown is omitted."""
         facts = {"dtype of the base": self.base, "device": self.device}
         return {name: known for name, known in facts.items() if known}
 

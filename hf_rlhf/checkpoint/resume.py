@@ -19,7 +19,7 @@ class VerifiedCheckpoint(str):
 
 
 def resume_point(folder: Path, wanted: str | bool | None) -> VerifiedCheckpoint | None:
-    """The checkpoint that the run in `folder` goes on from, or None for a new run; the same on every rank.
+    """The checkpoint that the run in `folder` resumes from, or None for a new run; the same on every rank.
 
     Args:
         folder: where the run writes; the caller holds its lock.

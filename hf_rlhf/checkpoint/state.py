@@ -91,7 +91,7 @@ def random_state() -> dict[str, Any]:
 
 
 def set_random_state(state: dict[str, Any]) -> None:
-    """Let the random generators go on from `random_state`."""
+    """Restore the random generators from `random_state`."""
     import random
 
     import numpy as np

@@ -1,4 +1,4 @@
-"""`DurableTrainer`: a `transformers.Trainer` whose run may be killed at any moment and goes on in the same bits."""
+"""`DurableTrainer`: a `transformers.Trainer` whose run may be killed at any moment and resumes to the same bits."""
 
 import logging
 import math
@@ -59,7 +59,7 @@ logger = logging.getLogger(__name__)
 class DurableTrainer(Trainer):
     """Base of every trainer here, however it computes its loss: checkpoints, signals, refused updates and records.
 
-    - Checkpoints are whole or absent, hold no pickle, and are verified before a run goes on from one.
+    - Checkpoints are whole or absent, hold no pickle, and are verified before a run resumes from one.
     - SIGTERM and SIGINT save a checkpoint and end the run on all ranks after the same update (`RunStopped`).
     - An update whose loss or gradients are not finite on any rank is made on none; three in a row end the run. One
       without any label to learn from is not made either, since the optimizer's momentum would move the weights.
@@ -250,7 +250,7 @@ class DurableTrainer(Trainer):
         }
 
     def load_running_sums(self, sums: dict[str, Any]) -> None:
-        """Go on from `running_sums`."""
+        """Restore what `running_sums` returned."""
         self._tr_loss.fill_(sums["loss"])
         self._total_loss_scalar = sums["loss_logged"]
         self._globalstep_last_logged = sums["logged_at"]
@@ -407,7 +407,7 @@ class DurableTrainer(Trainer):
             if scaler is not None:
                 save_state(Path(output_dir), SCALER, scaler.state_dict())
 
-    # Going on
+    # Resuming
 
     def _prepare_for_training(self, max_steps, train_dataloader, resume_from_checkpoint):
         """Like `Trainer._prepare_for_training`, but sharded runs resume from checkpoints of plain files.

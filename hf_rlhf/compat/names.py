@@ -87,7 +87,7 @@ TRAINER_ARGUMENTS = {
 
 
 def unknown_name(name: str, known: Sequence[str], where: str, renamed: Mapping[str, str] = RENAMED) -> str:
-    """The message for a name that nobody knows: what it is called here, or what may have been meant."""
+    """Return the message for an unknown name: what it is called here, or what may have been meant."""
     key = name.replace("-", "_")
     if (new_name := renamed.get(key)) in known:
         return f'unknown key in {where}: "{name}" is called "{new_name}" here'

@@ -1,4 +1,4 @@
-"""Rows that cannot be used: each is named, up to a limit they are left out, and one more is an error."""
+"""Rows that cannot be used: each is named, up to a limit they are skipped, and one more is an error."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class BadRow(NamedTuple):
 
 
 class BadRows:
-    """The bad rows of one set. `limit` of them may be left out (`skip_bad`)."""
+    """The bad rows of one set. `limit` of them may be skipped (`skip_bad`)."""
 
     def __init__(self, limit: int = 0):
         if limit < 0:

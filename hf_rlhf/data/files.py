@@ -27,7 +27,7 @@ SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".csv", ".parquet")
 
 @dataclass(frozen=True)
 class LoadedRows:
-    """One split as it was read: the rows, where each stands, and the bad ones that were left out.
+    """One split as it was read: the rows, where each stands, and the bad ones that were skipped.
 
     `places` is None where rows have no lines; they are then told by their number.
     """
@@ -48,7 +48,7 @@ class LoadedRows:
     def without(self, problems: Mapping[str, Sequence[str | None]]) -> LoadedRows:
         """The rows without those that have a problem in one of their columns: column -> a problem or None for each row.
 
-        Raises InputError when they are more than may be left out, or when none is left.
+        Raises InputError when they are more than may be skipped, or when none is left.
         """
         bad: dict[int, str] = {}
         for column, found in problems.items():

@@ -40,8 +40,8 @@ def make_dataset(columns: Mapping[str, Sequence[Any]]) -> Dataset:
 def keep_own_keys(dataset: Dataset) -> Dataset:
     """Return the set with the rows as a chat template should read them, whoever stored them.
 
-    In `TEMPLATE_COLUMNS`, keys of structs that are None are removed at every level, since nobody can tell them from
-    those that arrow filled in. A None in a list stays, and so does one that was stored as JSON. Where
+    In `TEMPLATE_COLUMNS`, keys of structs that are None are removed at every level, since nothing tells them from those
+    that arrow filled in. A None in a list stays, and so does one that was stored as JSON. Where
     `chat_template_kwargs` are missing, they become {}. A set with nothing to change comes back as it is.
     """
     import pyarrow as pa

@@ -124,7 +124,7 @@ def _broken_line(line: bytes, error: Exception, rule: str) -> str:
 
 
 def _is_torn(line: bytes, error: Exception) -> bool:
-    """A last line that ends before its row does; one that is whole may be wrong in another way."""
+    """A last line that ends before its row does; one that is whole may have another error."""
     if line.endswith(b"\n") or line.rstrip().endswith(b"}"):
         return False
     return isinstance(error, (json.JSONDecodeError, UnicodeDecodeError))

@@ -1,4 +1,4 @@
-"""Prompts: checked, tokenised once, never longer than the run allows. A loaded set as a whole, a stream row by row."""
+"""Prompts: checked, tokenized once, never longer than the run allows. A loaded set as a whole, a stream row by row."""
 
 from __future__ import annotations
 
@@ -47,11 +47,11 @@ def prepare_prompts(
     Where the rows are dialogues, with or without their question as text in `prompt`, the prompt is the messages before
     the answer, and preference pairs give each of their prompts once. Messages go through the tokenizer's chat template
     with a generation prompt, with the row's `tools` and `chat_template_kwargs` where there are such columns, and
-    `chat_template_kwargs` where the row does not say otherwise. Text is tokenised as it is, with one BOS where the
+    `chat_template_kwargs` where the row does not say otherwise. Text is tokenized as it is, with one BOS where the
     tokenizer adds one. `overlong_prompts` says what becomes of prompts above `max_prompt_length` tokens:
     "truncate_left" keeps the last tokens of `prompt_ids` and leaves `prompt` whole.
 
-    Of an `IterableDataset` the first row is read here, and each row is checked and tokenised when its turn comes. It
+    Of an `IterableDataset` the first row is read here, and each row is checked and tokenized when its turn comes. It
     needs a `prompt` column: the distinct prompts of preference pairs are only known once all have been read.
 
     Raises InputError for an empty set, a missing column, bad values (row numbers count from 0), messages without a
@@ -94,7 +94,7 @@ def prompt_rows(
     max_prompt_length: int | None = None,
     chat_template_kwargs: Mapping[str, Any] | None = None,
 ) -> list[dict[str, Any]]:
-    """Rows with `prompt` and `prompt_ids` from prompts without a data set: all text, all messages, or all token ids.
+    """Rows with `prompt` and `prompt_ids` from prompts without a dataset: all text, all messages, or all token ids.
 
     Token ids stay what they are. Raises InputError as `prepare_prompts` does.
     """

@@ -153,7 +153,7 @@ class DataReport:
 
 
 class CheckedSet(NamedTuple):
-    """The rows to go on with, what was found, and where each of these rows stands."""
+    """Return the rows to use, what was found, and where each of these rows stands."""
 
     dataset: Dataset
     report: SetReport

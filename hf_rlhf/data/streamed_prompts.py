@@ -1,4 +1,4 @@
-"""Prompts of a stream: each checked and tokenised when its turn comes."""
+"""Prompts of a stream: each checked and tokenized when its turn comes."""
 
 from __future__ import annotations
 

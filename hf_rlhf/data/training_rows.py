@@ -39,7 +39,7 @@ def tokenized_pairs(
 ) -> Dataset:
     """Return preferences in TRL's format as trl's RewardTrainer trains on them: `chosen_ids`, `rejected_ids`, `margin`.
 
-    `row` is the number of each row in `dataset`: the trainer leaves out those that are too long. `num_proc` processes
+    `row` is the number of each row in `dataset`: the trainer skips those that are too long. `num_proc` processes
     share the work.
     """
     from datasets import concatenate_datasets

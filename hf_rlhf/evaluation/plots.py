@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
-# Okabe and Ito's colours, which stay apart under colour blindness.
+# Okabe and Ito's colors, which stay apart under color blindness.
 BLUE, ORANGE, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#AA4488"
 INK, MUTED, GRID = "#22272E", "#667080", "#E6E9ED"
 DPI = 150
@@ -190,7 +190,7 @@ def _style(ax: Axes, title: str, ylabel: str = "") -> None:
 
 
 def _twin(ax: Axes, ylabel: str, color: str) -> Axes:
-    """A second scale on the right, in the colour of its line and without a grid of its own."""
+    """A second scale on the right, in the color of its line and without a grid of its own."""
     twin = ax.twinx()
     twin.set_ylabel(ylabel, color=color, fontsize=9.5)
     twin.spines[["top", "left", "bottom"]].set_visible(False)

@@ -50,7 +50,7 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Preference:
-    """One judgement. `probability` is the chance with which the annotator makes this choice rather than the other."""
+    """One judgment. `probability` is the chance with which the annotator makes this choice rather than the other."""
 
     prompt: str
     chosen: Candidate

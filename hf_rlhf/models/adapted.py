@@ -124,7 +124,7 @@ def load_adapted(
 def load_adapted_classifier(folder: str | os.PathLike, *, adapter_name: str = "default", **kwargs: Any) -> Model:
     """Like `load_adapted`, but trainable and as a sequence classifier, even for a language model's adapter.
 
-    Such an adapter gets a fresh score head; what it has for the language-model head is left out. Raises `InputError`
+    Such an adapter gets a fresh score head; what it has for the language-model head is omitted. Raises `InputError`
     for a reward adapter without its score head, or with more than one label.
     """
     from peft import PeftConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict

@@ -78,7 +78,7 @@ def _causal(query: Tensor, key: Tensor, value: Tensor, *, scaling: float, dropou
 def _all_at_once(
     query: Tensor, key: Tensor, value: Tensor, row: Row, scaling: float, dropout: float, window: int | None
 ) -> Tensor:
-    """Attention of each sequence to itself, `(1, heads, N, D)`, as one padded batch; what is padding, nobody sees."""
+    """Attention of each sequence to itself, `(1, heads, N, D)`, as one padded batch; no token sees the padding."""
     queries, keys, values = (cast(Tensor, _ToBatch.apply(part, row)) for part in (query, key, value))
     attended = _plain(queries, keys, values, _seen(row.longest, window, query.device), scaling, dropout)
     return cast(Tensor, _ToRow.apply(attended, row))
@@ -98,7 +98,7 @@ class _ToBatch(torch.autograd.Function):
 
 
 class _ToRow(torch.autograd.Function):
-    """`(B, heads, L, D) -> (1, heads, N, D)`, the padding left out."""
+    """`(B, heads, L, D) -> (1, heads, N, D)`, the padding omitted."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, row: Row) -> Tensor:
@@ -168,7 +168,7 @@ def training_attention(
         models: transformers models, without PEFT's wrapper.
         device: they will train on.
         longest: most tokens of a sequence.
-        packing: whether padding may be left out.
+        packing: whether padding may be omitted.
         recomputes: whether activations are computed again in the backward pass (gradient checkpointing).
     """
     kinds = {}

@@ -103,7 +103,7 @@ def packed(input_ids: Tensor, attention_mask: Tensor) -> BatchLayout:
 
 
 def _filling(lengths: list[int], device: torch.device) -> list[int]:
-    """Lengths of sequences that nobody reads, with which a row has a width that comes again, on a CPU.
+    """Return lengths of unused sequences, with which a row has a width that comes again, on a CPU.
 
     oneDNN compiles each product for each number of rows, and keeps what it compiled. Widths are a sixteenth apart, or
     16.

@@ -339,7 +339,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _embedded_folder() -> Path:
-    """The dequantised embedded model as a safetensors folder, made once and cached.
+    """The dequantized embedded model as a safetensors folder, made once and cached.
 
     The cache lies in `HF_RLHF_CACHE`, else in `$XDG_CACHE_HOME/hf_rlhf`, else in `~/.cache/hf_rlhf`.
     """
@@ -370,7 +370,7 @@ def _dequantise(gguf_folder: str, target: Path) -> None:
     logger.warning("Unpacking the embedded model once into %s", target.parent.parent)
     kwargs: dict[str, Any] = {}
     try:
-        from transformers import GgufConfig  # not in every supported version; older ones always dequantise
+        from transformers import GgufConfig  # not in every supported version; older ones always dequantize
 
         kwargs["quantization_config"] = GgufConfig(dequantize=True)
     except ImportError:

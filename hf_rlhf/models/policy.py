@@ -75,7 +75,7 @@ class PolicyWithValue(nn.Module):
         self.config = base_of(model).config
         self.critic = critic or ValueHeadCritic(ValueHead(state_width(base_of(model))))
         self.trunk: Trunk | None = None  # of the model, whose states `forward` may be given
-        self.reference_has_trunk = ref_model is None  # or nobody knows what that one shares
+        self.reference_has_trunk = ref_model is None  # or it is unknown what that one shares
         if ref_model is None and not is_peft_model(model):
             shared = {id(weight): weight for weight in model.parameters() if not (weight.requires_grad or copy_frozen)}
             ref_model = copy.deepcopy(model, shared)  # which takes what it is given as copied already
@@ -333,7 +333,7 @@ def wrap_policy(
     keep_reference: bool = False,
     own_reference: bool = False,
 ) -> Model:
-    """Make `model` trainable as a policy: full fine-tuning, a fresh LoRA adapter, or going on from a PEFT model.
+    """Make `model` trainable as a policy: full fine-tuning, a fresh LoRA adapter, or continuing from a PEFT model.
 
     For full fine-tuning, and its `num_layers_unfrozen`, see `train_weights`.
     The active adapter of a `PeftModel` is the policy's start. It becomes the adapter `policy`, with a frozen copy

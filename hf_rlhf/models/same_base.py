@@ -85,7 +85,7 @@ def _place_of_backbone(model: Model) -> str:
 
 
 def _saved_weights(folder: str | os.PathLike, place: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Return from an adapter's file the modules that are its own instead of the base's, and tensors of the base itself."""
+    """Split an adapter's file into modules that are its own instead of the base's, and tensors of the base itself."""
     from peft import PeftConfig
 
     modules = getattr(PeftConfig.from_pretrained(str(folder)), "modules_to_save", None) or ()

@@ -103,7 +103,7 @@ def block_list(model: Model) -> tuple[str, nn.ModuleList] | None:
 
 
 def trunk_depth(model: Model, adapters: Collection[str]) -> int:
-    """Return how many blocks at the bottom of a transformers model nobody trains; tensors without data will do.
+    """Return the number of untrained blocks at the bottom of a transformers model; tensors without data will do.
 
     `adapters` are those that differ from role to role. 0 where the blocks are not one list.
     """
@@ -232,7 +232,7 @@ class _Walk:
     def first_use(self, weight: str) -> int:
         """Return the number of blocks that finish before the weight of this name is used.
 
-        A weight that the pass leaves out, such as a head, counts as used after all of them.
+        A weight that the pass omits, such as a head, counts as used after all of them.
 
         A module that a fused layer computes by itself never runs: it is used where the layer around it is.
         """

@@ -132,7 +132,7 @@ def token_kl(
     p and q are the softmax of each one's logits over `S`.
 
     The exact KL of the next token, which the estimators of `hf_rlhf.ops.kl` find in the mean over samples (Schulman
-    2020, http://joschu.net/blog/kl-approx.html). `S` as in `token_logprobs`; both distributions are renormalised over
+    2020, http://joschu.net/blog/kl-approx.html). `S` as in `token_logprobs`; both distributions are renormalized over
     it. A token that the policy never draws adds nothing, to the gradient neither; one that it draws and the reference
     never does makes the KL infinite. Gradient flows into `hidden` and `head`, not into the reference.
 

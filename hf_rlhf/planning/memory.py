@@ -70,12 +70,12 @@ class MemoryModel:
     activations: float  # bytes that the backward pass keeps, a token
     block_activations: float  # the same of one block
     length: int  # tokens of the longest sequence
-    reward: float  # bytes of the reward models' weights, bases shared with the policy left out
+    reward: float  # bytes of the reward models' weights, bases shared with the policy omitted
     libraries: float  # bytes of a process that has done nothing yet; 0 on a GPU but for its context
     quantized: bool = False
     quantized_bytes: float = _BYTES_4BIT  # of a weight, where `quantized`
     reward_bases: float = 0.0  # bytes of the bases of reward adapters, where they cannot share the policy's
-    trunk: int = 0  # blocks at the bottom that nobody trains
+    trunk: int = 0  # untrained blocks at the bottom
 
     @property
     def trained_blocks(self) -> int:
@@ -139,7 +139,7 @@ def look_at(
         set_attention(training_attention([base_of(model)], args.device, length, packing=False, recomputes=recomputes))
         trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
         saved = saved_bytes(model, args.per_device_train_batch_size, length)
-        # A critic's adapter from elsewhere has layers that nobody knows here
+        # A critic's adapter from elsewhere has unknown layers
         starts_elsewhere = args.critic == "adapter" and args.critic_path is not None
         trunk = 0 if starts_elsewhere else trunk_depth(base_of(model), (POLICY,))
     tokens = args.per_device_train_batch_size * length
@@ -160,7 +160,7 @@ def look_at(
 
 
 def saved_bytes(model: Model, batch: int, length: int) -> int:
-    """Bytes of all tensors that a forward pass of the backbone keeps for its backward pass, weights left out."""
+    """Bytes of all tensors that a forward pass of the backbone keeps for its backward pass, weights omitted."""
     weights = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
     kept: dict[int, int] = {}
 
@@ -295,7 +295,7 @@ def resident_bytes() -> float:
 
 
 def peak_bytes(device: torch.device) -> float | None:
-    """The most that this process has held on `device`, of a CPU resident; None where nobody counts."""
+    """The most that this process has held on `device`, of a CPU resident; None where it is not counted."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     if device.type != "cpu":

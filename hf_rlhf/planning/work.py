@@ -22,7 +22,7 @@ class ModelShape:
     vocab: int
     kv_width: int  # of keys, and of values, of one layer and token
     query_width: int
-    linear: int  # weights that each token is multiplied with in the blocks, the experts that it does not meet left out
+    linear: int  # weights that each token is multiplied with in the blocks, the experts that it does not meet omitted
     quantizable: int  # weights of plain linear layers but the head
     linear_features: int  # inputs and outputs of those layers added up: a LoRA of rank r has r times as many weights
     parameters: int  # all, embeddings included, tied ones once

@@ -1,1 +1,1 @@
-"""Proximal policy optimisation with a value head, inside `transformers.Trainer`."""
+"""Proximal policy optimization with a value head, inside `transformers.Trainer`."""

@@ -38,7 +38,7 @@ class IterationCallback(TrainerCallback):
 
 
 class SettingsCallback(TrainerCallback):
-    """Print of an iteration's sizes and of what was chosen, when training begins.
+    """Callback that prints an iteration's sizes and what was chosen, when training begins.
 
     A run that does not resume writes its settings, and one that does says which of them have changed.
 

@@ -191,7 +191,7 @@ class ExperienceLoader:
 
     Args:
         config: of the run.
-        updates_per_pass: optimizer updates of one pass over the prompts; None when nobody knows.
+        updates_per_pass: optimizer updates of one pass over the prompts; None when unknown.
         next_iteration: number of the iteration to make next, from the updates done so far.
         make_micro_batches: from an iteration's number to its micro-batches; None stands for one that is not learned
             from.

@@ -51,7 +51,7 @@ class UpdateGuard(TrainerCallback):
         self._sums: Tensor | None = None
 
     def add(self, stats: dict[str, Tensor]) -> None:
-        """Take in the sums of one micro-batch of this rank; a loss of the user's own may lack those not asked for."""
+        """Take in the sums of one micro-batch of this rank; a user's loss may lack those not asked for."""
         if missing := [name for name in self._limits if name not in stats]:
             raise InputError(
                 f"ratio_threshold and early_stop_kl read {' and '.join(missing)} from the stats of the loss, which"

@@ -82,7 +82,7 @@ class IterationTrainer(DurableTrainer):
         raise NotImplementedError
 
     def load_algorithm_state(self, state: dict[str, Any]) -> None:
-        """Go on from `algorithm_state`."""
+        """Restore what `algorithm_state` returned."""
         raise NotImplementedError
 
     # Iterations as steps of Trainer
@@ -130,7 +130,7 @@ class IterationTrainer(DurableTrainer):
 
     @property
     def updates_per_pass(self) -> int | None:
-        """Optimizer updates of one pass over the prompts; None when nobody knows their number."""
+        """Optimizer updates of one pass over the prompts; None when their number is unknown."""
         if self._num_prompts is None:
             return None
         return -(-self._num_prompts // self.args.rollout_batch_size) * self.args.updates_per_iteration
@@ -156,8 +156,8 @@ class IterationTrainer(DurableTrainer):
     def training_step(self, model, inputs, num_items_in_batch=None) -> Tensor:
         """Like `Trainer.training_step`, but a micro-batch that is not learned from gives no gradient.
 
-        Parameters without a gradient rest. A gradient of zeros would not do: Adam's momentum moves weights all the
-        same.
+        The optimizer skips parameters without a gradient. A gradient of zeros would not do: Adam's momentum moves
+        weights all the same.
         """
         batch: MicroBatch | None = inputs["micro_batch"]
         if batch is None:

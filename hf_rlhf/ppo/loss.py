@@ -75,7 +75,7 @@ def ppo_loss(output: PolicyOutput, experience: Experience, config: PPOConfig, *,
         stats["loss/kl_avg"] = kl.detach()
         of_policy = of_policy + experience.kl_coef * kl
     if warming_up:
-        of_policy = 0.0 * of_policy  # and not left out: DDP waits for a gradient of every parameter
+        of_policy = 0.0 * of_policy  # and not omitted: DDP waits for a gradient of every parameter
     return PPOLoss(of_policy + config.vf_coef * value.loss, stats)
 
 

@@ -88,7 +88,7 @@ class ScoreShaper:
         """Fill in `score` and `token_scores`, from the running moments with these rewards already in them.
 
         Every rank gives its own trajectories and takes part; all hold the same moments, of the rewards of all. Of a
-        reward that came token by token, `token_scores` is that part, divided as the whole is; what centring, clipping
+        reward that came token by token, `token_scores` is that part, divided as the whole is; what centering, clipping
         and penalties change besides is paid at the end: `score + token_scores.sum()` is the shaped reward. An unscored
         trajectory gets None for both.
         """
@@ -110,7 +110,7 @@ class ScoreShaper:
         return {name: value.item() for name, value in self.moments._asdict().items()}
 
     def load_state_dict(self, state: dict[str, float]) -> None:
-        """Go on from the moments of `state_dict`."""
+        """Restore the moments of `state_dict`."""
         mean, variance = (torch.tensor(state[name], dtype=torch.float64) for name in ("mean", "variance"))
         self.moments = Moments(mean, variance, torch.tensor(int(state["count"]))) if state["count"] else None
 

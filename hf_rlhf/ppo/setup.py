@@ -37,7 +37,7 @@ VLLM_FOLDER = "vllm"  # in output_dir: adapters for the server, and its log
 
 
 def prepared_prompts(dataset, tokenizer, args: PPOConfig, source: str):
-    """The set with its prompts checked and tokenised."""
+    """The set with its prompts checked and tokenized."""
     return prepare_prompts(
         dataset,
         tokenizer,

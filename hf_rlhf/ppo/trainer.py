@@ -88,10 +88,10 @@ class PPOTrainer(IterationTrainer):
         model: path or name, model, or `PeftModel`, whose active adapter is both the start and the frozen reference: it
             becomes the adapters `policy`, which is trained and active, and `reference`.
         reward_funcs: one or more of: a callable by TRL's reward-function contract, the path of a reward model, a
-            sequence-classification model. May be left out by those who give scores to `step`.
+            sequence-classification model. May be omitted by those who give scores to `step`.
         args: see `PPOConfig`.
         train_dataset: rows with `prompt` (text or messages) and any columns the rewards want; or a stream of them.
-            May be left out by those who give prompts to `generate` and `step`.
+            May be omitted by those who give prompts to `generate` and `step`.
         eval_dataset: the same, or a dict of such sets.
         processing_class: the policy's tokenizer; by default that of `model`.
         reward_processing_classes: a tokenizer for each reward that is a model object; None elsewhere.
@@ -633,7 +633,7 @@ class PPOTrainer(IterationTrainer):
         }
 
     def load_algorithm_state(self, state: dict[str, Any]) -> None:
-        """Go on from `algorithm_state`."""
+        """Restore what `algorithm_state` returned."""
         if self.args.kl_target is not None:  # without one it is the flag, which may be changed in the middle of a run
             self.kl_control.coef = state["kl_coef"]
         self.iteration_log.tokens_sampled = state["tokens_sampled"]

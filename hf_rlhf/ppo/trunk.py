@@ -38,7 +38,7 @@ def choose_trunk(
     sharded: bool,
     rewards: Rewards | None = None,
 ) -> TrunkChoice:
-    """Find the blocks that nobody trains, by a few tokens, and decide whether their states are kept.
+    """Find the untrained blocks, by a few tokens, and decide whether their states are kept.
 
     Args:
         policy: policy, critic and reference.

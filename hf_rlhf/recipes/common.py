@@ -45,7 +45,7 @@ def output_folder(training) -> Path:
 
 @contextmanager
 def run_begun(data: DataArguments, training) -> Iterator[str | None]:
-    """Hold the run's folder as long as the block; gives the checkpoint to go on from, or None for a new run.
+    """Hold the run's folder as long as the block; gives the checkpoint to resume from, or None for a new run.
 
     Raises `InputError` when `output_dir` cannot be written to, is in use, holds files that this run would write over,
     or holds another run and this one does not resume it; when there is nothing to resume; for a tracker that is not

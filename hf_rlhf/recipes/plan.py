@@ -108,8 +108,8 @@ def plan_run(plan: PlanArguments, script: PPOArguments, training: PPOConfig, mod
     console.print(f"{_dtype(model, training)}\n")
     if kept := kept_states(known, training, layout):
         rewards = " A reward adapter on the same blocks begins above them too, where its text has the same tokens."
-        console.print(f"The lowest {known.trunk} of {known.shape.layers} blocks are trained by nobody. They are computed"
-                      f" once per completion and iteration, and what leaves them takes {kept / 1e9:.3g} GB."
+        console.print(f"The lowest {known.trunk} of {known.shape.layers} blocks are trained by nobody. They are"
+                      f" computed once per completion and iteration, and what leaves them takes {kept / 1e9:.3g} GB."
                       f"{rewards if known.reward_bases else ''}\n")  # fmt: skip
     memory = setup.plan
     console.print(_table(memory, available, console.width))

@@ -47,7 +47,7 @@ def train_ppo(script: PPOArguments, training: PPOConfig, model: ModelArguments, 
     Args:
         script: the prompts, and rewards by name.
         training: see `PPOConfig`.
-        model: the policy; when it names an adapter folder, training goes on from that adapter.
+        model: the policy; when it names an adapter folder, training continues from that adapter.
         reward_funcs: rewards as Python objects (functions or models), besides those that `script` names.
 
     Raises `InputError` for anything wrong in the flags, the data or the models, before training starts.
@@ -111,7 +111,7 @@ def named_rewards(script: PPOArguments) -> list[str | RewardFunction]:
 
 
 def _with_critic(training: PPOConfig, model_name_or_path: str) -> PPOConfig:
-    """The settings, with the critic that an earlier run left beside the policy when this one goes on from it."""
+    """The settings, with the critic that an earlier run left beside the policy when this one continues from it."""
     if training.critic_path is not None or training.critic not in saved_critics(run_folder(model_name_or_path)):
         return training
     training = copy.copy(training)

@@ -84,7 +84,7 @@ async def _awaited(result: Awaitable[Any], name: str) -> Any:
 
 @contextmanager
 def _event_loop() -> Iterator[asyncio.AbstractEventLoop]:
-    """A loop that runs in a thread of its own; what has not finished when the block ends is cancelled."""
+    """A loop that runs in a thread of its own; what has not finished when the block ends is canceled."""
     started: Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = Future()
 
     async def run_until_ended():

@@ -8,7 +8,7 @@ A completion is the whole answer: where the chat template begins it in the gener
 A function that names them in its signature, or takes `**kwargs`, also gets
 
 - `completion_ids`: the sampled tokens alone, B lists;
-- every other column of the data set by its name, a list of B;
+- every other column of the dataset by its name, a list of B;
 - `trainer_state`: the `transformers.TrainerState` of the run, or None outside of one;
 - `log_extra(column, values)`: keep a value for each completion in `Trajectory.extra` and in samples.jsonl;
 - `log_metric(name, value)`: log a number; those of one name are averaged, over all ranks together.

@@ -25,10 +25,10 @@ logger = logging.getLogger(__name__)
 
 
 class LearnedReward:
-    """Scores the text of prompt and completion with a reward model, tokenised by the model's own tokenizer.
+    """Scores the text of prompt and completion with a reward model, tokenized by the model's own tokenizer.
 
     The policy's tokens are never passed on: the reward model may have another vocabulary or chat template. A text is
-    tokenised exactly as `hf-rlhf reward` tokenises a training example, the row's `tools` and `chat_template_kwargs`
+    tokenized exactly as `hf-rlhf reward` tokenizes a training example, the row's `tools` and `chat_template_kwargs`
     included.
 
     Args:

@@ -199,7 +199,7 @@ def _warpers(sampling: Sampling):
 
 @contextmanager
 def _own_generation_config(causal_lm, pad_token_id: int | None) -> Iterator[None]:
-    """Set aside the model's generation config: its repetition penalty or top-p would bend the distribution unseen."""
+    """Suspend the model's generation config: its repetition penalty or top-p would bend the distribution unseen."""
     from transformers import GenerationConfig
 
     original = causal_lm.generation_config

@@ -35,7 +35,7 @@ def end(process: subprocess.Popen) -> None:
     process.terminate()
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(GRACE_SECONDS)
-    with contextlib.suppress(ProcessLookupError):  # when nobody is left in it
+    with contextlib.suppress(ProcessLookupError):  # when no process is left in it
         os.killpg(process.pid, signal.SIGKILL)
 
 

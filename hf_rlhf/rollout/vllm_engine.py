@@ -41,7 +41,7 @@ class VLLMEngine:
     (github.com/vllm-project/vllm/issues/33791).
 
     Several servers share the completions by load, see `ServerPool`. Which server draws a completion changes nothing but
-    rounding, since each request carries its own seed. A server that is lost is left out until the next call of
+    rounding, since each request carries its own seed. A server that is lost is not used until the next call of
     `generate`.
 
     Under several ranks the main rank hands the adapter over, and each sends its own prompts, to all servers.
@@ -347,7 +347,8 @@ class VLLMEngine:
         policy's. Where the policy's weights are sharded, this rank cannot compute what the server should say: the name
         of the base is all that is compared.
 
-        Raises `InputError` when all refuse, or `all_must_take_it` and one refuses; otherwise that one is left out.
+        Raises `InputError` when all refuse, or `all_must_take_it` and one refuses; otherwise that one is taken out of
+        use.
         """
         probes: dict[Server, Completion] = {}
 

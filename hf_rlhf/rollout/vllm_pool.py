@@ -1,4 +1,4 @@
-"""Several vLLM servers as one: the next completion goes to the least busy, and a lost server is left out."""
+"""Several vLLM servers as one: the next completion goes to the least busy, and a lost server is skipped."""
 
 import logging
 import threading
@@ -16,7 +16,7 @@ _NOTICE_SECONDS = 8.0  # between two lines about servers that are waited for
 
 
 class NoServerLeft(Exception):
-    """Every server of the pool is left out."""
+    """Every server of the pool is out of use."""
 
 
 class Server:
@@ -26,7 +26,7 @@ class Server:
     checked: whether its model was compared with the policy's, and nothing since says that it was started again.
     in_use: whether completions go to it.
     turn: how often it was taken into use; a request that failed in an earlier turn says nothing about this one.
-    lost_because: why it is left out, empty when it is not.
+    lost_because: why it is out of use, empty when it is in use.
     requests, tokens: outstanding, and how many tokens they have at most, prompts included.
     """
 
@@ -67,7 +67,7 @@ class ServerPool:
 
     @property
     def lost(self) -> dict[str, str]:
-        """Addresses of the servers that are left out, with the reasons."""
+        """Addresses of the servers that are out of use, with the reasons."""
         return {server.url: server.lost_because for server in self.servers if server.lost_because}
 
     def take(self, tokens: int) -> tuple[Server, int]:
@@ -103,7 +103,7 @@ class ServerPool:
     def leave_out(self, server: Server, turn: int, reason: str) -> int | None:
         """Let no completion go to the server; return how many it has not finished.
 
-        Returns None for a server that has been left out since that turn.
+        Returns None for a server that has been taken out of use since that turn.
         """
         with self._changed:
             if not server.in_use or server.turn != turn:

@@ -129,7 +129,7 @@ def _share_of_eight():
 
 
 def _recipe_flags(folder, rows, resume, **launch):
-    """Flags of a recipe; one that is None is left out."""
+    """Flags of a recipe; one that is None is omitted."""
     inputs = Path(folder).parent
     flags = {"model_name_or_path": inputs / "model", "dataset_name": inputs / rows, "dtype": "float32", "resume": resume,
              "output_dir": folder, "max_steps": 8, "logging_steps": 2, "save_steps": 4, "learning_rate": 1e-2,
@@ -314,7 +314,7 @@ def in_child(work, *, kill_after=None, stderr=os.devnull):
 def in_ranks(work, *, kill_after=None, victims=(0, 1), stderr=os.devnull):
     """Do `work` on two forked ranks under FSDP2, and kill some after some seconds; return the first bad status.
 
-    The rest goes on for a moment before it is killed too, as a launcher does it.
+    The rest continues for a moment before it is killed too, as a launcher does it.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -1,7 +1,7 @@
 """One rank of runs that are saved, and resumed in a copy, under a launcher that shards: FOLDER RANKS KINDS (JSON).
 
 For each kind, FOLDER/kind/whole is a run of eight updates or more with a checkpoint in its middle, and
-FOLDER/kind/resumed went on from a copy of that checkpoint.
+FOLDER/kind/resumed resumed from a copy of that checkpoint.
 """
 
 import json

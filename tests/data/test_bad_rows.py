@@ -1,4 +1,4 @@
-"""`skip_bad`: so many rows that cannot be used are left out, each named; one more is an error with the first ones."""
+"""`skip_bad`: so many rows that cannot be used are skipped, each named; one more is an error with the first ones."""
 
 import gzip
 import json

@@ -169,7 +169,7 @@ def test_texts_from_python_are_given_their_own_keys_too(monkeypatch):
 
 
 def test_a_none_of_ones_own_stays(tmp_path):
-    """Keep a None in lists always, and as a key of a JSON file; a struct cannot tell it from one that arrow filled in."""
+    """Keep a None in lists, and as a key of a JSON file; a struct cannot tell it from one that arrow filled in."""
     rows = [call("the", "add", {"a": [1, None], "b": None}), call("the", "add", {"a": [None], "b": 2})]
     (tmp_path / "rows.json").write_text(json.dumps([{"messages": messages} for messages in rows]))
     assert load_rows(str(tmp_path / "rows.json"))["messages"][:] == rows

@@ -212,8 +212,8 @@ def test_prompts_of_real_hh_dialogues(word_tokenizer):
 
 
 SHOWS = (
-    "{% for tool in tools or [] %}{{ tool.function.name }} {% endfor %}{{ messages[0].content }} {{ mood is defined and"
-    " mood or '' }}"
+    "{% for tool in tools or [] %}{{ tool.function.name }} {% endfor %}{{ messages[0].content }}"
+    " {{ mood is defined and mood or '' }}"
 )
 TOOLS = [{"type": "function", "function": {"name": "sea"}}]
 

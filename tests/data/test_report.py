@@ -141,8 +141,8 @@ def talks(kind, count, refused):
 
 
 REFUSES = (
-    "{% for m in messages %}{% if 'sad' in m.content %}{{ raise_exception('no sadness') }}{% endif %}{{ m.content }} {%"
-    " endfor %}"
+    "{% for m in messages %}{% if 'sad' in m.content %}{{ raise_exception('no sadness') }}{% endif %}{{ m.content }}"
+    " {% endfor %}"
 )
 KINDS = {
     "pairs": check_preferences,
@@ -276,8 +276,8 @@ def test_what_a_set_says_does_no_harm_to_a_terminal_and_hides_tokens():
 
 
 WITH_TOOLS = (
-    "{% for tool in tools or [] %}{{ tool.function.name }} {% endfor %}{% for m in messages %}{{ m.content }} {% endfor"
-    " %}"
+    "{% for tool in tools or [] %}{{ tool.function.name }} {% endfor %}{% for m in messages %}{{ m.content }}"
+    " {% endfor %}"
 )
 TOOLS = [{"type": "function", "function": {"name": "the cat sat"}}]  # three tokens
 LENGTHS = {"pairs": 6, "answers": 6, "prompts": 6, "prompts of pairs": 6, "messages": 7, "texts": 7}

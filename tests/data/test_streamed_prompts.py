@@ -155,8 +155,8 @@ def test_streamed_splits_are_not_one_set(word_tokenizer):
 
 def test_a_rows_tools_and_template_arguments_are_in_its_prompt(word_tokenizer):
     word_tokenizer.chat_template = (
-        "{% for tool in tools or [] %}{{ tool.name }} {% endfor %}{{ messages[0].content }} {{ mood is defined and mood"
-        " or '' }}"
+        "{% for tool in tools or [] %}{{ tool.name }} {% endfor %}{{ messages[0].content }}"
+        " {{ mood is defined and mood or '' }}"
     )
     rows = [
         {"prompt": [user("sky")], "tools": [{"name": "sea"}]},

@@ -1,4 +1,4 @@
-"""Conversion of a row to ids: one BOS and one end, and the row's tools and template arguments wherever it becomes ids."""
+"""Conversion of a row to ids: one BOS and one end, and the row's tools and template arguments each time."""
 
 import pytest
 from tiny import make_tokenizer

@@ -16,8 +16,8 @@ TOOLS = [{"type": "function", "function": {"name": "mat"}}]
 MARKED = (
     "{% for tool in tools or [] %}{{ tool.function.name }} {% endfor %}{% if calm is defined %}no {% endif %}"
     "{% for message in messages %}{{ message.role }} {% if message.role == 'assistant' %}{% generation %}"
-    "{{ message.content }} <|im_end|>{% endgeneration %}{% else %}{{ message.content }} <|im_end|>{% endif %} {%"
-    " endfor %}{% if add_generation_prompt %}assistant {% endif %}"
+    "{{ message.content }} <|im_end|>{% endgeneration %}{% else %}{{ message.content }} <|im_end|>{% endif %}"
+    " {% endfor %}{% if add_generation_prompt %}assistant {% endif %}"
 )
 ROW = {"tools": TOOLS, "chat_template_kwargs": {"calm": True}}
 

@@ -59,7 +59,7 @@ def accelerator():
 
 
 def adapter_start():
-    """A PEFT model whose adapter does something, to go on from."""
+    """A PEFT model whose adapter does something, to continue from."""
     return perturb(get_peft_model(make_model(make_tokenizer()), make_lora()), only="lora")
 
 

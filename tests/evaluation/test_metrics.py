@@ -26,7 +26,7 @@ def test_swapping_the_models_mirrors_the_interval():
 
 
 def test_wilson_interval_by_hand():
-    # p = 8/10, z = 2: centre 0.8 + 0.2 = 1.0, half width 2 * sqrt(0.016 + 0.01), scale 1.4.
+    # p = 8/10, z = 2: center 0.8 + 0.2 = 1.0, half width 2 * sqrt(0.016 + 0.01), scale 1.4.
     half = 2 * math.sqrt(0.026)
     assert wilson_interval(0.8, 10, z=2.0) == pytest.approx(((1 - half) / 1.4, (1 + half) / 1.4))
 

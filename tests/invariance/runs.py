@@ -12,7 +12,7 @@ from tiny_critics import LAST, make_places
 
 TOLERANCE = 1e-6
 OF_A_LAUNCH = ("run_state", "optimizer")
-"""Files that each launch writes in its own way: what each rank goes on from."""
+"""Files that each launch writes in its own way: what each rank resumes from."""
 GATES = ("ratio_threshold", "early_stop_kl", "critic_warmup_iterations", "critic_learning_rate")
 """Flags that withhold gradients or need parameter groups of their own; DeepSpeed allows neither."""
 ROUNDING = ("val/first_ratio_error", "sampling/logp_gap")  # what these two measure is rounding itself

@@ -20,7 +20,7 @@ def places(tmp_path_factory):
 
 
 def make_policy(places, kind="value_head", *, lora=True, dtype="float32", **critic):
-    """A policy that has moved, with a critic; `lora="adapter"` goes on from an adapter."""
+    """A policy that has moved, with a critic; `lora="adapter"` continues from an adapter."""
     torch.manual_seed(0)
     model = load_causal_lm(places["base"], dtype=dtype)
     if lora == "adapter":
@@ -262,7 +262,7 @@ def test_the_policy_beside_a_critic_loads_with_plain_peft(places, tmp_path, kind
     assert saved_critics(tmp_path) == [kind]
 
 
-# Going on from an earlier run
+# Continuing from an earlier run
 
 
 def moved_run(places, folder, kind, **settings):

@@ -118,7 +118,7 @@ def make(architecture):
 
 
 def of_many_kinds(prompts, completions, number, **columns):
-    """A reward that tells apart almost any two completions, and rows of the data set."""
+    """A reward that tells apart almost any two completions, and rows of the dataset."""
     texts = [completion[0]["content"] for completion in completions]
     return [sum(map(len, text.split())) / 10 - n / 20 for text, n in zip(texts, number, strict=True)]
 

@@ -1,4 +1,4 @@
-"""PPO that goes on from a `PeftModel`: its adapter is the policy's start and the frozen reference."""
+"""PPO that continues from a `PeftModel`: its adapter is the policy's start and the frozen reference."""
 
 import pytest
 import tiny

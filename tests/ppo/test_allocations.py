@@ -13,7 +13,7 @@ VOCABULARY, COMPLETION, CHUNK_OF_TOKENS = 4096, 16, 16
 
 
 class LargeTensors(TorchDispatchMode):
-    """The shapes of results with more than `most` numbers, by operation; views of weights left out.
+    """The shapes of results with more than `most` numbers, by operation; views of weights omitted.
 
     A batched product with a weight counts as large too: it copies the weight for each of its rows, out of sight.
     """

@@ -1,4 +1,4 @@
-"""`.generate()` and `.step()`: the loop of `train()` in the user's own hands."""
+"""`.generate()` and `.step()`: the loop of `train()` in the user's hands."""
 
 import math
 from collections import Counter
@@ -449,7 +449,7 @@ def test_what_cannot_be_right_is_refused_by_its_place(tmp_path, given, message):
     with pytest.raises(InputError, match=message):
         trainer.step(**given)
     assert all(torch.equal(weight, before[name]) for name, weight in snapshot(trainer.policy).items())
-    metrics = trainer.step(**full())  # once it is right, the loop goes on as if nothing had been
+    metrics = trainer.step(**full())  # once it is right, the loop continues as if nothing had been
     assert metrics["iteration"] == 1
     assert trainer.state.global_step == 4
 

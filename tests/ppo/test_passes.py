@@ -91,7 +91,7 @@ KINDS = {
     "entropy in the loss": ({"entropy_coef": 0.1}, Count(2, 2, 2, **ENTROPY), Count(2, 2, 2), Count(1, 1, 2, 0, 2)),
     "exact KL": ({"kl_estimator": "full"}, Count(2, 2, 4, **ENTROPY), Count(2, 2, 3), Count(1, 1, 2)),
     "truncated sampling": ({"top_p": 0.9}, Count(2, 2, 2, **ENTROPY), Count(2, 2, 2), Count(1, 1, 2)),
-    # Above a trunk that nobody trains, which is computed once for each completion
+    # Above an untrained trunk, which is computed once for each completion
     "value head, last block": ({"lora": LAST}, Count(1, 2, 2, **ENTROPY), Count(1, 2, 2), Count(0, 1, 2)),
     "adapter, last block": (
         {"lora": LAST, "critic": "adapter"},

@@ -282,8 +282,8 @@ def test_prompts_are_tried_with_the_reward_model_before_training(tmp_path, learn
     plain, rest = make_prompts(8), {"trainer_kwargs": {"reward_processing_classes": [tokenizer]}}
     sad = Dataset.from_list([*plain.to_list()[:3], {"prompt": [{"role": "user", "content": "sad"}], "number": 9}])
     refuses = (
-        "{% for m in messages %}{% if m.content == 'sad' %}{{ raise_exception('no sadness') }}{% endif %}{{ m.content"
-        " }} {% endfor %}"
+        "{% for m in messages %}{% if m.content == 'sad' %}{{ raise_exception('no sadness') }}{% endif %}"
+        "{{ m.content }} {% endfor %}"
     )
     tokenizer.chat_template = refuses
     refused = r"reward model 'reward_model': the chat template refuses it \(no sadness\) in 1 row \("

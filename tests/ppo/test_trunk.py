@@ -32,7 +32,7 @@ def last_block_trainer(folder, **settings):
 
 
 def runs_of_lowest_block(trainer):
-    """A list that gets the number of tokens of each pass through the trunk, sampling left out."""
+    """A list that gets the number of tokens of each pass through the trunk, sampling omitted."""
     tokens = []
     policy = trainer.policy
     states = policy.trunk_states

@@ -60,8 +60,8 @@ def test_an_adapter_says_where_it_stops_and_ppo_goes_on_from_it(flags, write_row
     _warn.cache_clear()
     reward = tmp_path / "ends.py"
     reward.write_text(
-        f"def ends(prompts, completions, completion_ids):\n    assert not any({IM_END} in ids[:-1] for ids in"
-        " completion_ids)\n    return [1.0] * len(prompts)\n"
+        "def ends(prompts, completions, completion_ids):\n"
+        f"    assert not any({IM_END} in ids[:-1] for ids in completion_ids)\n    return [1.0] * len(prompts)\n"
     )
     argv = ["ppo", "--dataset_name", write_rows([ROW] * 8), *flags, "--reward_funcs", f"{reward}:ends"]
     argv += ["--model_name_or_path", str(tmp_path / "out"), "--output_dir", str(tmp_path / "ppo")]
@@ -115,8 +115,8 @@ def test_the_end_of_a_template_that_asks_for_tools_is_known_to_sft(flags, write_
 UNENDED = {
     "no token": ("{% for m in messages %}{{ m.role }} {{ m.content }}  {% endfor %}", []),
     "a token outside of the marks": (
-        "{% for m in messages %}{{ m.role }} {% generation %}{{ m.content }}{% endgeneration %} <|im_end|> {% endfor"
-        " %}",
+        "{% for m in messages %}{{ m.role }} {% generation %}{{ m.content }}{% endgeneration %} <|im_end|>"
+        " {% endfor %}",
         ["--assistant_only_loss", "true"],
     ),
 }

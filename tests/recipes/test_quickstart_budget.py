@@ -86,7 +86,7 @@ def test_flags_win_over_the_choice(machine, tmp_path):
 def test_a_run_that_goes_on_keeps_its_choice(machine, tmp_path):
     machine[0][0] = 0.8
     first = settled(tmp_path)
-    machine[0][0] = 0.01  # by now nobody else uses the machine
+    machine[0][0] = 0.01  # by now no other process uses the machine
     again = settled(tmp_path)
     assert again == first
     assert settled(tmp_path, ppo_iterations=5).args.size == Size(*_amounts(first)[:3], 5)

@@ -286,8 +286,8 @@ def test_a_folder_of_data_hides_no_installed_package(write):
     write("rew/datasets/rows.txt", "")
     write("rew/transformers/notes.txt", "")
     code = (
-        "import datasets\ndef f(completions, **_):\n    import transformers\n    return [float('site-packages' in"
-        " datasets.__file__ + transformers.__file__)]\n"
+        "import datasets\ndef f(completions, **_):\n    import transformers\n"
+        "    return [float('site-packages' in datasets.__file__ + transformers.__file__)]\n"
     )
     assert load_function(write("rew/r.py", code) + ":f")(completions=["x"]) == [1.0]
 

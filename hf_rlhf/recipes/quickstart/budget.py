@@ -66,7 +66,7 @@ class Plan:
 def plan_quickstart(args: QuickstartArguments, root: Path) -> Plan:
     """Settle the flags of `Size` that `args` leaves open, so that the run ends within `args.minutes`.
 
-    A run that goes on in `root` keeps what was chosen there for the same flags; sizes may be given besides. The choice,
+    A run that resumes in `root` keeps what was chosen there for the same flags; sizes may be given besides. The choice,
     the measured speed and the expected seconds are in plan.json, and all flags in config.yaml.
 
     Args:

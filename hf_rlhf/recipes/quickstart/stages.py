@@ -46,7 +46,7 @@ def _settings_in(folder: Path) -> dict[str, Any] | None:
 
 
 def _remove(folder: Path) -> None:
-    """Delete a stage's folder, its settings first: what a kill leaves of it is nobody's result."""
+    """Delete a stage's folder, its settings first: what a kill leaves of it is no result."""
     if folder.exists():
         (folder / STAGE_FILE).unlink(missing_ok=True)
         shutil.rmtree(folder)
