@@ -84,7 +84,7 @@ def summarize(experiment: Experiment, settings: list[Setting]) -> list[dict[str,
     for setting in settings:
         curves = curves_of(experiment, setting)
         results = [read(folder_of(experiment, setting, seed) / RESULT_FILE) for seed in experiment.seeds]
-        ends = {name: [fmean(point[name] for point in curve[-2:]) for curve in curves] for name in ("reward", "kl")}
+        ends = {name: [fmean(point[name] for point in curve[1:][-2:]) for curve in curves] for name in ("reward", "kl")}
         rows.append(
             {
                 "name": words(setting),

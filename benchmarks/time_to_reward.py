@@ -893,6 +893,8 @@ def parse() -> tuple[Experiment, list[str]]:
     args = parser.parse_args()
     peer = (args.peer_python or sys.executable, args.peer_path) if args.peer_python or args.peer_path else None
     sides = [side for side in NAMES if side in args.sides and (side == "own" or peer)]
+    if not sides:
+        parser.error("--sides trl needs --peer_python or --peer_path")
     stages = list(STAGES) if "all" in args.stage else [stage for stage in STAGES if stage in args.stage]
     return experiment_of(args, peer, sides), stages
 

@@ -180,7 +180,7 @@ def versions() -> dict[str, str]:
     packages = ("hf-rlhf", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers")
     return {
         "python": platform.python_version(),
-        "torch": torch.__version__,  # which names the build (+cpu, +cu130), as its package does not always
+        "torch": str(torch.__version__),  # which names the build (+cpu, +cu130), as its package does not always
         **{name: metadata.version(name) for name in packages},
     }
 

@@ -33,13 +33,11 @@ class Completion:
     """Completion that an engine sampled for one prompt."""
 
     ids: list[int]
-    logprobs: list[
-        float
-    ]  # of the distribution that each token was drawn from, by the sampler's own arithmetic; or none
+    # Of the distribution that each token was drawn from, by the sampler's own arithmetic; or empty
+    logprobs: list[float]
     stopped: bool  # ended by a stop token or stop string; False when the length limit cut it off
-    support: Sequence[Tensor] | None = (
-        None  # per token, ids (K,) that top-k, top-p or min-p left; None: the whole vocabulary
-    )
+    # Per token, the ids (K,) that top-k, top-p or min-p left; None: the whole vocabulary
+    support: Sequence[Tensor] | None = None
 
 
 class TokenSupport(Sequence[Tensor]):

@@ -34,9 +34,8 @@ class TurnEnd(NamedTuple):
     """The text and tokens that a chat template writes behind an answer."""
 
     text: str  # without the white space around it
-    tokens: tuple[
-        int, ...
-    ]  # the first token of its own in it, at which an answer ends; none where it is spelled in pieces
+    # The first token of its own in it, at which an answer ends; none where it is spelled in pieces
+    tokens: tuple[int, ...]
     trained: bool = True  # whether it belongs to the answer; otherwise it opens the turn behind
 
 

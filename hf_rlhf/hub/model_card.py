@@ -40,7 +40,7 @@ def policy_card(
     simulated_annotator: bool = False,
     limits: Sequence[str] = (),
 ) -> str:
-    """The README of a model trained by PPO: a LoRA adapter, or every weight (`adapter=False`).
+    """The README of a model trained by PPO: a LoRA adapter, or weights of its own (`adapter=False`).
 
     `model_id` is where it will be loaded from ("owner/name"), `base_model` what it was trained on; a local path is
     shown by its last part only and stays out of the metadata. `end_ids` are the tokens that end an answer, where the

@@ -15,7 +15,7 @@ def train_weights(model: Model, source: str, num_layers_unfrozen: int | None = N
     """
     require_full_training(model, source)
     if num_layers_unfrozen is not None:
-        train_last_blocks(model, num_layers_unfrozen)
+        train_last_blocks(model, num_layers_unfrozen, source)
     elif not _trains_last_block(model):
         model.requires_grad_(True)
     return model

@@ -138,12 +138,7 @@ def find_config(name_or_path: str, **kwargs: Any):
     kwargs = {"trust_remote_code": False} | {name: value for name, value in kwargs.items() if name in of_the_hub}
     try:
         return AutoConfig.from_pretrained(resolve_model(name_or_path), **kwargs)
-    except (
-        OSError,
-        ValueError,
-        TypeError,
-        ImportError,
-    ):  # a config.json that is a list is a TypeError in some versions
+    except (OSError, ValueError, TypeError, ImportError):  # TypeError: a config.json that is a list, in some versions
         return None
 
 
@@ -223,7 +218,7 @@ def load_tokenizer(name_or_path: str, *, distinct_padding: bool = True, **kwargs
 
 
 def require_full_training(model: Model, source: str) -> None:
-    """Raise `InputError` unless all weights of a model can be trained: it must be in fp32. `source` names it."""
+    """Raise `InputError` unless the weights of a model can be trained: it must be in fp32. `source` names it."""
     if getattr(model, "is_quantized", False):
         raise InputError(
             f"{source} is quantized, and its weights cannot be trained; train LoRA adapters on it (use_peft,"
@@ -231,7 +226,7 @@ def require_full_training(model: Model, source: str) -> None:
         )
     if model.dtype != torch.float32:
         raise InputError(
-            f"{source} is in {model.dtype}, and training all of its weights would lose almost every update to rounding;"
+            f"{source} is in {model.dtype}, and training its weights would lose almost every update to rounding;"
             " load it with dtype float32, or train LoRA adapters (use_peft, peft_config)"
         )
 

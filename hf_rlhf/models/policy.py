@@ -187,9 +187,9 @@ class PolicyWithValue(nn.Module):
 
     def separate_reference(self) -> None:
         """Give the reference copies of those shared weights that are trained by now, so that it stays where it is."""
-        if self.reference_model is None:
-            return
         thawed = [weight for weight in self.weights_in_reference() if weight.requires_grad]
+        if self.reference_model is None or not thawed:
+            return
         copies = {weight: Parameter(weight.detach().clone(), requires_grad=False) for weight in thawed}
         for module in self.reference_model.modules():
             for name, weight in module._parameters.items():
@@ -301,6 +301,7 @@ class PolicyWithValue(nn.Module):
 
     def load_weights(self, folder: str | os.PathLike) -> None:
         """Replace the trained weights by those in `folder`, and the reference if it was saved; for resuming."""
+        self.separate_reference()  # before weights that it shares, and that are trained by now, are loaded
         if is_peft_model(self.model):
             _load_into(self.model, folder, POLICY)
         else:

@@ -113,21 +113,21 @@ def trunk_depth(model: Model, adapters: Collection[str]) -> int:
     return _walked(model, found[1]).lowest_use(adapters)
 
 
-def train_last_blocks(model: Model, count: int) -> None:
+def train_last_blocks(model: Model, count: int, source: str = "the model") -> None:
     """Train the last `count` blocks of a transformers model and what runs after all blocks, and freeze the rest.
 
     That is the final norm, and the head unless it is tied: tied, it is the embeddings too, which run before. Tensors
-    without data will do. Raises `InputError` for a model that has not as many blocks.
+    without data will do. Raises `InputError` for a model that has not as many blocks; `source` names it.
     """
     found = block_list(model)
     if found is None:
         raise InputError(
-            f"num_layers_unfrozen={count} is invalid: {type(model).__name__} has no list of blocks. Leave it out"
+            f"num_layers_unfrozen={count} is invalid: {source} ({type(model).__name__}) has no list of blocks. Leave it out"
         )
     name, blocks = found
     if count > len(blocks):
         raise InputError(
-            f"num_layers_unfrozen={count} is invalid: the model has {len(blocks)} blocks. Set it to 1 to {len(blocks)}"
+            f"num_layers_unfrozen={count} is invalid: {source} has {len(blocks)} blocks. Set it to 1 to {len(blocks)}"
         )
     walk = _walked(model, blocks)
     upper = tuple(f"{name}.{number}." for number in range(len(blocks) - count, len(blocks)))

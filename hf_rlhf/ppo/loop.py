@@ -322,24 +322,25 @@ class IterationTrainer(DurableTrainer):
         (folder / STATE_FILE).write_text(json.dumps(state) + "\n", encoding="utf-8")
 
     def _fixed_flags(self) -> dict[str, Any]:
-        """Return the facts that decide an iteration's prompts and draws. They cannot change in the middle of a run."""
+        """Return what decides an iteration's prompts and draws, and the trained weights: it cannot change within a run."""
         return {
             "seed": self.args.seed,
             "rollout_batch_size": self.args.rollout_batch_size,
             "updates_per_iteration": self.args.updates_per_iteration,
             "prompts": self._num_prompts,
+            "num_layers_unfrozen": getattr(self.args, "num_layers_unfrozen", None),
         }
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
-        self.policy.load_weights(resume_from_checkpoint)
         file = Path(resume_from_checkpoint) / STATE_FILE
         if not file.is_file():
             raise InputError(f"{resume_from_checkpoint}: no {STATE_FILE}; it is not a checkpoint of a PPO run")
         try:
             state = json.loads(file.read_text(encoding="utf-8"))
             for name, now in self._fixed_flags().items():
-                if state["flags"][name] != now:
-                    raise InputError(self._not_the_same_run(resume_from_checkpoint, name, state["flags"][name], now))
+                if (before := state["flags"].get(name, now)) != now:
+                    raise InputError(self._not_the_same_run(resume_from_checkpoint, name, before, now))
+            self.policy.load_weights(resume_from_checkpoint)
             self.load_algorithm_state(state)
         except InputError:
             raise
@@ -352,9 +353,10 @@ class IterationTrainer(DurableTrainer):
         causes = {flag: values for flag, values in of_the_run.items() if flag in _BEHIND.get(name, ())}
         because = f" ({in_words(causes)})" if causes else ""
         back = " ".join(f"--{flag} {value}" for flag, (value, _) in causes.items()) or f"{name}={before}"
+        harm = "train other weights" if name == "num_layers_unfrozen" else "see other prompts"
         return (
-            f"{checkpoint} is of a run with {name}={before}, and this one has {now}{because}: it would see other"
-            f" prompts than that run; go on with {back}, or start a new run in another folder"
+            f"{checkpoint} is of a run with {name}={before}, and this one has {now}{because}: it would"
+            f" {harm} than that run; go on with {back}, or start a new run in another folder"
         )
 
     def _load_best_model(self) -> None:

@@ -211,9 +211,7 @@ class PPOTrainer(IterationTrainer):
             self.prompts = prompt_stream(self.prompt_set, args.rollout_batch_size, args.seed)
             self._stop_at_end_of_turn(next(iter(self._turns(self.prompt_set))))
         self.texts = None if texts is None else TextStream(texts, args.minibatch_size, args.seed)
-        self.kept_states = KeptStates(self.policy)
-        for reward in trunk.rewards:
-            reward.trunk_states = self.kept_states.of_reward
+        self.kept_states = KeptStates(self.policy, trunk.rewards)
         self.kl_control = args.kl_control()
         self.shaper = ScoreShaper(args.score_shaping())
         self.iteration_log = IterationLog(args.rollout_batch_size)
@@ -325,7 +323,7 @@ class PPOTrainer(IterationTrainer):
         """Fill in the rewards of completions; None stays where nothing scored."""
         if self.rewards is None:
             raise InputError("no reward: give reward_funcs, or own the loop with generate() and step()")
-        with self.iteration_log.timed("score"), self.kept_states.scoring(trajectories):
+        with self.iteration_log.timed("score"), self.kept_states.share(trajectories):
             self.iteration_log.add_reward_metrics(self.rewards.score(trajectories, self.state))
 
     @torch.no_grad()
@@ -395,6 +393,7 @@ class PPOTrainer(IterationTrainer):
     def compute_loss(self, model, inputs: dict[str, Any], return_outputs=False, num_items_in_batch=None):
         """`loss` of one micro-batch, as its share of the minibatch's mean over tokens."""
         args, batch = self.args, inputs["micro_batch"]
+        self.policy.separate_reference()  # where a callback thawed weights since the last update
         experience: Experience = batch.experience.to(args.device)
         texts = None if batch.texts is None else batch.texts.to(args.device)
         output = model(

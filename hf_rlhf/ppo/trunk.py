@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import torch
 from torch import Tensor
@@ -77,17 +77,21 @@ def choose_trunk(
         above = {
             name: scorer
             for name, scorer in scorers.items()
-            if isinstance(scorer, SharedRewardModel) and trunk_depth(model, (scorer.name,)) >= trunk.depth
+            if _is_on(policy, scorer) and trunk_depth(model, (scorer.name,)) >= trunk.depth
         }
     for name, scorer in scorers.items():
         if name in above:
             besides += f"; for the reward {name} too, where its text has the same tokens"
-        elif isinstance(scorer, SharedRewardModel):
+        elif _is_on(policy, scorer):
             besides += f"; not for the reward {name}, whose adapter begins below"
         else:
             besides += f"; not for the reward {name}, a model of its own"
     words = f"{blocks} are computed once per completion and iteration{besides}"
     return TrunkChoice(trunk, words, list(above.values()))
+
+
+def _is_on(policy: PolicyWithValue, scorer: Any) -> TypeGuard[SharedRewardModel]:
+    return isinstance(scorer, SharedRewardModel) and scorer.model is policy.model
 
 
 class KeptStates:
@@ -99,11 +103,14 @@ class KeptStates:
     than sending them.
     """
 
-    def __init__(self, policy: PolicyWithValue):
+    def __init__(self, policy: PolicyWithValue, rewards: Sequence[SharedRewardModel] = ()):
         self.policy = policy
+        self.rewards = rewards  # that begin above the trunk
+        for reward in rewards:
+            reward.trunk_states = self.for_reward
         self._by_tokens: dict[bytes, Tensor] = {}
         self._keeping = True
-        self._scored: set[bytes] = set()  # the sequences that rewards read now
+        self._shared: set[bytes] = set()  # the sequences that rewards read now
         self._trained = self._now_trained()
 
     def clear(self) -> None:
@@ -134,16 +141,16 @@ class KeptStates:
             self._keeping = True
 
     @contextmanager
-    def scoring(self, trajectories: Sequence[Trajectory]) -> Iterator[None]:
-        """Share the states of `trajectories` with the rewards that are called in the block; see `of_reward`."""
-        if trajectories and self._keeping:
-            self._scored = set(_keys(Sequences.from_trajectories(trajectories)))
+    def share(self, trajectories: Sequence[Trajectory]) -> Iterator[None]:
+        """Share the states of `trajectories` with the rewards that are called in the block; see `for_reward`."""
+        if self.rewards and trajectories and self._keeping and self.policy.trunk is not None:
+            self._shared = set(_keys(Sequences.from_trajectories(trajectories)))
         try:
             yield
         finally:
-            self._scored = set()
+            self._shared = set()
 
-    def of_reward(self, input_ids: Tensor, attention_mask: Tensor) -> TrunkStates | None:
+    def for_reward(self, input_ids: Tensor, attention_mask: Tensor) -> TrunkStates | None:
         """Return the states of a batch `(B, L)` that a reward reads; None where no row of it begins with a trajectory.
 
         A reward often reads a few tokens more, such as the end of the turn. The states before them are the
@@ -151,24 +158,26 @@ class KeptStates:
         computed with them, and are not kept: no other pass reads them.
         """
         trunk, real = self.policy.trunk, attention_mask.bool()
-        if trunk is None or not self._scored:
+        if trunk is None or not self._shared:
             return None
         read = Sequences(input_ids, real, torch.ones_like(input_ids[:, 0]), real[:, 1:])
-        keys, lengths = _keys(read), sorted({len(key) for key in self._scored})
-        starts = {key: key[:length] for key in keys for length in lengths if key[:length] in self._scored}
-        return TrunkStates(trunk, self._of(read, keys, kept=starts)) if starts else None
+        keys, lengths = _keys(read), sorted({len(key) for key in self._shared})
+        starts = {key: key[:length] for key in keys for length in lengths if key[:length] in self._shared}
+        return TrunkStates(trunk, self._find_or_compute(read, keys, keep=starts)) if starts else None
 
     def of(self, sequences: Sequences) -> list[Tensor] | None:
         """Return the states `(L_b, H)` of each sequence, computed if they are new; None for a policy without trunk."""
         if self.policy.trunk is None:
             return None
         keys = _keys(sequences)
-        return self._of(sequences, keys, kept={key: key for key in keys} if self._keeping else {})
+        return self._find_or_compute(sequences, keys, keep={key: key for key in keys} if self._keeping else {})
 
-    def _of(self, sequences: Sequences, keys: Sequence[bytes], *, kept: Mapping[bytes, bytes]) -> list[Tensor]:
-        """Return the states of each sequence, found by its key.
+    def _find_or_compute(
+        self, sequences: Sequences, keys: Sequence[bytes], *, keep: Mapping[bytes, bytes]
+    ) -> list[Tensor]:
+        """Return the states of each sequence by its key.
 
-        Of `kept` ones, the start with this key is there the next time.
+        `keep` maps the key of a sequence to the key of its first tokens, whose states are kept.
         """
         device = sequences.input_ids.device
         new = {key: b for b, key in enumerate(keys) if key not in self._by_tokens}
@@ -176,9 +185,10 @@ class KeptStates:
         if new:
             part = sequences[torch.tensor(list(new.values()), device=device)]
             computed = dict(zip(new, self.policy.trunk_states(part), strict=True))
-        for key in computed.keys() & kept.keys():
-            tokens = len(kept[key]) * len(computed[key]) // len(key)
-            self._by_tokens.setdefault(kept[key], computed[key][:tokens].cpu())
+        for key in computed.keys() & keep.keys():
+            tokens = len(keep[key]) * len(computed[key]) // len(key)
+            if keep[key] not in self._by_tokens:  # a copy, since a view would hold the states of the whole batch
+                self._by_tokens[keep[key]] = computed[key][:tokens].to("cpu", copy=True)
         return [computed[key] if key in computed else self._by_tokens[key].to(device) for key in keys]
 
 

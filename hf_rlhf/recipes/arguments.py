@@ -48,7 +48,7 @@ class ModelArguments(ModelConfig):
         "Dtype of the frozen base: native (bfloat16 where the device multiplies it in hardware, else float32),"
         " bfloat16, float16, float32, or auto (that of the checkpoint).",
     )
-    use_peft: bool = flag(True, "Train LoRA adapters; false trains every weight.")
+    use_peft: bool = flag(True, "Train LoRA adapters; false trains the model's own weights.")
     lora_dropout: float = flag(0.0, "LoRA dropout; PPO switches it off in any case.")
     lora_target_modules: list[str] | None = flag(None, "Layers that get LoRA; by default every linear one.")
     lora_layers: str = flag(

@@ -21,7 +21,8 @@ from hf_rlhf.types import Completion, Model
 
 logger = logging.getLogger(__name__)
 
-_HEAD_PIECE, _WIDE_HEAD = 1536, 8192  # words of a piece, and of the smallest head that is multiplied in pieces
+_HEAD_PIECE, _WIDE_HEAD = 1536, 8192  # tokens of a piece, and of the smallest head that is multiplied in pieces
+_MOST_THREADS = 8  # that share a piece; each piece is a parallel region of its own
 
 
 class Engine(Protocol):
@@ -224,22 +225,22 @@ def _contiguous_head_input(causal_lm) -> Iterator[None]:
 def _head_in_pieces(causal_lm) -> Iterator[None]:
     """Let a wide head in fp32 on a CPU multiply a piece of the vocabulary at a time, into the same logits.
 
-    MKL packs up to 6,000 words at once, by 192 states: 5 MB, five times the L2 cache of a core. The packed words of a
-    piece are read from the cache. Each logit is the same sum, in the same order.
+    MKL packs up to 6,000 tokens of the vocabulary at once, by 192 states: 5 MB, five times the L2 cache of a core. A packed
+    piece fits into the cache. The logits are the same to the bit, but for rounding where one token is left as a piece.
     """
     head = causal_lm.get_output_embeddings()
     if not _pays_in_pieces(head):
         yield
         return
 
-    def in_pieces(input: Tensor) -> Tensor:
-        rows = input.flatten(end_dim=-2)
+    def in_pieces(states: Tensor) -> Tensor:
+        rows = states.flatten(end_dim=-2)
         if len(rows) < 2 or torch.is_autocast_enabled("cpu"):
-            return nn.functional.linear(input, head.weight)
+            return nn.functional.linear(states, head.weight)
         logits = rows.new_empty(len(rows), len(head.weight))
-        for words, piece in zip(head.weight.split(_HEAD_PIECE), logits.split(_HEAD_PIECE, dim=1), strict=True):
-            torch.mm(rows, words.t(), out=piece)
-        return logits.view(*input.shape[:-1], -1)
+        for weight, piece in zip(head.weight.split(_HEAD_PIECE), logits.split(_HEAD_PIECE, dim=1), strict=True):
+            torch.mm(rows, weight.t(), out=piece)
+        return logits.view(*states.shape[:-1], -1)
 
     head.forward = in_pieces
     try:
@@ -251,6 +252,7 @@ def _head_in_pieces(causal_lm) -> Iterator[None]:
 def _pays_in_pieces(head) -> bool:
     return (
         torch.backends.mkl.is_available()
+        and torch.get_num_threads() <= _MOST_THREADS
         and type(head) is nn.Linear  # no adapter, nothing quantized
         and head.bias is None
         and (head.weight.device.type, head.weight.dtype) == ("cpu", torch.float32)

@@ -257,9 +257,6 @@ def record(step: Callable[[], Any], stream: Any) -> tuple[Any, Any]:
     try:
         with torch.cuda.stream(stream):
             step()  # loads kernels and makes their workspaces, which no graph may
-            if _torch_stays_recording():
-                with _waiting_is_an_error():  # before the recording, which it would end for good
-                    step()
             graph.capture_begin(capture_error_mode="thread_local")
             try:
                 output = step()
@@ -275,17 +272,6 @@ def record(step: Callable[[], Any], stream: Any) -> tuple[Any, Any]:
 def _torch_stays_recording() -> bool:
     """Return whether a recording that failed leaves torch's memory in the state of one, as it can before 2.12."""
     return tuple(map(int, torch.__version__.split("+")[0].split(".")[:2])) < (2, 12)
-
-
-@contextmanager
-def _waiting_is_an_error() -> Iterator[None]:
-    """Let what waits for the GPU raise, such as a copy from the CPU: most of what cannot be recorded."""
-    before = torch.cuda.get_sync_debug_mode()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        yield
-    finally:
-        torch.cuda.set_sync_debug_mode(before)
 
 
 @contextmanager

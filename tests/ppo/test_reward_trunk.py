@@ -6,7 +6,9 @@ from invariance.runs import iterations_of
 from tiny import make_lora, make_prompts, make_tokenizer, perturb, trained
 from tiny_critics import LAST, make_critic_trainer, make_places
 
+from hf_rlhf.data.collate import pad_sequences
 from hf_rlhf.rewards.learned import LearnedReward
+from hf_rlhf.types import Completion, Sequences, Trajectory
 
 ONCE = "the lowest 1 of 2 blocks, which nobody trains, are computed once per completion and iteration"
 SPECIAL, ASSISTANT = 2, 6  # the prompt ends with the latter
@@ -159,6 +161,51 @@ def test_the_start_names_each_reward_model(places, tmp_path, capsys, monkeypatch
         "training_step": [],
     }
     assert f"trunk: {ONCE}{words}\n" in capsys.readouterr().out
+
+
+def test_what_is_kept_holds_no_other_rows(places, tmp_path, monkeypatch):
+    trainer = upper_trainer(tmp_path, places, ended=3, unlike=2)
+    score = trainer.score
+
+    def scored(trajectories):
+        score(trajectories)
+        kept = trainer.kept_states._by_tokens
+        assert len(kept) == BATCH - 2
+        for states in kept.values():
+            assert states.untyped_storage().nbytes() == states.numel() * states.element_size()
+
+    monkeypatch.setattr(trainer, "score", scored)
+    trainer.train()
+
+
+def test_a_reward_on_another_policy_shares_nothing(places, tmp_path):
+    other = upper_trainer(tmp_path / "other", places)
+    reward = other.rewards.functions[0]
+    trainer = upper_trainer(tmp_path / "own", {"upper": reward})
+    assert trainer.choices["trunk"].endswith("; not for the reward upper, a model of its own")
+    assert trainer.kept_states.rewards == []
+    trainer.train()
+
+
+def test_rows_that_begin_alike_are_found_in_several_batches(places, tmp_path):
+    """Two completions are the same, and one is the start of another."""
+    trainer = upper_trainer(tmp_path, places)
+    kept, prompt = trainer.kept_states, [2, 5, 9]
+    completions = [[7, 8, 3], [7, 8, 3], [7, 8, 9], [7, 8, 9, 10]]
+    trajectories = [Trajectory({}, prompt, Completion(ids, [], False), "") for ids in completions]
+    with kept.share(trajectories):
+        for rows in ([[7, 8, 9, 10, 3], [7, 8, 3]], [[7, 8, 9, 3], [7, 8, 3]]):
+            lengths = torch.tensor([[len(prompt) + len(row)] for row in rows])
+            ids = pad_sequences([prompt + row for row in rows], 0)
+            real = torch.arange(ids.shape[1]) < lengths
+            entry = kept.for_reward(ids, real.long())
+            plain = trainer.policy.trunk_states(Sequences(ids, real, torch.ones_like(ids[:, 0]), real[:, 1:]))
+            for ours, theirs in zip(entry.sequences, plain, strict=True):
+                torch.testing.assert_close(ours, theirs)
+    assert len(kept._by_tokens) == 3
+    own = Sequences.from_trajectories(trajectories)
+    for ours, theirs in zip(kept.of(own), trainer.policy.trunk_states(own), strict=True):
+        torch.testing.assert_close(ours, theirs)
 
 
 def test_a_tokenizer_with_other_ids_shares_nothing(places, tmp_path, monkeypatch):

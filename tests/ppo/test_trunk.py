@@ -17,8 +17,9 @@ from tiny import (
     snapshot,
     trained,
 )
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, TrainerCallback
 
+from hf_rlhf.errors import InputError
 from hf_rlhf.ppo.trainer import PPOTrainer
 
 LAST = {"target_modules": ["q_proj", "down_proj"], "layers_to_transform": [1], "layers_pattern": "layers"}
@@ -248,6 +249,52 @@ def test_the_reference_stays_where_weights_are_thawed_later(tmp_path):
         assert not torch.equal(weight, reference[name]), name
     for name, weight in snapshot(trainer.policy.reference_model).items():
         assert torch.equal(weight, reference[name]), name
+
+
+def test_the_reference_stays_where_a_run_with_thawed_weights_resumes(tmp_path):
+    def thawed(folder, **flags):
+        trainer = make_trainer(folder, lora=None, num_layers_unfrozen=1, max_steps=8, **flags)
+        trainer.policy.model.requires_grad_(True)
+        return trainer
+
+    whole = thawed(tmp_path / "whole", save_strategy="steps", save_steps=4)
+    reference = snapshot(whole.policy.reference_model)
+    whole.train()
+    resumed = thawed(tmp_path / "resumed")
+    resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-4"))
+    for name, weight in snapshot(resumed.policy.reference_model).items():
+        assert torch.equal(weight, reference[name]), name
+    for name, weight in snapshot(resumed.policy.model).items():
+        assert torch.equal(weight, snapshot(whole.policy.model)[name]), name
+
+
+def test_the_reference_stays_where_a_callback_thaws_weights_between_updates(tmp_path):
+    class Thaws(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            trainer.policy.model.requires_grad_(True)
+
+    model = make_model(make_tokenizer())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    kwargs = {"optimizers": (optimizer, None), "callbacks": [Thaws()]}
+    trainer = make_trainer(
+        tmp_path, model=model, lora=None, num_layers_unfrozen=1, reuse_trunk=False, max_steps=4, trainer_kwargs=kwargs
+    )
+    reference = snapshot(trainer.policy.reference_model)
+    trainer.train()
+    lowest = "model.layers.0.mlp.up_proj.weight"
+    assert not torch.equal(snapshot(trainer.policy.model)[lowest], reference[lowest])
+    for name, weight in snapshot(trainer.policy.reference_model).items():
+        assert torch.equal(weight, reference[name]), name
+
+
+def test_other_blocks_than_those_of_the_checkpoint_are_refused(tmp_path):
+    make_trainer(tmp_path, lora=None, num_layers_unfrozen=1, max_steps=4, save_strategy="steps", save_steps=4).train()
+    trainer = make_trainer(tmp_path / "resumed", lora=None, num_layers_unfrozen=2, max_steps=8)
+    before = snapshot(trainer.policy.model)
+    with pytest.raises(InputError, match=r"num_layers_unfrozen=1, and this one has 2: it would train other weights"):
+        trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    for name, weight in snapshot(trainer.policy.model).items():
+        assert torch.equal(weight, before[name]), name
 
 
 def test_a_merged_model_that_peft_left_frozen_is_trained_whole(tmp_path, capsys):

@@ -269,6 +269,10 @@ def test_an_architecture_says_the_same_or_is_not_recorded(tokenizer, recorded, m
     monkeypatch.setattr(graphs, "_WIDTH", 16)
     model = make_architecture(architecture).eval().to("cuda" if ON_GPU else "cpu")
     engine = TransformersEngine(model, tokenizer)
+    if ON_GPU and architecture in COPIES_TO_THE_GPU and graphs._torch_stays_recording():
+        with pytest.raises(InputError, match="use_cuda_graphs=true is invalid"):
+            sampled(engine)
+        return
     require_equal(sampled(engine), sampled(TransformersEngine(model, tokenizer, use_cuda_graphs=False)))
     assert (engine.graphs.reason is None) == bool(recorded)
     expected = RECORDED - COPIES_TO_THE_GPU if ON_GPU else RECORDED
