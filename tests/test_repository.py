@@ -67,6 +67,14 @@ def test_the_workflow_calls_ci_run():
     assert os.access(REPOSITORY / ".ci" / "run", os.X_OK)
 
 
+def test_the_oldest_python_of_the_workflow_is_the_oldest_that_is_allowed():
+    versions = suite()["strategy"]["matrix"]["python-version"]
+    assert versions[0] == found(r'^requires-python = ">=(.+)"$', "pyproject.toml")
+    for name in ("ppo", "reward", "sft", "minimal_ppo"):
+        assert versions[0] == found(r'^# requires-python = ">=(.+)"$', f"recipes/{name}.py")
+    assert f"Python {versions[0]} or newer" in text_of("README.md")
+
+
 def test_the_hooks_have_the_pinned_ruff():
     (revision,) = (repo["rev"] for repo in yaml_of(".pre-commit-config.yaml")["repos"] if "ruff" in repo["repo"])
     assert revision == f"v{pinned('ruff')}"
