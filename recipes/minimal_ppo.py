@@ -1,5 +1,5 @@
 # /// script
-# requires-python = ">=3.10"
+# requires-python = ">=3.11"
 # dependencies = ["torch", "transformers", "hf-rlhf"]
 # ///
 """PPO for language models in one file, to be read from top to bottom.

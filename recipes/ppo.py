@@ -1,5 +1,5 @@
 # /// script
-# requires-python = ">=3.10"
+# requires-python = ">=3.11"
 # dependencies = ["hf-rlhf[embedded,report]"]
 # ///
 r"""Train a policy with PPO; the same code as `hf-rlhf ppo`.

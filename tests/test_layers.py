@@ -64,7 +64,8 @@ def test_imports_only_go_down():
 
 
 def test_every_layer_exists():
-    found = {path.name.removesuffix(".py") for path in PACKAGE.iterdir() if not path.name.startswith("_")}
+    names = {path.name for path in PACKAGE.iterdir()} - {"py.typed"}
+    found = {name.removesuffix(".py") for name in names if not name.startswith("_")}
     assert found == set(LAYERS)
 
 
