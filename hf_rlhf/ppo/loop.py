@@ -322,7 +322,7 @@ class IterationTrainer(DurableTrainer):
         (folder / STATE_FILE).write_text(json.dumps(state) + "\n", encoding="utf-8")
 
     def _fixed_flags(self) -> dict[str, Any]:
-        """Return what decides an iteration's prompts and draws, and the trained weights: it cannot change within a run."""
+        """Return what decides an iteration's prompts and draws, and the trained weights. A run cannot change it."""
         return {
             "seed": self.args.seed,
             "rollout_batch_size": self.args.rollout_batch_size,

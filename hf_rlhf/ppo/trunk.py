@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple, TypeGuard
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -73,25 +73,20 @@ def choose_trunk(
     ]
     besides = f"; not for the {' and the '.join(roles)}, a model of its own" if roles else ""
     scorers = {} if rewards is None else reward_models(rewards)
-    with attention(model, kind):
-        above = {
-            name: scorer
-            for name, scorer in scorers.items()
-            if _is_on(policy, scorer) and trunk_depth(model, (scorer.name,)) >= trunk.depth
-        }
+    above: list[SharedRewardModel] = []
     for name, scorer in scorers.items():
-        if name in above:
-            besides += f"; for the reward {name} too, where its text has the same tokens"
-        elif _is_on(policy, scorer):
-            besides += f"; not for the reward {name}, whose adapter begins below"
-        else:
+        if not isinstance(scorer, SharedRewardModel) or scorer.model is not policy.model:
             besides += f"; not for the reward {name}, a model of its own"
+            continue
+        with attention(model, kind):
+            begins_above = trunk_depth(model, (scorer.name,)) >= trunk.depth
+        if begins_above:
+            above.append(scorer)
+            besides += f"; for the reward {name} too, where its text has the same tokens"
+        else:
+            besides += f"; not for the reward {name}, whose adapter begins below"
     words = f"{blocks} are computed once per completion and iteration{besides}"
-    return TrunkChoice(trunk, words, list(above.values()))
-
-
-def _is_on(policy: PolicyWithValue, scorer: Any) -> TypeGuard[SharedRewardModel]:
-    return isinstance(scorer, SharedRewardModel) and scorer.model is policy.model
+    return TrunkChoice(trunk, words, above)
 
 
 class KeptStates:

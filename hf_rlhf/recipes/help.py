@@ -1,4 +1,4 @@
-"""The page that `hf-rlhf <command> --help` prints: this project's flags in groups, and the most used ones of its libraries."""
+"""The page that `hf-rlhf <command> --help` prints: this project's flags in groups, and the most used inherited ones."""
 
 import inspect
 import re
@@ -56,8 +56,8 @@ def help_page(prog: str, dataclasses: Sequence[Any], width: int = 100) -> str:
 
 
 _INTRODUCTION = (
-    "Flags are also keys of the YAML file, and the command line wins. The default is in brackets. A list is written with"
-    " spaces or commas."
+    "Flags are also keys of the YAML file, and the command line wins. The default is in brackets. A list is written"
+    " with spaces or commas."
 )
 
 

@@ -225,8 +225,9 @@ def _contiguous_head_input(causal_lm) -> Iterator[None]:
 def _head_in_pieces(causal_lm) -> Iterator[None]:
     """Let a wide head in fp32 on a CPU multiply a piece of the vocabulary at a time, into the same logits.
 
-    MKL packs up to 6,000 tokens of the vocabulary at once, by 192 states: 5 MB, five times the L2 cache of a core. A packed
-    piece fits into the cache. The logits are the same to the bit, but for rounding where one token is left as a piece.
+    MKL packs up to 6,000 tokens of the vocabulary at once, by 192 states: 5 MB, five times the L2 cache of a core. A
+    packed piece fits into the cache. The logits are the same to the bit, but for rounding where one token is left as a
+    piece.
     """
     head = causal_lm.get_output_embeddings()
     if not _pays_in_pieces(head):

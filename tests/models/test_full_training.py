@@ -144,7 +144,7 @@ def test_more_blocks_than_there_are():
 
 def test_blocks_that_are_not_one_list(monkeypatch):
     monkeypatch.setattr("hf_rlhf.models.trunk.block_list", lambda model: None)
-    with pytest.raises(InputError, match=r"LlamaForCausalLM has no list of blocks. Leave it out"):
+    with pytest.raises(InputError, match=r"\(LlamaForCausalLM\) has no list of blocks. Leave it out"):
         wrap_policy(make("llama"), num_layers_unfrozen=1)
 
 

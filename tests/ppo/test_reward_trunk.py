@@ -181,7 +181,7 @@ def test_what_is_kept_holds_no_other_rows(places, tmp_path, monkeypatch):
 def test_a_reward_on_another_policy_shares_nothing(places, tmp_path):
     other = upper_trainer(tmp_path / "other", places)
     reward = other.rewards.functions[0]
-    trainer = upper_trainer(tmp_path / "own", {"upper": reward})
+    trainer = upper_trainer(tmp_path / "own", {**places, "upper": reward})
     assert trainer.choices["trunk"].endswith("; not for the reward upper, a model of its own")
     assert trainer.kept_states.rewards == []
     trainer.train()
