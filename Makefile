@@ -20,7 +20,7 @@ FAST := tests/ops tests/evaluation tests/feedback tests/hub tests/reward_modelin
 	$(addprefix tests/rollout/test_,engines.py stops.py support.py vllm_server.py) \
 	$(addprefix tests/ppo/test_,iteration_log.py kl_control.py prompts.py scores.py stages.py) \
 	$(addprefix tests/recipes/test_,config_files.py quickstart_budget.py) \
-	$(addprefix tests/test_,errors.py layers.py progress.py records.py repository.py types.py) tests/checkpoint/test_lock.py
+	$(addprefix tests/test_,errors.py layers.py progress.py records.py prose.py repository.py types.py) tests/checkpoint/test_lock.py
 
 .PHONY: help setup quickstart test test-fast test-slow test-kills test-deepspeed test-vllm test-quant test-oldest test-gpu benchmark check format clean
 
