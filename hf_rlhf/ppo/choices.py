@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from hf_rlhf.models.adapters import POLICY, base_of, is_peft_model
-from hf_rlhf.models.attention import PACKED
+from hf_rlhf.models.attention import FUSED, PACKED
 from hf_rlhf.models.fused_lora import FusedLoraLinear
 from hf_rlhf.models.machine import device_in_words
 from hf_rlhf.models.policy import PolicyWithValue
@@ -40,7 +40,7 @@ def choices(
         "device": device_in_words(args.device, args.world_size),
         "dtype": dtype_in_words(base, args.device),
         "sampling": _engine(base, args, sharded=sharded),
-        "attention": _attention(kind, args),
+        "attention": _attention(kind, args, loaded=base.config._attn_implementation),
         "adapters": _adapters(policy, args),
         "logits": f"{chunk_rows(vocabulary, args.device)} tokens at a time",
         "trunk": trunk.words or "every block is trained" if args.reuse_trunk else "reuse_trunk=false",
@@ -67,10 +67,12 @@ def _engine(base: Model, args: PPOConfig, *, sharded: bool) -> str:
     return f"transformers, {size} completions at a time{steps}"
 
 
-def _attention(kind: str, args: PPOConfig) -> str:
+def _attention(kind: str, args: PPOConfig, *, loaded: str) -> str:
     if kind == PACKED:
         return "sequences end to end, without padding"
-    if args.torch_compile:
+    if loaded != FUSED:
+        why = "the model was loaded with this attention"
+    elif args.torch_compile:
         why = "torch_compile would compile anew for each length"
     elif not args.leaves_padding_out:
         why = "padding_free" if args.padding_free is False else "padding_free is for CPUs unless set"

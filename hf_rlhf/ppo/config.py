@@ -67,8 +67,10 @@ class PPOConfig(TrainingArguments):
     lam: float = _flag(0.95, "Lambda of generalised advantage estimation, for the policy's advantages.")
     value_lam: float | None = _flag(None, "Lambda of the critic's targets; lam by default, 1 is Monte Carlo.")
     cliprange: float = _flag(0.2, "Clip range of the policy's probability ratio.")
-    cliprange_high: float | None = _flag(None, "Clip range above 1, when it is not cliprange (DAPO's clip-higher).")
-    dual_clip: float | None = _flag(None, "Bound the loss of a token with negative advantage at so many times it.")
+    cliprange_high: float | None = _flag(None, "Upper clip range (DAPO's clip-higher); cliprange by default.")
+    dual_clip: float | None = _flag(
+        None, "Bound the loss of a token with negative advantage at this many times the advantage."
+    )
     ratio_threshold: float | None = _flag(None, "Skip an update whose mean ratio is above this; old TRL used 10.")
     early_stop_kl: float | None = _flag(None, "End an iteration's updates once approxkl of one is above this (nats).")
     importance_sampling_cap: float | None = _flag(
@@ -83,8 +85,8 @@ class PPOConfig(TrainingArguments):
     # Full fine-tuning
     num_layers_unfrozen: int | None = _flag(
         None,
-        "Without LoRA, train the last so many blocks alone, with the final norm and a head that is not tied to the"
-        " embeddings; all weights by default. lora_layers is LoRA's.",
+        "Without LoRA, train only the last N blocks, the final norm, and a head that is not tied to the embeddings; all"
+        " weights by default. With LoRA, use lora_layers.",
     )
 
     # KL to the reference
@@ -97,7 +99,7 @@ class PPOConfig(TrainingArguments):
     kl_in_loss: bool = _flag(False, "Put the KL into the loss, with its gradient, instead of the token rewards.")
     kl_target: float | None = _flag(None, "Adapt kl_coef so that the KL of a completion stays near this many nats.")
     kl_horizon: int = _flag(10_000, "Completions over which the adaptive kl_coef reacts.")
-    ref_model_sync_iterations: int | None = _flag(None, "Make the reference the policy anew after so many iterations.")
+    ref_model_sync_iterations: int | None = _flag(None, "Copy the policy to the reference every so many iterations.")
 
     # Critic
     critic: str = _flag("value_head", "value_head (on the policy), adapter (LoRA of its own) or model (separate).")

@@ -149,8 +149,8 @@ class PPOArguments(DataArguments):
     reward_model_path: str | None = flag(None, "Folder or Hub name of a trained reward model.")
     reward_funcs: list[str] | None = flag(None, "More rewards: models, or functions as module:name or file.py:name.")
     ptx_dataset_name: str | None = flag(None, "Texts for the language-model loss of PPO-ptx, with ptx_coef.")
-    ptx_dataset_config: str | None = flag(None, "Their configuration, of a Hub data set.")
-    ptx_dataset_split: str = flag("train", "Their split.")
+    ptx_dataset_config: str | None = flag(None, "Configuration of ptx_dataset_name, of a Hub data set.")
+    ptx_dataset_split: str = flag("train", "Split of ptx_dataset_name.")
     chat_template_path: str | None = flag(None, "A Jinja file to use as the tokenizer's chat template.")
 
 

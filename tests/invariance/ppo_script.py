@@ -13,11 +13,12 @@ from pathlib import Path
 
 import sharding_on_cpu
 import torch
-from invariance.runs import train
+from invariance.runs import places, train
 
 
 def main(folder, world_size, cuts):
     launch = sharding_on_cpu.allow()
+    places()
     for place, cut in json.loads(cuts).items():
         trainer = train(Path(folder) / place / os.environ["RANK"], **launch | cut)
         assert trainer.accelerator.num_processes == int(world_size), trainer.accelerator.num_processes

@@ -15,8 +15,9 @@ from hf_rlhf.ppo.config import PPOConfig
 from hf_rlhf.ppo.trunk import choose_trunk
 
 
-def chosen(tmp_path, *, lora=None, kinds=("hf_rlhf_packed",), dtype=torch.float32, **flags):
+def chosen(tmp_path, *, lora=None, kinds=("hf_rlhf_packed",), dtype=torch.float32, loaded="sdpa", **flags):
     model = make_model(make_tokenizer()).to(dtype)
+    model.set_attn_implementation(loaded)
     wrapped = wrap_policy(model, make_lora() if lora is None else lora)
     policy = PolicyWithValue(wrapped)  # fuses
     args, attention = make_config(tmp_path, **flags), dict.fromkeys([model], *kinds)
@@ -34,6 +35,11 @@ def chosen(tmp_path, *, lora=None, kinds=("hf_rlhf_packed",), dtype=torch.float3
         ("sampling", {"use_transformers_continuous_batching": True}, "transformers, continuous batching"),
         ("attention", {}, "sequences end to end, without padding"),
         ("attention", {"kinds": ("eager",)}, "eager, padded: this architecture mixes sequences that lie end to end"),
+        (
+            "attention",
+            {"loaded": "eager", "kinds": ("eager",)},
+            "eager, padded: the model was loaded with this attention",
+        ),
         ("attention", {"kinds": ("sdpa",), "padding_free": False}, "sdpa, padded: padding_free"),
         ("attention", {"kinds": ("sdpa",), "torch_compile": True}, "sdpa, padded: torch_compile would compile anew"),
         ("adapters", {}, "14 of 14 layers in one product"),
