@@ -164,8 +164,8 @@ RUNS = {
     "trunk of a reward": {
         "lora": make_lora(**LAST),
         "reward_adapter": "upper",  # of `make_places`
-        "max_steps": 8,
-        "save_steps": 8,
+        "max_steps": 4,
+        "save_steps": 4,
     },
     "sparse": {
         "data": lambda: make_prompts(16).to_iterable_dataset(),
@@ -224,7 +224,7 @@ def train(folder, name, **cut):
     given["eval_dataset"] = {"five": make_prompts(5), "one": make_prompts(2).select([1])}
     trainer = make_trainer(folder, data=data, trainer_kwargs=given, **flags)
     trainer.engine = engine(trainer.engine)
-    perturb(trainer.policy, only=".policy." if "reward_adapter" in RUNS[name] else "lora")  # a reward's stays as it is
+    perturb(trainer.policy, only="lora")
     perturb(trainer.policy.value_head)
     trainer.train()
     trainer.save_model(str(Path(folder) / "final"))
