@@ -17,7 +17,6 @@ USED_MOST = (
 )  # fmt: skip
 """Flags of transformers and trl that most runs set."""
 _TITLES = {
-    "PPOConfig": "What PPO asks for differently from supervised training",
     "ModelArguments": "Model",
     "DataArguments": "Data",
     "PPOArguments": "Rewards and texts",
