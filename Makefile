@@ -14,12 +14,12 @@ export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
 # What make test-fast runs: of each part the files whose tests take milliseconds, as --durations=0 says.
-FAST := tests/ops tests/evaluation tests/feedback tests/hub tests/reward_modeling tests/rewards \
+FAST := tests/ops tests/evaluation tests/hub tests/rewards tests/training/test_trl_trainers.py \
 	$(filter-out %/test_damaged_sets.py,$(wildcard tests/data/test_*.py)) \
-	$(addprefix tests/models/test_,adapters.py attention.py foreign_code.py fused_lora.py heads.py) \
-	$(addprefix tests/rollout/test_,engines.py stops.py support.py vllm_server.py) \
+	$(addprefix tests/models/test_,adapters.py foreign_code.py heads.py) $(addprefix tests/models/fast/test_,attention.py fused_lora.py) \
+	$(addprefix tests/rollout/test_,engines.py stops.py support.py) tests/rollout/vllm/test_server.py \
 	$(addprefix tests/ppo/test_,iteration_log.py kl_control.py prompts.py scores.py stages.py) \
-	$(addprefix tests/recipes/test_,config_files.py quickstart_budget.py) \
+	tests/cli/test_config_files.py $(addprefix tests/quickstart/test_,annotator.py before_after.py budget.py) \
 	$(addprefix tests/test_,errors.py layers.py progress.py records.py prose.py repository.py types.py) tests/checkpoint/test_lock.py
 
 .PHONY: help setup quickstart test test-fast test-slow test-kills test-deepspeed test-vllm test-quant test-oldest test-gpu benchmark check format clean
@@ -85,7 +85,7 @@ $(VLLM)/.setup-done:
 	@touch $(VLLM)/.setup-done
 
 test-vllm: $(SETUP) $(VLLM)/.setup-done
-	$(BIN)/python -m pytest tests/rollout/test_vllm_real.py $(ARGS)
+	$(BIN)/python -m pytest tests/rollout/vllm/test_real.py $(ARGS)
 
 # bitsandbytes, and all else from the environment below it
 $(QUANT)/.setup-done: $(SETUP)

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from hf_rlhf.ppo.config import PPOConfig
-from hf_rlhf.recipes.quickstart.arguments import REWARD_MODEL, QuickstartArguments
-from hf_rlhf.recipes.quickstart.comparison import compare
-from hf_rlhf.recipes.quickstart.training import train_policy
+from hf_rlhf.quickstart.arguments import REWARD_MODEL, QuickstartArguments
+from hf_rlhf.quickstart.comparison import compare
+from hf_rlhf.quickstart.training import train_policy
 from hf_rlhf.records import iteration_rows
 
 ONE_EPOCH = {"num_ppo_epochs": 1, "max_steps": 48}  # 24 iterations in the time of 18 with two epochs

@@ -19,8 +19,8 @@ from ppo_against_trl import lora_arguments
 from trunk import COMPLETIONS, make_config
 
 from hf_rlhf import PPOTrainer
-from hf_rlhf.data.quickstart import quickstart_prompts
 from hf_rlhf.models.load import EMBEDDED_MODEL, load_causal_lm, load_sequence_classifier, load_tokenizer
+from hf_rlhf.quickstart.prompts import quickstart_prompts
 
 
 def make_reward_adapter(folder: str, dtype: str) -> None:

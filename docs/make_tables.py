@@ -4,10 +4,10 @@ import inspect
 from dataclasses import fields
 from pathlib import Path
 
+from hf_rlhf.cli.help import own_groups
 from hf_rlhf.ppo.config import PPOConfig
 from hf_rlhf.ppo.metrics import METRICS
 from hf_rlhf.recipes.arguments import DataArguments, ModelArguments, PPOArguments
-from hf_rlhf.recipes.help import own_groups
 from hf_rlhf.recipes.reward import RESULTS
 
 DOCS = Path(__file__).parent

@@ -2,9 +2,11 @@
 
 from typing import TYPE_CHECKING
 
+from hf_rlhf.lazy import lazy_names
+
 __version__ = "0.1.0"
 
-_PUBLIC = {
+_HOMES = {
     "Completion": "hf_rlhf.types",
     "InputError": "hf_rlhf.errors",
     "PPOConfig": "hf_rlhf.ppo.config",
@@ -46,6 +48,7 @@ if TYPE_CHECKING:
     from hf_rlhf.recipes.sft import train_sft
     from hf_rlhf.types import Completion
 
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)
 __all__ = [
     "Completion",
     "DataArguments",
@@ -66,16 +69,3 @@ __all__ = [
     "train_reward_model",
     "train_sft",
 ]
-
-
-def __getattr__(name: str):
-    """Import a public name when it is first asked for, so that `import hf_rlhf` stays fast."""
-    if name in _PUBLIC:
-        import importlib
-
-        return getattr(importlib.import_module(_PUBLIC[name]), name)
-    raise AttributeError(f"module 'hf_rlhf' has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *_PUBLIC])

@@ -11,9 +11,11 @@ from pathlib import Path
 import pytest
 from tiny import make_model, make_prompts, make_tokenizer, make_trainer
 
+from hf_rlhf.cli.parsing import parse_arguments
 from hf_rlhf.compat.names import RENAMED, REPLACED
 from hf_rlhf.ppo.config import PPOConfig
 from hf_rlhf.ppo.metrics import METRICS
+from hf_rlhf.quickstart.arguments import QuickstartArguments
 from hf_rlhf.recipes.arguments import (
     ModelArguments,
     PPOArguments,
@@ -21,9 +23,7 @@ from hf_rlhf.recipes.arguments import (
     RewardTrainingArguments,
     SFTTrainingArguments,
 )
-from hf_rlhf.recipes.parsing import parse_arguments
 from hf_rlhf.recipes.plan import PlanArguments
-from hf_rlhf.recipes.quickstart.arguments import QuickstartArguments
 
 REPOSITORY = Path(__file__).parents[1]
 PAGES = sorted((REPOSITORY / "docs").glob("*.md"))

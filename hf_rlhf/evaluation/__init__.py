@@ -1,1 +1,22 @@
 """Did it get better, and by how much: measures, pictures and the report page."""
+
+from typing import TYPE_CHECKING
+
+from hf_rlhf.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from hf_rlhf.evaluation.metrics import WinRate, wilson_interval, win_rate
+    from hf_rlhf.evaluation.plots import plot_training
+    from hf_rlhf.evaluation.report import write_report
+    from hf_rlhf.evaluation.reward_model import reward_accuracy
+
+_HOMES = {
+    "WinRate": "hf_rlhf.evaluation.metrics",
+    "plot_training": "hf_rlhf.evaluation.plots",
+    "reward_accuracy": "hf_rlhf.evaluation.reward_model",
+    "wilson_interval": "hf_rlhf.evaluation.metrics",
+    "win_rate": "hf_rlhf.evaluation.metrics",
+    "write_report": "hf_rlhf.evaluation.report",
+}
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)
+__all__ = ["WinRate", "plot_training", "reward_accuracy", "wilson_interval", "win_rate", "write_report"]

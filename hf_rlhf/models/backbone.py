@@ -1,7 +1,7 @@
 """The parts inside a transformers model: last hidden states, and the map from them to logits."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from hf_rlhf.errors import InputError
 from hf_rlhf.models.adapters import base_of, compute_in_base_dtype, keep_modes
-from hf_rlhf.models.attention import layout_of
-from hf_rlhf.models.layouts import backbone_of
-from hf_rlhf.models.trunk import TrunkStates
+from hf_rlhf.models.batch_layout import backbone_of
+from hf_rlhf.models.fast.attention import layout_of
+from hf_rlhf.models.fast.trunk import TrunkStates
 from hf_rlhf.types import Model, Sequences
 
 
@@ -75,33 +75,6 @@ def block_names(model: Model) -> set[str]:
         for blocks in backbone_of(model).modules()
         if isinstance(blocks, nn.ModuleList) and len(blocks) > 0 and len({type(block) for block in blocks}) == 1
     }
-
-
-def compile_blocks(model: Model, backend: str | None, mode: str | None) -> None:
-    """Compile the repeated blocks of a transformers model in place: one compilation serves all, and names stay."""
-    for blocks in backbone_of(model).modules():
-        if isinstance(blocks, nn.ModuleList) and len(blocks) > 1 and len({type(block) for block in blocks}) == 1:
-            for block in blocks:
-                block.compile(backend=backend or "inductor", mode=mode, dynamic=True)
-
-
-def use_liger_kernels(model: Model, device: torch.device, kernels: dict[str, bool] | None) -> None:
-    """Let a transformers model compute norms, rotations and MLPs by Liger's Triton kernels.
-
-    `kernels` chooses among them.
-    """
-    if device.type == "cpu":
-        raise InputError("use_liger_kernel needs a GPU: Liger's kernels are written in Triton; leave it out")
-    from transformers.integrations.liger import apply_liger_kernel
-
-    apply_liger_kernel(model, kernels)
-
-
-@contextmanager
-def uncompiled() -> Iterator[None]:
-    """Run compiled blocks as they are written: for sampling, where the cache has another length at every step."""
-    with torch.compiler.set_stance("force_eager"):
-        yield
 
 
 @torch.no_grad()

@@ -38,13 +38,13 @@ from hf_rlhf.models.adapters import (
     use_adapter,
 )
 from hf_rlhf.models.backbone import counted_states, state_width
+from hf_rlhf.models.fast.trunk import TrunkStates
 from hf_rlhf.models.full_training import train_weights
 from hf_rlhf.models.heads import CONFIG_NAME, WEIGHTS_NAME, ValueHead, saved_facts
 from hf_rlhf.models.load import load_full_weights, load_sequence_classifier
 from hf_rlhf.models.reward_model import load_classifier, require_reward_model, score_head
 from hf_rlhf.models.same_base import base_weights, stands_on
 from hf_rlhf.models.sharding import below
-from hf_rlhf.models.trunk import TrunkStates
 from hf_rlhf.models.vocabulary import resize_vocabulary
 from hf_rlhf.types import Model, Sequences
 

@@ -1,8 +1,8 @@
 """Full fine-tuning: which weights of a model are trained."""
 
 from hf_rlhf.errors import InputError
+from hf_rlhf.models.fast.trunk import block_list, train_last_blocks
 from hf_rlhf.models.load import require_full_training
-from hf_rlhf.models.trunk import block_list, train_last_blocks
 from hf_rlhf.types import Model
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from hf_rlhf.errors import InputError
-from hf_rlhf.models.trunk import block_list
+from hf_rlhf.models.fast.trunk import block_list
 from hf_rlhf.types import Model
 
 

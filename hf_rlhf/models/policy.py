@@ -30,12 +30,12 @@ from hf_rlhf.models.adapters import (
 )
 from hf_rlhf.models.backbone import block_names, counted_ids, counted_states, disable_dropout, logits_head, state_width
 from hf_rlhf.models.critics import Critic, ModelCritic, ValueHeadCritic
+from hf_rlhf.models.fast.trunk import Trunk, TrunkStates
 from hf_rlhf.models.full_training import require_no_adapter, train_weights
 from hf_rlhf.models.heads import ValueHead
 from hf_rlhf.models.load import load_full_weights, require_causal_lm
 from hf_rlhf.models.lora_targets import require_known_layers
 from hf_rlhf.models.sharding import below
-from hf_rlhf.models.trunk import Trunk, TrunkStates
 from hf_rlhf.ops.logprobs import token_kl, token_logprobs
 from hf_rlhf.types import Model, Sequences
 
@@ -82,7 +82,7 @@ class PolicyWithValue(nn.Module):
         self._dropout_in_configs: list[tuple[Any, str, float]] = []
         self.reference_model = None if ref_model is None else ref_model.requires_grad_(False).eval()
         if is_peft_model(model) or is_peft_model(getattr(self.critic, "model", None)):
-            from hf_rlhf.models.fused_lora import fuse_lora  # imports PEFT
+            from hf_rlhf.models.fast.fused_lora import fuse_lora  # imports PEFT
 
             fuse_lora(self)
 

@@ -25,10 +25,10 @@ from hf_rlhf.models.adapters import (
     use_adapter,
 )
 from hf_rlhf.models.backbone import states_at
+from hf_rlhf.models.fast.trunk import TrunkStates
 from hf_rlhf.models.load import load_sequence_classifier, load_tokenizer
 from hf_rlhf.models.precision import NATIVE
 from hf_rlhf.models.same_base import stands_on
-from hf_rlhf.models.trunk import TrunkStates
 from hf_rlhf.types import Model
 
 

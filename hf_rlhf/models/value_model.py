@@ -91,7 +91,7 @@ def load_value_model(name_or_path: str, *, dtype: str | None = None) -> ValueMod
 
 def _with_adapter(load: Callable[..., Model], folder: Path, name: str, dtype: str) -> Model:
     """The model in `folder`, or the adapter there under `name` on its base."""
-    from hf_rlhf.models.fused_lora import fuse_lora
+    from hf_rlhf.models.fast.fused_lora import fuse_lora
 
     if adapter_base(folder) is None:
         return load(str(folder), dtype=dtype)

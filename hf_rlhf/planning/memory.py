@@ -18,12 +18,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 
 from hf_rlhf.errors import InputError
 from hf_rlhf.models.adapters import POLICY, base_of, compute_in_base_dtype
-from hf_rlhf.models.attention import set_attention, training_attention
+from hf_rlhf.models.fast.attention import set_attention, training_attention
+from hf_rlhf.models.fast.fused_lora import fuse_lora
+from hf_rlhf.models.fast.trunk import train_last_blocks, trunk_depth
 from hf_rlhf.models.full_training import require_no_adapter
-from hf_rlhf.models.fused_lora import fuse_lora
 from hf_rlhf.models.lora_targets import require_known_layers
 from hf_rlhf.models.precision import current_device
-from hf_rlhf.models.trunk import train_last_blocks, trunk_depth
 from hf_rlhf.ops.logprobs import chunk_rows
 from hf_rlhf.planning.layout import Layout
 from hf_rlhf.planning.work import ModelShape

@@ -3,15 +3,15 @@
 from collections.abc import Mapping
 
 from hf_rlhf.models.adapters import POLICY, base_of, is_peft_model
-from hf_rlhf.models.attention import FUSED, PACKED
-from hf_rlhf.models.fused_lora import FusedLoraLinear
+from hf_rlhf.models.fast.attention import FUSED, PACKED
+from hf_rlhf.models.fast.cache import cache_of_rows
+from hf_rlhf.models.fast.fused_lora import FusedLoraLinear
 from hf_rlhf.models.machine import device_in_words
 from hf_rlhf.models.policy import PolicyWithValue
 from hf_rlhf.models.precision import dtype_in_words
 from hf_rlhf.ops.logprobs import chunk_rows
 from hf_rlhf.ppo.config import PPOConfig
 from hf_rlhf.ppo.trunk import TrunkChoice
-from hf_rlhf.rollout.cache import cache_of_rows
 from hf_rlhf.rollout.graphs import why_not
 from hf_rlhf.types import Model
 

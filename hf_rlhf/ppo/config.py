@@ -5,14 +5,14 @@ from dataclasses import dataclass, field
 
 from transformers import TrainingArguments
 
-from hf_rlhf.checkpoint.best import settle_best_metric
 from hf_rlhf.compat.names import RENAMED, explain_names
 from hf_rlhf.errors import InputError
 from hf_rlhf.ops.kl import FULL_KL, KL_ESTIMATORS
 from hf_rlhf.ppo.kl_control import AdaptiveKL, FixedKL, KLControl
 from hf_rlhf.ppo.scores import ScoreShaping
 from hf_rlhf.rollout.sampling import Sampling
-from hf_rlhf.rollout.vllm_client import server_address, server_addresses
+from hf_rlhf.rollout.vllm.client import server_address, server_addresses
+from hf_rlhf.training.best import settle_best_metric
 
 KL_CHOICES = (*KL_ESTIMATORS, FULL_KL)
 VLLM_IMPORTANCE_CAP = 3.0  # as in TRL's GRPO

@@ -30,33 +30,15 @@ from hf_rlhf.distributed import (
 )
 from hf_rlhf.errors import InputError
 from hf_rlhf.models.adapters import adapter_folder, base_of, keep_modes
-from hf_rlhf.models.attention import FUSED, set_attention, training_attention
-from hf_rlhf.models.backbone import compile_blocks, require_known_head, uncompiled, use_liger_kernels
+from hf_rlhf.models.backbone import require_known_head
+from hf_rlhf.models.fast.attention import FUSED, set_attention, training_attention
+from hf_rlhf.models.fast.compile import compile_blocks, uncompiled, use_liger_kernels
 from hf_rlhf.models.load import load_tokenizer
 from hf_rlhf.models.policy import PolicyOutput, PolicyWithValue
 from hf_rlhf.models.sharding import unsharded
 from hf_rlhf.models.value_model import ValueModel
 from hf_rlhf.ops import FULL_KL, gae, kl_estimate, token_rewards, whiten
-from hf_rlhf.ppo.callbacks import PPO_WATCHED, IterationCallback, SettingsCallback
-from hf_rlhf.ppo.choices import choices, in_lines
-from hf_rlhf.ppo.config import PPOConfig
-from hf_rlhf.ppo.experience import Experience, micro_batches, require_finite
-from hf_rlhf.ppo.guard import UpdateGuard
-from hf_rlhf.ppo.iteration_log import IterationLog
-from hf_rlhf.ppo.launch import (
-    asked_for,
-    require_known_launch,
-    require_launcher,
-    rewards_share_base,
-    warn_of_silent_ddp,
-)
-from hf_rlhf.ppo.loop import IterationTrainer
-from hf_rlhf.ppo.loss import PPOLoss, ppo_loss, text_loss
-from hf_rlhf.ppo.metrics import evaluation_metrics, iteration_metrics, mean_sequence_kl
-from hf_rlhf.ppo.own_loop import TokenRules, given_trajectories
-from hf_rlhf.ppo.prompts import TextStream, prompt_stream
-from hf_rlhf.ppo.scores import ScoreShaper
-from hf_rlhf.ppo.setup import (
+from hf_rlhf.ppo.build import (
     build_engine,
     build_policy,
     longest_sequence,
@@ -68,6 +50,25 @@ from hf_rlhf.ppo.setup import (
     require_roles_of_their_own,
     require_scorable,
 )
+from hf_rlhf.ppo.callbacks import PPO_WATCHED, IterationCallback, SettingsCallback
+from hf_rlhf.ppo.choices import choices, in_lines
+from hf_rlhf.ppo.config import PPOConfig
+from hf_rlhf.ppo.experience import Experience, micro_batches, require_finite
+from hf_rlhf.ppo.guard import UpdateGuard
+from hf_rlhf.ppo.iteration_log import IterationLog
+from hf_rlhf.ppo.iteration_trainer import IterationTrainer
+from hf_rlhf.ppo.launch import (
+    asked_for,
+    require_known_launch,
+    require_launcher,
+    rewards_share_base,
+    warn_of_silent_ddp,
+)
+from hf_rlhf.ppo.loss import PPOLoss, ppo_loss, text_loss
+from hf_rlhf.ppo.manual_loop import TokenRules, given_trajectories
+from hf_rlhf.ppo.metrics import evaluation_metrics, iteration_metrics, mean_sequence_kl
+from hf_rlhf.ppo.prompts import TextStream, prompt_stream
+from hf_rlhf.ppo.scores import ScoreShaper
 from hf_rlhf.ppo.trunk import KeptStates, choose_trunk
 from hf_rlhf.progress import use_compact_progress
 from hf_rlhf.rewards.sources import RewardSource, require_functions, resolve_rewards, separate_dtypes
@@ -76,7 +77,7 @@ from hf_rlhf.rollout.engines import TransformersEngine
 from hf_rlhf.rollout.sampling import row_seed
 from hf_rlhf.rollout.stops import stop_at_end_of_turn, stop_token_ids
 from hf_rlhf.rollout.support import fill_in_support
-from hf_rlhf.rollout.vllm_engine import VLLMEngine
+from hf_rlhf.rollout.vllm.engine import VLLMEngine
 from hf_rlhf.types import Completion, Model, Prompt, Sequences, Trajectory
 
 

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from hf_rlhf.models.adapters import CRITIC, POLICY, REFERENCE, base_of
-from hf_rlhf.models.attention import attention
 from hf_rlhf.models.critics import ModelCritic
+from hf_rlhf.models.fast.attention import attention
+from hf_rlhf.models.fast.trunk import CannotEnter, Trunk, TrunkStates, find_trunk, trunk_depth
 from hf_rlhf.models.policy import PolicyWithValue
 from hf_rlhf.models.reward_model import SharedRewardModel
-from hf_rlhf.models.trunk import CannotEnter, Trunk, TrunkStates, find_trunk, trunk_depth
 from hf_rlhf.ppo.config import PPOConfig
 from hf_rlhf.rewards.contract import Rewards
 from hf_rlhf.rewards.sources import reward_models

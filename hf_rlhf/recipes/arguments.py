@@ -11,7 +11,6 @@ import torch
 from transformers.utils import is_liger_kernel_available
 from trl import ModelConfig, RewardConfig, SFTConfig
 
-from hf_rlhf.checkpoint.best import Directions, require_best_metric, settle_best_metric
 from hf_rlhf.checkpoint.computation import AUTOCAST, recorded_computation
 from hf_rlhf.distributed import rank
 from hf_rlhf.errors import InputError, refusals_of_libraries
@@ -19,6 +18,7 @@ from hf_rlhf.models.load import EMBEDDED_MODEL
 from hf_rlhf.models.lora_targets import in_last_blocks, share_of_blocks
 from hf_rlhf.models.precision import NATIVE, dtype_name, native_dtype, warn_of_slow_bfloat16
 from hf_rlhf.progress import say
+from hf_rlhf.training.best import Directions, require_best_metric, settle_best_metric
 from hf_rlhf.types import Model
 
 # The metrics of trl's evaluations, without `eval_`: whether more is better, None where that depends.

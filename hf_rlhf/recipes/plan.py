@@ -34,7 +34,7 @@ from hf_rlhf.ppo.config import PPOConfig
 from hf_rlhf.progress import duration
 from hf_rlhf.recipes.arguments import ModelArguments, PPOArguments, flag, peft_config
 from hf_rlhf.rewards.functions import is_function_name
-from hf_rlhf.rollout.vllm_adapter import require_servable_adapter
+from hf_rlhf.rollout.vllm.adapter import require_servable_adapter
 
 PLAN_FILE = "plan.json"
 USUAL_FRACTION = 0.3

@@ -41,14 +41,14 @@ from hf_rlhf.recipes.common import (
 )
 from hf_rlhf.recipes.data import reward_sets
 from hf_rlhf.records import write_settings
-from hf_rlhf.reward_modeling.training import (
+from hf_rlhf.rewards.learned import LearnedReward
+from hf_rlhf.training.trl_setup import (
     adapters_in_base_dtype,
     make_reward_trainer,
     require_positions,
     save_merged,
     save_trained,
 )
-from hf_rlhf.rewards.learned import LearnedReward
 
 RESULT_FILE = "evaluation.json"
 _PROBE_ROWS = 8

@@ -37,9 +37,9 @@ from hf_rlhf.recipes.common import (
 )
 from hf_rlhf.recipes.data import sft_sets
 from hf_rlhf.records import write_settings
-from hf_rlhf.reward_modeling.training import adapters_in_base_dtype, require_positions, save_trained
 from hf_rlhf.rollout.sampling import Sampling
 from hf_rlhf.rollout.stops import configured_end_ids, stop_token_ids, unknown_end_of_turn
+from hf_rlhf.training.trl_setup import adapters_in_base_dtype, require_positions, save_trained
 from hf_rlhf.types import Model
 
 logger = logging.getLogger(__name__)
@@ -60,7 +60,7 @@ def train_sft(script: DataArguments, training: SFTTrainingArguments, model: Mode
 def _train(
     script: DataArguments, training: SFTTrainingArguments, model: ModelArguments, checkpoint: str | None
 ) -> RunResult:
-    from hf_rlhf.reward_modeling.trainers import SFTTrainer
+    from hf_rlhf.training.trl_trainers import SFTTrainer
 
     trust = training.trust_remote_code
     tokenizer = tokenizer_of(model, training.chat_template_path, trust_remote_code=trust)

@@ -10,7 +10,7 @@ import torch
 
 from hf_rlhf.errors import InputError
 from hf_rlhf.models.adapters import base_of, keep_modes
-from hf_rlhf.models.attention import FUSED, PACKED, attention
+from hf_rlhf.models.fast.attention import FUSED, PACKED, attention
 from hf_rlhf.rollout.sampling import Sampling, row_seed
 from hf_rlhf.rollout.stops import stop_token_ids
 from hf_rlhf.types import Completion, Model

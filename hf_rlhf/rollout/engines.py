@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from hf_rlhf.distributed import in_step
 from hf_rlhf.models.adapters import base_of, compute_in_base_dtype, keep_modes
-from hf_rlhf.rollout.cache import cache_of_rows
+from hf_rlhf.models.fast.cache import cache_of_rows
 from hf_rlhf.rollout.graphs import GraphedSteps, GraphsDiffer
 from hf_rlhf.rollout.sampling import Sampling, uniform_draws
 from hf_rlhf.rollout.stops import stop_token_ids

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from hf_rlhf.errors import InputError
-from hf_rlhf.models.attention import FUSED
-from hf_rlhf.rollout.cache import RoomyLayer
+from hf_rlhf.models.fast.attention import FUSED
+from hf_rlhf.models.fast.cache import RoomyLayer
 from hf_rlhf.types import Model
 
 logger = logging.getLogger(__name__)

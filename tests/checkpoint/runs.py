@@ -69,7 +69,7 @@ def train_reward(folder, resume="auto", **flags):
     from transformers import set_seed
 
     from hf_rlhf.recipes.arguments import RewardTrainingArguments
-    from hf_rlhf.reward_modeling.training import make_reward_trainer, save_trained
+    from hf_rlhf.training.trl_setup import make_reward_trainer, save_trained
 
     tokenizer = make_tokenizer()
     config = make_model(tokenizer).config
@@ -139,7 +139,7 @@ def _recipe_flags(folder, rows, resume, **launch):
 
 
 def _parsed(kinds, flags):
-    from hf_rlhf.recipes.parsing import parse_arguments
+    from hf_rlhf.cli.parsing import parse_arguments
 
     return parse_arguments(kinds, flags, "test")
 

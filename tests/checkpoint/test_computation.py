@@ -138,7 +138,7 @@ def test_a_run_whose_models_are_given_says_what_differs(tmp_path, machine, caplo
 
 def test_ranks_on_machines_of_several_kinds_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(
-        "hf_rlhf.checkpoint.trainer.gather_in_order", lambda rows: [*rows, {"base": "bfloat16", "autocast": "no"}]
+        "hf_rlhf.training.durable.gather_in_order", lambda rows: [*rows, {"base": "bfloat16", "autocast": "no"}]
     )
     with pytest.raises(
         InputError, match=r"\(rank 0: base float32, autocast no; rank 1: base bfloat16, .* one kind, or set dtype$"

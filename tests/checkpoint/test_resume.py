@@ -202,7 +202,7 @@ def test_every_rank_takes_up_its_own_random_numbers(tmp_path, monkeypatch):
         torch.manual_seed(seed)
         states.append({"random": random_state()})
     save_state(tmp_path, "run_state", {"ranks": states})
-    monkeypatch.setattr("hf_rlhf.checkpoint.trainer.rank", lambda: 1)
+    monkeypatch.setattr("hf_rlhf.training.durable.rank", lambda: 1)
     make_trainer(tmp_path)._load_rng_state(str(tmp_path))
     drawn = torch.rand(3)
     torch.manual_seed(2)

@@ -25,16 +25,16 @@ from tiny_critics import CRITICS, WHOLE_TEXTS, make_critic_trainer, make_places
 from tiny_data import plain_pairs
 
 from hf_rlhf.data.prompts import prompt_rows
-from hf_rlhf.evaluation.before_after import measure_side
 from hf_rlhf.models.load import load_causal_lm
 from hf_rlhf.models.reward_model import load_reward_model
 from hf_rlhf.models.value_model import load_value_model
+from hf_rlhf.quickstart.before_after import measure_side
 from hf_rlhf.recipes.arguments import RewardTrainingArguments, SFTTrainingArguments
-from hf_rlhf.reward_modeling.trainers import SFTTrainer
-from hf_rlhf.reward_modeling.training import make_reward_trainer
 from hf_rlhf.rewards.learned import LearnedReward
 from hf_rlhf.rollout.engines import TransformersEngine
 from hf_rlhf.rollout.sampling import Sampling
+from hf_rlhf.training.trl_setup import make_reward_trainer
+from hf_rlhf.training.trl_trainers import SFTTrainer
 
 ONE_UPDATE = {"num_ppo_epochs": 1, "num_mini_batches": 1, "max_steps": 1, "max_completion_length": 3}
 

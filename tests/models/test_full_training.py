@@ -11,8 +11,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from hf_rlhf.errors import InputError
 from hf_rlhf.models.critics import build_critic
+from hf_rlhf.models.fast.trunk import block_list, find_trunk
 from hf_rlhf.models.policy import PolicyWithValue, wrap_policy
-from hf_rlhf.models.trunk import block_list, find_trunk
 
 NORMS = ("model.norm.", "transformer.ln_f.", "model.decoder.final_layer_norm.")
 
@@ -143,7 +143,7 @@ def test_more_blocks_than_there_are():
 
 
 def test_blocks_that_are_not_one_list(monkeypatch):
-    monkeypatch.setattr("hf_rlhf.models.trunk.block_list", lambda model: None)
+    monkeypatch.setattr("hf_rlhf.models.fast.trunk.block_list", lambda model: None)
     with pytest.raises(InputError, match=r"\(LlamaForCausalLM\) has no list of blocks. Leave it out"):
         wrap_policy(make("llama"), num_layers_unfrozen=1)
 

@@ -11,7 +11,7 @@ from hf_rlhf.models.adapters import POLICY, save_adapter
 from hf_rlhf.models.lora_targets import in_last_blocks, last_blocks, require_known_layers
 from hf_rlhf.models.policy import wrap_policy
 from hf_rlhf.models.vocabulary import resize_vocabulary
-from hf_rlhf.reward_modeling.training import make_reward_trainer
+from hf_rlhf.training.trl_setup import make_reward_trainer
 
 
 def refusal(model, **config):

@@ -10,7 +10,7 @@ from tiny_critics import make_critic_trainer, make_places
 
 from hf_rlhf.models.adapters import base_of
 from hf_rlhf.models.critics import ModelCritic
-from hf_rlhf.models.trunk import block_list
+from hf_rlhf.models.fast.trunk import block_list
 from hf_rlhf.ops import logprobs
 
 LAST = make_lora(target_modules=["q_proj", "down_proj"], layers_to_transform=[1], layers_pattern="layers")

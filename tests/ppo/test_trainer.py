@@ -6,7 +6,7 @@ import re
 import pytest
 import torch
 from datasets import Dataset
-from rollout.vllm_double import VLLMDouble
+from rollout.vllm.double import VLLMDouble
 from tiny import (
     WORDS,
     happy_reward,
@@ -24,7 +24,7 @@ from tiny import (
 from transformers import TrainerCallback
 
 from hf_rlhf.errors import InputError
-from hf_rlhf.models.attention import FUSED, PACKED
+from hf_rlhf.models.fast.attention import FUSED, PACKED
 from hf_rlhf.ops import gae, kl_estimate, masked_sum, whiten
 from hf_rlhf.ppo.experience import MicroBatch, micro_batches
 from hf_rlhf.ppo.kl_control import AdaptiveKL

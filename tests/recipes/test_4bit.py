@@ -11,15 +11,15 @@ from tiny import make_lora, make_model, make_sequences, make_tokenizer, perturb
 from tiny_data import conversational_pairs, saving_command
 from torch import nn
 
-from hf_rlhf.cli import main
+from hf_rlhf.cli.main import main
 from hf_rlhf.errors import InputError
 from hf_rlhf.models.adapters import POLICY, base_of
+from hf_rlhf.models.fast.trunk import find_trunk
 from hf_rlhf.models.load import load_causal_lm
 from hf_rlhf.models.lora_targets import in_last_blocks
 from hf_rlhf.models.policy import PolicyWithValue, wrap_policy
 from hf_rlhf.models.quantized import keep_4bit_layout
 from hf_rlhf.models.reward_model import load_reward_model
-from hf_rlhf.models.trunk import find_trunk
 from hf_rlhf.rewards.learned import LearnedReward
 from hf_rlhf.rollout.engines import TransformersEngine
 from hf_rlhf.rollout.sampling import Sampling

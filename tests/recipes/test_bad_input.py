@@ -7,7 +7,7 @@ import pytest
 from tiny import make_tokenizer
 from tiny_data import PPO_FLAGS, conversational_pairs, prompt_rows
 
-from hf_rlhf.cli import main
+from hf_rlhf.cli.main import main
 
 
 def test_empty_set(failing, flags, write_rows):

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from hf_rlhf.cli.parsing import parse_arguments
 from hf_rlhf.ppo.config import PPOConfig
 from hf_rlhf.recipes.arguments import (
     DataArguments,
@@ -14,7 +15,6 @@ from hf_rlhf.recipes.arguments import (
     RewardTrainingArguments,
     SFTTrainingArguments,
 )
-from hf_rlhf.recipes.parsing import parse_arguments
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 CONFIGS = sorted((RECIPES / "configs").glob("*/*.yaml"))

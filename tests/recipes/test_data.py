@@ -10,7 +10,7 @@ from damage import make_case
 from tiny import make_tokenizer
 from tiny_data import PPO_FLAGS, conversational_pairs, prompt_rows
 
-from hf_rlhf.cli import main
+from hf_rlhf.cli.main import main
 
 
 def demonstrations(count=16):
@@ -244,7 +244,7 @@ def test_names_and_rows_that_a_terminal_cannot_show(flags, tmp_path):
     file = os.fsencode(tmp_path) + b"/caf\xe9.jsonl"
     with open(file, "w", encoding="utf-8") as lines:
         lines.writelines(json.dumps({"prompt": "café the"}, ensure_ascii=False) + "\n" for _ in range(4))
-    argv = [sys.executable, "-m", "hf_rlhf.cli", "data", "ppo", "--dataset_name", file, *flags]
+    argv = [sys.executable, "-m", "hf_rlhf.cli.main", "data", "ppo", "--dataset_name", file, *flags]
     done = subprocess.run(
         [*argv, "--report_folder", str(tmp_path / "report")],
         capture_output=True,

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from tiny import metrics_of
 from tiny_data import saving_command
 
-from hf_rlhf.cli import main
+from hf_rlhf.cli.main import main
 
 PICKLES = {b"\x80": "a pickle", b"PK\x03\x04": "an archive as torch.save writes it"}
 
@@ -69,7 +69,7 @@ def test_two_ranks_save_and_go_on(tmp_path, flags, write_rows, command):
         "--nproc_per_node",
         "2",
         "-m",
-        "hf_rlhf.cli",
+        "hf_rlhf.cli.main",
     ]
     out = tmp_path / "out"
     expected = None
@@ -90,7 +90,7 @@ def test_a_full_disk_is_exit_status_1(tmp_path, flags, write_rows, capsys, monke
     def full(*args):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("hf_rlhf.checkpoint.trainer.save_state", full)
+    monkeypatch.setattr("hf_rlhf.training.durable.save_state", full)
     assert main(saving_command("sft", flags, write_rows)) == 1
     error = capsys.readouterr().err
     assert "the run failed: the checkpoint of update 2 could not be written: " in error

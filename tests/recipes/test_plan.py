@@ -17,7 +17,7 @@ from transformers import LlamaConfig
 
 from hf_rlhf.errors import InputError
 from hf_rlhf.models.adapters import base_of
-from hf_rlhf.models.attention import set_attention
+from hf_rlhf.models.fast.attention import set_attention
 from hf_rlhf.models.load import EMBEDDED_MODEL, read_config
 from hf_rlhf.models.lora_targets import in_last_blocks
 from hf_rlhf.models.machine import fastest
@@ -55,7 +55,7 @@ def test_what_is_counted_without_data_is_what_a_real_pass_keeps(lora, unfrozen, 
     config.max_position_embeddings = 512
     real = wrap_policy(model, make_lora() if lora else None, num_layers_unfrozen=unfrozen)
     if lora:
-        from hf_rlhf.models.fused_lora import fuse_lora
+        from hf_rlhf.models.fast.fused_lora import fuse_lora
 
         fuse_lora(real)
     with FakeTensorMode():
@@ -500,7 +500,7 @@ def test_the_peak_of_a_real_run_is_within_15_percent_of_the_plan(tmp_path, flags
     prompt = " ".join(["the"] * 60)
     (tmp_path / "prompts.jsonl").write_text(f'{{"prompt": "{prompt}"}}\n' * 32, encoding="utf-8")
     (tmp_path / "reward.py").write_text("def zero(completions, **_):\n    return [0.0] * len(completions)\n")
-    command = [sys.executable, "-m", "hf_rlhf.cli", "ppo", "--dataset_name", str(tmp_path / "prompts.jsonl")]
+    command = [sys.executable, "-m", "hf_rlhf.cli.main", "ppo", "--dataset_name", str(tmp_path / "prompts.jsonl")]
     for name, value in {
         "reward_funcs": f"{tmp_path / 'reward.py'}:zero",
         "output_dir": str(tmp_path / "run"),

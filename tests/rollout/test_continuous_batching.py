@@ -5,8 +5,8 @@ import torch
 from tiny import make_lora, make_model, make_trainer, metrics_of, perturb
 
 from hf_rlhf.errors import InputError
-from hf_rlhf.models.attention import FUSED, PACKED, attention, training_attention
 from hf_rlhf.models.backbone import counted_ids, counted_states, logits_head
+from hf_rlhf.models.fast.attention import FUSED, PACKED, attention, training_attention
 from hf_rlhf.models.policy import PolicyWithValue, wrap_policy
 from hf_rlhf.ops.logprobs import token_logprobs
 from hf_rlhf.rollout.continuous_batching import ContinuousBatchingEngine

@@ -11,8 +11,8 @@ from models.test_kinds import make as make_architecture
 from tiny import make_lora, make_model, perturb
 
 from hf_rlhf.errors import InputError
+from hf_rlhf.models.fast.cache import RoomyLayer
 from hf_rlhf.rollout import graphs
-from hf_rlhf.rollout.cache import RoomyLayer
 from hf_rlhf.rollout.engines import TransformersEngine
 from hf_rlhf.rollout.sampling import Sampling
 

@@ -11,7 +11,7 @@ from hf_rlhf.rollout.continuous_batching import ContinuousBatchingEngine
 from hf_rlhf.rollout.engines import TransformersEngine, _StopRecorder
 from hf_rlhf.rollout.sampling import Sampling
 from hf_rlhf.rollout.stops import _warn, stop_at_end_of_turn, stop_token_ids, unknown_end_of_turn
-from hf_rlhf.rollout.vllm_completion import completion_request
+from hf_rlhf.rollout.vllm.completion import completion_request
 
 IM_END = 3
 CHAT = {"prompt": [{"role": "user", "content": "hello"}], "prompt_ids": [9, 10]}

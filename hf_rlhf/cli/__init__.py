@@ -1,0 +1,1 @@
+"""The command `hf-rlhf`: flags and YAML files to the arguments of a recipe, help, and exit status."""

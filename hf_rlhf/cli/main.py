@@ -1,0 +1,168 @@
+"""`hf-rlhf <command>`: the recipes from the command line.
+
+Exit status: 0 done, 1 a run that failed (NaN losses, a full disk), 2 wrong input, 3 trained and saved but not pushed to
+the Hub, 130 or 143 stopped by SIGINT or SIGTERM.
+"""
+
+import io
+import sys
+from collections.abc import Callable, Sequence
+
+from hf_rlhf.credentials import printable_lines
+from hf_rlhf.errors import InputError, PushError, RunFailed, RunStopped
+
+
+def sft(argv: Sequence[str]) -> None:
+    """Fine-tune a language model on demonstrations."""
+    from hf_rlhf.cli.parsing import parse_arguments
+    from hf_rlhf.recipes.arguments import DataArguments, ModelArguments, SFTTrainingArguments
+    from hf_rlhf.recipes.sft import train_sft
+
+    train_sft(*parse_arguments([DataArguments, SFTTrainingArguments, ModelArguments], argv, "hf-rlhf sft"))
+
+
+def reward(argv: Sequence[str]) -> None:
+    """Train a reward model on preferences."""
+    from hf_rlhf.cli.parsing import parse_arguments
+    from hf_rlhf.recipes.arguments import ModelArguments, RewardArguments, RewardTrainingArguments
+    from hf_rlhf.recipes.reward import train_reward_model
+
+    result = train_reward_model(
+        *parse_arguments([RewardArguments, RewardTrainingArguments, ModelArguments], argv, "hf-rlhf reward")
+    )
+    _print_result(result)
+
+
+def ppo(argv: Sequence[str]) -> None:
+    """Train a policy with PPO against rewards."""
+    from hf_rlhf.cli.parsing import parse_arguments
+    from hf_rlhf.ppo.config import PPOConfig
+    from hf_rlhf.recipes.arguments import ModelArguments, PPOArguments
+    from hf_rlhf.recipes.ppo import train_ppo
+
+    _print_result(train_ppo(*parse_arguments([PPOArguments, PPOConfig, ModelArguments], argv, "hf-rlhf ppo")))
+
+
+def plan(argv: Sequence[str]) -> None:
+    """Say what memory and time a PPO run will take, before it is started (takes the flags of ppo)."""
+    from hf_rlhf.cli.parsing import parse_arguments
+    from hf_rlhf.ppo.config import PPOConfig
+    from hf_rlhf.recipes.arguments import ModelArguments, PPOArguments
+    from hf_rlhf.recipes.plan import PlanArguments, plan_run
+
+    plan_run(*parse_arguments([PlanArguments, PPOArguments, PPOConfig, ModelArguments], argv, "hf-rlhf plan"))
+
+
+def data(argv: Sequence[str]) -> None:
+    """Check the rows that a stage would train on and say what they are: data sft, data reward or data ppo."""
+    from hf_rlhf.cli.parsing import parse_arguments
+    from hf_rlhf.ppo.config import PPOConfig
+    from hf_rlhf.recipes import arguments as of
+    from hf_rlhf.recipes.data import STAGES, DataCommandArguments, report_data
+
+    stage, *flags = argv or [""]
+    if stage in ("-h", "--help"):
+        print(f"usage: hf-rlhf data <{' | '.join(STAGES)}> and the flags of that stage")
+        return
+    if stage not in STAGES:
+        raise InputError(
+            f"name the stage whose rows are meant, as in `hf-rlhf data {' | '.join(STAGES)}`, then its flags"
+        )
+    of_stage = {
+        "sft": [of.DataArguments, of.SFTTrainingArguments],
+        "reward": [of.RewardArguments, of.RewardTrainingArguments],
+        "ppo": [of.PPOArguments, PPOConfig],
+    }[stage]
+    classes = [DataCommandArguments, *of_stage, of.ModelArguments]
+    report_data(stage, *parse_arguments(classes, flags, f"hf-rlhf data {stage}"))
+
+
+def quickstart(argv: Sequence[str]) -> None:
+    """See a small model learn from feedback, end to end, on this machine."""
+    from hf_rlhf.cli.parsing import parse_arguments
+    from hf_rlhf.quickstart.arguments import QuickstartArguments
+    from hf_rlhf.quickstart.run import run_quickstart
+
+    run_quickstart(*parse_arguments([QuickstartArguments], argv, "hf-rlhf quickstart"))
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
+    "quickstart": quickstart,
+    "sft": sft,
+    "reward": reward,
+    "ppo": ppo,
+    "plan": plan,
+    "data": data,
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr is: rows may hold what a terminal cannot show
+    if not argv or argv[0] in ("-h", "--help"):
+        print(usage())
+        return 0
+    try:
+        if argv[0] not in COMMANDS:
+            raise InputError(f"unknown command {argv[0]!r}; the commands are {', '.join(COMMANDS)}")
+        if "-h" not in argv and "--help" not in argv:
+            from hf_rlhf.progress import quiet_libraries
+
+            quiet_libraries()
+        COMMANDS[argv[0]](argv[1:])
+        _close_process_group()
+    except InputError as error:
+        _complain("error", error)
+        return 2
+    except PushError as error:
+        _complain("error", error)
+        return 3
+    except (FloatingPointError, RunFailed) as error:
+        _complain("the run failed", error)
+        return 1
+    except RunStopped as stop:
+        print(stop, file=sys.stderr)
+        _close_process_group()
+        return int(stop.code or 0)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _complain(what: str, error: Exception) -> None:
+    """Messages quote names and rows, which may hold access tokens and escape sequences."""
+    print(printable_lines(f"{what}: {error}"), file=sys.stderr)
+
+
+def _close_process_group() -> None:
+    import gc
+
+    from hf_rlhf.distributed import close
+
+    gc.collect()  # a trainer refers to itself, and to DDP
+    close()
+
+
+def usage() -> str:
+    """The commands, a line each."""
+    lines = [f"  {name:<12} {(command.__doc__ or '').strip()}" for name, command in COMMANDS.items()]
+    return "\n".join(
+        ["usage: hf-rlhf <command> [--config file.yaml] [--key value ...]", "", *lines, "", "hf-rlhf <command> --help"]
+    )
+
+
+def _print_result(result) -> None:
+    import os
+
+    if os.environ.get("RANK", "0") != "0":
+        return
+    for name, value in result.metrics.items():
+        print(f"{name:<32} {value:.4g}")
+    print(f"saved to {result.output_dir}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

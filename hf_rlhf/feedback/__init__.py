@@ -1,1 +1,0 @@
-"""Human feedback: who gave it, what they preferred, and simulated people for tests and demonstrations."""

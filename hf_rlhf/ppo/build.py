@@ -1,0 +1,257 @@
+"""Conversion of a user's arguments to `PPOTrainer` to checked data and one module of models."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from datasets import IterableDataset
+from torch import nn
+
+from hf_rlhf.data.files import read_columns
+from hf_rlhf.data.language_modeling import prepare_texts
+from hf_rlhf.data.prompts import prepare_prompts
+from hf_rlhf.data.tokens import with_row_options
+from hf_rlhf.distributed import asked_for
+from hf_rlhf.errors import InputError
+from hf_rlhf.models.adapted import load_policy
+from hf_rlhf.models.adapters import POLICY, base_of, is_peft_model
+from hf_rlhf.models.backbone import state_width
+from hf_rlhf.models.critics import build_critic
+from hf_rlhf.models.policy import PolicyWithValue, wrap_policy
+from hf_rlhf.models.positions import positions
+from hf_rlhf.models.precision import native_dtype
+from hf_rlhf.ppo.config import EVALUATED, PPOConfig
+from hf_rlhf.rewards.calls import takes_by_name
+from hf_rlhf.rewards.contract import Rewards
+from hf_rlhf.rewards.learned import LearnedReward
+from hf_rlhf.rollout.continuous_batching import ContinuousBatchingEngine, require_batchable
+from hf_rlhf.rollout.engines import Engine, TransformersEngine
+from hf_rlhf.rollout.vllm.adapter import require_servable
+from hf_rlhf.rollout.vllm.completion import logprobs_wanted, vocabulary_of
+from hf_rlhf.rollout.vllm.engine import VLLMEngine
+from hf_rlhf.rollout.vllm.server import VLLMServer, server_arguments
+from hf_rlhf.training.best import require_best_metric
+from hf_rlhf.types import Model
+
+VLLM_FOLDER = "vllm"  # in output_dir: adapters for the server, and its log
+
+
+def prepared_prompts(dataset, tokenizer, args: PPOConfig, source: str):
+    """The set with its prompts checked and tokenized."""
+    return prepare_prompts(
+        dataset,
+        tokenizer,
+        max_prompt_length=args.max_prompt_length,
+        source=source,
+        overlong_prompts=args.overlong_prompts,  # pyright: ignore
+        chat_template_kwargs=args.chat_template_kwargs,  # pyright: ignore
+    )
+
+
+def prepared_evaluation(dataset, tokenizer, args: PPOConfig, source: str = "eval_dataset") -> Any:
+    """One set, or each of several by name."""
+    if dataset is None:
+        return None
+    if isinstance(dataset, IterableDataset):
+        raise InputError(f"{source} is a stream, whose end nobody knows; give a Dataset: Dataset.from_list(list(...))")
+    if isinstance(dataset, Mapping):
+        return {key: prepared_evaluation(value, tokenizer, args, key) for key, value in dataset.items()}
+    return prepared_prompts(dataset, tokenizer, args, source)
+
+
+def prepared_texts(dataset, tokenizer, args: PPOConfig):
+    """The texts of PPO-ptx, when both they and their weight are given; None for neither."""
+    if (dataset is None) != (args.ptx_coef == 0):
+        raise InputError("ptx_dataset and ptx_coef belong together: give both, or neither")
+    if dataset is None:
+        return None
+    kwargs: Any = args.chat_template_kwargs
+    return prepare_texts(
+        dataset, tokenizer, max_ptx_length=args.max_ptx_length, source="ptx_dataset", chat_template_kwargs=kwargs
+    )
+
+
+def require_scorable(rewards: Rewards, dataset, tokenizer, args: PPOConfig, source: str) -> None:
+    """Raise `InputError` for prompts that a reward model could not score once they are answered.
+
+    Tried are its chat template, and the longest prompt with a completion against its positions; of a stream, the first.
+    """
+    if isinstance(dataset, Mapping):
+        for key, part in dataset.items():
+            require_scorable(rewards, part, tokenizer, args, key)
+        return
+    learned = [function for function in rewards.functions if isinstance(function, LearnedReward)]
+    if dataset is None or not learned:
+        return
+    if isinstance(dataset, IterableDataset):
+        columns = {name: [value] for name, value in next(iter(dataset)).items()}
+    else:
+        columns = read_columns(dataset, with_row_options(["prompt"], dataset.column_names), source=source)
+    for reward in learned:
+        reward.require_prompts(
+            columns["prompt"],
+            columns,
+            source=source,
+            max_completion_length=args.max_completion_length,
+            same_tokens=reward.tokenizer.get_vocab() == tokenizer.get_vocab(),
+        )
+
+
+def require_measured_best(args: PPOConfig, rewards: Rewards, eval_sets) -> None:
+    """Raise `InputError` when no evaluation on `eval_sets` can measure `metric_for_best_model`.
+
+    A reward that names `log_metric` among its arguments may measure anything.
+    """
+    if eval_sets is None or any(takes_by_name(function, "log_metric") for function in rewards.functions):
+        return
+    names = [each for name in EVALUATED for each in _of_each_reward(name, rewards.names)]
+    if isinstance(eval_sets, Mapping):
+        names = [f"{key}_{name}" for key in eval_sets for name in names]
+    require_best_metric(args, names)
+
+
+def _of_each_reward(metric: str, names: Sequence[str]) -> list[str]:
+    return [metric.replace("<name>", name) for name in names] if "<name>" in metric else [metric]
+
+
+def require_roles_of_their_own(model, ref_model, value_model, reward_funcs) -> None:
+    """Raise `InputError` when one model object is given two roles: training one would freeze or change the other."""
+    rewards = reward_funcs if isinstance(reward_funcs, (list, tuple)) else [reward_funcs]
+    roles = {"model": model, "ref_model": ref_model, "value_model": value_model}
+    roles |= {f"reward_funcs[{number}]": reward for number, reward in enumerate(rewards)}
+    seen: dict[int, str] = {}
+    for role, given in roles.items():
+        if isinstance(given, nn.Module):
+            other = seen.setdefault(id(base_of(given)), role)
+            if other != role:
+                raise InputError(
+                    f"{other} and {role} are the same model; load it twice (copy.deepcopy), or leave one out"
+                )
+
+
+def build_policy(
+    model: str | Model,
+    args: PPOConfig,
+    *,
+    peft_config=None,
+    ref_model: Model | None = None,
+    value_model: Model | None = None,
+) -> PolicyWithValue:
+    """Policy, critic and reference as `PPOTrainer` was asked for them."""
+    if isinstance(model, str):
+        model = load_policy(model, adds_adapter=peft_config is not None, dtype=native_dtype(args.device))
+    follows = args.ref_model_sync_iterations is not None
+    if follows and ref_model is not None:
+        raise InputError("ref_model stays what it is, so it cannot go with ref_model_sync_iterations")
+    wrapped = wrap_policy(
+        model,
+        peft_config,
+        num_layers_unfrozen=args.num_layers_unfrozen,
+        keep_reference=follows,
+        own_reference=ref_model is not None,
+    )
+    critic = build_critic(
+        args.critic,  # pyright: ignore
+        wrapped,
+        start=args.critic_path,
+        value_model=value_model,
+        peft_config=wrapped.peft_config[POLICY] if is_peft_model(wrapped) else None,
+        num_layers_unfrozen=args.num_layers_unfrozen,
+        mlp_size=args.value_head_mlp_size,
+        init_std=args.value_head_init_std,
+        detach=args.value_head_detach,
+    )
+    width = state_width(base_of(getattr(critic, "model", wrapped)))
+    if critic.head.hidden_size != width:
+        raise InputError(
+            f"the value head of critic_path={args.critic_path!r} reads states of size {critic.head.hidden_size}, and"
+            f" the model's have size {width}; it belongs to another model"
+        )
+    _require_same_vocabulary(wrapped, ref_model, "ref_model")
+    _require_same_vocabulary(wrapped, getattr(critic, "model", None), "the critic's model")
+    policy = PolicyWithValue(wrapped, critic, ref_model, copy_frozen=asked_for("ACCELERATE_USE_FSDP"))
+    for name, each in (
+        ("the model", wrapped),
+        ("ref_model", ref_model),
+        ("the critic", getattr(critic, "model", None)),
+    ):
+        if each is not None:
+            check_context_length(each, args, name)
+    if args.disable_dropout:
+        policy.disable_dropout()
+    return policy
+
+
+def build_engine(model: Model, tokenizer, args: PPOConfig) -> Engine:
+    """Build the engine that samples completions: the model itself, or vLLM servers.
+
+    Raises `InputError` for what either cannot do.
+    """
+    if args.use_transformers_continuous_batching:
+        require_batchable(args.sampling)
+        settings: Any = args.transformers_continuous_batching_config  # a dict by now, also when given as JSON
+        return ContinuousBatchingEngine(model, tokenizer, settings)
+    if not args.use_vllm:
+        batch_size = args.generation_batch_size or args.rank_batch_size
+        return TransformersEngine(model, tokenizer, batch_size, use_cuda_graphs=args.use_cuda_graphs)
+    require_servable(model)
+    max_logprobs = logprobs_wanted(args.sampling, vocabulary_of(model))
+    folder = Path(str(args.output_dir)).absolute() / VLLM_FOLDER
+    servers = args.vllm_addresses
+    if args.vllm_python is not None:
+        arguments = server_arguments(
+            model,
+            max_length=args.max_prompt_length + args.max_completion_length,
+            max_logprobs=max_logprobs,
+            on_cpu=args.device.type == "cpu",
+            more=args.vllm_server_args,
+        )
+        servers = VLLMServer(args.vllm_python, arguments, folder / "server.log")
+    return VLLMEngine(
+        model,
+        tokenizer,
+        servers,
+        folder,
+        timeout=args.vllm_server_timeout,
+        concurrency=args.generation_batch_size,
+    )
+
+
+def longest_sequence(args: PPOConfig, prompts, texts) -> int:
+    """Most tokens that one sequence will have, as far as the data says it; `prompts` is None where it does not."""
+    longest = args.max_prompt_length if prompts is None else max(len(ids) for ids in prompts["prompt_ids"])
+    of_texts = 0 if texts is None else max(len(row["prompt_ids"]) + len(row["completion_ids"]) for row in texts)
+    return max(longest + args.max_completion_length, of_texts)
+
+
+def check_context_length(model: Model, args: PPOConfig, name: str = "the model") -> None:
+    """Raise `InputError` when prompt and completion together can be longer than the model's positions."""
+    limit = positions(model)
+    needed = args.max_prompt_length + args.max_completion_length
+    if limit is not None and needed > limit:
+        raise InputError(
+            f"max_prompt_length={args.max_prompt_length} + max_completion_length={args.max_completion_length} ="
+            f" {needed} tokens, but {name} has {limit} positions; make one of them smaller"
+        )
+
+
+def require_positions(policy: PolicyWithValue, texts) -> None:
+    """Raise `InputError` for texts of PPO-ptx that are longer than the model's positions."""
+    limit = positions(policy.model)
+    longest = max(len(row["prompt_ids"]) + len(row["completion_ids"]) for row in texts)
+    if limit is not None and longest > limit:
+        raise InputError(
+            f"a text of ptx_dataset has {longest} tokens and the model {limit} positions; lower max_ptx_length"
+        )
+
+
+def _require_same_vocabulary(policy: Model, other: Model | None, name: str) -> None:
+    """Raise `InputError` for a model that would read the policy's token ids by another vocabulary."""
+    if other is None:
+        return
+    sizes = [base_of(model).config.get_text_config().vocab_size for model in (policy, other)]
+    if sizes[0] != sizes[1]:
+        raise InputError(
+            f"{name} has a vocabulary of {sizes[1]} tokens and the policy one of {sizes[0]}; it reads the policy's"
+            " token ids, so it needs the same tokenizer"
+        )

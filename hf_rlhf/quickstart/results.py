@@ -1,0 +1,159 @@
+"""Results that the quickstart shows at its end: table, examples, report, results.json and the policy's model card."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from hf_rlhf.evaluation.metrics import BeforeAfter
+from hf_rlhf.evaluation.report import ReportFigure, SamplePair, write_report
+from hf_rlhf.hub.model_card import policy_card
+from hf_rlhf.models.load import EMBEDDED_MODEL, public_name
+from hf_rlhf.quickstart.before_after import Comparison
+from hf_rlhf.records import iteration_rows
+
+RESULTS_FILE, REPORT_FILE = "results.json", "report.html"
+
+
+def headline(comparison: Comparison) -> str:
+    """The result in one sentence."""
+    wins = comparison.wins
+    return (
+        f"On {wins.n} messages it never saw, the annotator prefers the trained model's reply {wins.rate:.0%} of the"
+        f" time (95% interval {wins.low:.0%} to {wins.high:.0%}; {wins.wins} wins, {wins.ties} ties that count half,"
+        f" {wins.losses} losses)."
+    )
+
+
+def table(rows: list[BeforeAfter]):
+    """The results as a table for the terminal."""
+    from rich.table import Table
+
+    table = Table("", "before", "after", "change", box=None, header_style="dim", pad_edge=False)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for row in rows:
+        table.add_row(row.metric, *row.formatted())
+    return table
+
+
+def examples(comparison: Comparison, count: int = 3) -> str:
+    """The first replies, before and after, for the terminal."""
+    from rich.markup import escape
+
+    lines = []
+    for sample in _samples(comparison)[:count]:
+        lines += ["", f"[dim]message[/dim]  {escape(sample.prompt)}"]
+        lines += [f"[dim]before[/dim]   {escape(sample.before)}", f"[dim]after[/dim]    {escape(sample.after)}"]
+    return "\n".join([*lines, ""])
+
+
+def _samples(comparison: Comparison) -> list[SamplePair]:
+    """Every held-out message in the order of the file, nothing picked."""
+    before, after = comparison.before, comparison.after
+    return [
+        SamplePair(b.row["text"], _as_shown(b), _as_shown(a), score_b, score_a)
+        for b, a, score_b, score_a in zip(
+            before.trajectories, after.trajectories, before.judgements, after.judgements, strict=True
+        )
+    ]
+
+
+def _as_shown(trajectory) -> str:
+    return trajectory.text.strip() + ("" if trajectory.completion.stopped else " …")
+
+
+def write_results(
+    root: Path,
+    comparison: Comparison,
+    rows: list[BeforeAfter],
+    title: str,
+    *,
+    policy: Path,
+    reward_model: Path,
+    settings: dict[str, Any],
+    system_message: str,
+) -> None:
+    """results.json, samples.jsonl, the figures and report.html in `root`, and the policy's model card.
+
+    Args:
+        root: the quickstart's folder.
+        comparison: replies before and after.
+        rows: the table of results.
+        title: the result in one sentence.
+        policy, reward_model: their folders.
+        settings: of the run.
+        system_message: what stood before each message.
+    """
+    from hf_rlhf.evaluation.plots import plot_score_histogram, plot_training
+
+    numbers = {row.metric: {"before": row.before, "after": row.after} for row in rows}
+    results = {"win_rate": asdict(comparison.wins), **numbers}
+    (root / RESULTS_FILE).write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    samples = _samples(comparison)
+    (root / "samples.jsonl").write_text(
+        "".join(json.dumps(asdict(sample), ensure_ascii=False) + "\n" for sample in samples), encoding="utf-8"
+    )
+    curves = plot_training(iteration_rows(policy), policy / "curves.png")
+    scores = plot_score_histogram(
+        comparison.before.judgements, comparison.after.judgements, root / "scores.png", label="annotator score"
+    )
+    load_code = _LOAD_CODE.format(folder=policy, system=system_message)
+    write_report(
+        root / REPORT_FILE,
+        title="A language model learns to be brief and cheerful",
+        headline=title,
+        summary_rows=rows,
+        figures=[
+            ReportFigure(curves, "Training: reward by the reward model, KL to the start, critic and lengths."),
+            ReportFigure(scores, "Annotator scores of replies to held-out messages, before and after."),
+        ],
+        samples=samples,
+        settings=settings,
+        load_code=load_code,
+        notes=_notes(reward_model, settings, system_message),
+    )
+    base = settings["model_name_or_path"]
+    card = policy_card(
+        model_id=str(policy),
+        base_model=public_name(base),
+        license="apache-2.0" if base == EMBEDDED_MODEL else None,
+        description="A small language model that learned, from simulated feedback alone, to reply briefly and"
+        " cheerfully.",
+        headline=title,
+        results=rows,
+        settings=settings,
+        samples=samples[:5],
+        curve_image=curves.name,
+        reward_model=str(reward_model),
+        usage=load_code,
+        demonstration=True,
+        simulated_annotator=True,
+    )
+    (policy / "README.md").write_text(card, encoding="utf-8")
+
+
+def _notes(reward_model: Path, settings: dict[str, Any], system_message: str) -> list[str]:
+    """Return the notes that a reader needs to judge the result."""
+    accuracy = json.loads((reward_model / "evaluation.json").read_text(encoding="utf-8"))
+    return [
+        f"Both models got the same system message, {system_message!r}, and the same random numbers. Part of the gain"
+        f" is that replies now end within {settings['max_completion_length']} tokens.",
+        f"The reward model agrees with {accuracy['eval_accuracy']:.0%} of {accuracy['eval_rows']:.0f} held-out"
+        f" preferences (95% interval {accuracy['eval_accuracy_low']:.0%} to {accuracy['eval_accuracy_high']:.0%}).",
+        "The annotator is a program that counts warm words in short, finished, non-repeating replies; it knows nothing"
+        " of truth, and neither does what was learned from it.",
+        "PPO trained against the reward model, not against the annotator: where their scores part, the reward model was"
+        " exploited.",
+    ]
+
+
+_LOAD_CODE = """from peft import AutoPeftModelForCausalLM
+from transformers import AutoTokenizer
+
+model = AutoPeftModelForCausalLM.from_pretrained("{folder}")  # the adapter, on the base it was trained on
+tokenizer = AutoTokenizer.from_pretrained("{folder}")
+prompt = [{{"role": "system", "content": "{system}"}}, {{"role": "user", "content": "I baked bread."}}]
+inputs = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True, return_tensors="pt")
+output = model.generate(**inputs, max_new_tokens=40)
+print(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))"""

@@ -1,1 +1,0 @@
-"""The quickstart: a small language model learns from feedback, end to end, on this machine."""

@@ -1,1 +1,0 @@
-"""Reward models: trl's `RewardTrainer`, with what must be right around it."""

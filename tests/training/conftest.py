@@ -1,0 +1,1 @@
+from checkpoint.conftest import one_thread  # noqa: F401
