@@ -11,7 +11,7 @@ import argparse
 import os
 import pickle
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -20,7 +20,7 @@ import torch
 import hf_rlhf.ppo.exchange
 from hf_rlhf.distributed import gather_in_order, take_share
 from hf_rlhf.ppo.experience import Experience, micro_batches
-from hf_rlhf.types import Completion, TokenSupport, Trajectory
+from hf_rlhf.types import Completion, ForwardPass, Score, TokenSupport, Trajectory
 
 VOCABULARY = 49152
 FILLED_IN = ("logprobs", "reference_logprobs", "kl", "values", "entropy")
@@ -102,7 +102,7 @@ def measure(rank: int, args: argparse.Namespace, allowed: int, way: str) -> None
 
 def through_tensors(trajectories, config) -> Iterator[Experience]:
     """Each rank keeps its own; see `hf_rlhf.ppo.exchange`."""
-    experience = with_advantages(Experience.from_trajectories(trajectories, kl_coef=0.1))
+    experience = with_advantages(experience_of(trajectories))
     for batch in micro_batches(experience, config, 0):
         yield batch.experience
 
@@ -111,7 +111,7 @@ def through_objects(trajectories, config) -> Iterator[Experience]:
     """Every rank gathers all trajectories, and deals out each minibatch by length."""
     gathered = gather_in_order(trajectories)
     bare = [replace(each, completion=replace(each.completion, support=None)) for each in gathered]
-    experience = with_advantages(Experience.from_trajectories(bare, kl_coef=0.1))
+    experience = with_advantages(experience_of(bare))
     experience.sequences.support = [
         each.completion.support for each in gathered
     ]  # as lists of tensors, as an engine gives them
@@ -124,9 +124,19 @@ def through_objects(trajectories, config) -> Iterator[Experience]:
                 yield experience[rows]
 
 
+def experience_of(trajectories: Sequence[Trajectory]) -> Experience:
+    """Make experience with random numbers in the columns of the forward pass, by the number of the completion."""
+    passes = []
+    for b, trajectory in enumerate(trajectories):
+        generator = torch.Generator().manual_seed(b)
+        columns = {name: torch.randn(len(trajectory.completion.ids), generator=generator) for name in FILLED_IN}
+        passes.append(ForwardPass(**columns))
+    return Experience.from_rollout(trajectories, [Score(1.0)] * len(trajectories), passes, kl_coef=0.1)
+
+
 def with_advantages(experience: Experience) -> Experience:
-    """The columns that the trainer works out besides."""
-    experience.rewards, experience.advantages, experience.returns = (experience.kl.clone() for _ in range(3))
+    """Fill in the columns that the trainer computes besides."""
+    experience.per_token_rewards, experience.advantages, experience.returns = (experience.kl.clone() for _ in range(3))
     return experience
 
 
@@ -142,16 +152,7 @@ def make_trajectories(seed: int, count: int, tokens: int, allowed: int, *, compa
             support = [row.clone() for row in flat.split(allowed)]
             support = TokenSupport.of(support) if compact else support
         logprobs = torch.randn(tokens, generator=generator)
-        columns = {name: torch.randn(tokens, generator=generator) for name in FILLED_IN}
-        return Trajectory(
-            {"prompt": ""},
-            [1] * 8,
-            Completion(ids, logprobs.tolist(), True, support),
-            "",
-            reward=1.0,
-            score=1.0,
-            **columns,
-        )
+        return Trajectory({"prompt": ""}, [1] * 8, Completion(ids, logprobs.tolist(), True, support), "")
 
     return [completion(b) for b in range(count)]
 

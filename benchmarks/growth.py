@@ -21,7 +21,7 @@ import torch
 from hf_rlhf import PPOConfig, PPOTrainer
 from hf_rlhf.models.load import EMBEDDED_MODEL, load_causal_lm, load_tokenizer
 
-PHASES = ("sample", "evaluate", "update")
+PHASES = ("sample", "forward_pass", "update")
 MICRO_BATCH, PROMPT_LENGTH = 8, 4
 
 
@@ -73,14 +73,14 @@ class TimedTrainer(PPOTrainer):
         with self.counted("sample"):
             return super().sample(rows, seeds)
 
-    def evaluate_policy(self, trajectories):
-        with self.counted("evaluate"):
-            super().evaluate_policy(trajectories)
+    def forward_pass(self, trajectories, **kwargs):
+        with self.counted("forward_pass"):
+            return super().forward_pass(trajectories, **kwargs)
 
     def step(self, *args, **kwargs):
         with self.counted("update"):
             metrics = super().step(*args, **kwargs)
-        self.seconds["update"] -= self.seconds["evaluate"]
+        self.seconds["update"] -= self.seconds["forward_pass"]
         return metrics
 
 

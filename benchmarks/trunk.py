@@ -35,8 +35,8 @@ class TimedTrainer(PPOTrainer):
         self.seconds[phase] = self.seconds.get(phase, 0.0) + time.process_time() - start
         return result
 
-    def evaluate_policy(self, *args, **kwargs):
-        return self._timed("score", super().evaluate_policy, *args, **kwargs)
+    def forward_pass(self, *args, **kwargs):
+        return self._timed("score", super().forward_pass, *args, **kwargs)
 
     def training_step(self, *args, **kwargs):
         return self._timed("update", super().training_step, *args, **kwargs)

@@ -5,15 +5,16 @@ import json
 import math
 import os
 import platform
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from hf_rlhf.compat.names import RENAMED_METRICS
 from hf_rlhf.credentials import without_secrets
 from hf_rlhf.models.machine import device_name
-from hf_rlhf.types import Trajectory
+from hf_rlhf.types import Reward, Score, Trajectory
 
 METRICS_FILE, SAMPLES_FILE = "metrics.jsonl", "samples.jsonl"
 CONFIG_FILE, VERSIONS_FILE = "config.yaml", "versions.json"
@@ -94,8 +95,9 @@ def keep_whole_parts(file: Path, size: int, total: int) -> int:
 
 
 def iteration_rows(folder: Path) -> list[dict[str, Any]]:
-    """The metrics of each PPO iteration of the run in `folder`."""
-    return [row for row in read_json_lines(folder / METRICS_FILE) if "iteration" in row]
+    """Return the metrics of each PPO iteration of the run in `folder`, by the names that they have now."""
+    rows = [row for row in read_json_lines(folder / METRICS_FILE) if "iteration" in row]
+    return [{RENAMED_METRICS.get(name, name): value for name, value in row.items()} for row in rows]
 
 
 def log_sizes(folder: Path) -> dict[str, int]:
@@ -120,20 +122,18 @@ def cut_logs(folder: Path, sizes: Mapping[str, int]) -> None:
             os.truncate(file, kept.rfind(b"\n") + 1)
 
 
-def sample_rows(trajectories: Sequence[Trajectory], split: str, limit: int) -> list[dict[str, Any]]:
-    """The first `limit` trajectories as rows of samples.jsonl."""
-    return [
-        {
-            "split": split,
-            "prompt": trajectory.prompt,
-            "completion": trajectory.text,
-            "stopped": trajectory.completion.stopped,
-            "score": trajectory.score,
-            "rewards": trajectory.rewards,
-            **({"extra": trajectory.extra} if trajectory.extra else {}),
-        }
-        for trajectory in trajectories[:limit]
-    ]
+def sample_row(trajectory: Trajectory, reward: Reward, score: Score | None, split: str) -> dict[str, Any]:
+    """Return a completion as a row of samples.jsonl. Only training has a score."""
+    return {
+        "split": split,
+        "prompt": trajectory.prompt,
+        "completion": trajectory.text,
+        "stopped": trajectory.completion.stopped,
+        "reward": reward.total,
+        "rewards": reward.parts,
+        **({} if score is None else {"score": score.total}),
+        **({"extra": reward.extra} if reward.extra else {}),
+    }
 
 
 def write_settings(folder: Path, *configs: Any) -> None:

@@ -78,29 +78,57 @@ class TokenSupport(Sequence[Tensor]):
 
 @dataclass(slots=True)
 class Trajectory:
-    """One prompt with the completion sampled for it; scoring and the forward passes fill in the rest."""
+    """One prompt with the completion sampled for it."""
 
     row: Mapping[str, Any]  # the dataset's row: `prompt` and every other column
     prompt_ids: list[int]
     completion: Completion
     text: str  # the answer: what the generation prompt began it with and the completion, special tokens omitted
     mask: list[bool] | None = None  # (T,) True where the policy sampled the token; None: everywhere
-    rewards: dict[str, float | None] = field(default_factory=dict)  # each by name, unweighted, its tokens added up
-    extra: dict[str, Any] = field(default_factory=dict)  # what rewards logged about this completion
-    reward: float | None = None  # weighted sum of the rewards; None: unscored, so it does not count
-    token_rewards: Tensor | None = None  # (T,) float64, the part of `reward` that was given token by token, if any
-    score: float | None = None  # what PPO pays on the last counted token: the reward after scaling and penalties
-    token_scores: Tensor | None = None  # (T,) what PPO pays besides on each token, if rewards were given by token
-    logprobs: Tensor | None = None  # (T,) by the trainer's own forward pass, as are the next four
-    reference_logprobs: Tensor | None = None  # (T,)
-    kl: Tensor | None = None  # (T,) the KL to the reference by the estimator of the run
-    values: Tensor | None = None  # (T,) of the state before each token
-    entropy: Tensor | None = None  # (T,)
 
     @property
     def prompt(self) -> Prompt:
         """The prompt as the dataset gave it."""
         return self.row["prompt"]
+
+    @property
+    def completion_mask(self) -> list[bool]:
+        """`(T,)` True where a sampled token takes part in the loss."""
+        return [True] * len(self.completion.ids) if self.mask is None else self.mask
+
+
+@dataclass(slots=True)
+class Reward:
+    """The reward of one completion: what the reward functions gave it, untouched."""
+
+    total: float | None  # weighted sum of the parts; None: unscored, and then the completion does not count
+    parts: dict[str, float | None] = field(default_factory=dict)  # by name, unweighted, its tokens added up
+    per_token: Tensor | None = None  # (T,) float64, the part of `total` that was given token by token, if any
+    extra: dict[str, Any] = field(default_factory=dict)  # what reward functions logged about this completion
+
+
+@dataclass(slots=True)
+class Score:
+    """The score of one completion: the number PPO pays, which is the reward after scaling, clipping and penalties."""
+
+    last: float  # paid on the last counted token
+    per_token: Tensor | None = None  # (T,) paid besides on each token, where the reward was given by token
+
+    @property
+    def total(self) -> float:
+        """All that PPO pays for the completion."""
+        return self.last + (0.0 if self.per_token is None else self.per_token.double().sum().item())
+
+
+@dataclass(slots=True)
+class ForwardPass:
+    """Numbers of one completion's tokens, computed by the trainer's own models without gradient: each `(T,)`."""
+
+    kl: Tensor  # to the reference, by the estimator of the run
+    logprobs: Tensor  # of the policy
+    reference_logprobs: Tensor | None = None
+    values: Tensor | None = None  # of the state before each token
+    entropy: Tensor | None = None
 
 
 @dataclass(slots=True)
@@ -114,19 +142,15 @@ class Sequences:
     support: Sequence[Sequence[Tensor] | None] | None = None  # B times T tensors (K,)
 
     @classmethod
-    def from_trajectories(cls, trajectories: "Sequence[Trajectory]", *, scored_only: bool = False) -> "Sequences":
-        """Pad `B` trajectories. With `scored_only`, the tokens of those without a score do not count."""
-        completions = [trajectory.completion for trajectory in trajectories]
+    def from_trajectories(
+        cls, trajectories: "Sequence[Trajectory]", masks: Sequence[Sequence[bool]] | None = None
+    ) -> "Sequences":
+        """Pad `B` trajectories. `masks` default to their own completion masks."""
         return cls.from_ids(
             [trajectory.prompt_ids for trajectory in trajectories],
-            [completion.ids for completion in completions],
-            [
-                [False] * len(trajectory.completion.ids)
-                if scored_only and trajectory.reward is None
-                else trajectory.mask or [True] * len(trajectory.completion.ids)
-                for trajectory in trajectories
-            ],
-            [completion.support for completion in completions],
+            [trajectory.completion.ids for trajectory in trajectories],
+            [trajectory.completion_mask for trajectory in trajectories] if masks is None else masks,
+            [trajectory.completion.support for trajectory in trajectories],
         )
 
     @classmethod

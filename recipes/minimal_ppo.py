@@ -30,7 +30,7 @@ from hf_rlhf.ops import (
     gae,
     k1,
     masked_sum,
-    token_rewards,
+    per_token_rewards,
     whiten,
 )
 
@@ -187,7 +187,7 @@ def step(
     with torch.no_grad():
         reference_logprobs, _ = logprobs_and_values(reference, rollout.prompts, rollout.completions)
     kl = k1(rollout.logprobs, reference_logprobs)  # (B, T)
-    rewards = token_rewards(scores, kl, rollout.mask, config.kl_coef)  # (B, T)
+    rewards = per_token_rewards(scores, kl, rollout.mask, config.kl_coef)  # (B, T)
     # The score judges the completion as it is, so nothing comes after its last token: no bootstrap.
     advantages, returns = gae(rewards, rollout.values, rollout.mask, config.gamma, config.lam)
     batch = Batch(rollout, whiten(advantages, rollout.mask), returns)

@@ -1,15 +1,23 @@
 import json
 
-from hf_rlhf.records import append_json_line, keep_whole_parts, read_json_lines, sample_rows, write_json_lines
-from hf_rlhf.types import Completion, Trajectory
+import torch
+
+from hf_rlhf.records import append_json_line, keep_whole_parts, read_json_lines, sample_row, write_json_lines
+from hf_rlhf.types import Completion, Reward, Score, Trajectory
 
 
 def test_what_rewards_logged_is_part_of_a_sample_if_there_is_any():
-    plain = Trajectory({"prompt": "p"}, [1], Completion([2], [0.0], True), "text")
-    logged = Trajectory({"prompt": "p"}, [1], Completion([2], [0.0], True), "text", extra={"parsed": 7})
-    first, second = sample_rows([plain, logged], split="train", limit=2)
-    assert "extra" not in first
-    assert second["extra"] == {"parsed": 7}
+    trajectory = Trajectory({"prompt": "p"}, [1], Completion([2], [0.0], True), "text")
+    assert "extra" not in sample_row(trajectory, Reward(1.0), None, "eval")
+    assert sample_row(trajectory, Reward(1.0, extra={"parsed": 7}), None, "eval")["extra"] == {"parsed": 7}
+
+
+def test_a_sample_has_the_reward_as_it_was_given_and_in_training_the_score_that_is_paid():
+    trajectory = Trajectory({"prompt": "p"}, [1], Completion([2, 3], [0.0, 0.0], False), "text")
+    reward = Reward(3.0, {"steps": 3.0}, torch.tensor([1.0, 2.0]))
+    row = sample_row(trajectory, reward, Score(-0.5, torch.tensor([0.5, 1.0])), "train")
+    assert (row["reward"], row["rewards"], row["score"]) == (3.0, {"steps": 3.0}, 1.0)
+    assert "score" not in sample_row(trajectory, reward, None, "eval")
 
 
 def test_every_line_is_json(tmp_path):

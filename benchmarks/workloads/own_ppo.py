@@ -33,7 +33,7 @@ def main() -> None:
     assert all(16 <= len(tokenizer(text)["input_ids"]) <= 32 for text in texts)
     stopwatch = Stopwatch()
 
-    for stage, phase in (("sample", "generate"), ("score", "score"), ("evaluate_policy", "score")):
+    for stage, phase in (("sample", "generate"), ("compute_rewards", "score"), ("forward_pass", "score")):
         setattr(PPOTrainer, stage, stopwatch.wrap(phase, getattr(PPOTrainer, stage)))
     model = load_causal_lm(work.model, dtype=work.dtype)
     model.generation_config.eos_token_id = None

@@ -13,7 +13,7 @@ from trl import TrlParser
 
 from hf_rlhf.cli.config_files import ConfigFile, describe, fits, read_config_file
 from hf_rlhf.cli.help import print_help, wants_help
-from hf_rlhf.compat.names import unknown_name
+from hf_rlhf.compat.names import new_name, unknown_name
 from hf_rlhf.credentials import refuse_secrets
 from hf_rlhf.errors import InputError
 
@@ -38,6 +38,7 @@ def parse_arguments(dataclasses: Sequence[Any], argv: Sequence[str], prog: str) 
         raise SystemExit(0)
     known = [action.dest for action in parser._actions]
     argv, file = _without_config(argv)
+    argv = [_with_new_name(arg, known) for arg in argv]
     config = None if file is None else read_config_file(Path(file))
     try:
         if config is not None:
@@ -110,6 +111,14 @@ def _items(name: str, text: str) -> list[str]:
     return items if items and plain and name not in _TEXTS else [text]
 
 
+def _with_new_name(arg: str, known: Sequence[str]) -> str:
+    """Return a part of the command line with the name that its flag has now."""
+    name, given, value = arg.partition("=")
+    if not name.startswith("--"):
+        return arg
+    return f"--{new_name(name.removeprefix('--'), known, 'the command line')}{given}{value}"
+
+
 def _without_config(argv: Sequence[str]) -> tuple[list[str], str | None]:
     """The command line without `--config file`, and the file."""
     argv = [part for arg in argv for part in (arg.split("=", 1) if arg.startswith("--config=") else [arg])]
@@ -129,14 +138,19 @@ def _checked_values(config: ConfigFile, parser: _Parser) -> dict[str, Any]:
         if key == "env":
             _check_environment(value, config.file)
             continue
-        if key not in parser.kinds:
-            raise InputError(unknown_name(str(key), list(parser.kinds), config.place(key)))
-        if key in parser.lists and value is not None:
-            value = value if isinstance(value, list) else _items(key, value) if isinstance(value, str) else [value]
-        if not fits(value, parser.kinds[key]):
-            kind = describe(parser.kinds[key])
-            raise InputError(f"{key}: {value!r} in {config.place(key)} does not fit: it takes {kind}")
-        values[key] = _converted(parser.lists[key], value, config) if key in parser.lists and value else value
+        place = config.place(key)
+        new_key = new_name(str(key), list(parser.kinds), place)
+        if new_key not in parser.kinds:
+            raise InputError(unknown_name(str(key), list(parser.kinds), place))
+        if new_key != key and new_key in config.values:
+            raise InputError(f'{place} has "{key}", the old name of "{new_key}", which is there too; give one')
+        if new_key in parser.lists and value is not None:
+            value = value if isinstance(value, list) else _items(new_key, value) if isinstance(value, str) else [value]
+        if not fits(value, parser.kinds[new_key]):
+            kind = describe(parser.kinds[new_key])
+            raise InputError(f"{key}: {value!r} in {place} does not fit: it takes {kind}")
+        listed = new_key in parser.lists and value
+        values[new_key] = _converted(parser.lists[new_key], value, config) if listed else value
     return values
 
 

@@ -3,6 +3,7 @@
 import difflib
 import functools
 import inspect
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -10,9 +11,12 @@ from hf_rlhf.errors import InputError
 
 Class = TypeVar("Class", bound=type)
 
+logger = logging.getLogger(__name__)
+
 RENAMED = {
     # TRL 0.11 and before
     "adap_kl_ctrl": "kl_target",
+    "batch_size": "rollout_batch_size",
     "early_stopping": "early_stop_kl",
     "exp_name": "run_name",
     "forward_batch_size": "per_device_train_batch_size",
@@ -50,10 +54,6 @@ RENAMED = {
 
 REPLACED = {
     "backward_batch_size": "follows from per_device_train_batch_size x gradient_accumulation_steps",
-    "batch_size": (
-        "follows from per_device_train_batch_size x gradient_accumulation_steps x num_mini_batches x ranks"
-        " (docs/batch_algebra.md)"
-    ),
     "is_encoder_decoder": "is not needed: PPO trains decoder-only models",
     "is_peft_model": "is not needed: an adapter folder as model_name_or_path says it itself",
     "model_adapter_name": "is not needed: the adapter that model_name_or_path names is trained",
@@ -74,6 +74,15 @@ OF_THE_LAUNCHER = {
     "num_processes": "is a flag of plan; a run has that of accelerate launch (docs/scaling.md)",
 }
 """Flags of plan that a run takes from its launcher."""
+
+DEPRECATED = {
+    "value_lam": "critic_lam",
+    "score_while_sampling": "reward_while_sampling",
+}
+"""Flags by the names that they had in an earlier checkout, which are taken until 0.2, with a warning."""
+
+RENAMED_METRICS = {"time/score": "time/reward", "time/evaluate": "time/forward_pass"}
+"""Keys of metrics.jsonl in runs of an earlier checkout, and what they are called now."""
 
 TRAINER_ARGUMENTS = {
     "config": "args",
@@ -101,6 +110,26 @@ def unknown_name(name: str, known: Sequence[str], where: str, renamed: Mapping[s
     )
 
 
+def new_name(name: str, known: Sequence[str], where: str) -> str:
+    """Return what a flag is called now, with a warning where it was renamed; `where` says where it stands."""
+    new = DEPRECATED.get(name.replace("-", "_"))
+    if new not in known or name in known:
+        return name
+    logger.warning('"%s" in %s is called "%s" now. The old name works until 0.2: change it', name, where, new)
+    return new
+
+
+def with_new_names(values: Mapping[str, Any], known: Sequence[str], where: str) -> dict[str, Any]:
+    """Return `values` by the names that flags have now. Raises `InputError` for a flag under both names."""
+    renamed: dict[str, Any] = {}
+    for name, value in values.items():
+        new = new_name(name, known, where)
+        if new != name and new in values:
+            raise InputError(f'{where} has both "{new}" and its old name "{name}"; give "{new}" alone')
+        renamed[new] = value
+    return renamed
+
+
 def explain_names(renamed: Mapping[str, str]) -> Callable[[Class], Class]:
     """A class decorator: unknown keyword arguments raise `InputError` with what they are called here."""
 
@@ -110,6 +139,7 @@ def explain_names(renamed: Mapping[str, str]) -> Callable[[Class], Class]:
 
         @functools.wraps(init)
         def checked(self, *args: Any, **kwargs: Any) -> None:
+            kwargs = with_new_names(kwargs, known, f"{cls.__name__}(...)")
             for name in kwargs:
                 if name not in known:
                     raise InputError(unknown_name(name, known, f"{cls.__name__}(...)", renamed))

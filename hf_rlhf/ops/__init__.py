@@ -3,7 +3,7 @@
 Log-probabilities and the exact KL, from hidden states, live in `hf_rlhf.ops.logprobs`.
 """
 
-from hf_rlhf.ops.advantages import Advantages, gae, last_counted, monte_carlo_returns, token_rewards
+from hf_rlhf.ops.advantages import Advantages, gae, last_counted, monte_carlo_returns, per_token_rewards
 from hf_rlhf.ops.kl import FULL_KL, KL_ESTIMATORS, absolute, k1, k2, k3, kl_estimate
 from hf_rlhf.ops.losses import (
     PolicyLoss,
@@ -39,8 +39,8 @@ __all__ = [
     "masked_moments",
     "masked_sum",
     "monte_carlo_returns",
+    "per_token_rewards",
     "preference_accuracy",
-    "token_rewards",
     "truncated_importance_weights",
     "whiten",
 ]

@@ -1,4 +1,4 @@
-"""Token rewards from scores and KL, and advantages and returns from token rewards.
+"""Per-token rewards from scores and KL, and advantages and returns from per-token rewards.
 
 Time is counted in sampled tokens: the tokens an environment puts between two turns (mask False) are jumped over, and
 neither discount nor decay runs there.
@@ -23,7 +23,7 @@ def last_counted(mask: Tensor) -> Tensor:
     return mask & (counted_from_here_on == 1)
 
 
-def token_rewards(scores: Tensor, kl: Tensor, mask: Tensor, kl_coef: float) -> Tensor:
+def per_token_rewards(scores: Tensor, kl: Tensor, mask: Tensor, kl_coef: float) -> Tensor:
     """`r_t = -kl_coef * kl_t + score * [t is the last counted token]` (Stiennon 2020, arXiv 2009.01325, section 3.4).
 
     scores: (B,), one a row, or (B, T), each added to its own token; kl: (B, T) from `kl_estimate`; mask: (B, T) bool.

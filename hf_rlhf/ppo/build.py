@@ -1,29 +1,32 @@
-"""Conversion of a user's arguments to `PPOTrainer` to checked data and one module of models."""
+"""The parts of a PPO run, built from the arguments of `PPOTrainer`: data, policy, rewards and engine."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from datasets import IterableDataset
 from torch import nn
 
 from hf_rlhf.data.files import read_columns
 from hf_rlhf.data.language_modeling import prepare_texts
-from hf_rlhf.data.prompts import prepare_prompts
+from hf_rlhf.data.prompts import prepare_prompts, require_rows
 from hf_rlhf.data.tokens import with_row_options
 from hf_rlhf.distributed import asked_for
 from hf_rlhf.errors import InputError
 from hf_rlhf.models.adapted import load_policy
-from hf_rlhf.models.adapters import POLICY, base_of, is_peft_model
+from hf_rlhf.models.adapters import POLICY, adapter_folder, base_of, is_peft_model
 from hf_rlhf.models.backbone import state_width
 from hf_rlhf.models.critics import build_critic
+from hf_rlhf.models.load import load_tokenizer
 from hf_rlhf.models.policy import PolicyWithValue, wrap_policy
 from hf_rlhf.models.positions import positions
 from hf_rlhf.models.precision import native_dtype
 from hf_rlhf.ppo.config import EVALUATED, PPOConfig
+from hf_rlhf.ppo.launch import require_launcher, rewards_share_base
 from hf_rlhf.rewards.calls import takes_by_name
 from hf_rlhf.rewards.contract import Rewards
 from hf_rlhf.rewards.learned import LearnedReward
+from hf_rlhf.rewards.sources import require_functions, resolve_rewards
 from hf_rlhf.rollout.continuous_batching import ContinuousBatchingEngine, require_batchable
 from hf_rlhf.rollout.engines import Engine, TransformersEngine
 from hf_rlhf.rollout.vllm.adapter import require_servable
@@ -34,6 +37,51 @@ from hf_rlhf.training.best import require_best_metric
 from hf_rlhf.types import Model
 
 VLLM_FOLDER = "vllm"  # in output_dir: adapters for the server, and its log
+
+
+class PPOData(NamedTuple):
+    """The data of a run, checked and tokenized."""
+
+    prompts: Any  # rows with `prompt` and `prompt_ids`; None for a loop that brings its own prompts
+    evaluation: Any  # the same, or several sets by name; None without evaluation
+    texts: Any  # of PPO-ptx; None without
+
+    @property
+    def num_prompts(self) -> int | None:
+        """Number of prompts, None where it is unknown."""
+        return None if self.prompts is None or isinstance(self.prompts, IterableDataset) else len(self.prompts)
+
+
+def require_arguments(args: PPOConfig, optimizers: tuple) -> None:
+    """Raise `InputError` for arguments of `PPOTrainer` in another order, and those that exclude each other."""
+    if not isinstance(args, PPOConfig):
+        raise InputError(
+            f"args is {type(args).__name__}, not PPOConfig; the order is PPOTrainer(model, reward_funcs, args)"
+        )
+    if optimizers[0] is not None and args.critic_learning_rate is not None:
+        raise InputError(
+            "critic_learning_rate is for the optimizer that the trainer makes; give yours a parameter group for the"
+            " critic, or leave one of the two out"
+        )
+    require_launcher(args)
+
+
+def load_policy_tokenizer(model: str | Model):
+    """Load the tokenizer of a model, or of the path or name of one."""
+    return load_tokenizer(adapter_folder(model if isinstance(model, str) else model.config._name_or_path))
+
+
+def prepare_data(train_dataset, eval_dataset, ptx_dataset, tokenizer, args: PPOConfig) -> PPOData:
+    """Check and tokenize the sets of a run. Raises `InputError`, also for fewer prompts than an iteration takes."""
+    prompts = None if train_dataset is None else prepared_prompts(train_dataset, tokenizer, args, "train_dataset")
+    data = PPOData(
+        prompts,
+        prepared_evaluation(eval_dataset, tokenizer, args),
+        prepared_texts(ptx_dataset, tokenizer, args),
+    )
+    if prompts is not None and data.num_prompts is not None:
+        require_rows(prompts, args.rollout_batch_size, source="train_dataset", why=args.batch_algebra())
+    return data
 
 
 def prepared_prompts(dataset, tokenizer, args: PPOConfig, source: str):
@@ -132,12 +180,13 @@ def require_roles_of_their_own(model, ref_model, value_model, reward_funcs) -> N
 def build_policy(
     model: str | Model,
     args: PPOConfig,
+    data: PPOData,
     *,
     peft_config=None,
     ref_model: Model | None = None,
     value_model: Model | None = None,
 ) -> PolicyWithValue:
-    """Policy, critic and reference as `PPOTrainer` was asked for them."""
+    """Build policy, critic and reference in one module. Raises `InputError` for models that do not fit."""
     if isinstance(model, str):
         model = load_policy(model, adds_adapter=peft_config is not None, dtype=native_dtype(args.device))
     follows = args.ref_model_sync_iterations is not None
@@ -177,15 +226,51 @@ def build_policy(
     ):
         if each is not None:
             check_context_length(each, args, name)
+    if data.texts is not None:
+        require_positions(policy, data.texts)
     if args.disable_dropout:
         policy.disable_dropout()
     return policy
 
 
-def build_engine(model: Model, tokenizer, args: PPOConfig) -> Engine:
+def build_rewards(
+    reward_funcs, reward_processing_classes, policy: PolicyWithValue, data: PPOData, tokenizer, args: PPOConfig
+) -> Rewards | None:
+    """Make reward functions of what `PPOTrainer` got; None where it got none, for a loop that brings its scores.
+
+    Raises `InputError` for sources that are no rewards, and for data that they could not score.
+    """
+    if reward_funcs is None:
+        return None
+    rewards = resolve_rewards(
+        reward_funcs,
+        reward_processing_classes,
+        policy=policy.model,
+        share_base=rewards_share_base(args, sharded=asked_for("ACCELERATE_USE_FSDP")),
+        device=args.device,
+        weights=args.reward_weights,
+    )
+    if data.num_prompts is not None:
+        rewards.require_columns(data.prompts.column_names)
+    if args.reward_while_sampling:
+        require_functions(rewards)
+    require_measured_best(args, rewards, data.evaluation)
+    require_scorable(rewards, data.prompts, tokenizer, args, "train_dataset")
+    require_scorable(rewards, data.evaluation, tokenizer, args, "eval_dataset")
+    return rewards
+
+
+def build_engine(model: Model, tokenizer, args: PPOConfig, *, in_step: bool = False, sharded: bool = False) -> Engine:
     """Build the engine that samples completions: the model itself, or vLLM servers.
 
     Raises `InputError` for what either cannot do.
+
+    Args:
+        model: the policy.
+        tokenizer: its tokenizer.
+        args: of the run.
+        in_step: whether all ranks run each block together, since it is gathered whenever it runs.
+        sharded: whether weights come and go between the steps of sampling, so that none can be recorded.
     """
     if args.use_transformers_continuous_batching:
         require_batchable(args.sampling)
@@ -193,7 +278,9 @@ def build_engine(model: Model, tokenizer, args: PPOConfig) -> Engine:
         return ContinuousBatchingEngine(model, tokenizer, settings)
     if not args.use_vllm:
         batch_size = args.generation_batch_size or args.rank_batch_size
-        return TransformersEngine(model, tokenizer, batch_size, use_cuda_graphs=args.use_cuda_graphs)
+        engine = TransformersEngine(model, tokenizer, batch_size, use_cuda_graphs=args.use_cuda_graphs and not sharded)
+        engine.in_step = in_step
+        return engine
     require_servable(model)
     max_logprobs = logprobs_wanted(args.sampling, vocabulary_of(model))
     folder = Path(str(args.output_dir)).absolute() / VLLM_FOLDER
@@ -217,11 +304,13 @@ def build_engine(model: Model, tokenizer, args: PPOConfig) -> Engine:
     )
 
 
-def longest_sequence(args: PPOConfig, prompts, texts) -> int:
-    """Most tokens that one sequence will have, as far as the data says it; `prompts` is None where it does not."""
-    longest = args.max_prompt_length if prompts is None else max(len(ids) for ids in prompts["prompt_ids"])
-    of_texts = 0 if texts is None else max(len(row["prompt_ids"]) + len(row["completion_ids"]) for row in texts)
-    return max(longest + args.max_completion_length, of_texts)
+def longest_sequence(args: PPOConfig, data: PPOData) -> int:
+    """Return the most tokens that one sequence will have; prompts of unknown number are as long as they may be."""
+    known = data.num_prompts is not None
+    longest_prompt = max(map(len, data.prompts["prompt_ids"])) if known else args.max_prompt_length
+    texts = () if data.texts is None else data.texts
+    longest_text = max((len(row["prompt_ids"]) + len(row["completion_ids"]) for row in texts), default=0)
+    return max(longest_prompt + args.max_completion_length, longest_text)
 
 
 def check_context_length(model: Model, args: PPOConfig, name: str = "the model") -> None:

@@ -1,5 +1,6 @@
 """`PPOConfig`: every flag of the PPO trainer, on top of `transformers.TrainingArguments`."""
 
+import copy
 import json
 from dataclasses import dataclass, field
 
@@ -61,11 +62,16 @@ class PPOConfig(TrainingArguments):
 
     # Algorithm
     num_ppo_epochs: int = _flag(4, "Passes over the completions of an iteration.")
-    num_mini_batches: int = _flag(1, "Optimizer updates in each pass.")
+    num_mini_batches: int = _flag(  # pyright: ignore[reportAssignmentType]
+        None, "Optimizer updates in each pass; by default what rollout_batch_size gives, and 1 without it."
+    )
+    rollout_batch_size: int = _flag(  # pyright: ignore[reportAssignmentType]
+        None, "Completions per iteration, over all ranks; by default what num_mini_batches gives."
+    )
     total_episodes: int | None = _flag(None, "Completions to train on in all; instead of max_steps or epochs.")
     gamma: float = _flag(1.0, "Discount per token.")
     lam: float = _flag(0.95, "Lambda of generalised advantage estimation, for the policy's advantages.")
-    value_lam: float | None = _flag(None, "Lambda of the critic's targets; lam by default, 1 is Monte Carlo.")
+    critic_lam: float | None = _flag(None, "Lambda of the critic's targets; lam by default, 1 is Monte Carlo.")
     cliprange: float = _flag(0.2, "Clip range of the policy's probability ratio.")
     cliprange_high: float | None = _flag(None, "Upper clip range (DAPO's clip-higher); cliprange by default.")
     dual_clip: float | None = _flag(
@@ -93,10 +99,10 @@ class PPOConfig(TrainingArguments):
     kl_coef: float = _flag(0.05, "Weight of the KL to the reference; the start of it, if adaptive.")
     kl_estimator: str = _flag(
         "k1",
-        f"KL of a token: {', '.join(KL_CHOICES)}; full sums over the vocabulary. Only k1 in the token"
+        f"KL of a token: {', '.join(KL_CHOICES)}; full sums over the vocabulary. Only k1 in the per-token"
         " rewards, and k2 or full with kl_in_loss, have the gradient of the KL.",
     )
-    kl_in_loss: bool = _flag(False, "Put the KL into the loss, with its gradient, instead of the token rewards.")
+    kl_in_loss: bool = _flag(False, "Put the KL into the loss, with its gradient, instead of the per-token rewards.")
     kl_target: float | None = _flag(None, "Adapt kl_coef so that the KL of a completion stays near this many nats.")
     kl_horizon: int = _flag(10_000, "Completions over which the adaptive kl_coef reacts.")
     ref_model_sync_iterations: int | None = _flag(None, "Copy the policy to the reference every so many iterations.")
@@ -123,7 +129,9 @@ class PPOConfig(TrainingArguments):
     length_penalty: float = _flag(0.0, "Subtracted from the score for each token of the completion.")
     overlong_penalty: float = _flag(0.0, "Subtracted at max_completion_length tokens, less before (overlong_buffer).")
     overlong_buffer: int = _flag(0, "Tokens before max_completion_length in which overlong_penalty sets in.")
-    whiten_rewards: bool = _flag(False, "Scale token rewards to unit variance over the iteration; their mean stays.")
+    whiten_rewards: bool = _flag(
+        False, "Scale per-token rewards to unit variance over the iteration; their mean stays."
+    )
 
     # PPO-ptx
     ptx_coef: float = _flag(0.0, "Weight of a language-model loss on texts of a second data set (InstructGPT).")
@@ -145,7 +153,7 @@ class PPOConfig(TrainingArguments):
     stop_strings: list[str] | None = _flag(None, "Strings that end a completion, besides the model's end tokens.")
     stop_token_ids: list[int] | None = _flag(None, "Token ids that end a completion, besides the model's end tokens.")
     generation_batch_size: int | None = _flag(None, "Completions sampled at once on each device; by default all.")
-    score_while_sampling: bool = _flag(
+    reward_while_sampling: bool = _flag(
         False, "Call reward functions for each generation batch while the next is sampled; for those that wait."
     )
     rollout_forward_batch_size: int = _flag(64, "Sequences per forward pass where no gradient is needed.")
@@ -196,6 +204,7 @@ class PPOConfig(TrainingArguments):
         settle_best_metric(self, EVALUATED)
         self.chat_template_kwargs = _mapping("chat_template_kwargs", self.chat_template_kwargs)
         super().__post_init__()
+        self._settle_batch_sizes()
         self._check()
         if self.n_gpu > 1:
             raise InputError(
@@ -203,12 +212,49 @@ class PPOConfig(TrainingArguments):
                 " with CUDA_VISIBLE_DEVICES"
             )
 
+    def _settle_batch_sizes(self) -> None:
+        """Work out `num_mini_batches` or `rollout_batch_size` from the other; `to_dict` leaves the derived one out."""
+        for name in ("per_device_train_batch_size", "gradient_accumulation_steps", "num_mini_batches"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise InputError(f"{name}={value} must be at least 1")
+        self._derived_size = "rollout_batch_size" if self.rollout_batch_size is None else "num_mini_batches"
+        if self.rollout_batch_size is None:
+            self.num_mini_batches = 1 if self.num_mini_batches is None else self.num_mini_batches
+            self.rollout_batch_size = self.minibatch_size * self.num_mini_batches
+        else:
+            self.num_mini_batches = self._minibatches_of_a_rollout(self.world_size)
+
+    def _minibatches_of_a_rollout(self, ranks: int) -> int:
+        minibatch_size = self.per_device_train_batch_size * self.gradient_accumulation_steps * ranks
+        minibatches, rest = divmod(self.rollout_batch_size, minibatch_size)
+        if rest or minibatches < 1:
+            raise InputError(
+                f"rollout_batch_size={self.rollout_batch_size} is invalid: it is no multiple of the minibatch's"
+                f" {minibatch_size} completions ({self.per_device_train_batch_size} per device x"
+                f" {self.gradient_accumulation_steps} accumulated x {_count(ranks, 'rank')}). Take"
+                f" {max(minibatches, 1) * minibatch_size}, or change per_device_train_batch_size"
+            )
+        if ranks == self.world_size and self.num_mini_batches not in (None, minibatches):
+            raise InputError(
+                f"num_mini_batches={self.num_mini_batches} is invalid: rollout_batch_size={self.rollout_batch_size} holds"
+                f" {_count(minibatches, 'minibatch', 'es')} of {minibatch_size} completions. Give one of the two"
+            )
+        return minibatches
+
+    def on_ranks(self, ranks: int) -> "PPOConfig":
+        """Return the settings as a run on `ranks` ranks has them: a given `rollout_batch_size` stays."""
+        config = copy.copy(self)
+        if self._derived_size == "num_mini_batches":
+            config.num_mini_batches = self._minibatches_of_a_rollout(ranks)
+        return config
+
+    def to_dict(self):
+        """Like `TrainingArguments.to_dict`, but of `num_mini_batches` and `rollout_batch_size` only what was given."""
+        return {name: value for name, value in super().to_dict().items() if name != self._derived_size}
+
     def _check(self) -> None:
         rules = {
-            "per_device_train_batch_size": (self.per_device_train_batch_size >= 1, "at least 1"),
-            "gradient_accumulation_steps": (self.gradient_accumulation_steps >= 1, "at least 1"),
             "num_ppo_epochs": (self.num_ppo_epochs >= 1, "at least 1"),
-            "num_mini_batches": (self.num_mini_batches >= 1, "at least 1"),
             "kl_estimator": (self.kl_estimator in KL_CHOICES, f"one of {', '.join(KL_CHOICES)}"),
             "kl_in_loss": (
                 not self.kl_in_loss or self.kl_estimator != "k1",
@@ -249,13 +295,13 @@ class PPOConfig(TrainingArguments):
             "ptx_coef": (self.ptx_coef >= 0, "0 or above"),
             "max_ptx_length": (self.max_ptx_length >= 2, "at least 2"),
             "rollout_forward_batch_size": (self.rollout_forward_batch_size >= 1, "at least 1"),
-            "score_while_sampling": (
-                not self.score_while_sampling or self.generation_batch_size is not None,
-                "given with generation_batch_size, which says how many completions are sampled, then scored, at once",
+            "reward_while_sampling": (
+                not self.reward_while_sampling or self.generation_batch_size is not None,
+                "given with generation_batch_size, which says how many completions are sampled, then rewarded, at once",
             ),
             "use_vllm": (
-                not (self.use_vllm and self.score_while_sampling and self.world_size > 1),
-                "left out with score_while_sampling on several ranks: each samples parts of its own, and all hand the"
+                not (self.use_vllm and self.reward_while_sampling and self.world_size > 1),
+                "left out with reward_while_sampling on several ranks: each samples parts of its own, and all hand the"
                 " adapter to the server together",
             ),
             "use_transformers_continuous_batching": (
@@ -267,7 +313,7 @@ class PPOConfig(TrainingArguments):
                 and (
                     self.generation_batch_size is None
                     or not self.use_transformers_continuous_batching
-                    or self.score_while_sampling
+                    or self.reward_while_sampling
                 ),
                 "at least 1, and left out with use_transformers_continuous_batching, whose max_requests_per_batch says"
                 " it",
@@ -295,7 +341,7 @@ class PPOConfig(TrainingArguments):
             "reward_weights": (not isinstance(self.reward_weights, (int, float)), "a list of numbers"),
             "gamma": (0 <= self.gamma <= 1, "from 0 to 1"),
             "lam": (0 <= self.lam <= 1, "from 0 to 1"),
-            "value_lam": (self.value_lam is None or 0 <= self.value_lam <= 1, "from 0 to 1"),
+            "critic_lam": (self.critic_lam is None or 0 <= self.critic_lam <= 1, "from 0 to 1"),
             "temperature": (self.temperature > 0, "above 0: a greedy policy has nothing to learn from its samples"),
             "logging_nan_inf_filter": (not self.logging_nan_inf_filter, "false: it logs a NaN loss as 0"),
             "remove_unused_columns": (not self.remove_unused_columns, "false: rewards read the columns"),
@@ -367,9 +413,9 @@ class PPOConfig(TrainingArguments):
         return self.cliprange_value or None
 
     @property
-    def critic_lam(self) -> float:
-        """Lambda of the critic's targets."""
-        return self.lam if self.value_lam is None else self.value_lam
+    def lam_of_critic(self) -> float:
+        """Lambda of the critic's targets: `critic_lam`, or what stands for it."""
+        return self.lam if self.critic_lam is None else self.critic_lam
 
     def score_shaping(self) -> ScoreShaping:
         """Return the settings that turn rewards into scores."""
@@ -404,11 +450,6 @@ class PPOConfig(TrainingArguments):
     def rank_batch_size(self) -> int:
         """Completions per iteration that each rank samples."""
         return self.per_device_train_batch_size * self.gradient_accumulation_steps * self.num_mini_batches
-
-    @property
-    def rollout_batch_size(self) -> int:
-        """Completions per iteration, over all ranks."""
-        return self.rank_batch_size * self.world_size
 
     @property
     def updates_per_iteration(self) -> int:

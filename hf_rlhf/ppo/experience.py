@@ -1,19 +1,27 @@
 """The experience of one iteration, and its split into minibatches and micro-batches."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from hf_rlhf.distributed import take_share
+from hf_rlhf.models.policy import PolicyOutput
 from hf_rlhf.ppo.config import PPOConfig
 from hf_rlhf.ppo.exchange import Row, RowIndex, fetch_share
 from hf_rlhf.ppo.prompts import TextStream
 from hf_rlhf.rollout.sampling import row_seed
-from hf_rlhf.types import Sequences, TokenSupport, Trajectory, trimmed_width
+from hf_rlhf.types import ForwardPass, Reward, Score, Sequences, TokenSupport, Trajectory, trimmed_width
+
+
+class Rollout(NamedTuple):
+    """Completions that this rank sampled in one iteration, `B` of them, and the reward of each."""
+
+    trajectories: list[Trajectory]
+    rewards: list[Reward]
 
 
 @dataclass(slots=True)
@@ -26,49 +34,52 @@ class Experience:
     sequences: Sequences
     kl_coef: float  # weight of the KL in this iteration
     scores: Tensor  # (B,) paid on the last counted token, 0 where unscored
-    token_scores: Tensor  # (B, T) paid besides on each token
+    scores_per_token: Tensor  # (B, T) paid besides on each token
     logprobs: Tensor  # (B, T) of the policy that sampled, by the trainer's own forward pass
     sampler_logprobs: Tensor  # (B, T) of the same tokens, by the sampler
     reference_logprobs: Tensor  # (B, T)
     kl: Tensor  # (B, T) by the estimator of the run
     values: Tensor  # (B, T)
     entropy: Tensor  # (B, T)
-    rewards: Tensor | None = None  # (B, T) score and KL penalty, token by token
+    per_token_rewards: Tensor | None = None  # (B, T) score and KL penalty laid out over tokens
     advantages: Tensor | None = None  # (B, T)
     returns: Tensor | None = None  # (B, T)
 
     @classmethod
-    def from_trajectories(cls, trajectories: Sequence[Trajectory], kl_coef: float) -> "Experience":
-        """Pad scored and evaluated trajectories. One without a score stays, with none of its tokens counted."""
-        sequences = Sequences.from_trajectories(trajectories, scored_only=True)
+    def from_rollout(
+        cls,
+        trajectories: Sequence[Trajectory],
+        scores: Sequence[Score | None],
+        passes: Sequence[ForwardPass],
+        kl_coef: float,
+    ) -> "Experience":
+        """Pad `B` completions with their numbers. One without a score stays, with none of its tokens counted."""
+        masks = [
+            [False] * len(trajectory.completion.ids) if score is None else trajectory.completion_mask
+            for trajectory, score in zip(trajectories, scores, strict=True)
+        ]
+        sequences = Sequences.from_trajectories(trajectories, masks)
 
-        def padded(name: str) -> Tensor:
+        def padded(rows: Iterable[Any]) -> Tensor:
             columns = torch.zeros(sequences.mask.shape)
-            for b, trajectory in enumerate(trajectories):
-                row = getattr(trajectory, name)
-                assert row is not None, "evaluate the policy before making experience"
-                columns[b, : len(row)] = row
+            for b, row in enumerate(rows):
+                columns[b, : len(row)] = torch.as_tensor(row)
             return columns * sequences.mask
 
-        logprobs = padded("logprobs")
-        sampler_logprobs, token_scores = logprobs.clone(), torch.zeros_like(logprobs)
-        for b, trajectory in enumerate(trajectories):
-            if trajectory.completion.logprobs:
-                row = torch.tensor(trajectory.completion.logprobs)
-                sampler_logprobs[b, : len(row)] = row * sequences.mask[b, : len(row)]
-            if trajectory.token_scores is not None:
-                token_scores[b, : len(trajectory.token_scores)] = trajectory.token_scores
         return cls(
             sequences,
             kl_coef,
-            scores=torch.tensor([trajectory.score or 0.0 for trajectory in trajectories]),
-            token_scores=token_scores * sequences.mask,
-            logprobs=logprobs,
-            sampler_logprobs=sampler_logprobs,
-            reference_logprobs=padded("reference_logprobs"),
-            kl=padded("kl"),
-            values=padded("values"),
-            entropy=padded("entropy"),
+            scores=torch.tensor([0.0 if score is None else score.last for score in scores]),
+            scores_per_token=padded([] if s is None or s.per_token is None else s.per_token for s in scores),
+            logprobs=padded(each.logprobs for each in passes),
+            sampler_logprobs=padded(
+                trajectory.completion.logprobs or each.logprobs
+                for trajectory, each in zip(trajectories, passes, strict=True)
+            ),
+            reference_logprobs=padded(each.reference_logprobs for each in passes),
+            kl=padded(each.kl for each in passes),
+            values=padded(each.values for each in passes),
+            entropy=padded(each.entropy for each in passes),
         )
 
     @property
@@ -223,11 +234,29 @@ class ExperienceLoader:
                 yield {"micro_batch": batch}
 
 
-def require_finite(trajectories: list[Trajectory]) -> None:
+def split_by_completion(output: PolicyOutput, kl: Tensor, lengths: Sequence[int]) -> list[ForwardPass]:
+    """Split the `(B, T)` columns of a batch into completions of `lengths` tokens, on the CPU."""
+
+    def row(column: Any, b: int) -> Any:
+        return None if column is None else column[b, : lengths[b]].cpu()
+
+    return [
+        ForwardPass(
+            kl=row(kl, b),
+            logprobs=row(output.logprobs, b),
+            reference_logprobs=row(output.reference_logprobs, b),
+            values=row(output.values, b),
+            entropy=row(output.entropy, b),
+        )
+        for b in range(len(lengths))
+    ]
+
+
+def require_finite(passes: Sequence[ForwardPass], trajectories: Sequence[Trajectory]) -> None:
     """Raise `FloatingPointError` for NaN or infinity among the log-probabilities and values that were computed."""
-    for trajectory in trajectories:
+    for each, trajectory in zip(passes, trajectories, strict=True):
         for name in ("logprobs", "reference_logprobs", "kl", "values"):
-            numbers = getattr(trajectory, name)
+            numbers = getattr(each, name)
             if numbers is not None and not torch.isfinite(numbers).all():
                 raise FloatingPointError(
                     f"{name} of a completion hold NaN or infinity, so the weights are damaged or the dtype overflows"

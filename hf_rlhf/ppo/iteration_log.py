@@ -46,7 +46,7 @@ class IterationLog:
             self._seconds[phase] = self._seconds.get(phase, 0.0) + time.perf_counter() - start
 
     @contextmanager
-    def set_aside(self) -> Iterator[None]:
+    def outside_iteration(self) -> Iterator[None]:
         """Keep what the block measures out of the iteration."""
         seconds, rewards = dict(self._seconds), self._of_rewards
         self._of_rewards = {}

@@ -123,8 +123,8 @@ def _require_known_fsdp(plugin: Any, blocks: Collection[str]) -> None:
 def require_flags_of_fsdp(args: PPOConfig) -> None:
     """Raise `InputError` for flags with which PPO does not run under FSDP, whatever the launcher's settings."""
     rules = {
-        "score_while_sampling": (
-            not (args.score_while_sampling and not args.gather_for_rollout),
+        "reward_while_sampling": (
+            not (args.reward_while_sampling and not args.gather_for_rollout),
             "must be false with gather_for_rollout=false: ranks can have different numbers of generation batches",
         ),
         "torch_compile": (not args.torch_compile, "must be false: FSDP gathers blocks that are compiled already"),

@@ -1,18 +1,205 @@
-"""Conversion of the arguments of `PPOTrainer.step` to scored trajectories, for the owner of a loop."""
+"""A loop that the user writes: `generate` samples, the user scores, `step` makes the updates of one iteration."""
 
 import math
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from hf_rlhf.checkpoint.lock import FolderLock
+from hf_rlhf.checkpoint.resume import NEVER
+from hf_rlhf.data.prompts import prompt_rows
+from hf_rlhf.distributed import failing_together, gather_in_order
 from hf_rlhf.errors import InputError
+from hf_rlhf.models.adapters import base_of
+from hf_rlhf.ppo.experience import MicroBatch, Rollout
+from hf_rlhf.ppo.rollout_setup import RolloutSetup
 from hf_rlhf.rewards.contract import Rewards
 from hf_rlhf.rollout.collect import trajectory_of
 from hf_rlhf.rollout.sampling import Sampling
+from hf_rlhf.rollout.stops import stop_token_ids
 from hf_rlhf.rollout.support import require_supported
-from hf_rlhf.types import Completion, Trajectory
+from hf_rlhf.types import Completion, Prompt, Trajectory
+
+
+class StartedLoop(NamedTuple):
+    """Local variables of `Trainer.train`, kept for the user's loop."""
+
+    model: Any  # as accelerate wrapped it
+    start_time: float
+    num_samples: float  # completions of the whole run
+
+
+class ManualLoop(RolloutSetup):
+    """The trainer's side of a loop that the user writes. `train()` makes the same updates."""
+
+    _loop: StartedLoop | None = None
+    _beginning = False  # the user's loop is
+    _lock: FolderLock | None = None  # of the user's loop, until its last update or the end of the process
+
+    # What `PPOTrainer` brings
+
+    def sample(self, rows: Sequence[Mapping[str, Any]], seeds: Sequence[int]) -> list[Trajectory]:
+        """Return one completion for each row, drawn by the row's seed."""
+        raise NotImplementedError
+
+    def make_micro_batches(self, iteration: int, rollout: Rollout | None = None) -> Iterator[MicroBatch | None]:
+        """Yield this rank's micro-batches of an iteration on the completions of `rollout`."""
+        raise NotImplementedError
+
+    # What the user calls
+
+    def generate(self, prompts: Sequence[Prompt | Sequence[int]]) -> list[Completion]:
+        """Sample a completion for each prompt (text, messages or token ids), by the policy as it is now.
+
+        The draws are those that `train` makes for the same prompts in the same iteration; another call before `step`
+        makes new ones. Under several ranks, each gives its own prompts: every world_size-th of the whole.
+        """
+        if self._started != self.iteration:
+            self._start_iteration(self.iteration)
+        with failing_together():
+            rows = self._given_prompts(prompts)
+        seeds = self._seeds("train", self.iteration, len(rows), first=self._drawn)
+        with self._sampling():
+            trajectories = self.sample(rows, seeds)
+        self._drawn += sum(gather_in_order([len(rows)]))
+        return [trajectory.completion for trajectory in trajectories]
+
+    def step(
+        self,
+        prompts: Sequence[Prompt | Sequence[int]],
+        completions: Sequence[Completion | Sequence[int]],
+        scores: Sequence[float | Sequence[float] | None] | Tensor,
+        masks: Sequence[Sequence[bool]] | None = None,
+    ) -> dict[str, float]:
+        """One iteration of PPO on completions that the user sampled and scored; `train` makes the same updates.
+
+        Args:
+            prompts: as in `generate`.
+            completions: of `generate`, or token ids from elsewhere; `rollout_batch_size` of them over all ranks. Ids
+                have to be among those that `top_k`, `top_p` and `min_p` leave to the policy as it is now.
+            scores: a number for each completion, a list with one for each of its tokens, or None for unscored.
+            masks: for each completion, True where the policy sampled the token; by default everywhere.
+
+        Returns the metrics of the iteration. Saves, logs and evaluates as the arguments say, and ends the run with the
+        last of `max_steps`; a step beyond it raises `InputError`, as do scores and lengths that cannot be right.
+        """
+        if self._started != self.iteration:
+            self._start_iteration(self.iteration)
+        with failing_together():
+            rows = self._given_prompts(prompts)
+            causal_lm = base_of(self.policy.model)
+            rules = TokenRules(
+                vocab_size=causal_lm.config.get_text_config().vocab_size,
+                stop_ids=stop_token_ids(causal_lm, self.processing_class, self.args.sampling),
+                sampling=self.args.sampling,
+                chat_template_kwargs=self.args.chat_template_kwargs,  # pyright: ignore
+            )
+            rollout = given_rollout(rows, completions, scores, masks, self.processing_class, rules)
+        total = sum(gather_in_order([len(rollout.trajectories)]))
+        if total != self.args.rollout_batch_size:
+            raise InputError(f"step() got {total} completions over all ranks; {self.args.batch_algebra()}")
+        try:
+            self.run_updates(self.make_micro_batches(self.iteration, rollout))
+        finally:
+            self._reset_attention()
+        return self.iteration_log.last or self.iteration_log.finished()  # unless logging_steps passed it over
+
+    def _given_prompts(self, prompts: Sequence[Prompt | Sequence[int]]) -> list[dict[str, Any]]:
+        kwargs: Any = self.args.chat_template_kwargs
+        rows = prompt_rows(prompts, self.processing_class, self.args.max_prompt_length, kwargs)
+        self._stop_at_end_of_turn(rows[0])
+        return rows
+
+    # How it runs inside Trainer
+
+    def run_updates(self, micro_batches: Iterator[MicroBatch | None]) -> None:
+        """Run one iteration of Trainer's own loop (updates, schedule, callbacks, logs, saves) over `micro_batches`.
+
+        `train()` and this share every line of that loop, so that both give the same weights. For callbacks, an epoch is
+        one iteration here. The last of `max_steps` ends the run as it ends `train()`.
+        """
+        if self._loop is None:
+            if self.state.global_step:
+                raise InputError("step() after train(): this run is over; make another trainer for a loop of your own")
+            self._loop = self._begin_loop()
+        elif self.control.should_training_stop:
+            raise InputError(
+                f"the run ended at update {self.state.global_step} (max_steps={self.state.max_steps}, or a callback's"
+                " wish); for a longer one raise max_steps or total_episodes"
+            )
+        args, loop = self.args, self._loop
+        self.control = self.callback_handler.on_epoch_begin(args, self.state, self.control)
+        self._run_epoch(
+            model=loop.model,
+            epoch=self.iteration,
+            train_dataloader=({"micro_batch": batch} for batch in micro_batches),
+            steps_in_epoch=args.updates_per_iteration * args.gradient_accumulation_steps,
+            num_update_steps_per_epoch=args.updates_per_iteration,
+            trial=None,
+            ignore_keys_for_eval=None,
+            start_time=loop.start_time,
+            resume_from_checkpoint=None,
+            epochs_trained=0,
+            steps_trained_in_current_epoch=0,
+        )
+        if self.control.should_training_stop:
+            self._finalize_training(None, loop.num_samples, loop.start_time)
+            if self._lock is not None:
+                self._lock.release()
+
+    def _begin_loop(self) -> StartedLoop:
+        """All that `Trainer.train` does before its first iteration."""
+        if self.args.resume_from_checkpoint:
+            raise InputError(
+                "a loop of your own starts anew: resume_from_checkpoint is for train(), which goes on from its"
+                " checkpoints when it has a train_dataset and rewards"
+            )
+        self._require_fresh_folder()
+        with failing_together():
+            if self.is_world_process_zero():
+                self._lock = FolderLock(self.folder)
+        self._beginning = True
+        try:
+            return super().train()  # pyright: ignore[reportReturnType]
+        except BaseException:
+            if self._lock is not None:
+                self._lock.release()
+            raise
+        finally:
+            self._beginning = False
+
+    def _inner_training_loop(self, *args, **kwargs):
+        """Like `Trainer._inner_training_loop`, but for the user's loop do only the steps before its first iteration."""
+        if not self._beginning:
+            return super()._inner_training_loop(*args, **kwargs)
+        loader: Any = self.get_train_dataloader()
+        epochs, updates_per_epoch, _, num_samples, *_, max_steps = self.set_initial_training_values(self.args, loader)
+        self._init_training_state(max_steps, updates_per_epoch, epochs, None, None)
+        model, _ = self._prepare_for_training(max_steps, loader, None)
+        self._initial_num_input_tokens_seen = 0
+        self._initial_global_step = 0
+        self._tr_loss = torch.tensor(0.0, device=self.args.device)
+        self._total_loss_scalar = 0.0
+        self._globalstep_last_logged = 0
+        model.zero_grad()
+        self.control = self.callback_handler.on_train_begin(self.args, self.state, self.control)
+        if self.args.eval_on_start:
+            self._evaluate(None, None, skip_scheduler=True)
+        return StartedLoop(model, time.time(), num_samples)
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
+        """Like `DurableTrainer.train`, but refuse a run without prompts, and one whose loop the user writes."""
+        if self.prompt_set is None:
+            raise InputError("train() needs a train_dataset; without one, own the loop with generate() and step()")
+        anew = resume_from_checkpoint in (None, False, NEVER)
+        if self._loop is not None:
+            raise InputError("this trainer's loop is the user's since the first step(); make another one for train()")
+        if anew:
+            self._require_fresh_folder()
+        return super().train(resume_from_checkpoint, *args, **kwargs)
 
 
 class TokenRules(NamedTuple):
@@ -24,15 +211,15 @@ class TokenRules(NamedTuple):
     chat_template_kwargs: Mapping[str, Any] | None = None  # that the prompts were rendered with
 
 
-def given_trajectories(
+def given_rollout(
     rows: Sequence[Mapping[str, Any]],
     completions: Sequence[Completion | Sequence[int]],
     scores: Sequence[float | Sequence[float] | None] | Tensor,
     masks: Sequence[Sequence[bool]] | None,
     tokenizer,
     rules: TokenRules,
-) -> list[Trajectory]:
-    """Scored trajectories. Raises `InputError` when lengths do not fit or a score is not a finite number."""
+) -> Rollout:
+    """Return completions and rewards. Raises `InputError` when lengths do not fit or a score is no finite number."""
     given: Sequence[Any] = scores.tolist() if isinstance(scores, Tensor) else scores
     for name, values in (("completions", completions), ("scores", given), ("masks", masks)):
         if values is not None and len(values) != len(rows):
@@ -60,12 +247,12 @@ def given_trajectories(
     def score(prompts, completions):
         return given
 
-    Rewards([score]).score(trajectories)
-    for b, trajectory in enumerate(trajectories):
-        by_token, mask = trajectory.token_rewards, trajectory.mask
-        if by_token is not None and mask is not None and by_token[~torch.tensor(mask)].any():
+    rewards, _ = Rewards([score]).compute(trajectories)
+    for b, (reward, trajectory) in enumerate(zip(rewards, trajectories, strict=True)):
+        per_token, mask = reward.per_token, trajectory.mask
+        if per_token is not None and mask is not None and per_token[~torch.tensor(mask)].any():
             raise InputError(f"score {b} (counted from 0) pays a token that its mask does not count; give it 0 there")
-    return trajectories
+    return Rollout(trajectories, rewards)
 
 
 def _require_possible(completion: Completion, rules: TokenRules, b: int) -> None:

@@ -8,7 +8,7 @@ import torch
 from hf_rlhf.distributed import gather_in_order, gather_numbers, global_mean, global_moments, global_sum
 from hf_rlhf.ops import explained_variance, masked_sum
 from hf_rlhf.ppo.experience import Experience
-from hf_rlhf.types import Trajectory
+from hf_rlhf.types import ForwardPass, Reward, Trajectory
 
 METRICS: dict[str, str] = {
     "iteration": "PPO iterations finished.",
@@ -17,12 +17,12 @@ METRICS: dict[str, str] = {
     "num_tokens": "Tokens sampled since the start.",
     "step_time": "Seconds of the iteration.",
     "time/sample": "Seconds spent on sampling completions.",
-    "time/score": "Seconds spent on rewards.",
-    "time/evaluate": "Seconds spent on log-probabilities, reference log-probabilities and values.",
+    "time/reward": "Seconds spent on rewards.",
+    "time/forward_pass": "Seconds spent on log-probabilities, reference log-probabilities and values.",
     "time/update": "Seconds spent on optimizer updates.",
     "objective/scores": "Mean score of a completion: its reward after scaling, clipping and penalties.",
     "objective/kl": "Mean over completions of the KL estimate summed over counted tokens; the KL that is penalised.",
-    "objective/kl_coef": "Weight of the KL during the iteration, in the token rewards or in the loss.",
+    "objective/kl_coef": "Weight of the KL during the iteration, in the per-token rewards or in the loss.",
     "objective/entropy": "Mean over completions of -log p summed over counted tokens.",
     "objective/non_score_reward": "Mean over completions of the KL penalty, -kl_coef * KL, wherever it is paid.",
     "objective/rlhf_reward": "Mean over completions of score plus KL penalty.",
@@ -69,14 +69,16 @@ METRICS: dict[str, str] = {
 }
 
 
-def iteration_metrics(trajectories: Sequence[Trajectory], experience: Experience) -> dict[str, float]:
+def iteration_metrics(
+    trajectories: Sequence[Trajectory], rewards: Sequence[Reward], experience: Experience
+) -> dict[str, float]:
     """Return metrics of all ranks' completions, of PPO's objective, and of the critic's fit, before the updates.
 
     Each rank gives its own completions; every rank takes part and gets the numbers of all.
     """
     mask = experience.mask
     counted = mask.any(dim=1)
-    scores = global_mean(experience.scores + experience.token_scores.sum(dim=1), counted).item()
+    scores = global_mean(experience.scores + experience.scores_per_token.sum(dim=1), counted).item()
     kl = mean_sequence_kl(experience)
     assert experience.returns is not None
     explained = explained_variance(experience.values, experience.returns, mask, moments=global_moments)
@@ -93,14 +95,16 @@ def iteration_metrics(trajectories: Sequence[Trajectory], experience: Experience
         "val/explained_variance": explained.item(),
         "val/num_eos_tokens": float(global_sum(stopped)),
         "sampling/logp_gap": global_mean((experience.sampler_logprobs - experience.logprobs).abs(), mask).item(),
-        **rollout_metrics(trajectories),
+        **rollout_metrics(trajectories, rewards),
     }
 
 
-def evaluation_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
-    """Rewards, KL and lengths of completions sampled for evaluation prompts, over all ranks; each gives its own."""
-    kls = _of_all([trajectory.kl.sum().item() for trajectory in trajectories if trajectory.kl is not None])
-    return {"kl": _mean(kls), **rollout_metrics(trajectories)}
+def evaluation_metrics(
+    trajectories: Sequence[Trajectory], rewards: Sequence[Reward], passes: Sequence[ForwardPass]
+) -> dict[str, float]:
+    """Return rewards, KL and lengths of completions sampled for evaluation prompts, over all ranks."""
+    kls = _of_all([each.kl.sum().item() for each in passes])
+    return {"kl": _mean(kls), **rollout_metrics(trajectories, rewards)}
 
 
 def mean_sequence_kl(experience: Experience) -> float:
@@ -108,23 +112,23 @@ def mean_sequence_kl(experience: Experience) -> float:
     return global_mean(masked_sum(experience.kl, experience.mask, dim=1), experience.mask.any(dim=1)).item()
 
 
-def rollout_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
-    """Rewards and lengths of the completions of all ranks, each of which gives its own; for training and evaluation."""
-    rewards = _of_all([trajectory.reward for trajectory in trajectories])
+def rollout_metrics(trajectories: Sequence[Trajectory], rewards: Sequence[Reward]) -> dict[str, float]:
+    """Return rewards and lengths of the completions of all ranks, each of which gives its own."""
+    totals = _of_all([reward.total for reward in rewards])
     lengths = _of_all([len(trajectory.completion.ids) for trajectory in trajectories])
     stopped = _of_all([trajectory.completion.stopped for trajectory in trajectories])
     metrics = {
-        "reward": _mean(rewards),
-        "reward_std": _std(rewards),
+        "reward": _mean(totals),
+        "reward_std": _std(totals),
         "completions/mean_length": _mean(lengths),
         "completions/min_length": float(min(lengths)),
         "completions/max_length": float(max(lengths)),
         "completions/clipped_ratio": 1 - _mean(stopped),
-        "rewards/unscored": (len(lengths) - len(rewards)) / len(lengths),
+        "rewards/unscored": (len(lengths) - len(totals)) / len(lengths),
     }
-    names = gather_in_order([list(trajectories[0].rewards) if trajectories else []])  # a rank may have no completion
+    names = gather_in_order([list(rewards[0].parts) if rewards else []])  # a rank may have no completion
     for name in dict.fromkeys(name for of_rank in names for name in of_rank):
-        values = _of_all([trajectory.rewards[name] for trajectory in trajectories])
+        values = _of_all([reward.parts[name] for reward in rewards])
         metrics[f"rewards/{name}/mean"] = _mean(values)
         metrics[f"rewards/{name}/std"] = _std(values)
     return metrics

@@ -1,6 +1,6 @@
-"""Conversion of a trajectory's reward to the score that PPO pays: scaling, clipping, penalties on end and length.
+"""From rewards to scores, the numbers PPO pays: scaling, clipping, penalties on a missing end and on length.
 
-In evaluation nothing is shaped; the reward is reported as it was given.
+An evaluation reports the rewards as they were given.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ import torch
 from hf_rlhf.distributed import gather_numbers
 from hf_rlhf.errors import InputError
 from hf_rlhf.ops.masked import STD_EPS, Moments, combine, masked_moments
-from hf_rlhf.types import Trajectory
+from hf_rlhf.types import Reward, Score, Trajectory
 
 NO_SPREAD = 1e-6
 """A standard deviation below this share of the rewards' size is rounding in fp32, and not a difference between them."""
@@ -57,7 +57,7 @@ class ScoreShaping:
 
         n is the number of counted tokens.
         """
-        tokens = sum(trajectory.mask or [True] * len(trajectory.completion.ids))
+        tokens = sum(trajectory.completion_mask)
         missing_eos = 0.0 if trajectory.completion.stopped else self.missing_eos_penalty
         return missing_eos + self.length_penalty * tokens + self.overlong_penalty * self._excess(tokens)
 
@@ -73,7 +73,7 @@ class ScoreShaping:
 
 
 class ScoreShaper:
-    """Shapes the rewards of one iteration after the other.
+    """Turns the rewards of one iteration after the other into scores.
 
     Attributes:
         shaping: the settings.
@@ -84,24 +84,25 @@ class ScoreShaper:
         self.shaping = shaping
         self.moments: Moments | None = None
 
-    def shape(self, trajectories: Sequence[Trajectory]) -> None:
-        """Fill in `score` and `token_scores`, from the running moments with these rewards already in them.
+    def shape(self, rewards: Sequence[Reward], trajectories: Sequence[Trajectory]) -> list[Score | None]:
+        """Return the score of each reward, None for the unscored, by moments that hold these rewards already.
 
-        Every rank gives its own trajectories and takes part; all hold the same moments, of the rewards of all. Of a
-        reward that came token by token, `token_scores` is that part, divided as the whole is; what centering, clipping
-        and penalties change besides is paid at the end: `score + token_scores.sum()` is the shaped reward. An unscored
-        trajectory gets None for both.
+        Every rank gives its own completions and takes part; all hold the same moments, of the rewards of all. A reward
+        that was given token by token is divided by token as the whole is. What centering, clipping and penalties
+        change besides is paid on the last token, so that `Score.total` is the shaped reward.
         """
-        rewards = gather_numbers([trajectory.reward for trajectory in trajectories])
-        self._take_in([reward for reward in rewards if reward is not None])
-        for trajectory in trajectories:
-            trajectory.score = trajectory.token_scores = None
-            if trajectory.reward is not None:
-                trajectory.score = self._shaped(trajectory.reward) - self.shaping.penalty(trajectory)
-                if trajectory.token_rewards is not None:
-                    token_scores = trajectory.token_rewards / self._divisor
-                    trajectory.token_scores = token_scores
-                    trajectory.score -= token_scores.double().sum().item()
+        totals = gather_numbers([reward.total for reward in rewards])
+        self._take_in([total for total in totals if total is not None])
+        return [self._score(reward, trajectory) for reward, trajectory in zip(rewards, trajectories, strict=True)]
+
+    def _score(self, reward: Reward, trajectory: Trajectory) -> Score | None:
+        if reward.total is None:
+            return None
+        total = self._shaped(reward.total) - self.shaping.penalty(trajectory)
+        if reward.per_token is None:
+            return Score(total)
+        per_token = reward.per_token / self._divisor
+        return Score(total - per_token.double().sum().item(), per_token)
 
     def state_dict(self) -> dict[str, float]:
         """The running moments as plain numbers, to the last bit."""

@@ -102,7 +102,7 @@ class KeptStates:
         self.policy = policy
         self.rewards = rewards  # that begin above the trunk
         for reward in rewards:
-            reward.trunk_states = self.for_reward
+            reward.trunk_states = self.states_for_reward
         self._by_tokens: dict[bytes, Tensor] = {}
         self._keeping = True
         self._shared: set[bytes] = set()  # the sequences that rewards read now
@@ -127,7 +127,7 @@ class KeptStates:
         return {name for name, parameter in self.policy.named_parameters() if parameter.requires_grad}
 
     @contextmanager
-    def set_aside(self) -> Iterator[None]:
+    def keep_nothing(self) -> Iterator[None]:
         """Keep nothing of what is computed in the block: it belongs to no iteration."""
         self._keeping = False
         try:
@@ -137,7 +137,7 @@ class KeptStates:
 
     @contextmanager
     def share(self, trajectories: Sequence[Trajectory]) -> Iterator[None]:
-        """Share the states of `trajectories` with the rewards that are called in the block; see `for_reward`."""
+        """Share the states of `trajectories` with the rewards that are called in the block; see `states_for_reward`."""
         if self.rewards and trajectories and self._keeping and self.policy.trunk is not None:
             self._shared = set(_keys(Sequences.from_trajectories(trajectories)))
         try:
@@ -145,7 +145,7 @@ class KeptStates:
         finally:
             self._shared = set()
 
-    def for_reward(self, input_ids: Tensor, attention_mask: Tensor) -> TrunkStates | None:
+    def states_for_reward(self, input_ids: Tensor, attention_mask: Tensor) -> TrunkStates | None:
         """Return the states of a batch `(B, L)` that a reward reads; None where no row of it begins with a trajectory.
 
         A reward often reads a few tokens more, such as the end of the turn. The states before them are the
@@ -158,18 +158,16 @@ class KeptStates:
         read = Sequences(input_ids, real, torch.ones_like(input_ids[:, 0]), real[:, 1:])
         keys, lengths = _keys(read), sorted({len(key) for key in self._shared})
         starts = {key: key[:length] for key in keys for length in lengths if key[:length] in self._shared}
-        return TrunkStates(trunk, self._find_or_compute(read, keys, keep=starts)) if starts else None
+        return TrunkStates(trunk, self._states(read, keys, keep=starts)) if starts else None
 
-    def of(self, sequences: Sequences) -> list[Tensor] | None:
+    def find_or_compute(self, sequences: Sequences) -> list[Tensor] | None:
         """Return the states `(L_b, H)` of each sequence, computed if they are new; None for a policy without trunk."""
         if self.policy.trunk is None:
             return None
         keys = _keys(sequences)
-        return self._find_or_compute(sequences, keys, keep={key: key for key in keys} if self._keeping else {})
+        return self._states(sequences, keys, keep={key: key for key in keys} if self._keeping else {})
 
-    def _find_or_compute(
-        self, sequences: Sequences, keys: Sequence[bytes], *, keep: Mapping[bytes, bytes]
-    ) -> list[Tensor]:
+    def _states(self, sequences: Sequences, keys: Sequence[bytes], *, keep: Mapping[bytes, bytes]) -> list[Tensor]:
         """Return the states of each sequence by its key.
 
         `keep` maps the key of a sequence to the key of its first tokens, whose states are kept.

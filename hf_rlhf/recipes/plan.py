@@ -90,6 +90,7 @@ def plan_run(plan: PlanArguments, script: PPOArguments, training: PPOConfig, mod
     console = Console(highlight=False)
     _require_data(script)
     layout = plan.layout(training)
+    training = training.on_ranks(layout.ranks)
     require_flags(training, model, layout)
     asked, model = model, model.on(training.device)
     try:

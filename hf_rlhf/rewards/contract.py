@@ -10,14 +10,14 @@ A function that names them in its signature, or takes `**kwargs`, also gets
 - `completion_ids`: the sampled tokens alone, B lists;
 - every other column of the dataset by its name, a list of B;
 - `trainer_state`: the `transformers.TrainerState` of the run, or None outside of one;
-- `log_extra(column, values)`: keep a value for each completion in `Trajectory.extra` and in samples.jsonl;
+- `log_extra(column, values)`: keep a value for each completion in `Reward.extra` and in samples.jsonl;
 - `log_metric(name, value)`: log a number; those of one name are averaged, over all ranks together.
 """
 
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,7 +25,7 @@ from torch import Tensor
 from hf_rlhf.errors import InputError
 from hf_rlhf.rewards.calls import call_all, required_arguments
 from hf_rlhf.rewards.values import Value, checked_values, finite_number
-from hf_rlhf.types import Trajectory
+from hf_rlhf.types import Reward, Trajectory
 
 if TYPE_CHECKING:
     from transformers import TrainerState
@@ -33,6 +33,13 @@ if TYPE_CHECKING:
 RewardFunction = Callable[..., Any]
 
 _RESERVED = {"prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric"}
+
+
+class ComputedRewards(NamedTuple):
+    """The rewards of `B` completions, and the numbers that the functions logged with `log_metric`, by name."""
+
+    rewards: list[Reward]
+    metrics: dict[str, list[float]]  # of this rank's completions; their mean takes those of other ranks too
 
 
 class Rewards:
@@ -64,46 +71,43 @@ class Rewards:
                     f" the prompt it has {', '.join(there) or 'none'}); add it, or give the argument a default"
                 )
 
-    def score(
+    def compute(
         self, trajectories: Sequence[Trajectory], trainer_state: "TrainerState | None" = None
-    ) -> dict[str, list[float]]:
-        """Fill in `rewards`, `reward`, `token_rewards`, `score`, `token_scores` and `extra` of every trajectory.
+    ) -> ComputedRewards:
+        """Call all reward functions on `B` trajectories and return one `Reward` for each.
 
-        `reward` is the weighted sum of all rewards, `token_rewards` the part of it given by token, `score` the rest.
-        A trajectory that no reward scored has None for each of them.
-
-        Returns the numbers that the functions logged with `log_metric`, by name. Their mean is for the caller to take,
-        who knows those of other ranks.
+        Its `total` is the weighted sum of all parts, and None where no function scored the completion.
         """
         if not trajectories:
-            return {}
+            return ComputedRewards([], {})
         log = _Log(len(trajectories))
         columns = _columns(trajectories)
         self.require_columns(columns)
         arguments = [_arguments(trajectories, columns, trainer_state, log, name) for name in self.names]
         results = call_all(self.functions, self.names, arguments)
         values = [checked_values(name, result, trajectories) for name, result in zip(self.names, results, strict=True)]
-        for b, trajectory in enumerate(trajectories):
-            self._add_up(trajectory, [of_reward[b] for of_reward in values])
-            trajectory.extra = {column: extra[b] for column, extra in log.extras.items()}
-        return log.metrics
+        rewards = [self._weighted_sum(of_completion) for of_completion in zip(*values, strict=True)]
+        for b, reward in enumerate(rewards):
+            reward.extra = {column: extra[b] for column, extra in log.extras.items()}
+        return ComputedRewards(rewards, log.metrics)
 
-    def _add_up(self, trajectory: Trajectory, values: Sequence[Value]) -> None:
-        whole: list[float] = []  # weighted rewards of the completion
+    def _weighted_sum(self, values: Sequence[Value]) -> Reward:
+        """Return the reward of one completion from the value that each function gave it."""
+        parts: dict[str, float | None] = {}
+        whole: list[float] = []  # weighted values of the completion
         by_token: list[Tensor] = []  # and of its tokens, (T,) each
         for name, weight, value in zip(self.names, self.weights, values, strict=True):
             if isinstance(value, list):
-                trajectory.rewards[name] = math.fsum(value)
+                parts[name] = math.fsum(value)
                 by_token.append(weight * torch.tensor(value, dtype=torch.float64))
             else:
-                trajectory.rewards[name] = value
+                parts[name] = value
                 if value is not None:
                     whole.append(weight * value)
-        trajectory.token_rewards = trajectory.token_scores = torch.stack(by_token).sum(dim=0) if by_token else None
-        trajectory.score = sum(whole, 0.0) if whole or by_token else None
-        trajectory.reward = trajectory.score
-        if trajectory.score is not None and trajectory.token_rewards is not None:
-            trajectory.reward = trajectory.score + math.fsum(trajectory.token_rewards.tolist())
+        if not by_token:
+            return Reward(sum(whole, 0.0) if whole else None, parts)
+        per_token = torch.stack(by_token).sum(dim=0)
+        return Reward(sum(whole, 0.0) + math.fsum(per_token.tolist()), parts, per_token)
 
 
 def reward_name(function: RewardFunction) -> str:
@@ -122,7 +126,7 @@ def as_completion(trajectory: Trajectory) -> str | list[dict[str, str]]:
 
 
 class _Log:
-    """Columns and metrics that the rewards log about `completions` completions during one call of `Rewards.score`."""
+    """Columns and metrics that reward functions log about `completions` completions in one call of `compute`."""
 
     def __init__(self, completions: int):
         self.completions = completions

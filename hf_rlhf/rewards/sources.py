@@ -73,7 +73,7 @@ def require_functions(rewards: Rewards) -> None:
     """Raise `InputError` when a reward is a model: it would share the device, or the policy's base, with sampling."""
     if models := reward_models(rewards):
         raise InputError(
-            f"score_while_sampling is for rewards that are functions, such as calls to a server; {', '.join(models)}"
+            f"reward_while_sampling is for rewards that are functions, such as calls to a server; {', '.join(models)}"
             " is a model here, which computes where the policy does; leave it out"
         )
 

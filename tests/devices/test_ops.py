@@ -20,7 +20,7 @@ FUNCTIONS = {
     "gae": lambda x, y, mask, ids, states: ops.gae(x, y, mask, 0.9, 0.8),
     "gae with a bootstrap": lambda x, y, mask, ids, states: ops.gae(x, y, mask, 0.9, 0.8, bootstrap=x[:, 0]),
     "monte_carlo_returns": lambda x, y, mask, ids, states: ops.monte_carlo_returns(x, mask, 0.9),
-    "token_rewards": lambda x, y, mask, ids, states: ops.token_rewards(x[:, 0], y, mask, 0.1),
+    "per_token_rewards": lambda x, y, mask, ids, states: ops.per_token_rewards(x[:, 0], y, mask, 0.1),
     "whiten": lambda x, y, mask, ids, states: ops.whiten(x, mask),
     "combine": lambda x, y, mask, ids, states: combine(masked_moments(x, mask), masked_moments(y, mask)),
     "masked_mean": lambda x, y, mask, ids, states: masked_mean(x, mask, 1),

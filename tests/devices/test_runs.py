@@ -101,7 +101,7 @@ OPTIONS = {
         "generation_batch_size": 3, "max_completion_length": 6,
     },
     "weights, clips and scores": lambda: {
-        "importance_sampling_cap": 2.0, "dual_clip": 3.0, "ratio_threshold": 5.0, "early_stop_kl": 9.0, "value_lam": 1.0,
+        "importance_sampling_cap": 2.0, "dual_clip": 3.0, "ratio_threshold": 5.0, "early_stop_kl": 9.0, "critic_lam": 1.0,
         "use_score_scaling": True, "use_score_norm": True, "whiten_rewards": True, "kl_target": 1.0,
     },
     "critic first": lambda: {"critic_warmup_iterations": 1, "critic_learning_rate": 1e-2, "max_steps": 2},

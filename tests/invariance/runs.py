@@ -100,7 +100,7 @@ RUNS = {
         "overlong_penalty": 0.5,
         "overlong_buffer": 4,
         "whiten_rewards": True,
-        "value_lam": 1.0,
+        "critic_lam": 1.0,
         "value_head_mlp_size": 8,
         "kl_target": 0.1,
         "kl_horizon": 100,
@@ -263,7 +263,10 @@ def assert_same(one, other):
             assert same, f"step {row['step']}: {key} is {value} and {twin[key]}"
     expected, found = (list(map(json.loads, (each / "samples.jsonl").open())) for each in (one, other))
     for sample, twin in zip(expected, found, strict=True):
-        numbers, others = ({**each.pop("rewards"), "score": each.pop("score")} for each in (sample, twin))
+        numbers, others = (
+            {**each.pop("rewards"), **{key: each.pop(key) for key in ("reward", "score") if key in each}}
+            for each in (sample, twin)
+        )
         assert twin == sample
         assert set(others) == set(numbers)
         for key, value in numbers.items():  # a reward model's are rounded by its batch

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import tensor
 
-from hf_rlhf.ops.advantages import gae, last_counted, monte_carlo_returns, token_rewards
+from hf_rlhf.ops.advantages import gae, last_counted, monte_carlo_returns, per_token_rewards
 
 NAN = math.nan
 REWARDS, VALUES = tensor([[0.0, 1.0, 0.0, 2.0]]), tensor([[1.0, 2.0, 3.0, 4.0]])
@@ -25,24 +25,24 @@ def test_last_counted_with_padding_gaps_and_an_empty_row():
 def test_the_score_is_paid_on_the_last_counted_token_and_kl_on_all():
     mask = tensor([[1, 0, 1, 0], [0, 0, 0, 0]]).bool()
     kl = tensor([[1.0, NAN, 2.0, NAN], [NAN, NAN, NAN, NAN]])
-    rewards = token_rewards(tensor([5.0, NAN]), kl, mask, kl_coef=0.5)
+    rewards = per_token_rewards(tensor([5.0, NAN]), kl, mask, kl_coef=0.5)
     assert rewards.tolist() == [[-0.5, 0, 4.0, 0], [0, 0, 0, 0]]
 
 
 def test_scores_of_tokens_are_added_where_they_are():
     mask = tensor([[1, 0, 1]]).bool()
-    rewards = token_rewards(tensor([[3.0, NAN, 4.0]]), tensor([[1.0, NAN, 2.0]]), mask, kl_coef=0.5)
+    rewards = per_token_rewards(tensor([[3.0, NAN, 4.0]]), tensor([[1.0, NAN, 2.0]]), mask, kl_coef=0.5)
     assert rewards.tolist() == [[2.5, 0, 3.0]]
 
 
 def test_a_square_batch_is_not_taken_for_token_scores():
-    rewards = token_rewards(tensor([1.0, 2.0]), torch.zeros(2, 2), torch.ones(2, 2, dtype=torch.bool), kl_coef=0.1)
+    rewards = per_token_rewards(tensor([1.0, 2.0]), torch.zeros(2, 2), torch.ones(2, 2, dtype=torch.bool), kl_coef=0.1)
     assert rewards.tolist() == [[0, 1], [0, 2]]
 
 
 def test_scores_of_a_wrong_shape_are_an_error():
     with pytest.raises(ValueError, match=r"scores of shape \(2, 1\)"):
-        token_rewards(torch.zeros(2, 1), torch.zeros(2, 3), torch.ones(2, 3, dtype=torch.bool), kl_coef=0.1)
+        per_token_rewards(torch.zeros(2, 1), torch.zeros(2, 3), torch.ones(2, 3, dtype=torch.bool), kl_coef=0.1)
 
 
 def test_gae_of_four_steps_by_hand():

@@ -10,11 +10,12 @@ from tiny import make_config, make_lora, make_model, make_tokenizer, perturb
 from hf_rlhf.distributed import world_size
 from hf_rlhf.ppo.experience import Experience
 from hf_rlhf.ppo.trainer import PPOTrainer
-from hf_rlhf.types import Completion, Trajectory
+from hf_rlhf.types import Completion, ForwardPass, Score, Trajectory
 
 SIZES = (7, 4, 1)  # completions of each rank
+ALL = tuple(range(sum(SIZES)))
 MINIBATCH = 6
-FIELDS = ("token_scores", "logprobs", "sampler_logprobs", "reference_logprobs", "kl", "values", "entropy")
+FIELDS = ("scores_per_token", "logprobs", "sampler_logprobs", "reference_logprobs", "kl", "values", "entropy")
 PAGE = Path(__file__).parents[2] / "docs" / "stages.md"
 
 
@@ -34,9 +35,9 @@ class Rows:
 
 
 def trajectories():
-    """Completion b is one of 3 + b tokens, scored b.
+    """Completion b is one of 3 + b tokens.
 
-    Number 5 is unscored, and 7 does not say what it was chosen from.
+    Number 7 does not say what it was chosen from.
     """
     generator = torch.Generator().manual_seed(0)
     made = []
@@ -46,27 +47,30 @@ def trajectories():
         if b % 2:
             support = [ids % 1000 for ids in support]
         completion = Completion(list(range(b, b + tokens)), [], b % 3 == 0, None if b == 7 else support)
-        columns = {name: torch.randn(tokens, generator=generator) for name in FIELDS[3:]}
-        made.append(
-            Trajectory(
-                {"prompt": "p"},
-                list(range(1 + b % 5)),
-                completion,
-                "",
-                mask=[t != 1 for t in range(tokens)],
-                reward=None if b == 5 else float(b),
-                score=None if b == 5 else float(b),
-                logprobs=torch.randn(tokens, generator=generator),
-                **columns,
-            )
-        )
+        mask = [t != 1 for t in range(tokens)]
+        made.append(Trajectory({"prompt": "p"}, list(range(1 + b % 5)), completion, "", mask))
     return made
 
 
-def experience_of(share):
-    """With rewards, advantages and returns that are made up."""
-    experience = Experience.from_trajectories(share, kl_coef=0.1)
-    experience.rewards = (experience.kl + 1) * experience.mask
+def scores():
+    return [None if b == 5 else Score(float(b)) for b in range(sum(SIZES))]
+
+
+def passes():
+    """Random numbers of a forward pass of each completion."""
+    generator = torch.Generator().manual_seed(1)
+    made = []
+    for b in range(sum(SIZES)):
+        columns = {name: torch.randn(3 + b, generator=generator) for name in ("logprobs", *FIELDS[3:])}
+        made.append(ForwardPass(**columns))
+    return made
+
+
+def experience_of(numbers=ALL):
+    """Make experience of these completions, with rewards, advantages and returns that are made up."""
+    columns = ([column[number] for number in numbers] for column in (trajectories(), scores(), passes()))
+    experience = Experience.from_rollout(*columns, kl_coef=0.1)
+    experience.per_token_rewards = (experience.kl + 1) * experience.mask
     experience.advantages = experience.values - experience.kl
     experience.returns = experience.values + experience.kl
     return experience
@@ -76,7 +80,9 @@ def in_numbers(batch):
     """The rows of a micro-batch of one row a rank, as plain numbers."""
     experience, sequences = batch.experience, batch.experience.sequences
     assert len(experience) == 1
-    columns = {name: getattr(experience, name).tolist() for name in (*FIELDS, "rewards", "advantages", "returns")}
+    columns = {
+        name: getattr(experience, name).tolist() for name in (*FIELDS, "per_token_rewards", "advantages", "returns")
+    }
     support = sequences.support[0]
     return {
         "completion": int(sequences.input_ids[0, sequences.prompt_lengths[0]]),

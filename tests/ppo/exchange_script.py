@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 import torch
-from ppo.exchange_runs import MINIBATCH, SIZES, Rows, experience_of, in_numbers, own_loop, trajectories
+from ppo.exchange_runs import MINIBATCH, SIZES, Rows, experience_of, in_numbers, own_loop
 
 import hf_rlhf.ppo.exchange as exchange
 from hf_rlhf.distributed import (
@@ -45,7 +45,7 @@ def main(folder):
 
     torch.distributed.all_gather_object, exchange.exchange = recorded_objects, recorded_swap
     own = [number for number, home in enumerate(homes(SIZES)) if home.rank == here]
-    experience = experience_of([trajectories()[number] for number in own])
+    experience = experience_of(own)
     batches = [in_numbers(batch) for batch in micro_batches(experience, Rows(), 0)]
     torch.distributed.all_gather_object = all_gather_object
     facts.update(rows=len(experience), batches=batches, sent=list(sent), objects=list(objects))

@@ -301,11 +301,11 @@ def test_a_value_clip_of_zero_is_no_clip(places, tmp_path):
 def test_lambda_of_the_critic_changes_its_targets_and_no_advantage(places, tmp_path):
     flags = {"value_head_init_std": 1.0, "lam": 0.7, "whiten_advantages": False}
     plain = make_critic_trainer(tmp_path / "plain", places, **flags).make_experience(0)
-    other = make_critic_trainer(tmp_path / "other", places, value_lam=1.0, **flags).make_experience(0)
+    other = make_critic_trainer(tmp_path / "other", places, critic_lam=1.0, **flags).make_experience(0)
     assert torch.equal(plain.values, other.values)
     assert torch.equal(plain.advantages, other.advantages)
     assert not torch.allclose(plain.returns, other.returns)
-    assert torch.equal(other.returns, gae(other.rewards, other.values, other.mask, 1.0, 1.0).returns)
+    assert torch.equal(other.returns, gae(other.per_token_rewards, other.values, other.mask, 1.0, 1.0).returns)
 
 
 # What does not fit

@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ppo.exchange_runs import MINIBATCH, SIZES, Rows, experience_of, in_numbers, own_loop, trajectories
+from ppo.exchange_runs import MINIBATCH, SIZES, Rows, experience_of, in_numbers, own_loop
 from ranks import run_ranks
 
 from hf_rlhf.distributed import homes
@@ -48,7 +48,7 @@ def test_each_rank_holds_what_it_sampled_and_nothing_else(ranks):
 
 
 def test_minibatches_are_those_of_one_process_to_the_last_bit(ranks):
-    whole = minibatches([in_numbers(batch) for batch in micro_batches(experience_of(trajectories()), Rows(), 0)])
+    whole = minibatches([in_numbers(batch) for batch in micro_batches(experience_of(), Rows(), 0)])
     shares = [minibatches(facts["batches"]) for facts in ranks]
     for number, minibatch in enumerate(whole):
         assert len(minibatch) == MINIBATCH
@@ -67,7 +67,7 @@ def test_what_travels_is_what_another_rank_learns_from_and_nothing_else(ranks):
         for row in facts["batches"]
         if rank_of[row["completion"]] != rank
     ]
-    experience = experience_of(trajectories())
+    experience = experience_of()
     sent = sum(sum(message) for facts in ranks for message in facts["sent"])
     assert sent == sum(packed_size(experience.row(row)) for row in moved) > 0
 
@@ -202,12 +202,12 @@ def test_a_row_is_read_as_it_was_written():
 
 
 def test_rows_put_together_are_the_selection():
-    experience = experience_of(trajectories())
+    experience = experience_of()
     rows = torch.tensor([3, 11, 5])
     joined = Experience.from_rows([unpack(pack(experience.row(int(row)))) for row in rows], experience.kl_coef)
     selected = experience[rows]
     for name in ("input_ids", "attention_mask", "prompt_lengths", "mask"):
         assert torch.equal(getattr(joined.sequences, name), getattr(selected.sequences, name)), name
-    for name in ("scores", "logprobs", "values", "rewards", "advantages", "returns"):
+    for name in ("scores", "logprobs", "values", "per_token_rewards", "advantages", "returns"):
         assert torch.equal(getattr(joined, name), getattr(selected, name)), name
     assert joined.kl_coef == selected.kl_coef

@@ -117,8 +117,9 @@ def test_prompts_sampled_in_two_calls_are_those_of_one(tmp_path):
 def test_the_draws_of_a_second_call_follow_those_of_all_ranks(tmp_path, monkeypatch):
     whole = own(tmp_path)._seeds("train", 0, 16)
     trainer = own(tmp_path)  # the second of two ranks, both with two prompts a call
-    monkeypatch.setattr("hf_rlhf.ppo.trainer.gather_in_order", lambda share: share * 2)
-    monkeypatch.setattr("hf_rlhf.ppo.trainer.take_share", lambda whole: whole[1::2])
+    for module in ("rollout_setup", "manual_loop"):
+        monkeypatch.setattr(f"hf_rlhf.ppo.{module}.gather_in_order", lambda share: share * 2)
+    monkeypatch.setattr("hf_rlhf.ppo.rollout_setup.take_share", lambda whole: whole[1::2])
     seeds, sample = [], trainer.sample
     trainer.sample = lambda rows, given: seeds.append(given) or sample(rows, given)
     trainer.generate(PROMPTS[:2])
@@ -260,14 +261,14 @@ def test_tensors_do_as_ids_and_scores(tmp_path):
         [torch.tensor(each) for each in ids(1, 2, 3, 4, 5, 6, 7, 8)],
         torch.tensor(scores, requires_grad=True),
     )
-    assert torch.equal(lists.rewards, tensors.rewards)
+    assert torch.equal(lists.per_token_rewards, tensors.per_token_rewards)
     assert torch.equal(lists.logprobs, tensors.logprobs)
 
 
 def test_scores_by_token_are_paid_on_their_tokens(tmp_path):
     by_token = [[0.1 * (b + t) for t in range(3)] for b in range(8)]
     experience, metrics = rewards_of(tmp_path, ids(*[3] * 8), by_token, kl_coef=0.0)
-    torch.testing.assert_close(experience.rewards, torch.tensor(by_token))
+    torch.testing.assert_close(experience.per_token_rewards, torch.tensor(by_token))
     assert metrics["reward"] == pytest.approx(sum(map(sum, by_token)) / 8)
 
 
@@ -307,9 +308,9 @@ def test_what_the_policy_did_not_sample_earns_and_costs_nothing(tmp_path):
     last = [3, 2, 3, 3, 3, 3, 3]  # the score is paid on the last counted token
     for b, t in enumerate(last):
         expected[b, t] += b
-    torch.testing.assert_close(experience.rewards, torch.where(mask, expected, 0))
+    torch.testing.assert_close(experience.per_token_rewards, torch.where(mask, expected, 0))
     assert experience.kl[mask].abs().min() > 0
-    for name in ("rewards", "advantages", "returns", "kl", "logprobs", "values"):
+    for name in ("per_token_rewards", "advantages", "returns", "kl", "logprobs", "values"):
         assert not getattr(experience, name)[~mask].any(), name
     assert metrics["objective/kl"] == pytest.approx(experience.kl[:7].sum().item() / 7, rel=1e-5)
     assert metrics["objective/scores"] == 3.0  # the mean of the seven that count

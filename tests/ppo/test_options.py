@@ -232,7 +232,7 @@ def test_the_kl_in_the_loss_has_its_own_gradient_and_is_not_in_the_rewards(tmp_p
     torch.testing.assert_close(trainers_gradient(trainer, experience), expected, rtol=1e-3, atol=1e-5)
     assert trainer.iteration_log.finished()["loss/kl_avg"] == pytest.approx(mean(kl, experience).item(), rel=1e-4)
 
-    paid = experience.rewards[experience.rewards != 0]
+    paid = experience.per_token_rewards[experience.per_token_rewards != 0]
     torch.testing.assert_close(paid, experience.scores)  # on the last tokens, and nothing anywhere else
     assert experience.kl[experience.mask].abs().min() > 0
     assert trainer.iteration_log.metrics["objective/non_score_reward"] < 0
@@ -273,7 +273,7 @@ def test_the_kl_logged_is_the_kl_paid_and_that_of_the_logits(tmp_path, estimator
     with torch.no_grad():
         kl = torch.where(experience.mask, kl_by_hand(estimator, trainer, experience), 0)
     torch.testing.assert_close(experience.kl, kl, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(experience.rewards, -0.4 * kl, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(experience.per_token_rewards, -0.4 * kl, rtol=1e-4, atol=1e-5)
     assert trainer.iteration_log.metrics["objective/kl"] == pytest.approx(kl.sum(dim=1).mean().item(), rel=1e-4)
     if estimator != "k1":
         assert experience.kl.min() >= 0
@@ -466,17 +466,17 @@ def test_rewards_by_token_land_on_their_tokens(tmp_path):
     lengths = experience.mask.sum(dim=1)
     for b, ids in enumerate(sampled(trainer, experience)):
         expected[b, lengths[b] - 1] += 2.0 * by_number(None, None, [ids[: lengths[b]].tolist()])[0]
-    torch.testing.assert_close(experience.rewards, torch.where(experience.mask, expected, 0))
+    torch.testing.assert_close(experience.per_token_rewards, torch.where(experience.mask, expected, 0))
     assert len(set(lengths.tolist())) > 1
 
 
 def test_whitened_rewards_have_unit_variance_and_keep_their_mean(tmp_path):
     plain = make_trainer(tmp_path, reward=by_number).make_experience(0)
     whitened = make_trainer(tmp_path, reward=by_number, whiten_rewards=True).make_experience(0)
-    rewards = whitened.rewards[whitened.mask]
+    rewards = whitened.per_token_rewards[whitened.mask]
     assert rewards.var(correction=0).item() == pytest.approx(1.0, rel=1e-5)
-    assert rewards.mean().item() == pytest.approx(plain.rewards[plain.mask].mean().item(), rel=1e-5)
-    torch.testing.assert_close(whitened.rewards, whiten(plain.rewards, plain.mask, center=False))
+    assert rewards.mean().item() == pytest.approx(plain.per_token_rewards[plain.mask].mean().item(), rel=1e-5)
+    torch.testing.assert_close(whitened.per_token_rewards, whiten(plain.per_token_rewards, plain.mask, center=False))
     assert not torch.allclose(whitened.returns, plain.returns, atol=0.1)
 
 

@@ -25,7 +25,7 @@ def run(folder, reward=counting_reward, **flags):
 
 def test_it_changes_nothing_but_the_order_of_work(tmp_path):
     one = run(tmp_path / "one", generation_batch_size=2)
-    other = run(tmp_path / "other", generation_batch_size=2, score_while_sampling=True)
+    other = run(tmp_path / "other", generation_batch_size=2, reward_while_sampling=True)
     assert all((weight == trained(other.policy)[name]).all() for name, weight in trained(one.policy).items())
     assert metrics_of(tmp_path / "one") == metrics_of(tmp_path / "other")
     first, second = ((tmp_path / name / "samples.jsonl").read_text() for name in ("one", "other"))
@@ -42,7 +42,7 @@ def test_the_next_part_is_sampled_while_a_reward_waits(tmp_path):
         return [0.0] * len(completions)
 
     trainer = make_trainer(
-        tmp_path, reward=waiting_reward, generation_batch_size=3, score_while_sampling=True, max_steps=4
+        tmp_path, reward=waiting_reward, generation_batch_size=3, reward_while_sampling=True, max_steps=4
     )
     sample, sampled = trainer.sample, []
 
@@ -67,16 +67,16 @@ def test_what_a_reward_raises_ends_the_run(tmp_path):
         raise ConnectionError("no route to the judge")
 
     with pytest.raises(ConnectionError, match="no route"):
-        run(tmp_path, failing_reward, generation_batch_size=1, score_while_sampling=True)
+        run(tmp_path, failing_reward, generation_batch_size=1, reward_while_sampling=True)
     assert len(calls) < 8  # the other parts are not waited for
 
 
 def test_a_model_in_this_process_is_refused(tmp_path):
     reward = LearnedReward(lambda ids, mask: ids[:, 0].float(), make_tokenizer(), name="judge")
     with pytest.raises(InputError, match="judge is a model"):
-        make_trainer(tmp_path, reward=reward, generation_batch_size=2, score_while_sampling=True)
+        make_trainer(tmp_path, reward=reward, generation_batch_size=2, reward_while_sampling=True)
 
 
 def test_it_needs_to_know_the_parts(tmp_path):
     with pytest.raises(InputError, match="generation_batch_size"):
-        make_trainer(tmp_path, model=make_model(make_tokenizer()), score_while_sampling=True)
+        make_trainer(tmp_path, model=make_model(make_tokenizer()), reward_while_sampling=True)

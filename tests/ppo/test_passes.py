@@ -45,7 +45,7 @@ class Counted:
         entropy = logprobs._entropy
         monkeypatch.setattr(logprobs, "_entropy", lambda each: self.add("entropy") or entropy(each))
         self.longest = 0
-        for name in ("sample", "score", "evaluate_policy", "training_step"):
+        for name in ("sample", "compute_rewards", "forward_pass", "training_step"):
             monkeypatch.setattr(trainer, name, self._in_phase(name, getattr(trainer, name)))
 
     def add(self, what):
@@ -112,14 +112,14 @@ def test_no_pass_is_made_that_no_number_needs(places, tmp_path, monkeypatch, kin
     trainer.train()
     longest = counted.longest
     assert counted.of("sample")[:2] == (longest, longest)  # a pass for each token, the first of which reads the prompts
-    assert counted.of("score") == Count(0, 0, 0)  # by a function
-    assert counted.of("evaluate_policy") == scoring
+    assert counted.of("compute_rewards") == Count(0, 0, 0)  # by a function
+    assert counted.of("forward_pass") == scoring
     assert counted.of("training_step") == Count(*(MICRO_BATCHES * calls for calls in micro_batch))
     counted.calls.clear()
     trainer.evaluate()
     longest = counted.longest
     assert counted.of("sample")[:2] == (longest, longest)
-    assert counted.of("evaluate_policy") == evaluation
+    assert counted.of("forward_pass") == evaluation
     assert not any(phase is None for phase, _ in counted.calls)
 
 
@@ -129,8 +129,8 @@ def test_a_reward_model_reads_each_completion_once(places, tmp_path, monkeypatch
     counted = Counted(trainer, monkeypatch)
     trainer.train()
     passes = 1 if reward == "reward" else 0  # of the policy's base, on which that one is an adapter
-    assert counted.of("score") == Count(passes, passes, 0)
-    assert counted.of("evaluate_policy") == Count(2, 2, 2, **ENTROPY)
+    assert counted.of("compute_rewards") == Count(passes, passes, 0)
+    assert counted.of("forward_pass") == Count(2, 2, 2, **ENTROPY)
 
 
 @pytest.mark.parametrize("flags", [{}, {"critic": "adapter"}, {"kl_estimator": "full"}], ids=str)
@@ -146,13 +146,12 @@ def test_an_evaluation_without_them_leaves_every_number_as_it_was(tmp_path, monk
             **flags,
         )
         if everything:
-            evaluate = trainer.evaluate_policy
+            forward_pass = trainer.forward_pass
 
-            def stage_of_ones_own(trajectories):
-                trainer._evaluating = False
-                evaluate(trajectories)
+            def all_numbers(trajectories, *, kl_only=False):
+                return forward_pass(trajectories)
 
-            monkeypatch.setattr(trainer, "evaluate_policy", stage_of_ones_own)
+            monkeypatch.setattr(trainer, "forward_pass", all_numbers)
         trainer.train()
         samples = (folder / "samples.jsonl").read_text()
         weights = {name: weight.tolist() for name, weight in trained(trainer.policy).items()}

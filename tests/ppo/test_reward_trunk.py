@@ -55,7 +55,7 @@ def upper_trainer(folder, places, *, ended=BATCH, unlike=0, rewards=("upper",), 
 
 def watch(trainer, monkeypatch):
     """Return lists by stage: the sequences of each pass of the trunk for kept states, and those given to the stage."""
-    passes = {"score": [], "evaluate_policy": [], "training_step": []}
+    passes = {"compute_rewards": [], "forward_pass": [], "training_step": []}
     given, stage = [], []
     states = trainer.policy.trunk_states
 
@@ -68,7 +68,7 @@ def watch(trainer, monkeypatch):
         def call(*args, **kwargs):
             stage.append(name)
             result = method(*args, **kwargs)
-            if name == "score":
+            if name == "compute_rewards":
                 given.extend((*each.prompt_ids, *each.completion.ids) for each in args[0])
             return result
 
@@ -101,8 +101,8 @@ def test_what_is_computed_in_each_stage(places, tmp_path, monkeypatch, ended, un
     read = [read_by_reward(ids, row < ended) for row, ids in enumerate(given)]
     again = set(read) - set(given)  # by the second reward: what is kept is not all that it reads
     second = [again] if len(rewards) > 1 and again else []
-    assert passes["score"] == ([set(read), *second] if unlike < BATCH else [])
-    assert passes["evaluate_policy"] == ([set(given[BATCH - unlike :])] if unlike else [])
+    assert passes["compute_rewards"] == ([set(read), *second] if unlike < BATCH else [])
+    assert passes["forward_pass"] == ([set(given[BATCH - unlike :])] if unlike else [])
     assert passes["training_step"] == []
     assert not trainer.kept_states._by_tokens
 
@@ -110,24 +110,25 @@ def test_what_is_computed_in_each_stage(places, tmp_path, monkeypatch, ended, un
 @pytest.mark.parametrize("padding_free", [True, False])
 @pytest.mark.parametrize(("ended", "unlike"), [(0, 0), (3, 2), (BATCH, 0)])
 def test_the_same_as_without(places, tmp_path, padding_free, ended, unlike):
-    weights, rows, scores = {}, {}, {}
+    weights, rows, totals = {}, {}, {}
     for reuse in (True, False):
         folder = tmp_path / str(reuse)
         trainer = upper_trainer(
             folder, places, ended=ended, unlike=unlike, reuse=reuse, padding_free=padding_free, max_steps=8
         )
-        score, scores[reuse] = trainer.score, []
+        compute_rewards, totals[reuse] = trainer.compute_rewards, []
 
-        def keeping(trajectories, score=score, kept=scores[reuse]):
-            score(trajectories)
-            kept.append([trajectory.reward for trajectory in trajectories])
+        def keeping(trajectories, compute_rewards=compute_rewards, kept=totals[reuse]):
+            rewards = compute_rewards(trajectories)
+            kept.append([reward.total for reward in rewards])
+            return rewards
 
-        trainer.score = keeping
+        trainer.compute_rewards = keeping
         trainer.train()
         weights[reuse], rows[reuse] = trained(trainer.policy), iterations_of(folder)
-    assert scores[True][0] == scores[False][0]  # to the bit, since all rows are one batch
-    assert len(set(scores[True][0])) > 1
-    assert scores[True][1] == pytest.approx(scores[False][1], rel=1e-6, abs=1e-6)
+    assert totals[True][0] == totals[False][0]  # to the bit, since all rows are one batch
+    assert len(set(totals[True][0])) > 1
+    assert totals[True][1] == pytest.approx(totals[False][1], rel=1e-6, abs=1e-6)
     for name, weight in weights[False].items():
         assert (weights[True][name] - weight).norm() <= 1e-6 * weight.norm(), name
     for one, other in zip(rows[True], rows[False], strict=True):
@@ -156,8 +157,8 @@ def test_the_start_names_each_reward_model(places, tmp_path, capsys, monkeypatch
     trainer.train()
     wanted = [set(given)]
     assert passes == {
-        "score": wanted if "upper" in rewards else [],
-        "evaluate_policy": [] if "upper" in rewards else wanted,
+        "compute_rewards": wanted if "upper" in rewards else [],
+        "forward_pass": [] if "upper" in rewards else wanted,
         "training_step": [],
     }
     assert f"trunk: {ONCE}{words}\n" in capsys.readouterr().out
@@ -165,16 +166,17 @@ def test_the_start_names_each_reward_model(places, tmp_path, capsys, monkeypatch
 
 def test_what_is_kept_holds_no_other_rows(places, tmp_path, monkeypatch):
     trainer = upper_trainer(tmp_path, places, ended=3, unlike=2)
-    score = trainer.score
+    compute_rewards = trainer.compute_rewards
 
-    def scored(trajectories):
-        score(trajectories)
+    def watched(trajectories):
+        rewards = compute_rewards(trajectories)
         kept = trainer.kept_states._by_tokens
         assert len(kept) == BATCH - 2
         for states in kept.values():
             assert states.untyped_storage().nbytes() == states.numel() * states.element_size()
+        return rewards
 
-    monkeypatch.setattr(trainer, "score", scored)
+    monkeypatch.setattr(trainer, "compute_rewards", watched)
     trainer.train()
 
 
@@ -198,13 +200,13 @@ def test_rows_that_begin_alike_are_found_in_several_batches(places, tmp_path):
             lengths = torch.tensor([[len(prompt) + len(row)] for row in rows])
             ids = pad_sequences([prompt + row for row in rows], 0)
             real = torch.arange(ids.shape[1]) < lengths
-            entry = kept.for_reward(ids, real.long())
+            entry = kept.states_for_reward(ids, real.long())
             plain = trainer.policy.trunk_states(Sequences(ids, real, torch.ones_like(ids[:, 0]), real[:, 1:]))
             for ours, theirs in zip(entry.sequences, plain, strict=True):
                 torch.testing.assert_close(ours, theirs)
     assert len(kept._by_tokens) == 3
     own = Sequences.from_trajectories(trajectories)
-    for ours, theirs in zip(kept.of(own), trainer.policy.trunk_states(own), strict=True):
+    for ours, theirs in zip(kept.find_or_compute(own), trainer.policy.trunk_states(own), strict=True):
         torch.testing.assert_close(ours, theirs)
 
 
@@ -215,7 +217,7 @@ def test_a_tokenizer_with_other_ids_shares_nothing(places, tmp_path, monkeypatch
     function.tokenizer.chat_template = "yes {{ messages[-1]['content'] }}"
     passes, given = watch(trainer, monkeypatch)
     trainer.train()
-    assert passes == {"score": [], "evaluate_policy": [set(given)], "training_step": []}
+    assert passes == {"compute_rewards": [], "forward_pass": [set(given)], "training_step": []}
 
 
 def test_an_evaluation_keeps_nothing_and_gives_the_same(places, tmp_path, monkeypatch):
@@ -225,8 +227,8 @@ def test_an_evaluation_keeps_nothing_and_gives_the_same(places, tmp_path, monkey
         trainer = upper_trainer(tmp_path / str(reuse), places, reuse=reuse, trainer_kwargs=data)
         passes, _ = watch(trainer, monkeypatch)
         metrics[reuse] = {name: value for name, value in trainer.evaluate().items() if "runtime" not in name}
-        assert passes["score"] == []
-        assert len(passes["evaluate_policy"]) == 1
+        assert passes["compute_rewards"] == []
+        assert len(passes["forward_pass"]) == 1
         assert not trainer.kept_states._by_tokens
     assert metrics[True] == metrics[False]
 

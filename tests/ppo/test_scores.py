@@ -11,14 +11,13 @@ from torch import tensor
 
 from hf_rlhf.errors import InputError
 from hf_rlhf.ppo.scores import ScoreShaper, ScoreShaping
-from hf_rlhf.types import Completion, Trajectory
+from hf_rlhf.types import Completion, Reward, Trajectory
 
 rewards_of_a_call = st.lists(st.floats(-100, 100, width=32), min_size=1, max_size=20)
 
 
-def trajectory(reward, *, tokens=4, stopped=True, token_rewards=None):
-    completion = Completion(list(range(tokens)), [0.0] * tokens, stopped)
-    return Trajectory({"prompt": "a"}, [1], completion, "", reward=reward, token_rewards=token_rewards)
+def completion(*, tokens=4, stopped=True):
+    return Trajectory({"prompt": "a"}, [1], Completion(list(range(tokens)), [0.0] * tokens, stopped), "")
 
 
 def shaper(**settings):
@@ -26,13 +25,14 @@ def shaper(**settings):
 
 
 def scores(rewards, shaper):
-    trajectories = [trajectory(reward) for reward in rewards]
-    shaper.shape(trajectories)
-    return [trajectory.score for trajectory in trajectories]
+    shaped = shaper.shape([Reward(reward) for reward in rewards], [completion() for _ in rewards])
+    return [None if score is None else score.last for score in shaped]
 
 
-def shaped_total(trajectory):
-    return trajectory.score + (0 if trajectory.token_scores is None else trajectory.token_scores.double().sum().item())
+def paid(shaper, *rewarded):
+    """Return the scores of rewards with their completions."""
+    rewards, completions = zip(*rewarded, strict=True)
+    return [score.last for score in shaper.shape(list(map(Reward, rewards)), completions)]
 
 
 def spread(rewards):
@@ -97,13 +97,10 @@ def test_the_order_within_a_call_does_not_matter(rewards, seed):
 
 def test_the_unscored_stay_unscored_and_out_of_the_moments():
     running = shaper(scale=True, center=True, missing_eos_penalty=1.0)
-    unscored = trajectory(None, stopped=False)
-    unscored.score, unscored.token_scores = 3.0, torch.zeros(4)
-    scored = [trajectory(1.0), trajectory(7.0)]
-    running.shape([scored[0], unscored, scored[1]])
-    assert unscored.score is None
-    assert unscored.token_scores is None
-    assert [t.score for t in scored] == pytest.approx([-1, 1], abs=1e-7)
+    rewards = [Reward(1.0), Reward(None), Reward(7.0)]
+    first, unscored, last = running.shape(rewards, [completion(), completion(stopped=False), completion()])
+    assert unscored is None
+    assert [first.last, last.last] == pytest.approx([-1, 1], abs=1e-7)
     assert running.moments.count == 2
 
 
@@ -145,48 +142,40 @@ def test_clipping_is_two_sided_and_after_scaling():
 
 
 def test_penalties_are_not_clipped():
-    cut_off = trajectory(9.0, stopped=False)
-    shaper(clip=2.0, missing_eos_penalty=5.0).shape([cut_off])
-    assert cut_off.score == -3.0
+    assert paid(shaper(clip=2.0, missing_eos_penalty=5.0), (9.0, completion(stopped=False))) == [-3.0]
 
 
 # Penalties
 
 
 def test_a_completion_that_did_not_stop_pays_for_it_after_scaling():
-    cut_off, stopped = trajectory(1.0, stopped=False), trajectory(7.0)
-    shaper(scale=True, missing_eos_penalty=0.5).shape([cut_off, stopped])
-    assert cut_off.score == pytest.approx(1 / 3 - 0.5, abs=1e-7)
-    assert stopped.score == pytest.approx(7 / 3, abs=1e-7)
+    scaling = shaper(scale=True, missing_eos_penalty=0.5)
+    cut_off, stopped = paid(scaling, (1.0, completion(stopped=False)), (7.0, completion()))
+    assert cut_off == pytest.approx(1 / 3 - 0.5, abs=1e-7)
+    assert stopped == pytest.approx(7 / 3, abs=1e-7)
 
 
 def test_every_token_pays_the_length_penalty():
-    long, empty = trajectory(1.0, tokens=8), trajectory(1.0, tokens=0)
-    shaper(length_penalty=0.25).shape([long, empty])
-    assert long.score == -1.0
-    assert empty.score == 1.0
+    assert paid(shaper(length_penalty=0.25), (1.0, completion(tokens=8)), (1.0, completion(tokens=0))) == [-1.0, 1.0]
 
 
 def test_only_counted_tokens_have_a_length():
-    with_tool = trajectory(1.0, tokens=9)
+    with_tool = completion(tokens=9)
     with_tool.mask = [True] * 3 + [False] * 4 + [True] * 2
-    shaper(length_penalty=0.5, overlong_penalty=2.0, overlong_buffer=6).shape([with_tool])
-    assert with_tool.score == pytest.approx(1.0 - 5 * 0.5 - 2.0 / 6)  # five of ten, one of them in the buffer
+    (score,) = paid(shaper(length_penalty=0.5, overlong_penalty=2.0, overlong_buffer=6), (1.0, with_tool))
+    assert score == pytest.approx(1.0 - 5 * 0.5 - 2.0 / 6)  # five of ten, one of them in the buffer
 
 
 @pytest.mark.parametrize(
-    ("tokens", "paid"), [(0, 0.0), (5, 0.0), (6, 0.0), (7, 0.5), (8, 1.0), (9, 1.5), (10, 2.0), (12, 2.0)]
+    ("tokens", "penalty"), [(0, 0.0), (5, 0.0), (6, 0.0), (7, 0.5), (8, 1.0), (9, 1.5), (10, 2.0), (12, 2.0)]
 )
-def test_the_overlong_penalty_grows_linearly_over_the_buffer(tokens, paid):
-    long = trajectory(1.0, tokens=tokens)
-    shaper(overlong_penalty=2.0, overlong_buffer=4).shape([long])
-    assert long.score == 1.0 - paid
+def test_the_overlong_penalty_grows_linearly_over_the_buffer(tokens, penalty):
+    assert paid(shaper(overlong_penalty=2.0, overlong_buffer=4), (1.0, completion(tokens=tokens))) == [1.0 - penalty]
 
 
 def test_penalties_add_up():
-    long = trajectory(1.0, tokens=9, stopped=False)
-    shaper(missing_eos_penalty=10.0, length_penalty=0.5, overlong_penalty=2.0, overlong_buffer=4).shape([long])
-    assert long.score == 1.0 - 10.0 - 4.5 - 1.5
+    penalties = shaper(missing_eos_penalty=10.0, length_penalty=0.5, overlong_penalty=2.0, overlong_buffer=4)
+    assert paid(penalties, (1.0, completion(tokens=9, stopped=False))) == [1.0 - 10.0 - 4.5 - 1.5]
 
 
 def test_penalties_stay_out_of_the_moments():
@@ -198,16 +187,16 @@ def test_penalties_stay_out_of_the_moments():
 # Rewards given token by token
 
 
-def test_token_rewards_are_scaled_and_the_rest_is_paid_at_the_end():
-    by_token = trajectory(7.0, tokens=3, stopped=False, token_rewards=tensor([3.0, 0.0, 1.5]))  # 2.5 for the whole
-    whole = trajectory(1.0)
-    shaper(scale=True, center=True, clip=0.9, missing_eos_penalty=0.25).shape([by_token, whole])
-    torch.testing.assert_close(by_token.token_scores, tensor([1.0, 0.0, 0.5]))
-    assert shaped_total(by_token) == pytest.approx(0.9 - 0.25)  # (7 - 4) / 3 = 1, clipped, less the penalty
-    assert by_token.score == pytest.approx(0.9 - 0.25 - 1.5)
-    assert whole.token_scores is None
-    assert by_token.token_rewards.tolist() == [3.0, 0.0, 1.5]
-    assert by_token.reward == 7.0
+def test_a_reward_by_token_is_scaled_and_the_rest_is_paid_at_the_end():
+    rewards = [Reward(7.0, per_token=tensor([3.0, 0.0, 1.5])), Reward(1.0)]  # 2.5 of the first for the whole
+    shaping = shaper(scale=True, center=True, clip=0.9, missing_eos_penalty=0.25)
+    by_token, whole = shaping.shape(rewards, [completion(tokens=3, stopped=False), completion()])
+    torch.testing.assert_close(by_token.per_token, tensor([1.0, 0.0, 0.5]))
+    assert by_token.total == pytest.approx(0.9 - 0.25)  # (7 - 4) / 3 = 1, clipped, less the penalty
+    assert by_token.last == pytest.approx(0.9 - 0.25 - 1.5)
+    assert whole.per_token is None
+    assert rewards[0].per_token.tolist() == [3.0, 0.0, 1.5]
+    assert rewards[0].total == 7.0
 
 
 @settings(deadline=None, max_examples=50)
@@ -228,20 +217,17 @@ def test_token_by_token_or_at_the_end_a_reward_pays_the_same_in_all(rewards, see
         "overlong_penalty": 2.0,
         "overlong_buffer": 4,
     }
-    at_the_end, by_token = [], []
+    completions, by_token = [], []
     for reward in rewards:
-        shape = {"tokens": rng.randint(0, 10), "stopped": rng.random() < 0.5}
-        token_rewards = torch.randn(shape["tokens"], generator=torch.Generator().manual_seed(rng.randrange(10**6)))
-        at_the_end.append(trajectory(reward, **shape))
-        by_token.append(trajectory(reward, token_rewards=token_rewards, **shape))
-    shaper(**settings).shape(at_the_end)
-    running = shaper(**settings)
-    running.shape(by_token)
-    for whole, part in zip(at_the_end, by_token, strict=True):
-        assert part.token_scores.shape == part.token_rewards.shape
-        assert part.token_scores.dtype == part.token_rewards.dtype
-        size = max(1.0, part.token_scores.abs().sum().item())
-        assert shaped_total(part) == pytest.approx(whole.score, rel=1e-12, abs=1e-12 * size)
+        completions.append(completion(tokens=rng.randint(0, 10), stopped=rng.random() < 0.5))
+        generator = torch.Generator().manual_seed(rng.randrange(10**6))
+        by_token.append(Reward(reward, per_token=torch.randn(len(completions[-1].completion.ids), generator=generator)))
+    at_the_end = shaper(**settings).shape([Reward(reward) for reward in rewards], completions)
+    for whole, part, reward in zip(at_the_end, shaper(**settings).shape(by_token, completions), by_token, strict=True):
+        assert part.per_token.shape == reward.per_token.shape
+        assert part.per_token.dtype == reward.per_token.dtype
+        size = max(1.0, part.per_token.abs().sum().item())
+        assert part.total == pytest.approx(whole.last, rel=1e-12, abs=1e-12 * size)
 
 
 # Saving
@@ -249,7 +235,7 @@ def test_token_by_token_or_at_the_end_a_reward_pays_the_same_in_all(rewards, see
 
 @settings(deadline=None, max_examples=50)
 @given(rewards_of_a_call, rewards_of_a_call)
-def test_a_shaper_goes_on_exactly_where_its_state_was_saved(first, second):
+def test_a_shaper_resumes_exactly_where_its_state_was_saved(first, second):
     running, resumed = shaper(scale=True, center=True), shaper(scale=True, center=True)
     scores(first, running)
     state = running.state_dict()

@@ -17,7 +17,7 @@ from hf_rlhf.ppo.trainer import PPOTrainer
 from hf_rlhf.types import Completion
 
 PAGE = Path(__file__).parents[2] / "docs" / "stages.md"
-STAGES = ("sample", "score", "advantages", "loss")
+STAGES = ("sample", "compute_rewards", "advantages", "loss")
 
 
 @pytest.fixture
@@ -82,7 +82,7 @@ def test_the_longer_of_two_completions_is_learned_from(tmp_path, example):
 
 
 def test_the_bonus_is_part_of_the_reward_and_is_paid(tmp_path, example):
-    plain, bonus = make(PPOTrainer, tmp_path), make(example("score"), tmp_path)
+    plain, bonus = make(PPOTrainer, tmp_path), make(example("compute_rewards"), tmp_path)
     trajectories = plain.sample(plain.prompts.rows(0), plain._seeds("train", 0))
     ends = torch.tensor([trajectory.completion.stopped for trajectory in trajectories])
     assert 0 < ends.sum() < len(ends)
@@ -98,7 +98,7 @@ def test_a_completion_is_judged_by_the_mean_of_the_others(tmp_path, example):
     perturb(trainer.policy, only="lora")
     experience = trainer.make_experience(0)
     assert not experience.mask[0].any()
-    totals = experience.rewards.sum(dim=1).tolist()[1:]
+    totals = experience.per_token_rewards.sum(dim=1).tolist()[1:]
     for b, total in enumerate(totals):
         others = [other for i, other in enumerate(totals) if i != b]
         advantages = experience.advantages[b + 1][experience.mask[b + 1]]

@@ -314,7 +314,7 @@ def test_unscored_completions_count_for_nothing(tmp_path):
 
     rows = scored.nonzero().squeeze(1)
     alone = experience[rows]
-    advantages, returns = gae(alone.rewards, alone.values, alone.mask, trainer.args.gamma, trainer.args.lam)
+    advantages, returns = gae(alone.per_token_rewards, alone.values, alone.mask, trainer.args.gamma, trainer.args.lam)
     torch.testing.assert_close(alone.advantages, whiten(advantages, alone.mask))
     torch.testing.assert_close(alone.returns, returns)
 
@@ -354,7 +354,7 @@ def test_the_score_is_paid_on_the_last_token_and_the_kl_on_every_one(tmp_path):
     mask = experience.mask
     expected = -0.3 * (experience.logprobs - experience.reference_logprobs)
     expected[torch.arange(len(mask)), mask.sum(dim=1) - 1] += 5.0
-    torch.testing.assert_close(experience.rewards, torch.where(mask, expected, 0.0))
+    torch.testing.assert_close(experience.per_token_rewards, torch.where(mask, expected, 0.0))
     assert (experience.logprobs - experience.reference_logprobs).abs().max() > 0.01
 
 
@@ -519,7 +519,7 @@ def test_time_spent_on_evaluation_is_not_the_next_iterations(tmp_path):
         eval_steps=4,
         trainer_kwargs={"eval_dataset": held_out},
     ).train()
-    assert iterations_of(tmp_path)[1]["time/score"] < 0.4
+    assert iterations_of(tmp_path)[1]["time/reward"] < 0.4
 
 
 def test_several_evaluation_sets_are_logged_by_name(tmp_path):
@@ -598,10 +598,20 @@ def test_samples_settings_and_versions_are_written(tmp_path):
     rows = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
     assert [(row["step"], row["split"]) for row in rows] == [(0, "train")] * 3 + [(4, "train")] * 3
     assert [row["iteration"] for row in rows] == [1, 1, 1, 2, 2, 2]
-    assert set(rows[0]) == {"step", "iteration", "split", "prompt", "completion", "stopped", "score", "rewards"}
+    assert set(rows[0]) == {
+        "step",
+        "iteration",
+        "split",
+        "prompt",
+        "completion",
+        "stopped",
+        "reward",
+        "score",
+        "rewards",
+    }
     assert rows[0]["prompt"][0]["role"] == "user"
     assert set(rows[0]["completion"].split()) <= set(WORDS) | {"system", "user", "assistant"}
-    assert rows[0]["score"] == rows[0]["rewards"]["happy_reward"]
+    assert rows[0]["score"] == rows[0]["reward"] == rows[0]["rewards"]["happy_reward"]
     assert json.loads((tmp_path / "versions.json").read_text())["torch"] == torch.__version__
     assert "num_ppo_epochs: 2" in (tmp_path / "config.yaml").read_text()
 

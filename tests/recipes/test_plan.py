@@ -355,10 +355,10 @@ def test_the_sizes_of_a_run_are_those_of_the_planned_ranks(tmp_path, capsys):
         ({"early_stop_kl": 0.1}, {}, "zero2", "early_stop_kl needs the optimizer, which DeepSpeed owns"),
         ({"torch_compile": True}, {}, "fsdp2", "torch_compile must be false"),
         (
-            {"score_while_sampling": True, "generation_batch_size": 1, "gather_for_rollout": False},
+            {"reward_while_sampling": True, "generation_batch_size": 1, "gather_for_rollout": False},
             {},
             "fsdp2",
-            "score_while_sampling must be false with gather_for_rollout=false",
+            "reward_while_sampling must be false with gather_for_rollout=false",
         ),
         (
             {"use_transformers_continuous_batching": True, "gather_for_rollout": False},

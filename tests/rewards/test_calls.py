@@ -74,9 +74,9 @@ def test_the_rewards_of_trl_work():
 
     trajectories = [trajectory("<think> a </think> b", 10), trajectory("a", 15), trajectory("b", 30)]
     rewards = Rewards([think_format_reward, get_soft_overlong_punishment(20, 10)])
-    rewards.score(trajectories)
+    computed = rewards.compute(trajectories).rewards
     assert rewards.names == ["think_format_reward", "soft_overlong_punishment_reward"]
-    assert [list(trajectory.rewards.values()) for trajectory in trajectories] == [[1.0, 0.0], [0.0, -0.5], [0.0, -1.0]]
+    assert [list(reward.parts.values()) for reward in computed] == [[1.0, 0.0], [0.0, -0.5], [0.0, -1.0]]
 
 
 # Together

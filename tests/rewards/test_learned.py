@@ -157,8 +157,8 @@ def test_rewards_pass_the_columns_of_the_set_on():
 
     rows = [{"prompt": PROMPTS[3], "tools": tools, "id": 1} for tools in (TOOLS, None)]
     trajectories = [Trajectory(row, [1], Completion([1], [], True), "happy") for row in rows]
-    Rewards([options_reward()]).score(trajectories)
-    assert [trajectory.reward for trajectory in trajectories] == [3, 2]
+    rewards = Rewards([options_reward()]).compute(trajectories).rewards
+    assert [reward.total for reward in rewards] == [3, 2]
 
 
 def test_a_completion_that_the_template_refuses_is_one_message():
