@@ -149,8 +149,9 @@ def _checked_values(config: ConfigFile, parser: _Parser) -> dict[str, Any]:
         if not fits(value, parser.kinds[new_key]):
             kind = describe(parser.kinds[new_key])
             raise InputError(f"{key}: {value!r} in {place} does not fit: it takes {kind}")
-        listed = new_key in parser.lists and value
-        values[new_key] = _converted(parser.lists[new_key], value, config) if listed else value
+        if new_key in parser.lists and value:
+            value = _converted(parser.lists[new_key], value, config)
+        values[new_key] = value
     return values
 
 

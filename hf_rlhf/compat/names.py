@@ -113,7 +113,7 @@ def unknown_name(name: str, known: Sequence[str], where: str, renamed: Mapping[s
 def new_name(name: str, known: Sequence[str], where: str) -> str:
     """Return what a flag is called now, with a warning where it was renamed; `where` says where it stands."""
     new = DEPRECATED.get(name.replace("-", "_"))
-    if new not in known or name in known:
+    if new is None or new not in known or name in known:
         return name
     logger.warning('"%s" in %s is called "%s" now. The old name works until 0.2: change it', name, where, new)
     return new
