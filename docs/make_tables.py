@@ -1,4 +1,4 @@
-"""Write docs/metrics.md and docs/flags.md from the definitions in the code: `python docs/make_tables.py`."""
+"""Write the pages of docs/reference/ that are made of definitions in the code: `python docs/make_tables.py`."""
 
 import inspect
 from dataclasses import fields
@@ -51,7 +51,7 @@ def flags_page() -> str:
         "# Flags of PPO\n\n"
         "`PPOConfig` is a `transformers.TrainingArguments` with these flags besides, or with another default. They are keys\n"
         "of a YAML file (`--config`), options of the command line (`--kl_coef 0.1`) and arguments of `PPOConfig(...)`. How\n"
-        "the sizes of an iteration belong together is on the page about the [batch algebra](batch_algebra.md).\n"
+        "the sizes of an iteration belong together is on the page about the [batch algebra](../batch_algebra.md).\n"
         + "\n".join(tables)
         + "\n"
     )
@@ -61,6 +61,11 @@ def _cell(text: str) -> str:
     return text.replace("|", "\\|")
 
 
+def pages() -> dict[str, str]:
+    """Return the text of every generated page, by its path below docs/."""
+    return {"reference/metrics.md": metrics_page(), "reference/flags.md": flags_page()}
+
+
 if __name__ == "__main__":
-    (DOCS / "metrics.md").write_text(metrics_page(), encoding="utf-8")
-    (DOCS / "flags.md").write_text(flags_page(), encoding="utf-8")
+    for name, text in pages().items():
+        (DOCS / name).write_text(text, encoding="utf-8")

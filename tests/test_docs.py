@@ -26,7 +26,8 @@ from hf_rlhf.recipes.arguments import (
 from hf_rlhf.recipes.plan import PlanArguments
 
 REPOSITORY = Path(__file__).parents[1]
-PAGES = sorted((REPOSITORY / "docs").glob("*.md"))
+DOCS = REPOSITORY / "docs"
+PAGES = sorted(DOCS.rglob("*.md"))
 PPO = [PPOArguments, PPOConfig, ModelArguments]
 FLAGS = {
     field.name
@@ -41,7 +42,14 @@ FLAGS = {
     for field in fields(part)
 }
 
-each_page = pytest.mark.parametrize("page", PAGES, ids=[page.name for page in PAGES])
+
+
+def name_of(page):
+    """Return the path of a page below docs/; a page elsewhere is called by its name."""
+    return page.relative_to(DOCS).as_posix() if page.is_relative_to(DOCS) else page.name
+
+
+each_page = pytest.mark.parametrize("page", PAGES, ids=name_of)
 
 
 def text_of(name):
@@ -71,13 +79,16 @@ def test_tables_are_generated_from_the_definitions():
     spec = importlib.util.spec_from_file_location("make_tables", REPOSITORY / "docs" / "make_tables.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    for name, page in (("metrics.md", module.metrics_page()), ("flags.md", module.flags_page())):
-        assert (REPOSITORY / "docs" / name).read_text(encoding="utf-8") == page, "run: python docs/make_tables.py"
+    pages = module.pages()
+    assert {"reference/metrics.md", "reference/flags.md"} <= set(pages)
+    for name, page in pages.items():
+        assert (DOCS / name).read_text(encoding="utf-8") == page, "run: python docs/make_tables.py"
         assert all(tables(page))
 
 
 @pytest.mark.parametrize(
-    "document", ["README.md", "CONTRIBUTING.md", *(f"docs/{page.name}" for page in PAGES)], ids=lambda name: name
+    "document",
+    ["README.md", "CONTRIBUTING.md", "benchmarks/README.md", *(f"docs/{name_of(page)}" for page in PAGES)],
 )
 def test_links_lead_somewhere(document):
     folder = (REPOSITORY / document).parent
@@ -87,12 +98,12 @@ def test_links_lead_somewhere(document):
 
 @each_page
 def test_every_row_of_a_table_has_as_many_cells_as_its_head(page):
-    assert tables(page.read_text(encoding="utf-8")) or page.name in ("troubleshooting.md", "stages.md")
+    assert tables(page.read_text(encoding="utf-8")) or name_of(page) in ("troubleshooting.md", "how-to/stages.md")
 
 
 def test_the_readme_leads_to_every_page():
     text = text_of("README.md")
-    assert not [page.name for page in PAGES if f"(docs/{page.name})" not in text]
+    assert not [name_of(page) for page in PAGES if f"(docs/{name_of(page)})" not in text]
 
 
 def test_layers_in_contributing_are_those_of_the_test():
@@ -161,7 +172,7 @@ def unknown_names(span):
 
 @each_page
 def test_names_written_as_code_exist(page):
-    old = OF_OLD_TRL | set(RENAMED) | set(REPLACED) if page.name == "migration.md" else set()
+    old = OF_OLD_TRL | set(RENAMED) | set(REPLACED) if name_of(page) == "how-to/migration.md" else set()
     spans = code_spans(page.read_text(encoding="utf-8"))
     assert len(spans) >= 5
     unknown = {
@@ -356,13 +367,13 @@ def tiny_world(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "page",
     [REPOSITORY / "README.md", *(page for page in PAGES if python_blocks(page))],
-    ids=lambda page: page.name,
+    ids=name_of,
 )
 def test_the_python_blocks_of_a_page_run(page, tiny_world):
     """One after the other, as a reader would, and to the letter."""
     names = {"__name__": "page"}
     for number, block in enumerate(python_blocks(page), start=1):
-        exec(compile(block, f"{page.name}, block {number}", "exec"), names)
+        exec(compile(block, f"{name_of(page)}, block {number}", "exec"), names)
 
 
 def test_a_saved_critic_says_what_the_page_promises(tiny_world, capsys):
@@ -375,7 +386,7 @@ def test_a_saved_critic_says_what_the_page_promises(tiny_world, capsys):
 
 
 def test_pages_with_examples_have_blocks_that_run():
-    assert {page.name for page in PAGES if python_blocks(page)} >= {"ppo.md", "migration.md"}
+    assert {name_of(page) for page in PAGES if python_blocks(page)} >= {"ppo.md", "how-to/migration.md"}
 
 
 # Old names
@@ -383,7 +394,7 @@ def test_pages_with_examples_have_blocks_that_run():
 
 def test_the_migration_tables_say_what_the_error_says():
     """Each old name of a flag is in the page, with the new name beside it."""
-    text = text_of("docs/migration.md")
+    text = text_of("docs/how-to/migration.md")
     rows = [row for table in tables(text) if set(table[0]) == {"there", "here", "note"} for row in table]
     documented = {old: code_spans(row["here"]) for row in rows for old in code_spans(row["there"])}
     in_words = dict(re.findall(r"`(\w+)` is\s+`(\w+)`", text[text.index("Of TRL's GRPO") :].split("\n\n")[0]))
@@ -407,7 +418,7 @@ def test_metrics_of_the_last_trl_keep_their_names():
 
 def lessons():
     """The rows of both tables: what was reported, and what was found without a report."""
-    return [row for table in tables(text_of("docs/lessons.md")) for row in table]
+    return [row for table in tables(text_of("docs/dev/lessons.md")) for row in table]
 
 
 @cache
@@ -424,7 +435,7 @@ def test_all_lessons_are_there_and_none_is_empty():
 
 def faults():
     """The rows of every table of faults."""
-    return [row for table in tables(text_of("docs/reliability.md")) if "fault" in table[0] for row in table]
+    return [row for table in tables(text_of("docs/dev/reliability.md")) if "fault" in table[0] for row in table]
 
 
 @pytest.mark.parametrize("row", [*lessons(), *faults()], ids=lambda row: row.get("no.") or row["fault"])
@@ -441,7 +452,7 @@ def test_the_tests_that_hold_a_lesson_or_a_fault_exist(row):
 
 
 def faults():
-    found = [row for table in tables(text_of("docs/reliability.md")) for row in table if "fault" in row]
+    found = [row for table in tables(text_of("docs/dev/reliability.md")) for row in table if "fault" in row]
     assert len(found) >= 25
     return found
 

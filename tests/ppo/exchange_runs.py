@@ -95,7 +95,7 @@ def in_numbers(batch):
 def own_loop(folder, own):
     """Run two iterations by `step` of the completions `own` of twelve; return their metrics.
 
-    Advantages are those of docs/stages.md.
+    Advantages are those of docs/how-to/stages.md.
     """
     (block,) = [
         part for part in re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL) if "LeaveOneOut" in part
