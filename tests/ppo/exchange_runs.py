@@ -15,7 +15,7 @@ from hf_rlhf.types import Completion, Trajectory
 SIZES = (7, 4, 1)  # completions of each rank
 MINIBATCH = 6
 FIELDS = ("token_scores", "logprobs", "sampler_logprobs", "reference_logprobs", "kl", "values", "entropy")
-PAGE = Path(__file__).parents[2] / "docs" / "stages.md"
+PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "stages.md"
 
 
 @dataclass
