@@ -95,10 +95,10 @@ def _api_row(package: ModuleType, name: str) -> str:
     """Return a row of the table: a public name, the first sentence of its docstring, and a link to its file."""
     value = getattr(package, name)
     home = importlib.import_module(getattr(package, "_HOMES", {}).get(name) or _module_of(package, name, value))
-    file = Path(home.__file__).relative_to(DOCS.parent).as_posix()
+    file = Path(home.__file__).relative_to(DOCS.parent / "hf_rlhf").as_posix()
     text = inspect.getdoc(value) if callable(value) else _docstring_below(home, name)
     paragraph = " ".join((text or "").split("\n\n")[0].split())
-    return f"| `{name}` | {_cell(paragraph)} | [`{file}`](../../{file}) |"
+    return f"| `{name}` | {_cell(paragraph)} | [`{file}`](../../hf_rlhf/{file}) |"
 
 
 def _module_of(package: ModuleType, name: str, value: Any) -> str:
