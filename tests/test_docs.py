@@ -90,9 +90,21 @@ def test_tables_are_generated_from_the_definitions():
     ["README.md", "CONTRIBUTING.md", "benchmarks/README.md", *(f"docs/{name_of(page)}" for page in PAGES)],
 )
 def test_links_lead_somewhere(document):
+    """To a file that exists, and to a heading of it."""
     folder = (REPOSITORY / document).parent
-    for target in re.findall(r"\]\(([^)#]+)\)", text_of(document)):
-        assert target.startswith("http") or (folder / target).exists(), f"{document}: {target}"
+    for target, anchor in re.findall(r"\]\(([^)#]*)(?:#([^)]*))?\)", text_of(document)):
+        if target.startswith("http"):
+            continue
+        file = folder / target if target else REPOSITORY / document
+        assert file.exists(), f"{document}: {target}"
+        assert not anchor or anchor in anchors(file), f"{document}: {target}#{anchor}"
+
+
+def anchors(file):
+    """Return the anchors of a page's headings, as GitHub and mkdocs make them."""
+    text = re.sub(r"^```.*?^```", "", file.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    titles = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\s-]", "", title.lower()).strip().replace(" ", "-") for title in titles}
 
 
 @each_page
