@@ -2,7 +2,9 @@
 
 import os.path
 import re
+from pathlib import Path
 
+ROOT = Path(__file__).parents[1]
 LINK = re.compile(r"\]\((?!https?://|#)([^)#\s]+)(#[^)\s]*)?\)")
 FENCE = re.compile(r"(^```.*?^```)", re.DOTALL | re.MULTILINE)
 
@@ -15,7 +17,7 @@ def on_page_markdown(markdown, page, config, files):
         target = os.path.normpath(os.path.join("docs", folder, link[1]))
         if target.startswith("docs/"):
             return link[0]
-        kind = "tree" if os.path.isdir(target) else "blob"
+        kind = "tree" if (ROOT / target).is_dir() else "blob"
         return f"]({config.repo_url.rstrip('/')}/{kind}/main/{target}{link[2] or ''})"
 
     parts = FENCE.split(markdown)  # code is at the odd places

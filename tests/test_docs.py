@@ -4,9 +4,11 @@ import ast
 import importlib.util
 import inspect
 import re
+import runpy
 from dataclasses import fields
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from tiny import make_model, make_prompts, make_tokenizer, make_trainer
@@ -116,6 +118,30 @@ def test_the_readme_leads_to_the_index_and_the_index_to_every_page():
     assert "(docs/index.md)" in text_of("README.md")
     index = text_of("docs/index.md")
     assert not [name_of(page) for page in PAGES if f"({name_of(page)})" not in index and name_of(page) != "index.md"]
+
+
+def test_pages_that_the_source_names_exist():
+    folders = ("hf_rlhf", "recipes", "tests", "benchmarks", "model_cards", ".github")
+    files = [file for folder in folders for file in REPOSITORY.joinpath(folder).rglob("*") if file.is_file()]
+    assert len(files) > 300
+    named = {
+        page
+        for file in files
+        if file.suffix in (".py", ".md", ".yml", ".yaml", ".j2")
+        for page in re.findall(r"docs/[\w/-]+\.md", file.read_text(encoding="utf-8"))
+    }
+    assert len(named) >= 5
+    assert not [page for page in named if not (REPOSITORY / page).exists()]
+
+
+def test_links_out_of_the_site_lead_to_the_repository():
+    module = runpy.run_path(str(DOCS / "links_to_the_repository.py"))
+    file, config = SimpleNamespace(src_uri="how-to/speed.md"), SimpleNamespace(repo_url="https://github.com/a/b/")
+    text = "[a](../../hf_rlhf/ops/kl.py) [b](../../tests/ops) [c](../ppo.md#kl) [d](#here) `e`\n```\n[f](../../README.md)\n```\n"
+    expected = text.replace("(../../hf_rlhf/", "(https://github.com/a/b/blob/main/hf_rlhf/", 1).replace(
+        "(../../tests/", "(https://github.com/a/b/tree/main/tests/", 1
+    )
+    assert module["on_page_markdown"](text, SimpleNamespace(file=file), config, None) == expected
 
 
 def test_the_site_has_every_page():
