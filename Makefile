@@ -8,6 +8,7 @@ VLLM   := .venv-vllm
 ZERO   := .venv-deepspeed
 QUANT  := .venv-quant
 OLDEST := .venv-oldest
+SITE   := .venv-docs
 PURELIB := "import sysconfig; print(sysconfig.get_path('purelib'))"
 
 export HF_HUB_OFFLINE ?= 1
@@ -22,7 +23,7 @@ FAST := tests/ops tests/evaluation tests/hub tests/rewards tests/training/test_t
 	tests/cli/test_config_files.py $(addprefix tests/quickstart/test_,annotator.py before_after.py budget.py) \
 	$(addprefix tests/test_,errors.py layers.py progress.py records.py prose.py repository.py types.py) tests/checkpoint/test_lock.py
 
-.PHONY: help setup quickstart test test-fast test-slow test-kills test-deepspeed test-vllm test-quant test-oldest test-gpu benchmark check format clean
+.PHONY: help setup quickstart test test-fast test-slow test-kills test-deepspeed test-vllm test-quant test-oldest test-gpu benchmark check docs format clean
 
 help:
 	@echo "make quickstart   a language model learns from feedback, on this machine, in eight minutes (ARGS=\"--minutes 20\")"
@@ -37,6 +38,7 @@ help:
 	@echo "make test-gpu     the tests that use a GPU, on a machine that has one (half a minute)"
 	@echo "make benchmark    side by side with TRL's last PPO (about half an hour)"
 	@echo "make check        format, lint, types, layers"
+	@echo "make docs         the pages as a site in site/, with mkdocs in an environment of its own"
 	@echo "make format       let ruff rewrite the files"
 
 setup: $(SETUP)
@@ -129,9 +131,18 @@ check: $(SETUP)
 	$(BIN)/pyright
 	$(BIN)/python -m pytest -q tests/test_layers.py
 
+# mkdocs in an environment of its own; the site needs neither fonts nor scripts from elsewhere
+$(SITE)/.setup-done: constraints.txt
+	$(PYTHON) -m venv $(SITE)
+	$(SITE)/bin/python -m pip install --quiet --constraint constraints.txt mkdocs mkdocs-material
+	@touch $(SITE)/.setup-done
+
+docs: $(SITE)/.setup-done
+	NO_MKDOCS_2_WARNING=1 $(SITE)/bin/python -m mkdocs build --strict $(ARGS)
+
 format: $(SETUP)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) $(PEER) $(VLLM) $(ZERO) $(QUANT) $(OLDEST) .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(PEER) $(VLLM) $(ZERO) $(QUANT) $(OLDEST) $(SITE) site .pytest_cache .ruff_cache .hypothesis

@@ -1,4 +1,4 @@
-"""Write the tables of docs/scaling.md: memory and time of 1B, 8B and 70B policies by `hf_rlhf.planning`.
+"""Write the tables of docs/reference/memory.md: memory and time of 1B, 8B and 70B policies by `hf_rlhf.planning`.
 
 python docs/make_scaling.py        # a minute; needs no weights and no Hub
 """
@@ -17,7 +17,7 @@ from hf_rlhf.planning.work import IterationSize, Machine, roofline
 from hf_rlhf.ppo.config import PPOConfig
 from hf_rlhf.recipes.plan import USUAL_FRACTION
 
-PAGE = Path(__file__).parent / "scaling.md"
+PAGE = Path(__file__).parent / "reference" / "memory.md"
 MARK = "<!-- below: written by docs/make_scaling.py -->"
 CONTEXT = 1e9  # bytes of a CUDA context and its libraries' work space
 H100 = Machine(flops=989e12, bandwidth=3.35e12)  # bf16 without sparsity, HBM3: NVIDIA's data sheet of the SXM5

@@ -4,9 +4,11 @@ import ast
 import importlib.util
 import inspect
 import re
+import runpy
 from dataclasses import fields
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from tiny import make_model, make_prompts, make_tokenizer, make_trainer
@@ -26,7 +28,8 @@ from hf_rlhf.recipes.arguments import (
 from hf_rlhf.recipes.plan import PlanArguments
 
 REPOSITORY = Path(__file__).parents[1]
-PAGES = sorted((REPOSITORY / "docs").glob("*.md"))
+DOCS = REPOSITORY / "docs"
+PAGES = sorted(DOCS.rglob("*.md"))
 PPO = [PPOArguments, PPOConfig, ModelArguments]
 FLAGS = {
     field.name
@@ -41,7 +44,13 @@ FLAGS = {
     for field in fields(part)
 }
 
-each_page = pytest.mark.parametrize("page", PAGES, ids=[page.name for page in PAGES])
+
+def name_of(page):
+    """Return the path of a page below docs/; a page elsewhere is called by its name."""
+    return page.relative_to(DOCS).as_posix() if page.is_relative_to(DOCS) else page.name
+
+
+each_page = pytest.mark.parametrize("page", PAGES, ids=name_of)
 
 
 def text_of(name):
@@ -71,28 +80,74 @@ def test_tables_are_generated_from_the_definitions():
     spec = importlib.util.spec_from_file_location("make_tables", REPOSITORY / "docs" / "make_tables.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    for name, page in (("metrics.md", module.metrics_page()), ("flags.md", module.flags_page())):
-        assert (REPOSITORY / "docs" / name).read_text(encoding="utf-8") == page, "run: python docs/make_tables.py"
+    pages = module.pages()
+    assert {"reference/metrics.md", "reference/flags.md", "reference/api.md"} <= set(pages)
+    for name, page in pages.items():
+        assert (DOCS / name).read_text(encoding="utf-8") == page, "run: python docs/make_tables.py"
         assert all(tables(page))
 
 
 @pytest.mark.parametrize(
-    "document", ["README.md", "CONTRIBUTING.md", *(f"docs/{page.name}" for page in PAGES)], ids=lambda name: name
+    "document",
+    ["README.md", "CONTRIBUTING.md", "benchmarks/README.md", *(f"docs/{name_of(page)}" for page in PAGES)],
 )
 def test_links_lead_somewhere(document):
+    """To a file that exists, and to a heading of it."""
     folder = (REPOSITORY / document).parent
-    for target in re.findall(r"\]\(([^)#]+)\)", text_of(document)):
-        assert target.startswith("http") or (folder / target).exists(), f"{document}: {target}"
+    for target, anchor in re.findall(r"\]\(([^)#]*)(?:#([^)]*))?\)", text_of(document)):
+        if target.startswith("http"):
+            continue
+        file = folder / target if target else REPOSITORY / document
+        assert file.exists(), f"{document}: {target}"
+        assert not anchor or anchor in anchors(file), f"{document}: {target}#{anchor}"
+
+
+def anchors(file):
+    """Return the anchors of a page's headings, as GitHub and mkdocs make them."""
+    text = re.sub(r"^```.*?^```", "", file.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    titles = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\s-]", "", title.lower()).strip().replace(" ", "-") for title in titles}
 
 
 @each_page
 def test_every_row_of_a_table_has_as_many_cells_as_its_head(page):
-    assert tables(page.read_text(encoding="utf-8")) or page.name in ("troubleshooting.md", "stages.md")
+    assert tables(page.read_text(encoding="utf-8")) or name_of(page) in ("troubleshooting.md", "how-to/stages.md")
 
 
-def test_the_readme_leads_to_every_page():
-    text = text_of("README.md")
-    assert not [page.name for page in PAGES if f"(docs/{page.name})" not in text]
+def test_the_readme_leads_to_the_index_and_the_index_to_every_page():
+    assert "(docs/index.md)" in text_of("README.md")
+    index = text_of("docs/index.md")
+    assert not [name_of(page) for page in PAGES if f"({name_of(page)})" not in index and name_of(page) != "index.md"]
+
+
+def test_pages_that_the_source_names_exist():
+    folders = ("hf_rlhf", "recipes", "tests", "benchmarks", "model_cards", ".github")
+    files = [file for folder in folders for file in REPOSITORY.joinpath(folder).rglob("*") if file.is_file()]
+    assert len(files) > 300
+    named = {
+        page
+        for file in files
+        if file.suffix in (".py", ".md", ".yml", ".yaml", ".j2")
+        for page in re.findall(r"docs/[\w/-]+\.md", file.read_text(encoding="utf-8"))
+    }
+    assert len(named) >= 5
+    assert not [page for page in named if not (REPOSITORY / page).exists()]
+
+
+def test_links_out_of_the_site_lead_to_the_repository():
+    module = runpy.run_path(str(DOCS / "links_to_the_repository.py"))
+    file, config = SimpleNamespace(src_uri="how-to/speed.md"), SimpleNamespace(repo_url="https://github.com/a/b/")
+    text = "[a](../../hf_rlhf/ops/kl.py) [b](../../tests/ops) [c](../ppo.md#kl) [d](#here) `e`\n```\n[f](../../README.md)\n```\n"
+    expected = text.replace("(../../hf_rlhf/", "(https://github.com/a/b/blob/main/hf_rlhf/", 1).replace(
+        "(../../tests/", "(https://github.com/a/b/tree/main/tests/", 1
+    )
+    assert module["on_page_markdown"](text, SimpleNamespace(file=file), config, None) == expected
+
+
+def test_the_site_has_every_page():
+    """Its table of contents names each page once, and nothing else."""
+    pages = re.findall(r"^ +- .+: (\S+\.md)$", text_of("mkdocs.yml"), re.MULTILINE)
+    assert sorted(pages) == sorted(map(name_of, PAGES))
 
 
 def test_layers_in_contributing_are_those_of_the_test():
@@ -118,7 +173,7 @@ OF_PYTHON_AND_ITS_PACKAGES = {
 OF_LAUNCHERS = {
     "config", "config_file", "nproc_per_node", "help", "num_machines", "machine_rank", "main_process_ip",
 }  # fmt: skip
-VARIABLES = {"ACCELERATE_USE_CPU", "DS_BUILD_OPS"}
+VARIABLES = {"ACCELERATE_USE_CPU", "DS_BUILD_OPS", "HF_HUB_OFFLINE", "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"}
 FLAG_WITH_VALUE = re.compile(r"(\w+)=(\"?)([\w.-]+)\2")
 
 
@@ -156,14 +211,20 @@ def unknown_names(span):
         return [option for option in options if option not in FLAGS and option not in OF_LAUNCHERS]
     formula = not re.fullmatch(r"[\w./<>-]+", span)
     words = [word for word in re.findall(r"[A-Za-z_]\w*", span) if not re.fullmatch(r"[A-Za-z]+_[ti]?", word)]
-    return [word for word in words if word not in FLAGS | source_words() and not (formula and "_" not in word)]
+    return [
+        word for word in words if word not in FLAGS | VARIABLES | source_words() and not (formula and "_" not in word)
+    ]
 
 
 @each_page
 def test_names_written_as_code_exist(page):
-    old = OF_OLD_TRL | set(RENAMED) | set(REPLACED) if page.name == "migration.md" else set()
+    old = OF_OLD_TRL | set(RENAMED) | set(REPLACED) if name_of(page) == "how-to/migration.md" else set()
     spans = code_spans(page.read_text(encoding="utf-8"))
     assert len(spans) >= 5
+    if name_of(page) == "reference/api.md":  # of docstrings, whose arguments need not be flags
+        arguments = {span: found[1] for span in spans if (found := FLAG_WITH_VALUE.fullmatch(span))}
+        assert set(arguments.values()) <= source_words()
+        spans = [span for span in spans if span not in arguments]
     unknown = {
         span: names
         for span in spans
@@ -192,7 +253,8 @@ def test_a_name_that_does_not_exist_is_found(wrong):
 
 
 def test_every_flag_with_a_value_is_accepted(tmp_path):
-    spans = {span for page in PAGES for span in code_spans(page.read_text(encoding="utf-8"))}
+    pages = [page for page in PAGES if name_of(page) != "reference/api.md"]
+    spans = {span for page in pages for span in code_spans(page.read_text(encoding="utf-8"))}
     given = [found for span in spans if (found := FLAG_WITH_VALUE.fullmatch(span)) and found[1] in FLAGS]
     assert len(given) >= 10
     for flag in given:
@@ -356,18 +418,18 @@ def tiny_world(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "page",
     [REPOSITORY / "README.md", *(page for page in PAGES if python_blocks(page))],
-    ids=lambda page: page.name,
+    ids=name_of,
 )
 def test_the_python_blocks_of_a_page_run(page, tiny_world):
     """One after the other, as a reader would, and to the letter."""
     names = {"__name__": "page"}
     for number, block in enumerate(python_blocks(page), start=1):
-        exec(compile(block, f"{page.name}, block {number}", "exec"), names)
+        exec(compile(block, f"{name_of(page)}, block {number}", "exec"), names)
 
 
 def test_a_saved_critic_says_what_the_page_promises(tiny_world, capsys):
-    first_block = python_blocks(REPOSITORY / "docs" / "ppo.md")[0]
-    exec(compile(first_block, "ppo.md", "exec"), {"__name__": "page"})
+    first_block = python_blocks(DOCS / "how-to" / "own_loop.md")[0]
+    exec(compile(first_block, "own_loop.md", "exec"), {"__name__": "page"})
     in_memory, saved = (ast.literal_eval(line) for line in capsys.readouterr().out.splitlines()[-2:])
     assert len(in_memory) == 8
     assert any(in_memory)
@@ -375,7 +437,9 @@ def test_a_saved_critic_says_what_the_page_promises(tiny_world, capsys):
 
 
 def test_pages_with_examples_have_blocks_that_run():
-    assert {page.name for page in PAGES if python_blocks(page)} >= {"ppo.md", "migration.md"}
+    assert {name_of(page) for page in PAGES if python_blocks(page)} >= {
+        "ppo.md", "how-to/migration.md", "how-to/own_loop.md", "how-to/rewards.md", "how-to/stages.md", "reference/api.md"
+    }  # fmt: skip
 
 
 # Old names
@@ -383,7 +447,7 @@ def test_pages_with_examples_have_blocks_that_run():
 
 def test_the_migration_tables_say_what_the_error_says():
     """Each old name of a flag is in the page, with the new name beside it."""
-    text = text_of("docs/migration.md")
+    text = text_of("docs/how-to/migration.md")
     rows = [row for table in tables(text) if set(table[0]) == {"there", "here", "note"} for row in table]
     documented = {old: code_spans(row["here"]) for row in rows for old in code_spans(row["there"])}
     in_words = dict(re.findall(r"`(\w+)` is\s+`(\w+)`", text[text.index("Of TRL's GRPO") :].split("\n\n")[0]))
@@ -407,7 +471,7 @@ def test_metrics_of_the_last_trl_keep_their_names():
 
 def lessons():
     """The rows of both tables: what was reported, and what was found without a report."""
-    return [row for table in tables(text_of("docs/lessons.md")) for row in table]
+    return [row for table in tables(text_of("docs/dev/lessons.md")) for row in table]
 
 
 @cache
@@ -424,7 +488,7 @@ def test_all_lessons_are_there_and_none_is_empty():
 
 def faults():
     """The rows of every table of faults."""
-    return [row for table in tables(text_of("docs/reliability.md")) if "fault" in table[0] for row in table]
+    return [row for table in tables(text_of("docs/dev/reliability.md")) if "fault" in table[0] for row in table]
 
 
 @pytest.mark.parametrize("row", [*lessons(), *faults()], ids=lambda row: row.get("no.") or row["fault"])
@@ -441,7 +505,7 @@ def test_the_tests_that_hold_a_lesson_or_a_fault_exist(row):
 
 
 def faults():
-    found = [row for table in tables(text_of("docs/reliability.md")) for row in table if "fault" in row]
+    found = [row for table in tables(text_of("docs/dev/reliability.md")) for row in table if "fault" in row]
     assert len(found) >= 25
     return found
 

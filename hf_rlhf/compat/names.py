@@ -1,4 +1,4 @@
-"""Names that flags and arguments had in TRL's trainers; docs/migration.md says what changed besides."""
+"""Names that flags and arguments had in TRL's trainers; docs/how-to/migration.md says what changed besides."""
 
 import difflib
 import functools
@@ -70,8 +70,8 @@ REPLACED = {
 """Old names that became more than one flag, or none."""
 
 OF_THE_LAUNCHER = {
-    "strategy": "is a flag of plan; a run has that of accelerate launch --config_file (docs/scaling.md)",
-    "num_processes": "is a flag of plan; a run has that of accelerate launch (docs/scaling.md)",
+    "strategy": "is a flag of plan; a run has that of accelerate launch --config_file (docs/how-to/several_gpus.md)",
+    "num_processes": "is a flag of plan; a run has that of accelerate launch (docs/how-to/several_gpus.md)",
 }
 """Flags of plan that a run takes from its launcher."""
 
@@ -106,7 +106,7 @@ def unknown_name(name: str, known: Sequence[str], where: str, renamed: Mapping[s
         return f'unknown key in {where}: "{name}" {OF_THE_LAUNCHER[key]}'
     close = difflib.get_close_matches(key, known, n=1, cutoff=0.75)
     return f'unknown key "{name}" in {where}' + (
-        f'; did you mean "{close[0]}"?' if close else "; see docs/flags.md, or --help"
+        f'; did you mean "{close[0]}"?' if close else "; see docs/reference/flags.md, or --help"
     )
 
 

@@ -16,7 +16,7 @@ SIZES = (7, 4, 1)  # completions of each rank
 ALL = tuple(range(sum(SIZES)))
 MINIBATCH = 6
 FIELDS = ("scores_per_token", "logprobs", "sampler_logprobs", "reference_logprobs", "kl", "values", "entropy")
-PAGE = Path(__file__).parents[2] / "docs" / "stages.md"
+PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "stages.md"
 
 
 @dataclass
@@ -101,7 +101,7 @@ def in_numbers(batch):
 def own_loop(folder, own):
     """Run two iterations by `step` of the completions `own` of twelve; return their metrics.
 
-    Advantages are those of docs/stages.md.
+    Advantages are those of docs/how-to/stages.md.
     """
     (block,) = [
         part for part in re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL) if "LeaveOneOut" in part

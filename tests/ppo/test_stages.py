@@ -1,4 +1,4 @@
-"""The examples of docs/stages.md: each replaces one stage in a few lines, and that stage alone."""
+"""The examples of docs/how-to/stages.md: each replaces one stage in a few lines, and that stage alone."""
 
 import importlib.util
 import inspect
@@ -16,7 +16,7 @@ from hf_rlhf.ppo.experience import MicroBatch
 from hf_rlhf.ppo.trainer import PPOTrainer
 from hf_rlhf.types import Completion
 
-PAGE = Path(__file__).parents[2] / "docs" / "stages.md"
+PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "stages.md"
 STAGES = ("sample", "compute_rewards", "advantages", "loss")
 
 

@@ -61,7 +61,7 @@ def test_reward_recipe_learns_a_rule(make_pairs, flags, write_rows, tmp_path):
     assert result["eval_rows"] == 8
     assert result["eval_accuracy"] >= 0.9
     assert result["reload_gap"] < 1e-5
-    assert set(result) <= set(RESULTS)  # of which docs/metrics.md says what they mean
+    assert set(result) <= set(RESULTS)  # of which docs/reference/metrics.md says what they mean
 
 
 @pytest.mark.parametrize("stage", ["sft", "reward", "ppo"])
