@@ -9,7 +9,7 @@ from hf_rlhf.errors import InputError
 
 
 def require_durable_launch(accelerator: Accelerator, model: nn.Module) -> None:
-    """Raise `InputError` for settings under which a checkpoint would be another thing than the run."""
+    """Raise `InputError` for settings under which a checkpoint would not hold the run's state."""
     fsdp: Any = getattr(accelerator.state, "fsdp_plugin", None)
     if fsdp is not None and fsdp.fsdp_version != 2:
         raise InputError(

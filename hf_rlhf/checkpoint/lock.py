@@ -18,10 +18,11 @@ logger = logging.getLogger(__name__)
 
 
 class FolderLock:
-    """The right to write into a run's folder, from when it is made to `release`, or to the end of the process.
+    """The right to write into a run's folder, from its creation to `release` or to the end of the process.
 
-    The kernel holds the lock and lets go of it when the process dies, however it dies; what the file says (process,
-    host, start) is for people. Within one process the lock may be taken again: the recipe holds it, and its trainer.
+    The kernel holds the lock and releases it when the process dies in any way. The content of the file (process, host,
+    start) is information for people. Within one process the lock may be taken again: the recipe holds it, and its
+    trainer.
 
     Raises `InputError` when the folder cannot be written to, or another run has it.
     """
@@ -47,7 +48,7 @@ class FolderLock:
         self.release()
 
     def release(self) -> None:
-        """Give the folder back. A folder that was made for this run and holds nothing is removed again."""
+        """Release the folder. A folder that was made for this run and holds nothing is removed."""
         if self._released:
             return
         self._released = True
@@ -105,7 +106,7 @@ def require_folder_name(folder: str | os.PathLike, flag: str = "output_dir") -> 
 
 
 def _make_folder(folder: Path) -> list[Path]:
-    """Make `folder`; returns those that were not there, innermost first."""
+    """Make `folder`; return the folders that did not exist, innermost first."""
     missing = [part for part in (folder, *folder.parents) if not part.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -136,7 +137,7 @@ def _is_same_file(descriptor: int, file: Path) -> bool:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold `folder` for this run, by its first rank, as long as the block; every rank takes part."""
+    """Hold `folder` for this run while the block runs, by its first rank; every rank takes part."""
     lock = None
     with failing_together():
         if rank() == 0:

@@ -13,11 +13,11 @@ _CHUNK = 1 << 20
 
 
 class DamagedCheckpoint(Exception):
-    """A folder is not the checkpoint that was written; the message says which file, and what is wrong with it."""
+    """A folder that differs from the checkpoint that was written; the message names the file and the fault."""
 
 
 def write_manifest(folder: Path, **facts: Any) -> None:
-    """List every file below `folder`, with `facts` about the whole; everything is on the disk when this returns."""
+    """List every file below `folder`, with `facts` about the whole, and flush everything to the disk."""
     files = {}
     for file in _files(folder):
         flush(file)
@@ -30,9 +30,10 @@ def write_manifest(folder: Path, **facts: Any) -> None:
 
 
 def verified_facts(folder: Path) -> dict[str, Any]:
-    """The facts of `write_manifest`. Raises `DamagedCheckpoint` for a file missing or changed in any byte.
+    """Verify every file of a checkpoint and return the facts that `write_manifest` recorded.
 
-    Files that a callback added later count for nothing, unless they could be read as weights.
+    Files that a callback added later are ignored, unless they could be read as weights. Raises `DamagedCheckpoint` for
+    a file that is missing or changed in any byte.
     """
     content = _content(folder)
     listed = content.pop("files")
@@ -51,7 +52,7 @@ def verified_facts(folder: Path) -> dict[str, Any]:
 
 
 def flush(path: Path) -> None:
-    """Bring a file's content, or what was created, renamed and removed in a folder, to the disk."""
+    """Flush a file's content, or a folder's created, renamed and removed entries, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

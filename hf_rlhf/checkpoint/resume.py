@@ -1,4 +1,4 @@
-"""The checkpoint that a run resumes from, and what becomes of the others."""
+"""The checkpoint that a run resumes from, and the renaming of damaged and newer ones."""
 
 import logging
 from pathlib import Path
@@ -19,7 +19,7 @@ class VerifiedCheckpoint(str):
 
 
 def resume_point(folder: Path, wanted: str | bool | None) -> VerifiedCheckpoint | None:
-    """The checkpoint that the run in `folder` resumes from, or None for a new run; the same on every rank.
+    """Return the checkpoint that the run in `folder` resumes from, the same on every rank; None for a new run.
 
     Args:
         folder: where the run writes; the caller holds its lock.
@@ -72,7 +72,7 @@ def _named(checkpoint: Path) -> Path:
 
 
 def _newest(folder: Path, damaged: dict[Path, str]) -> Path | None:
-    """The newest whole checkpoint; what is wrong with newer ones is put into `damaged`.
+    """Return the newest whole checkpoint, and add to `damaged` what is wrong with newer ones.
 
     Raises `InputError` when there are some, and none is whole.
     """
@@ -100,7 +100,7 @@ def _verify(checkpoint: Path) -> None:
 
 
 def _clear_unfinished(folder: Path) -> None:
-    """Put aside the logs of a run that was killed before its first checkpoint."""
+    """Rename the logs of a run that was killed before its first checkpoint."""
     if any(folder.glob("*.safetensors")):
         raise InputError(held_by_another_run(folder))
     for name in (METRICS_FILE, SAMPLES_FILE):

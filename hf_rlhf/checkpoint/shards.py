@@ -29,7 +29,7 @@ def save_optimizer_shard(folder: Path, name: str, optimizer: Any, launch: str) -
 
 @torch.no_grad()
 def load_optimizer_shard(folder: Path, name: str, optimizer: Any, launch: str) -> None:
-    """Read what `save_optimizer_shard` wrote. The parameters are sharded over as many ranks as they were then.
+    """Read what `save_optimizer_shard` wrote. The parameters are sharded over the same number of ranks.
 
     Raises `InputError` when another launch wrote it, or nothing did.
     """
@@ -69,7 +69,7 @@ def _written_otherwise(folder: Path) -> str:
 
 
 def require_all_shards(folder: Path, name: str, ranks: int) -> None:
-    """Raise `RunFailed` where the first rank does not see the shard of each: a checkpoint without one is none."""
+    """Raise `RunFailed` where the first rank does not see every rank's shard: the checkpoint would be incomplete."""
     if missing := [number for number in range(ranks) if not (folder / f"{name}-{number}.json").is_file()]:
         raise RunFailed(
             f"the optimizer's shards of ranks {missing} are not in {folder}: every machine has to write to one folder"
