@@ -1,4 +1,4 @@
-"""Config files: YAML of flat keys within limits, so that a hostile or damaged one ends in one message."""
+"""Config files: YAML of flat keys within limits, so that a hostile or damaged file gives one clear error."""
 
 import types
 from collections.abc import Iterator
@@ -76,7 +76,7 @@ def _read(file: Path) -> str:
 def _check_events(file: Path, events: Iterator[Any]) -> None:
     """Refuse anchors, tags and deep nesting before a tree is made of the events.
 
-    Making the tree takes a level of the stack for each level of the file.
+    Making the tree uses one level of the stack for each level of the file.
     """
     from yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEvent
 
@@ -157,12 +157,12 @@ def fits(value: Any, kind: Any) -> bool:
 
 
 def _is_off_unquoted(value: Any, kinds: tuple[Any, ...]) -> bool:
-    """YAML reads `save_strategy: no` as false."""
+    """Return whether a flag of choices got false from an unquoted `no` or `off`, as in `save_strategy: no`."""
     return isinstance(value, bool) and any(isinstance(kind, type) and issubclass(kind, Enum) for kind in kinds)
 
 
 def describe(kind: Any) -> str:
-    """The type of a flag in words."""
+    """Describe the type of a flag in words."""
     if isinstance(kind, type) and issubclass(kind, Enum):
         return f"one of {', '.join(repr(each.value) for each in kind)}, in quotes"
     words = {str: "text", int: "a whole number", float: "a number", bool: "true or false", type(None): "null"}
