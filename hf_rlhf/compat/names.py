@@ -102,7 +102,7 @@ def unknown_name(name: str, known: Sequence[str], where: str, renamed: Mapping[s
 
 
 def explain_names(renamed: Mapping[str, str]) -> Callable[[Class], Class]:
-    """A class decorator: unknown keyword arguments raise `InputError` with what they are called here."""
+    """Decorate a class so that unknown keyword arguments raise `InputError` with the names used here."""
 
     def decorate(cls: Class) -> Class:
         init: Any = cls.__init__
