@@ -1,8 +1,8 @@
-"""Models that stand on an adapter: every load of one goes through here.
+"""Models with an adapter: every load of one uses this module.
 
-`from_pretrained` of transformers takes the folder of an adapter too, injects the adapter into the base, and the next
-adapter takes its place unseen. Here the adapter is a `PeftModel` on its base, with the embeddings that it was trained
-with.
+`from_pretrained` of transformers also accepts the folder of an adapter. It injects the adapter into the base, and the
+next adapter replaces it without notice. Here the adapter is a `PeftModel` on its base, with the embeddings that it was
+trained with.
 """
 
 import copy
@@ -90,7 +90,7 @@ def load_reward_start(
 
 
 def load_base(load: Callable[..., Model], folder: str | os.PathLike, **kwargs: Any) -> Model:
-    """The base of the adapter in `folder`, with the embeddings that the adapter was trained with; see `fit_vocabulary`.
+    """Load the base of the adapter in `folder`, with the embeddings of its training (`fit_vocabulary`).
 
     `load` is `load_causal_lm` or `load_sequence_classifier`, and `kwargs` are for it.
     """
@@ -109,7 +109,7 @@ def load_adapted(
     trainable: bool = False,
     **kwargs: Any,
 ) -> Model:
-    """The adapter in `folder` as a `PeftModel` on its base; `load` and `kwargs` are those of `load_base`."""
+    """Load the adapter in `folder` as a `PeftModel` on its base; `load` and `kwargs` are those of `load_base`."""
     from peft import PeftModel
 
     from hf_rlhf.models.trained_tokens import mend_trained_tokens
@@ -148,7 +148,7 @@ def load_adapted_classifier(folder: str | os.PathLike, *, adapter_name: str = "d
 
 
 def as_classifier(config: Any, classifier: Model) -> Any:
-    """A copy of an adapter's config that trains it on a sequence classifier, together with the score head."""
+    """Return a copy of an adapter's config that trains it on a sequence classifier, together with the score head."""
     modules = [name for name, _ in classifier.named_modules()]
 
     def there(name: str) -> bool:
@@ -165,7 +165,7 @@ def as_classifier(config: Any, classifier: Model) -> Any:
 
 
 def head_name(classifier: Model) -> str:
-    """The name of a sequence classifier's last layer. Raises `InputError` when it has none that is known."""
+    """Return the name of a sequence classifier's last layer. Raises `InputError` when it has none that is known."""
     for name in SCORE_HEADS:
         if isinstance(getattr(classifier, name, None), nn.Module):
             return name
@@ -198,7 +198,7 @@ def _is_of_head(key: str) -> bool:
 def _started(
     load: Callable[..., Model], name: str, adds_adapter: bool, dtype: str | torch.dtype, **kwargs: Any
 ) -> Model:
-    """A model without an adapter, which gets one, or is trained as a whole."""
+    """Load a model without an adapter; it gets one later, or (`adds_adapter=False`) it is trained as a whole."""
     model = load(name, dtype=dtype if adds_adapter else torch.float32, **kwargs)
     if not adds_adapter:
         require_full_training(model, "the model")
@@ -206,7 +206,7 @@ def _started(
 
 
 def _merged(model: Model, folder: str) -> Model:
-    """The adapter's weights in those of its base, to be trained as a whole."""
+    """Merge the adapter into its base, which is then trained as a whole."""
     require_full_training(base_of(model), f"the base of {folder!r}")
     if model.active_peft_config.is_prompt_learning:
         raise InputError(

@@ -36,13 +36,13 @@ def is_peft_model(model: Model) -> bool:
 
 
 def base_of(model: Model) -> Model:
-    """The transformers model inside a PEFT wrapper (with its adapter layers in place), or the model itself."""
+    """Return the transformers model inside a PEFT wrapper (with its adapter layers in place), or the model itself."""
     return model.get_base_model() if is_peft_model(model) else model
 
 
 @contextlib.contextmanager
 def keep_modes(*models: nn.Module) -> Iterator[None]:
-    """After the block, every module is in train or eval mode as it was before."""
+    """Restore the train or eval mode of every module after the block."""
     modes = [(module, module.training) for model in models for module in model.modules()]
     try:
         yield
@@ -100,7 +100,7 @@ class _Switched(NamedTuple):
 
 
 def _switched_modules(model: Model) -> _Switched:
-    """List a PEFT model's modules, once for the adapters that it has; the model itself keeps the list."""
+    """List a PEFT model's modules that switch adapters, once for each set of adapters; the model keeps the list."""
     from peft.tuners.tuners_utils import BaseTunerLayer
     from peft.utils.other import AuxiliaryTrainingWrapper
 
@@ -133,9 +133,10 @@ def _adapter_layers(model: Model) -> list[Any]:
 
 
 def same_adapter_in_recomputation(model: Model) -> Callable[[], tuple[Any, Any]]:
-    """A `context_fn` for `torch.utils.checkpoint`: the backward pass recomputes a block as the forward pass ran it.
+    """Return a `context_fn` for `torch.utils.checkpoint` that recomputes a block as the forward pass ran it.
 
-    It runs long after `use_adapter` and `compute_in_base_dtype` are left, and would meet another adapter or dtype.
+    The backward pass recomputes long after `use_adapter` and `compute_in_base_dtype` ended. Without this, it would find
+    another adapter or dtype.
     """
     switched = _switched_modules(model)
     names = {"_active_adapter": [*switched.layers, *switched.wrappers]}
@@ -263,13 +264,13 @@ def embedding_rows(model: Model) -> int:
 
 
 def adapter_folder(name_or_path: str) -> str:
-    """The local folder of an adapter named by path or Hub name; any other name comes back as it is."""
+    """Return the local folder of an adapter named by path or Hub name; return any other name as it is."""
     wanted = ["adapter_*", "*.json", "*.jinja", "tokenizer*"]
     return hub_folder(name_or_path, ADAPTER_CONFIG_FILE, allow_patterns=wanted) or name_or_path
 
 
 def hub_folder(name_or_path: str, sign: str, **patterns: Any) -> str | None:
-    """A local copy of a Hub repository that has the file `sign`.
+    """Return a local copy of a Hub repository that has the file `sign`.
 
     None for a local folder, for a repository without that file, and with no Hub: loading a model by that name will say
     which. `patterns` are those of `snapshot_download`.
@@ -287,22 +288,22 @@ def hub_folder(name_or_path: str, sign: str, **patterns: Any) -> str | None:
 
 
 def adapter_base(folder: str | os.PathLike) -> str | None:
-    """Name of the base model that the adapter in `folder` was trained on; None when `folder` holds no adapter."""
+    """Return the name of the base model of the adapter in `folder`; None when `folder` holds no adapter."""
     return _adapter_config(folder).get("base_model_name_or_path")
 
 
 def base_revision(folder: str | os.PathLike) -> str | None:
-    """The revision of the base that the adapter in `folder` names, if any."""
+    """Return the revision of the base that the adapter in `folder` names, if any."""
     return _adapter_config(folder).get("revision")
 
 
 def adapter_task(folder: str | os.PathLike) -> str | None:
-    """PEFT's name for what the adapter in `folder` was trained as: CAUSAL_LM, SEQ_CLS, ... or nothing."""
+    """Return PEFT's name for what the adapter in `folder` was trained as: CAUSAL_LM, SEQ_CLS, ... or nothing."""
     return _adapter_config(folder).get("task_type")
 
 
 def _adapter_config(folder: str | os.PathLike) -> dict[str, Any]:
-    """The config of the adapter in `folder`; empty when it holds none."""
+    """Return the config of the adapter in `folder`; empty when it holds none."""
     file = Path(folder) / ADAPTER_CONFIG_FILE
     if not file.is_file():
         return {}
@@ -315,7 +316,7 @@ def _adapter_config(folder: str | os.PathLike) -> dict[str, Any]:
 
 
 def load_frozen_adapter(model: Model, folder: str | os.PathLike, name: str) -> None:
-    """Add the adapter in `folder` as `name`, without gradients; the active adapter stays, and so does every mode."""
+    """Add the adapter in `folder` as `name`, without gradients; the active adapter and all modes stay."""
     _mend_trained_tokens(model)
     with keep_modes(model):  # PEFT puts the whole model into eval mode here
         model.load_adapter(str(folder), name, is_trainable=False)
@@ -339,7 +340,7 @@ def add_trainable_adapter(model: Model, name: str, config, weights: dict[str, Te
 
 
 def train_in_fp32(model: Model) -> Model:
-    """Put all that takes gradients into fp32: in bf16, small updates would be lost to rounding.
+    """Convert all that takes gradients to fp32: in bf16, small updates would be lost to rounding.
 
     PEFT does it for the matrices of an adapter, and leaves `modules_to_save`, a score head for instance, in the dtype
     of the base. Nothing is changed under DeepSpeed ZeRO-3, whose optimizer keeps fp32 copies of its own.
@@ -353,7 +354,7 @@ def train_in_fp32(model: Model) -> Model:
 
 
 def adapter_parameters(model: Model, name: str) -> list[Parameter]:
-    """The parameters of adapter `name`."""
+    """Return the parameters of adapter `name`."""
     return [parameter for key, parameter in model.named_parameters() if name in key.split(".")]
 
 
@@ -391,7 +392,7 @@ def require_adapter_weights(folder: str | os.PathLike, name: str, own: Iterable[
 
 
 def overwrite_adapter(model: Model, source: str, target: str) -> None:
-    """Give adapter `target` the weights of `source`; both exist and have the same shapes."""
+    """Copy the weights of adapter `source` to `target`; both exist and have the same shapes."""
     from peft import get_peft_model_state_dict, set_peft_model_state_dict
 
     _mend_trained_tokens(model)

@@ -1,4 +1,4 @@
-"""Load models and tokenizers by Hub name, by folder, or from the package that carries the embedded default."""
+"""Models and tokenizers by Hub name, by folder, or from the package that carries the embedded default."""
 
 import importlib.util
 import logging
@@ -44,7 +44,7 @@ def resolve_model(name_or_path: str) -> str:
 
 
 def public_name(name_or_path: str) -> str:
-    """The name by which others find a model: the Hub's for the embedded one, by either of its names."""
+    """Return the name by which others find a model: the Hub's for the embedded one, by either of its names."""
     embedded = name_or_path == EMBEDDED_MODEL or Path(name_or_path).name == _EMBEDDED_FOLDER
     return _EMBEDDED_HUB_NAME if embedded else name_or_path
 
@@ -111,7 +111,7 @@ def _other_kind(model_or_config: Model) -> str | None:
 
 
 def read_config(name_or_path: str):
-    """The config of a causal language model; nothing else is downloaded. Raises `InputError` when there is none."""
+    """Read the config of a causal language model; download nothing else. Raises `InputError` when there is none."""
     config = find_config(name_or_path)
     if config is None:
         raise InputError(f"no model config could be read from {name_or_path!r}\n{_way_out()}")
@@ -152,7 +152,10 @@ def load_sequence_classifier(name_or_path: str, *, dtype: str | torch.dtype = NA
 
 @contextmanager
 def _without_load_report() -> Iterator[None]:
-    """A score head that the weights lack is fresh on purpose, comes from an adapter, or is refused by name."""
+    """Silence transformers' report of missing weights while the block runs.
+
+    A missing score head is fresh on purpose, comes from an adapter, or is refused by name.
+    """
     loggers = [logging.getLogger(name) for name in ("transformers.modeling_utils", "transformers.utils.loading_report")]
     levels = [each.level for each in loggers]
     for each in loggers:
@@ -334,7 +337,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _embedded_folder() -> Path:
-    """The dequantized embedded model as a safetensors folder, made once and cached.
+    """Return the dequantized embedded model as a safetensors folder, made once and cached.
 
     The cache lies in `HF_RLHF_CACHE`, else in `$XDG_CACHE_HOME/hf_rlhf`, else in `~/.cache/hf_rlhf`.
     """

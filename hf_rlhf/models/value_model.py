@@ -41,7 +41,7 @@ class ValueModel:
         chat_template_kwargs: Mapping[str, Any] | None = None,
         together: bool = False,
     ) -> list[float]:
-        """The value of each prompt (text, messages or token ids): the score, KL penalty included, that is expected.
+        """Return the expected score, KL penalty included, of each prompt (text, messages or token ids).
 
         `chat_template_kwargs` are those of the run that trained the critic. With `together`, every rank makes the same
         number of forward passes (`in_step`), and some may have no prompts.
@@ -90,7 +90,7 @@ def load_value_model(name_or_path: str, *, dtype: str | None = None) -> ValueMod
 
 
 def _with_adapter(load: Callable[..., Model], folder: Path, name: str, dtype: str) -> Model:
-    """The model in `folder`, or the adapter there under `name` on its base."""
+    """Return the model in `folder`, or its base with the adapter there under `name`."""
     from hf_rlhf.models.fast.fused_lora import fuse_lora
 
     if adapter_base(folder) is None:
