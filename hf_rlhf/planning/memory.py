@@ -94,7 +94,7 @@ def model_on_meta(config: Any, dtype: torch.dtype = torch.float32) -> Model:
 def model_without_data(
     config: Any, dtype: torch.dtype, peft_config: Any, num_layers_unfrozen: int | None = None
 ) -> Model:
-    """The policy's model, its tensors without data; to be called and used within a `FakeTensorMode`."""
+    """Make the policy's model with tensors without data; call this and use the model within a `FakeTensorMode`."""
     from peft import get_peft_model
 
     with unset_fake_temporarily(), torch.device("meta"):  # where PEFT can convert and move what it likes
@@ -125,7 +125,7 @@ def _without_data(tensor: torch.Tensor, device: torch.device | str) -> torch.Ten
 def look_at(
     config: Any, args: PPOConfig, *, dtype: str, peft_config: Any, reward: float = 0.0, bits: int | None = None
 ) -> MemoryModel:
-    """Everything about the models that `plan_memory` needs; reads and downloads nothing.
+    """Collect everything about the models that `plan_memory` needs; read and download nothing.
 
     `bits`: 4 or 8, of a quantized base.
     """
@@ -160,7 +160,7 @@ def look_at(
 
 
 def saved_bytes(model: Model, batch: int, length: int) -> int:
-    """Bytes of all tensors that a forward pass of the backbone keeps for its backward pass, weights omitted."""
+    """Return the bytes of all tensors but weights that a forward pass of the backbone keeps for its backward pass."""
     weights = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
     kept: dict[int, int] = {}
 
@@ -185,7 +185,10 @@ def saved_bytes(model: Model, batch: int, length: int) -> int:
 
 
 def plan_memory(model: MemoryModel, args: PPOConfig, layout: Layout | None = None) -> MemoryPlan:
-    """Bytes of each phase on one device, for the batch sizes of `args`; by default as this process was launched."""
+    """Return the bytes of each phase on one device, for the batch sizes of `args`.
+
+    The layout is by default the one that this process was launched in.
+    """
     layout = layout or Layout.of_launch(args.world_size)
     shape = model.shape
     base = shape.parameters * model.itemsize
@@ -250,7 +253,7 @@ def _gathered(model: MemoryModel, args: PPOConfig, layout: Layout, base: float) 
 
 
 def _generate(model: MemoryModel, args: PPOConfig) -> float:
-    """Keys and values, and the logits of a step in the few forms that sampling gives them."""
+    """Return the bytes of keys and values, and of a step's logits in the few forms that sampling gives them."""
     shape = model.shape
     batch = args.generation_batch_size or args.rank_batch_size
     cache = 2 * shape.layers * shape.kv_width * model.itemsize * batch * model.length
@@ -258,7 +261,7 @@ def _generate(model: MemoryModel, args: PPOConfig) -> float:
 
 
 def _score(model: MemoryModel, args: PPOConfig) -> float:
-    """A pass without gradients holds one block's tensors at a time."""
+    """Return the bytes of a pass without gradients, which holds one block's tensors at a time."""
     batch = _scored_at_once(args)
     return batch * model.length * model.block_activations + _logits(
         model, batch * args.max_completion_length, args.device
@@ -280,7 +283,7 @@ def _update(model: MemoryModel, args: PPOConfig) -> float:
 
 
 def _logits(model: MemoryModel, tokens: int, device: torch.device) -> float:
-    """A chunk of logits in the base's dtype, and two fp32 matrices of it."""
+    """Return the bytes of a chunk of logits in the base's dtype, and of two fp32 matrices of it."""
     elements = min(tokens, chunk_rows(model.shape.vocab, device)) * model.shape.vocab
     return elements * (2 * model.itemsize + 2 * 4)
 
@@ -295,7 +298,7 @@ def resident_bytes() -> float:
 
 
 def peak_bytes(device: torch.device) -> float | None:
-    """The most that this process has held on `device`, of a CPU resident; None where it is not counted."""
+    """Return the most bytes that this process has held on `device` (of a CPU, resident); None if not counted."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     if device.type != "cpu":
