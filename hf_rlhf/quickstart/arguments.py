@@ -83,7 +83,7 @@ class QuickstartArguments:
     def lora(self, model: Model) -> Any:
         """Return the LoRA config of both adapters: attention only.
 
-        That is enough here, and half the work of every layer.
+        That is enough here, and half the work of adapting every layer.
         """
         modules = self.lora_target_modules.split(",")
         flags = ModelArguments(model_name_or_path=self.model_name_or_path, lora_target_modules=modules)

@@ -16,7 +16,7 @@ RESULTS_FILE, REPORT_FILE = "results.json", "report.html"
 
 
 def headline(comparison: Comparison) -> str:
-    """The result in one sentence."""
+    """Return the result in one sentence."""
     wins = comparison.wins
     return (
         f"On {wins.n} messages it never saw, the annotator prefers the trained model's reply {wins.rate:.0%} of the"
@@ -26,7 +26,7 @@ def headline(comparison: Comparison) -> str:
 
 
 def table(rows: list[BeforeAfter]):
-    """The results as a table for the terminal."""
+    """Return the results as a table for the terminal."""
     from rich.table import Table
 
     table = Table("", "before", "after", "change", box=None, header_style="dim", pad_edge=False)
@@ -38,7 +38,7 @@ def table(rows: list[BeforeAfter]):
 
 
 def examples(comparison: Comparison, count: int = 3) -> str:
-    """The first replies, before and after, for the terminal."""
+    """Return the first replies, before and after, for the terminal."""
     from rich.markup import escape
 
     lines = []
@@ -49,7 +49,7 @@ def examples(comparison: Comparison, count: int = 3) -> str:
 
 
 def _samples(comparison: Comparison) -> list[SamplePair]:
-    """Every held-out message in the order of the file, nothing picked."""
+    """Return every held-out message in the order of the file, without any selection."""
     before, after = comparison.before, comparison.after
     return [
         SamplePair(b.row["text"], _as_shown(b), _as_shown(a), score_b, score_a)
@@ -74,7 +74,7 @@ def write_results(
     settings: dict[str, Any],
     system_message: str,
 ) -> None:
-    """results.json, samples.jsonl, the figures and report.html in `root`, and the policy's model card.
+    """Write results.json, samples.jsonl, the figures and report.html to `root`, and the policy's model card.
 
     Args:
         root: the quickstart's folder.

@@ -47,7 +47,7 @@ from hf_rlhf.records import iteration_rows, read_json_lines
 
 
 def run_quickstart(args: QuickstartArguments) -> dict[str, Any]:
-    """Run, take up or reuse every stage and print the result; returns its numbers.
+    """Run every stage, or resume or reuse it, and print the result; return its numbers.
 
     Leaves in `args.output_dir`: candidates, preferences, reward_model, policy (with model card), evaluation,
     report.html.
@@ -101,7 +101,7 @@ def _run(args: QuickstartArguments, root: Path) -> dict[str, Any]:
 
 
 def _dtype_in_words() -> str:
-    """Say in which dtype the stages load their models."""
+    """Describe in which dtype the stages load their models."""
     device = current_device()
     return (
         f"Models are loaded in {dtype_name(native_dtype(device))}: {hardware_in_words(device)}"
@@ -146,7 +146,7 @@ def _evaluation(args: QuickstartArguments, root: Path, folder: Path) -> None:
 
 
 class Stage(NamedTuple):
-    """One of the five."""
+    """One of the five stages."""
 
     folder: str
     title: str
