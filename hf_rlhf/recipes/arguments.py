@@ -34,7 +34,7 @@ REWARD_EVALUATED: Directions = {
 
 
 def flag(default, text: str):
-    """A field of a dataclass of flags, with its help."""
+    """Return a field of a dataclass of flags, with its help."""
     return field(default=default, metadata={"help": text})
 
 
@@ -111,7 +111,7 @@ class ModelArguments(ModelConfig):
         return resolved
 
     def load_kwargs(self) -> dict[str, Any]:
-        """Keyword arguments for `from_pretrained`."""
+        """Return the keyword arguments for `from_pretrained`."""
         from trl import get_quantization_config
 
         kwargs: dict[str, Any] = {"dtype": self.dtype, "revision": self.model_revision}
@@ -203,7 +203,7 @@ class _Autocast:
 
 @dataclass
 class RewardTrainingArguments(_Autocast, RewardConfig):
-    """TRL's `RewardConfig`; gradient checkpointing is off unless asked for, as LoRA rarely needs what it costs."""
+    """TRL's `RewardConfig` with gradient checkpointing off by default: with LoRA it rarely pays."""
 
     gradient_checkpointing: bool | None = flag(None, "Trade compute for memory.")
     logging_nan_inf_filter: bool = flag(False, "Must stay off: it would log a NaN loss as 0.")
@@ -217,7 +217,7 @@ class RewardTrainingArguments(_Autocast, RewardConfig):
 
 @dataclass
 class SFTTrainingArguments(_Autocast, SFTConfig):
-    """TRL's `SFTConfig`; gradient checkpointing is off unless asked for."""
+    """TRL's `SFTConfig` with gradient checkpointing off by default."""
 
     gradient_checkpointing: bool | None = flag(None, "Trade compute for memory.")
     logging_nan_inf_filter: bool = flag(False, "Must stay off: it would log a NaN loss as 0.")

@@ -185,7 +185,7 @@ def _require_data(script: PPOArguments) -> None:
 
 
 def memory_model(script: PPOArguments, training: PPOConfig, model: ModelArguments) -> MemoryModel:
-    """Collect what the plan needs of the models that the flags name.
+    """Collect what the plan needs to know about the models that the flags name.
 
     `native` is resolved (`ModelArguments.on`).
     """
@@ -211,7 +211,7 @@ def memory_model(script: PPOArguments, training: PPOConfig, model: ModelArgument
 
 
 def planned_peak(script: PPOArguments, training: PPOConfig, model: ModelArguments) -> float | None:
-    """Bytes at the peak of a run that is about to begin; None, and a warning, where the plan cannot be made.
+    """Return the bytes at the peak of a run that is about to begin; warn and return None if the plan cannot be made.
 
     Raises `InputError` for what the run itself would refuse.
     """
@@ -225,7 +225,7 @@ def planned_peak(script: PPOArguments, training: PPOConfig, model: ModelArgument
 
 
 def write_plan(folder: Path, planned: float | None, measured: float | None, chosen: Mapping[str, str]) -> None:
-    """plan.json: the peak that was planned, the one that was measured, and what the run chose by itself."""
+    """Write plan.json: the planned peak, the measured one, and what the run chose by itself."""
     peaks = {"planned_peak_gb": planned, "measured_peak_gb": measured}
     content = {name: None if peak is None else peak / 1e9 for name, peak in peaks.items()} | {"chosen": chosen}
     (folder / PLAN_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
