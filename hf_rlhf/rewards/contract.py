@@ -107,7 +107,7 @@ class Rewards:
 
 
 def reward_name(function: RewardFunction) -> str:
-    """The name under which a reward is logged: its `name`, or the function's own."""
+    """Return the name under which a reward is logged: its `name`, or the function's own."""
     name = getattr(function, "name", None) or getattr(function, "__name__", None)
     if name is None and isinstance(function, partial):
         return reward_name(function.func)
@@ -115,7 +115,7 @@ def reward_name(function: RewardFunction) -> str:
 
 
 def as_completion(trajectory: Trajectory) -> str | list[dict[str, str]]:
-    """The completion as rewards see it: text for a text prompt, one assistant message for a conversation."""
+    """Return the completion as rewards see it: text for a text prompt, one assistant message for a conversation."""
     if isinstance(trajectory.prompt, str):
         return trajectory.text
     return [{"role": "assistant", "content": trajectory.text}]
@@ -164,7 +164,7 @@ def _arguments(
     log: _Log,
     name: str,
 ) -> dict[str, Any]:
-    """All that the reward `name` may ask for, in lists of its own."""
+    """Return all that the reward `name` may ask for, in lists that it may change."""
     return {
         "prompts": [trajectory.prompt for trajectory in trajectories],
         "completions": [as_completion(trajectory) for trajectory in trajectories],
@@ -177,7 +177,7 @@ def _arguments(
 
 
 def _unique(names: list[str]) -> list[str]:
-    """Number the names that occur more than once: `length, length` -> `length, length_2`."""
+    """Append a number to names that occur more than once: `length, length` -> `length, length_2`."""
     seen: dict[str, int] = {}
     unique = []
     for name in names:
