@@ -19,7 +19,7 @@ _PAGE = 32  # tokens of a page of the cache, where there is no GPU whose free me
 
 
 class ContinuousBatchingEngine:
-    """`model.generate_batch`: a cache in pages, and as many completions at once as it holds.
+    """Sampling by `model.generate_batch`: a cache in pages, and as many completions at once as it holds.
 
     The draws are transformers' own, by one seed for the whole call, so a completion depends on the other prompts too.
 
@@ -36,7 +36,7 @@ class ContinuousBatchingEngine:
 
     @torch.no_grad()
     def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling, seeds: Sequence[int]) -> list[Completion]:
-        """See `Engine.generate`; raises `InputError` for what transformers' continuous batching cannot do."""
+        """Like `Engine.generate`, but raise `InputError` for what transformers' continuous batching cannot do."""
         from transformers import GenerationConfig
         from transformers.generation import ContinuousBatchingConfig
 

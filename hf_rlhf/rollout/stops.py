@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 
 def stop_token_ids(causal_lm, tokenizer, sampling: Sampling) -> list[int]:
-    """Ids that end a completion: every end token of the generation config, the tokenizer's, and the caller's."""
+    """Return the ids that end a completion: the end tokens of generation config, tokenizer and caller."""
     ids = {*configured_end_ids(causal_lm), *sampling.stop_token_ids}
     ids |= set() if tokenizer.eos_token_id is None else {tokenizer.eos_token_id}
     vocab_size = causal_lm.config.get_text_config().vocab_size
@@ -27,7 +27,7 @@ def stop_token_ids(causal_lm, tokenizer, sampling: Sampling) -> list[int]:
 
 
 def configured_end_ids(causal_lm) -> list[int]:
-    """The end tokens of a model's generation config, at which plain `generate` stops."""
+    """Return the end tokens of a model's generation config, at which plain `generate` stops."""
     configured = getattr(causal_lm.generation_config, "eos_token_id", None)
     configured = configured if isinstance(configured, list) else [configured]
     return [token for token in configured if token is not None]
@@ -102,6 +102,6 @@ def _message(end: TurnEnd, known: list[str]) -> str:
 
 @lru_cache
 def _warn(message: str) -> None:
-    """Once in a process, however often it is found."""
+    """Warn once in a process, however often it is found."""
     if rank() == 0:
         logger.warning(message)

@@ -76,7 +76,7 @@ def require_supported(trajectory: Trajectory, b: int, tokenizer, sampling: Sampl
 
 
 def _allowed(model: Model, sequences: Sequences, sampling: Sampling) -> Iterator[Tensor]:
-    """The allowed ids `(K,)` of each of the `N` counted tokens."""
+    """Return the allowed ids `(K,)` of each of the `N` counted tokens."""
     causal_lm = base_of(model)
     device, rounding = next(causal_lm.parameters()).device, _ROUNDING.get(causal_lm.dtype, 0.5)
     sequences = sequences.to(device)

@@ -40,7 +40,7 @@ def remove_adapters(folder: Path, *, but: str | None = None) -> None:
 
 
 def load_adapter(client: VLLMClient, path: Path, given_up: Callable[[], bool]) -> None:
-    """Let the server load the adapter in `path`, under the name of that folder.
+    """Make the server load the adapter in `path`, under the name of that folder.
 
     Raises `ServerLost`, and `InputError` with the reason when the server refuses.
     """
@@ -57,7 +57,7 @@ def load_adapter(client: VLLMClient, path: Path, given_up: Callable[[], bool]) -
 
 
 def unload_adapter(client: VLLMClient, name: str, given_up: Callable[[], bool]) -> bool:
-    """Let the server forget an adapter; return whether it knew it. Raises `ServerLost`."""
+    """Make the server unload an adapter; return whether it had it. Raises `ServerLost`."""
     return client.post("/v1/unload_lora_adapter", {"lora_name": name}, given_up).status != 404
 
 

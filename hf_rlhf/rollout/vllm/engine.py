@@ -33,7 +33,7 @@ _LOOK_SECONDS = 5.0  # for a server that was lost, so that one behind a dead net
 
 
 class VLLMEngine:
-    """Sends prompts as token ids to vLLM servers, and gets token ids with their log-probabilities back.
+    """Sampling by vLLM servers: prompts are sent as token ids, and token ids with log-probabilities come back.
 
     The adapter is saved to a folder that the servers read, and loaded there under a name made of its content: equal
     weights are loaded once, and neither a cached prefix nor a request can belong to others. Not by vLLM's
@@ -82,9 +82,9 @@ class VLLMEngine:
         self._failure: InputError | None = None  # why the batch is given up
 
     def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling, seeds: Sequence[int]) -> list[Completion]:
-        """See `Engine.generate`; up to the rounding of a server, which depends on what else it computes at the time.
+        """Like `Engine.generate`, up to the rounding of a server, which depends on its other requests at the time.
 
-        When all servers are gone, one is waited for. Raises `InputError` when none comes back, or one cannot do what is
+        When all servers are lost, wait for one. Raises `InputError` when none comes back, or one cannot do what is
         asked.
         """
         request = completion_request(self.model, self.tokenizer, sampling)
@@ -164,7 +164,7 @@ class VLLMEngine:
                 self._recover(request["model"], request["prompt"])
 
     def _ask(self, server: Server, turn: int, request: dict[str, Any], sampling: Sampling) -> Completion | str:
-        """Return the completion, or why the server is of no use as it is."""
+        """Return the completion, or why the server cannot be used as it is."""
 
         def given_up() -> bool:
             return self._failure is not None or not server.in_use or server.turn != turn
@@ -190,7 +190,7 @@ class VLLMEngine:
 
     @contextlib.contextmanager
     def _own_server_kept(self) -> Iterator[None]:
-        """Start the run's own server again when it ends before every rank has left the block, which all leave together.
+        """Restart the run's own server if it ends before every rank has left the block, which all leave together.
 
         Only the main rank can, and it may have its completions long before the others.
         """
@@ -217,7 +217,7 @@ class VLLMEngine:
                     self.server.start()
 
     def _lose(self, server: Server, turn: int, reason: str) -> None:
-        """Leave the server out; of all threads that notice, one says so."""
+        """Take a lost server out of use; of all threads that notice, one says so."""
         unfinished = self.pool.leave_out(server, turn, reason)
         if unfinished is not None and (others := self.pool.in_use):
             logger.warning(
@@ -226,7 +226,7 @@ class VLLMEngine:
             )
 
     def _recover(self, adapter: str, prompt: Sequence[int] | None) -> None:
-        """Wait until one server is there and has `adapter`; of all threads that notice, one does it.
+        """Wait until one server answers and has `adapter`; of all threads that notice, one does it.
 
         `prompt` is what its model is compared with the policy's by, see `_load`.
         """
@@ -292,7 +292,7 @@ class VLLMEngine:
     # The adapter
 
     def _hand_over_adapter(self, prompts: Sequence[Sequence[int]]) -> None:
-        """Let the servers have the weights as they are now: done by the main rank, and waited for by all."""
+        """Give the servers the current weights: the main rank does it, and all ranks wait for it."""
         lost = {url: reason for each in gather_in_order([self.pool.lost]) for url, reason in each.items()}
         # No rank needs the adapter before this one any more: all have come to the collective above.
         weights = gather_weights(self.model, saved_names(self.model)) if is_sharded(self.model) else None
@@ -401,7 +401,7 @@ class VLLMEngine:
         return None
 
     def _use_or_leave_out(self, server: Server, problem: ServerLost | InputError | None) -> None:
-        """Take the server into use or leave it out, and say what has changed."""
+        """Take the server into use or out of use, and print what has changed."""
         if problem is None:
             if server.lost_because:
                 logger.warning("Back: %s has the adapter of this iteration and samples again.", addresses([server]))

@@ -1,4 +1,4 @@
-"""Checks that a vLLM server has the model that the policy is trained on."""
+"""A check that a vLLM server has the model that the policy is trained on."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -53,7 +53,7 @@ def base_name(client: VLLMClient) -> str | None:
 
 @torch.no_grad()
 def _logprobs(model: Model, prompt: Sequence[int], ids: list[int], temperature: float) -> torch.Tensor:
-    """Log-probabilities `(T,)` of one completion by the policy itself."""
+    """Return the log-probabilities `(T,)` of one completion by the policy itself."""
     causal_lm = base_of(model)
     sequences = Sequences.from_ids([prompt], [ids]).to(next(causal_lm.parameters()).device)
     with keep_modes(model), compute_in_base_dtype(model):

@@ -104,7 +104,7 @@ def how_to_start(model: Model) -> str:
 
 
 def server_arguments(model: Model, *, max_length: int, max_logprobs: int, on_cpu: bool, more: str | None) -> list[str]:
-    """Arguments of a server that samples from the policy `model`.
+    """Return the arguments of a server that samples from the policy `model`.
 
     Args:
         model: a `PeftModel` whose base has been loaded by name.
@@ -136,7 +136,7 @@ def _served_rank(config) -> int:
 
 
 def _environment() -> dict[str, str]:
-    """This process's, without what a launcher of ranks put there: the server is no rank of the run."""
+    """Return this process's environment without the launcher's variables: the server is no rank of the run."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(_OF_THE_LAUNCHER)}
     return {**kept, RUNTIME_LORA: "True"}
 
