@@ -17,7 +17,7 @@ _SCHEDULES = ("reduce_lr_on_plateau", "greedy")  # which follow the metric
 
 
 def settle_best_metric(args: Any, directions: Directions) -> None:
-    """Fill in `metric_for_best_model` and `greater_is_better` before `TrainingArguments` does, which knows losses only.
+    """Fill in `metric_for_best_model` and `greater_is_better` before `TrainingArguments` does, which assumes a loss.
 
     Raises `InputError` for a direction that has to be given, and for a best checkpoint without evaluations.
     """

@@ -57,7 +57,7 @@ logger = logging.getLogger(__name__)
 
 
 class DurableTrainer(Trainer):
-    """Base of every trainer here, however it computes its loss: checkpoints, signals, refused updates and records.
+    """The base of every trainer here: checkpoints, signals, skipped updates and records, for any loss.
 
     - Checkpoints are whole or absent, hold no pickle, and are verified before a run resumes from one.
     - SIGTERM and SIGINT save a checkpoint and end the run on all ranks after the same update (`RunStopped`).
@@ -126,7 +126,7 @@ class DurableTrainer(Trainer):
                 return super().train(self._resumed_from, *args, **kwargs)
 
     def _run_epoch(self, **kwargs):
-        """Like `Trainer._run_epoch`, but a run resumed from its last update does no more of them."""
+        """Like `Trainer._run_epoch`, but a run resumed from its last update makes no further updates."""
         if self.state.global_step < self.state.max_steps:
             super()._run_epoch(**kwargs)
         else:
@@ -189,7 +189,7 @@ class DurableTrainer(Trainer):
         return optimizer
 
     def drop_update(self) -> None:
-        """Leave the optimizer nothing to do in this update."""
+        """Skip this update: leave the optimizer nothing to do."""
         for parameter in self.model.parameters():  # pyright: ignore[reportOptionalMemberAccess]
             parameter.grad = None
 
@@ -237,7 +237,7 @@ class DurableTrainer(Trainer):
             append_json_line(self.folder / METRICS_FILE, {"step": self.state.global_step, **logs})
 
     def create_model_card(self, *args, **kwargs) -> None:
-        """Nothing: the recipes write the card, and Trainer's draft would take its place."""
+        """Do nothing: the recipes write the card, and Trainer's draft would replace it."""
 
     # Saving
 
@@ -355,7 +355,7 @@ class DurableTrainer(Trainer):
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
-        """Say what to do where a checkpoint could not be written."""
+        """Raise `RunFailed` with what to do where a checkpoint could not be written."""
         try:
             yield
         except Exception as error:  # safetensors and tokenizers have kinds of their own for a full disk
@@ -477,9 +477,9 @@ class DurableTrainer(Trainer):
             set_random_state(load_state(Path(checkpoint), RUN)["ranks"][rank()]["random"])
 
     def go_on(self) -> None:
-        """Take up counters, logs and random generators where the checkpoint left them; called when all else is loaded.
+        """Resume counters, logs and random generators from the checkpoint, after all else is loaded.
 
-        Trainer itself sets the generators before the next update, and so not at all where none is left.
+        Trainer itself sets the generators just before the next update, so it never does after the last one.
         """
         self._begun = True
         if self._resumed_from is None:

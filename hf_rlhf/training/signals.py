@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT as a wish that the run hears at its next update."""
+"""SIGTERM and SIGINT as a request that the run follows at its next update."""
 
 import os
 import signal

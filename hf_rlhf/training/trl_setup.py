@@ -1,4 +1,4 @@
-"""Set up `trl.RewardTrainer` so that LoRA keeps its score head, train, and save what loads elsewhere."""
+"""Making, training and saving with `trl.RewardTrainer`: LoRA keeps its score head, and plain PEFT loads the result."""
 
 import os
 from collections.abc import Iterator
