@@ -29,8 +29,11 @@ _OF_A_MODEL = (
 
 def held_by_another_run(folder: Path) -> str:
     """Return the message for a folder that a new run would write into."""
-    go_on = ", or go on with it (--resume auto)" if any(folder.glob("checkpoint-*")) else ""
-    return f"output_dir={str(folder)!r} holds a run already; choose another folder, or remove this one{go_on}"
+    resume = ", or resume it (--resume auto)" if any(folder.glob("checkpoint-*")) else ""
+    return (
+        f"output_dir={str(folder)!r} is invalid: it holds a run already. Choose another folder, or remove this one"
+        f"{resume}."
+    )
 
 
 def in_the_way(folder: Path) -> str | None:
@@ -47,8 +50,8 @@ def in_the_way(folder: Path) -> str | None:
     if not found:
         return None
     return (
-        f"output_dir={str(folder)!r} holds {', '.join(sorted(found)[:3])}, which this run would write over; choose"
-        " another folder, or move it away"
+        f"output_dir={str(folder)!r} holds {', '.join(sorted(found)[:3])}, which this run would overwrite."
+        " Choose another folder, or move the files away."
     )
 
 

@@ -61,8 +61,9 @@ def require_same_dtypes(of_ranks: Sequence[Mapping[str, str]]) -> None:
             for rank, dtypes in enumerate(of_ranks)
         )
         raise InputError(
-            f"the ranks would compute in several dtypes ({each}), since their machines multiply others in hardware."
-            f" Start all ranks on machines of one kind, or {' and '.join(map(_same_way, several))}"
+            f"the ranks would compute in several dtypes ({each}), since their machines differ in the dtypes that they"
+            " multiply in hardware. Start all ranks on machines of one kind, or"
+            f" {' and '.join(map(_same_dtype, several))}."
         )
 
 
@@ -80,14 +81,14 @@ def difference(checkpoint: str | Path, now: Computation) -> str | None:
         return None
     were, are = (", ".join(f"{role} {each.dtypes[role]}" for role in changed) for each in (before, now))
     machines = ("", "") if before.device == now.device else (f" on {before.device}", f", on {now.device},")
-    ways = [_way(role, before.dtypes[role], now.dtypes[role]) for role in changed]
+    fixes = [_previous_dtype(role, before.dtypes[role], now.dtypes[role]) for role in changed]
     return (
-        f"{Path(checkpoint).name} was written{machines[0]} with {were}; this run{machines[1]} has {are}, and what it"
-        f" computes from here on differs by rounding. For the same as before: {'; '.join(ways)}"
+        f"{Path(checkpoint).name} was written{machines[0]} with {were}, and this run{machines[1]} has {are}. Its"
+        f" numbers differ by rounding from here on. To compute as before: {'; '.join(fixes)}"
     )
 
 
-def _way(role: str, before: str, now: str) -> str:
+def _previous_dtype(role: str, before: str, now: str) -> str:
     """Return what to pass so that a role with dtype `now` gets the dtype `before`."""
     if role == BASE:
         return f"--dtype {before}, or in Python a model loaded with dtype={before!r}"
@@ -97,7 +98,7 @@ def _way(role: str, before: str, now: str) -> str:
     return f"give the {role} as an object, loaded with dtype={before!r}"
 
 
-def _same_way(role: str) -> str:
+def _same_dtype(role: str) -> str:
     """Return what to pass so that a role has one dtype on all ranks."""
     if role == BASE:
         return "set dtype"

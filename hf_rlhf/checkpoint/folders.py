@@ -31,7 +31,7 @@ def step_of(checkpoint: Path) -> int:
     """Return the update after which a checkpoint was taken."""
     match = _CHECKPOINT.fullmatch(checkpoint.name)
     if match is None:
-        raise ValueError(f"{checkpoint.name} is no name of a checkpoint")
+        raise ValueError(f"{checkpoint.name} is not the name of a checkpoint")
     return int(match[1])
 
 
@@ -85,7 +85,7 @@ def remove_leftovers(folder: Path) -> None:
         shutil.rmtree(scratch)
 
 
-def set_aside(path: Path) -> Path:
+def rename_unused(path: Path) -> Path:
     """Rename a checkpoint or log so that no run takes it for its own; return the new path."""
     names = (f"{path.name}{ASIDE}" + (f"-{number}" if number else "") for number in count())
     target = next(target for name in names if not (target := path.with_name(name)).exists())

@@ -77,13 +77,18 @@ class FolderLock:
                 os.close(descriptor)
                 raise InputError(_in_use(self.file, holder)) from None
             except OSError as error:  # a file system without locks
-                logger.warning("%s cannot be locked (%s); see to it that no other run writes there", self.file, error)
+                logger.warning(
+                    "%s cannot be locked (%s), so another run in this folder would not be noticed. Start no other run"
+                    " there",
+                    self.file,
+                    error,
+                )
             if _is_same_file(descriptor, self.file):
                 break
             os.close(descriptor)  # its holder removed it while we waited
         left = os.read(descriptor, 1000).decode(errors="replace").strip()
         if left:
-            logger.warning("%s was left by a run that is no more (%s)", self.file, left)
+            logger.warning("%s was left by a run that has ended (%s). This run takes the folder over", self.file, left)
         os.ftruncate(descriptor, 0)
         owner = {"pid": os.getpid(), "host": socket.gethostname(), "started": time.strftime("%Y-%m-%d %H:%M:%S")}
         os.pwrite(descriptor, json.dumps(owner).encode() + b"\n", 0)
@@ -94,7 +99,9 @@ def require_folder_name(folder: str | os.PathLike, flag: str = "output_dir") -> 
     """Raise `InputError` for what cannot be the name of a folder; `flag` gave it."""
     name = os.fspath(folder)
     if not name.strip() or any(ord(letter) < 32 for letter in name):
-        raise InputError(f"{flag}={name!r} is no name for a folder; give one without control characters")
+        raise InputError(
+            f"{flag}={name!r} is invalid: it is empty or has control characters. Give the name of a folder."
+        )
     require_path_name(name, flag)
     path = Path(name)
     try:
@@ -102,7 +109,7 @@ def require_folder_name(folder: str | os.PathLike, flag: str = "output_dir") -> 
     except OSError as error:
         raise InputError(_not_writable(path, error, flag)) from error
     if in_the_way:
-        raise InputError(f"{flag}={name!r}: {in_the_way[0]} is a file; give the name of a folder")
+        raise InputError(f"{flag}={name!r} is invalid: {in_the_way[0]} is a file. Give the name of a folder.")
 
 
 def _make_folder(folder: Path) -> list[Path]:
@@ -116,7 +123,7 @@ def _make_folder(folder: Path) -> list[Path]:
 
 
 def _not_writable(folder: Path, error: OSError, flag: str = "output_dir") -> str:
-    return f"{flag}={str(folder)!r} cannot be written to: {error.strerror}; choose another folder"
+    return f"{flag}={str(folder)!r} cannot be written to: {error.strerror}. Choose another folder."
 
 
 def _in_use(file: Path, holder: str) -> str:
@@ -125,7 +132,7 @@ def _in_use(file: Path, holder: str) -> str:
         who = f"process {owner['pid']} on {owner['host']}, since {owner['started']}"
     except (ValueError, KeyError, TypeError):
         who = "another process"
-    return f"output_dir={str(file.parent)!r} is in use by {who}; wait for it to end, or choose another folder"
+    return f"output_dir={str(file.parent)!r} is in use by {who}. Wait for it to end, or choose another folder."
 
 
 def _is_same_file(descriptor: int, file: Path) -> bool:

@@ -43,9 +43,9 @@ def verified_facts(folder: Path) -> dict[str, Any]:
             raise DamagedCheckpoint(f"{name} is missing")
         size = (folder / name).stat().st_size
         if size != expected["size"]:
-            raise DamagedCheckpoint(f"{name} has {size} bytes, and was written with {expected['size']}")
+            raise DamagedCheckpoint(f"{name} has {size} bytes instead of {expected['size']}")
         if _digest(folder / name) != expected["sha256"]:
-            raise DamagedCheckpoint(f"{name} holds other bytes than were written")
+            raise DamagedCheckpoint(f"the content of {name} has changed")
     if added := sorted(name for name in found - set(listed) if name.endswith(_WEIGHTS)):
         raise DamagedCheckpoint(f"{added[0]} does not belong to it")
     return content
@@ -63,7 +63,7 @@ def flush(path: Path) -> None:
 def _content(folder: Path) -> dict[str, Any]:
     file = folder / MANIFEST_FILE
     if not file.is_file():
-        raise DamagedCheckpoint(f"there is no {MANIFEST_FILE}: not written to its end, or by another program")
+        raise DamagedCheckpoint(f"there is no {MANIFEST_FILE}: it is incomplete, or another program wrote it")
     try:
         text = file.read_bytes().decode("utf-8")
         content = json.loads(text)
@@ -75,7 +75,7 @@ def _content(folder: Path) -> dict[str, Any]:
             f"{MANIFEST_FILE} is of format {content.get('format')!r}, and this version reads format {FORMAT}"
         )
     if own != _digest_of(content) or text != _rendered(content):
-        raise DamagedCheckpoint(f"{MANIFEST_FILE} holds other bytes than were written")
+        raise DamagedCheckpoint(f"the content of {MANIFEST_FILE} has changed")
     return content
 
 

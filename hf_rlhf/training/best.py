@@ -43,7 +43,8 @@ def settle_best_metric(args: Any, directions: Directions) -> None:
     args.greater_is_better = not name.endswith("loss") if known is None else directions[known]
     if args.greater_is_better is None:
         raise InputError(
-            f"metric_for_best_model={args.metric_for_best_model} is invalid without greater_is_better: more of it can"
+            f"metric_for_best_model={args.metric_for_best_model} is invalid without greater_is_better: a higher value"
+            " can"
             " be better or worse. Set greater_is_better to true or false"
         )
 

@@ -39,9 +39,10 @@ class StopSignals:
     def _take(self, number: int, frame: FrameType | None) -> None:
         name = signal.Signals(number).name
         if self.received:
-            os.write(2, f"\n{name} again: ending at once; the last checkpoint is whole\n".encode())
+            os.write(2, f"\n{name} again: the run ends now. Its last checkpoint is whole.\n".encode())
             os._exit(128 + number)
         self.received = number
         os.write(
-            2, f"\n{name}: the run saves a checkpoint as soon as it can and stops; once more ends it now\n".encode()
+            2,
+            f"\n{name}: the run saves a checkpoint and stops. Send it again to end the run now.\n".encode(),
         )

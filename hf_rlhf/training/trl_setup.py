@@ -64,7 +64,7 @@ def require_positions(trainer) -> None:
         if longest > limit:
             raise InputError(
                 f"max_length={trainer.args.max_length} is invalid: a row of the {role} set has {longest} tokens, and"
-                f" the model positions for {limit}. Set max_length to {limit} or less"
+                f" the model has positions for {limit}. Set max_length to {limit} or less"
             )
 
 

@@ -177,7 +177,7 @@ def test_a_run_is_not_written_into_the_folder_of_another(tmp_path):
 def test_files_of_others_are_never_written_over(tmp_path, name):
     (tmp_path / "notes.txt").write_text("mine")
     (tmp_path / name).write_text("mine")
-    with pytest.raises(InputError, match=f"holds {name}, which this run would write over"):
+    with pytest.raises(InputError, match=f"holds {name}, which this run would overwrite"):
         make_trainer(tmp_path, max_steps=4).train()
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["notes.txt", name])
     (tmp_path / name).unlink()

@@ -90,7 +90,7 @@ def test_a_full_disk_is_exit_status_1(tmp_path, flags, write_rows, capsys, monke
     def full(*args):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("hf_rlhf.training.durable.save_state", full)
+    monkeypatch.setattr("hf_rlhf.training.saving.save_state", full)
     assert main(saving_command("sft", flags, write_rows)) == 1
     error = capsys.readouterr().err
     assert "the run failed: the checkpoint of update 2 could not be written: " in error

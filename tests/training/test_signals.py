@@ -78,7 +78,7 @@ def test_a_second_signal_ends_the_process_at_once(tmp_path):
         signal.raise_signal(signal.SIGTERM)
 
     text = run_with("ppo", tmp_path / "run", 3, twice, 143)
-    assert "SIGTERM again: ending at once" in text
+    assert "SIGTERM again: the run ends now" in text
     assert [path.name for path in (tmp_path / "run").glob("checkpoint-*")] == ["checkpoint-2"]
 
 
