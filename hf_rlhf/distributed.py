@@ -41,7 +41,7 @@ def global_mean(x: Tensor, mask: Tensor) -> Tensor:
     """
     total, count = global_sum(torch.stack([masked_sum(x, mask).double(), mask.sum().double()]))
     if count == 0:
-        raise ValueError("mean over no counted values on any rank; leave such batches out")
+        raise ValueError("mean over no counted values on any rank. Omit such batches")
     return total.to(x.dtype) / count.to(x.dtype)
 
 

@@ -63,7 +63,9 @@ def _read(file: Path) -> str:
     except (OSError, ValueError) as error:
         raise InputError(f"cannot read the config file {file}: {getattr(error, 'strerror', None) or error}") from error
     if len(content) > MAX_BYTES:
-        raise InputError(f"{file} has more than {MAX_BYTES} bytes, which no config needs; is it the right file?")
+        raise InputError(
+            f"{file} has more than {MAX_BYTES} bytes, and no config needs as many. Check that it is the right file"
+        )
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -85,13 +87,13 @@ def _check_events(file: Path, events: Iterator[Any]) -> None:
         place = _place(file, event.start_mark)
         if isinstance(event, AliasEvent) or getattr(event, "anchor", None):
             raise InputError(
-                f"{place}: anchors (&) and aliases (*) are not allowed here; write the value out, or in quotes"
+                f"{place}: anchors (&) and aliases (*) are not allowed here. Write the value out, or in quotes"
             )
         if getattr(event, "tag", None):
-            raise InputError(f"{place}: tags such as {event.tag!r} are not allowed here; write a plain value")
+            raise InputError(f"{place}: tags such as {event.tag!r} are not allowed here. Write a plain value")
         depth += isinstance(event, CollectionStartEvent) - isinstance(event, CollectionEndEvent)
         if depth > MAX_DEPTH:
-            raise InputError(f"{place}: nested more than {MAX_DEPTH} levels deep; a config has flat `key: value` lines")
+            raise InputError(f"{place}: nested more than {MAX_DEPTH} levels deep. A config has flat `key: value` lines")
 
 
 def _check_nodes(file: Path, node: Any) -> None:
@@ -107,7 +109,7 @@ def _check_nodes(file: Path, node: Any) -> None:
         known: set[str] = set()
         for key, value in node.value:
             if str(key.value) in known:
-                raise InputError(f'{_place(file, key.start_mark)}: the key "{key.value}" is there twice; keep one')
+                raise InputError(f'{_place(file, key.start_mark)}: the key "{key.value}" is there twice. Keep one')
             known.add(str(key.value))
             _check_nodes(file, key)
             _check_nodes(file, value)

@@ -66,7 +66,7 @@ def data(argv: Sequence[str]) -> None:
         return
     if stage not in STAGES:
         raise InputError(
-            f"name the stage whose rows are meant, as in `hf-rlhf data {' | '.join(STAGES)}`, then its flags"
+            f"the stage is missing. Name it, as in `hf-rlhf data {' | '.join(STAGES)}`, and then give its flags"
         )
     of_stage = {
         "sft": [of.DataArguments, of.SFTTrainingArguments],
@@ -106,7 +106,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     try:
         if argv[0] not in COMMANDS:
-            raise InputError(f"unknown command {argv[0]!r}; the commands are {', '.join(COMMANDS)}")
+            raise InputError(f"unknown command {argv[0]!r}. The commands are {', '.join(COMMANDS)}")
         if "-h" not in argv and "--help" not in argv:
             from hf_rlhf.progress import quiet_libraries
 

@@ -177,7 +177,7 @@ def _new_figure(width: float, height: float) -> Figure:
         from matplotlib.figure import Figure
         from matplotlib.layout_engine import ConstrainedLayoutEngine
     except ImportError as error:
-        raise InputError('plots need matplotlib; install it with: pip install "hf-rlhf[report]"') from error
+        raise InputError('plots need matplotlib. Install it with: pip install "hf-rlhf[report]"') from error
     layout = ConstrainedLayoutEngine(w_pad=0.14, h_pad=0.12, wspace=0.03, hspace=0.03)  # pads in inches
     return Figure(figsize=(width, height), dpi=DPI, facecolor="white", layout=layout)
 

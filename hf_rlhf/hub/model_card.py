@@ -158,7 +158,7 @@ def template_folder() -> Path:
     for folder in folders:
         if (folder / "policy.md.j2").is_file():
             return folder
-    raise FileNotFoundError(f"no model card templates in {' or '.join(map(str, folders))}; install hf-rlhf again")
+    raise FileNotFoundError(f"no model card templates in {' or '.join(map(str, folders))}. Install hf-rlhf again")
 
 
 def _card(

@@ -61,7 +61,7 @@ def load_policy(
         return _started(load_causal_lm, folder, adds_adapter, dtype, **kwargs)
     if adapter_task(folder) == "SEQ_CLS":
         raise InputError(
-            f"{name_or_path!r} is the adapter of a reward model, and a policy starts from a language model\n"
+            f"{name_or_path!r} is the adapter of a reward model, and a policy starts from a language model.\n"
             "Give a base, or the adapter that `hf-rlhf sft` or ppo saved; a reward model belongs to the rewards."
         )
     dtype = torch.float32 if merges_adapter else dtype
@@ -211,7 +211,7 @@ def _merged(model: Model, folder: str) -> Model:
     if model.active_peft_config.is_prompt_learning:
         raise InputError(
             f"use_peft=false is invalid: the adapter {folder!r} changes the prompt, not the weights, and cannot be"
-            " merged into its base. Leave use_peft out, or start from the base."
+            " merged into its base. Omit use_peft, or start from the base."
         )
     _untie_adapted_ends(base_of(model))
     merged = model.merge_and_unload().requires_grad_(True)
@@ -236,7 +236,7 @@ def _untie_adapted_ends(base: Model) -> None:
     if any(TrainableTokensLayer in each and len(each) > 1 for each in kinds):
         raise InputError(
             "use_peft=false is invalid: the adapter changes the head twice, by a layer of its own and by"
-            " trainable_token_indices of the embeddings tied to it, and PEFT cannot merge both. Leave use_peft out, or"
+            " trainable_token_indices of the embeddings tied to it, and PEFT cannot merge both. Omit use_peft, or"
             " start from the base."
         )
     shared = {part._parameters.get("weight") for part in embeddings.modules()} - {None}

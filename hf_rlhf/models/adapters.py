@@ -63,7 +63,7 @@ def use_adapter(model: Model, name: str | None, *, inference: bool = False) -> I
         raise ValueError(f"Adapter {name} not found.")
     switched = _switched_modules(model)
     if any(layer.merged for layer in switched.layers):
-        warnings.warn("an adapter was merged into its base; it is unmerged, to switch to another", stacklevel=3)
+        warnings.warn("an adapter was merged into its base. It is unmerged, to switch adapters", stacklevel=3)
         model.unmerge_adapter()
     adapted = [*switched.layers, *switched.wrappers]
     modes = [module.training for module in switched.modules]

@@ -90,8 +90,8 @@ def require_known_head(model: Model) -> None:
         ours = logits_head(causal_lm)(states_at(causal_lm, ids, torch.ones_like(ids), rows, columns)).float()
     if not torch.allclose(ours, theirs, rtol=0.02, atol=0.02 * theirs.abs().max().item()):
         raise InputError(
-            f"{type(causal_lm).__name__} does something between its head and its logits that is not known here, so what"
-            " is trained would not be what samples; please report the architecture"
+            f"{type(causal_lm).__name__} changes its logits behind its head in a way that is not known here, so"
+            " training and sampling would differ. Please report the architecture"
         )
 
 

@@ -209,15 +209,15 @@ def build_critic(
     Raises `InputError` when kind, policy and start do not fit together.
     """
     if value_model is not None and kind != "model":
-        raise InputError(f'value_model is a critic of its own, so critic must be "model", not {kind!r}')
+        raise InputError(f'critic={kind!r} is invalid with value_model, which is a separate model. Set critic="model"')
     if value_model is not None and start is not None:
-        raise InputError(f"value_model and critic_path={start!r} both say where the critic starts; give one of them")
+        raise InputError(f"value_model and critic_path={start!r} both say where the critic starts. Give one of them")
     fresh = ValueHead(state_width(base_of(policy)), mlp_size, init_std)
     folder = None if start is None else run_folder(start)
     if kind == "value_head":
         if folder is not None and not (folder / WEIGHTS_NAME).is_file():
             raise InputError(
-                f"critic_path={start!r} has no {WEIGHTS_NAME}: a value head goes on from an earlier run's value head; a"
+                f"critic_path={start!r} has no {WEIGHTS_NAME}: a value head starts from an earlier run's value head. A"
                 ' reward model can start a critic of kind "adapter" or "model"'
             )
         critic = ValueHeadCritic(fresh if folder is None else ValueHead.from_pretrained(folder), detach=detach)
@@ -227,8 +227,9 @@ def build_critic(
         critic = _model_critic(policy, folder, value_model, peft_config, num_layers_unfrozen, fresh)
     if mlp_size is not None and critic.head.mlp_size != mlp_size:
         raise InputError(
-            f"value_head_mlp_size={mlp_size} is of a fresh value head, and this critic starts with one that"
-            f" {'is linear' if critic.head.mlp_size is None else f'has {critic.head.mlp_size}'}; leave it out"
+            f"value_head_mlp_size={mlp_size} is invalid: it sizes a fresh value head, and this critic starts with one"
+            " that"
+            f" {'is linear' if critic.head.mlp_size is None else f'has {critic.head.mlp_size}'}. Omit it"
         )
     return critic
 
@@ -267,7 +268,7 @@ def _adapter_critic(policy: Model, folder: Path | None, fresh: ValueHead) -> Ada
         raise InputError(
             f"critic_path={str(folder)!r} is {'no adapter' if base is None else f'an adapter of {base!r}'}, and"
             f' critic="adapter" shares the policy\'s base {base_of(policy).config._name_or_path!r}'
-            f'{"" if base is None else ", which is another or has other weights by now"}; take critic="model"'
+            f'{"" if base is None else ", which differs or has other weights by now"}. Take critic="model"'
         )
     config: Any = PeftConfig.from_pretrained(str(folder))
     own = [name for name in config.modules_to_save or () if name not in SCORE_HEADS]
@@ -294,7 +295,7 @@ def _model_critic(
         classifier, head = _classifier_on_base_of(policy), fresh
     else:
         raise InputError(
-            'critic="model" starts from the base that the policy was loaded from, and this one was made in memory; give'
+            'critic="model" starts from the base that the policy was loaded from, and this one was made in memory. Give'
             " critic_path or value_model"
         )
     _score_layer(classifier)

@@ -81,7 +81,9 @@ class ValueHead(nn.Module):
 
         file = Path(folder) / WEIGHTS_NAME
         if not file.is_file():
-            raise InputError(f"{folder}: no {WEIGHTS_NAME}; a policy trained with PPO has one beside its adapter")
+            raise InputError(
+                f"{folder}: there is no {WEIGHTS_NAME}. A policy trained with PPO has one beside its adapter"
+            )
         state = {name.removeprefix("v_head."): tensor for name, tensor in load_file(file).items()}
         if "hidden.weight" in state:
             mlp_size, hidden_size = state["hidden.weight"].shape

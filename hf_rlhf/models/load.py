@@ -39,7 +39,7 @@ def resolve_model(name_or_path: str) -> str:
         require_path_name(name_or_path, "model")
         return name_or_path
     if name_or_path != EMBEDDED_MODEL:
-        raise InputError(f"unknown embedded model {name_or_path!r}; the only one is {EMBEDDED_MODEL!r}")
+        raise InputError(f"unknown embedded model {name_or_path!r}. The only one is {EMBEDDED_MODEL!r}")
     return str(_embedded_folder())
 
 
@@ -67,7 +67,7 @@ def load_causal_lm(name_or_path: str, *, dtype: str | torch.dtype = NATIVE, **kw
     if untrained := [name for name in head if name in info["missing_keys"]]:
         raise InputError(
             f"{name_or_path!r} has no trained language-model head: its weights have no {untrained[0]}, so it would"
-            " speak at random (it was saved as"
+            " write random text (it was saved as"
             f" {', '.join(model.config.architectures or ['a model without a name'])})\nGive a model that was trained"
             " to write text; a reward model belongs to the rewards."
         )
@@ -190,7 +190,7 @@ def load_full_weights(model: Model, folder: str | os.PathLike) -> None:
         stored = type(model).from_pretrained(folder, dtype=model.dtype)
         model.load_state_dict(stored.state_dict())
     except (OSError, ValueError, RuntimeError) as error:
-        raise InputError(f"{folder}: no weights of this model to go on from: {_first_line(error)}") from error
+        raise InputError(f"{folder}: no weights of this model to resume from: {_first_line(error)}") from error
 
 
 def load_tokenizer(name_or_path: str, *, distinct_padding: bool = True, **kwargs: Any):
@@ -224,13 +224,13 @@ def require_full_training(model: Model, source: str) -> None:
     """Raise `InputError` unless the weights of a model can be trained: it must be in fp32. `source` names it."""
     if getattr(model, "is_quantized", False):
         raise InputError(
-            f"{source} is quantized, and its weights cannot be trained; train LoRA adapters on it (use_peft,"
+            f"{source} is quantized, and its weights cannot be trained. Train LoRA adapters on it (use_peft,"
             " peft_config)"
         )
     if model.dtype != torch.float32:
         raise InputError(
-            f"{source} is in {model.dtype}, and training its weights would lose almost every update to rounding;"
-            " load it with dtype float32, or train LoRA adapters (use_peft, peft_config)"
+            f"{source} is in {model.dtype}, and training its weights would lose almost every update to rounding."
+            " Load it with dtype float32, or train LoRA adapters (use_peft, peft_config)"
         )
 
 
@@ -241,7 +241,7 @@ def require_fitting_tokenizer(model: Model, tokenizer) -> None:
     if last >= rows:
         raise InputError(
             f"the tokenizer {tokenizer.name_or_path!r} has token ids up to {last}, and the model has embeddings for a"
-            f" vocabulary of {rows}; give the tokenizer of this model, or resize its embeddings"
+            f" vocabulary of {rows}. Give the tokenizer of this model, or resize its embeddings"
             " (resize_token_embeddings) and save both"
         )
 
@@ -324,7 +324,7 @@ def _way_out() -> str:
 def _reason(error: Exception) -> str:
     if "trust_remote_code" in str(error):
         return (
-            "it comes with code of its own, which is not run unless trust_remote_code is set (a flag of sft and reward;"
+            "it comes with its own code, which is not run unless trust_remote_code is set (a flag of sft and reward;"
             " ppo has none)"
         )
     if isinstance(error, ImportError) and "bitsandbytes" in str(error):

@@ -216,7 +216,7 @@ class PolicyWithValue(nn.Module):
         given = gradient_checkpointing_kwargs or {}
         if given.get("use_reentrant"):
             raise InputError(
-                'gradient_checkpointing_kwargs={"use_reentrant": true} loses the adapter that a block ran with; leave'
+                'gradient_checkpointing_kwargs={"use_reentrant": true} loses the adapter that a block ran with. Leave'
                 " it out or set it to false"
             )
         for model in self._trained_models():
@@ -365,7 +365,7 @@ def wrap_policy(
         return train_in_fp32(model)
     if getattr(model, "peft_config", None):
         raise InputError(
-            "the model carries an adapter that from_pretrained injected, so its base cannot be told apart; load the"
+            "the model carries an adapter that from_pretrained injected, so its base cannot be told apart. Load the"
             " base and wrap it with peft.PeftModel.from_pretrained(base, adapter)"
         )
     if peft_config is None:

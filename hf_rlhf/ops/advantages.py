@@ -37,7 +37,7 @@ def token_rewards(scores: Tensor, kl: Tensor, mask: Tensor, kl_coef: float) -> T
     if scores.shape not in (mask.shape, mask.shape[:1]):
         raise ValueError(
             f"scores of shape {tuple(scores.shape)} fit neither the rows nor the tokens of a mask of shape "
-            f"{tuple(mask.shape)}; give one score a row (B,) or one a token (B, T)"
+            f"{tuple(mask.shape)}. Give one score a row (B,) or one a token (B, T)"
         )
     penalty = torch.where(mask, -kl_coef * kl, 0)
     if scores.dim() == 1:

@@ -49,5 +49,5 @@ It is no estimate from sampled tokens: it needs hidden states, see `ops/logprobs
 def kl_estimate(kind: str, logprobs: Tensor, reference_logprobs: Tensor) -> Tensor:
     """Compute the estimator named `kind`: "k1", "k2", "k3" or "abs". Any other raises ValueError. (B, T) -> (B, T)."""
     if kind not in KL_ESTIMATORS:
-        raise ValueError(f"unknown KL estimator {kind!r}; choose one of {', '.join(map(repr, KL_ESTIMATORS))}")
+        raise ValueError(f"unknown KL estimator {kind!r}. Choose one of {', '.join(map(repr, KL_ESTIMATORS))}")
     return KL_ESTIMATORS[kind](logprobs, reference_logprobs)

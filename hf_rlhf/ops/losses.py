@@ -65,7 +65,7 @@ def clipped_policy_loss(
         weights: (B, T) w, such as `truncated_importance_weights`; None for 1 each. They are not in the statistics.
     """
     if dual_clip is not None and dual_clip <= 1:
-        raise ValueError(f"dual_clip={dual_clip} must be above 1, or tokens at ratio 1 would give no gradient; try 3")
+        raise ValueError(f"dual_clip={dual_clip} must be above 1, or tokens at ratio 1 would give no gradient. Try 3")
     advantages = advantages.detach()
     # Masked before the exponential: an infinite ratio on a token that does not count would still make its gradient NaN.
     log_ratio = torch.where(mask, logprobs - old_logprobs.detach(), 0)

@@ -30,7 +30,7 @@ def masked_mean(x: Tensor, mask: Tensor, dim: int | None = None) -> Tensor:
     if dim is None and count == 0:
         raise ValueError(
             f"mean over no counted tokens: the mask of shape {tuple(mask.shape)} is False everywhere; "
-            "leave such batches out, or use masked_sum and divide by the global count"
+            "omit such batches, or use masked_sum and divide by the global count"
         )
     return masked_sum(x, mask, dim) / count
 

@@ -149,7 +149,8 @@ def too_slow(plan: Plan) -> str | None:
         return None
     return (
         f"This will take about {duration(plan.total)}, more than minutes={minutes:g}: on this machine, no smaller size"
-        " shows a result, or the flags leave no choice. The run begins; Ctrl-C stops it, and the same command goes on."
+        " shows a result, or the flags leave no choice. The run begins. Ctrl-C stops it, and the same command resumes"
+        " it."
     )
 
 

@@ -61,7 +61,7 @@ def run_quickstart(args: QuickstartArguments) -> dict[str, Any]:
         with locked(root):
             return _run(args, root)
     except RunStopped as stop:
-        stop.message = "stopped by a signal; what is done is kept, and the same command goes on from there"
+        stop.message = "stopped by a signal. The results so far are kept, and the same command resumes from them"
         raise
 
 
@@ -71,14 +71,14 @@ def _require_sound(args: QuickstartArguments) -> None:
     if args.temperature <= 0:
         raise InputError(f"temperature={args.temperature} must be above 0: replies have to differ to be compared")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise InputError("the quickstart is one process; start it without a launcher")
+        raise InputError("the quickstart is one process. Start it without a launcher")
 
 
 def _run(args: QuickstartArguments, root: Path) -> dict[str, Any]:
     from rich.console import Console
 
     console, started = Console(), time.perf_counter()
-    console.print(f"Five stages; each leaves its result in {root}, and is reused when it is there already.")
+    console.print(f"Five stages; each leaves its result in {root}, and a result that is there already is reused.")
     console.print(_dtype_in_words())
     plan = plan_quickstart(args, root)
     args = plan.args

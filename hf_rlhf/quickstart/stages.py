@@ -24,7 +24,7 @@ def run_stage(folder: Path, settings: dict[str, Any], make: Callable[[Path], Non
     if _settings_in(folder) == settings:
         return False
     if folder.exists() and not (folder / STAGE_FILE).is_file():
-        raise InputError(f"{folder} is there already and was not made by this command; choose another output_dir")
+        raise InputError(f"{folder} is there already and was not made by this command. Choose another output_dir")
     if _settings_in(scratch) != settings:
         _remove(scratch)
         scratch.mkdir(parents=True)

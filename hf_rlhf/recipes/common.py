@@ -63,10 +63,10 @@ def run_begun(data: DataArguments, training) -> Iterator[str | None]:
             raise InputError(f"report_to={tracker} is invalid: there is no such tracker. {meant}There are {known}")
         if tracker not in get_available_reporting_integrations():
             raise InputError(
-                f"report_to={tracker}: {tracker} is not installed; pip install it, or set report_to to none"
+                f"report_to={tracker}: {tracker} is not installed. Install it with pip, or set report_to to none"
             )
     if data.resume is not None and training.resume_from_checkpoint is not None:
-        raise InputError("resume and resume_from_checkpoint say the same thing; give one of them")
+        raise InputError("resume and resume_from_checkpoint have the same meaning. Give one of them")
     require_folder_name(str(training.output_dir))
     require_ranks(training)
     training.device  # noqa: B018 - starts the process group, without which every rank would take the lock
@@ -97,13 +97,13 @@ def release(trainer: Any) -> None:
 def load_split(data: DataArguments, *, evaluation: bool = False) -> LoadedRows:
     """Load the training rows, or the evaluation rows."""
     if data.dataset_name is None:
-        raise InputError("dataset_name is missing; give a Hub name, a folder or a file")
+        raise InputError("dataset_name is missing. Give a Hub name, a folder or a file")
     if evaluation and data.eval_dataset_name:
         name, split, limit = data.eval_dataset_name, data.dataset_train_split, data.max_eval_samples
     elif evaluation:
         if local_path(data.dataset_name).is_file():
             raise InputError(
-                f"evaluation asks for rows of its own, and dataset_name={data.dataset_name!r} is one file; give"
+                f"evaluation needs separate rows, and dataset_name={data.dataset_name!r} is one file. Give"
                 " eval_dataset_name"
             )
         name, split, limit = data.dataset_name, data.dataset_test_split, data.max_eval_samples
@@ -111,7 +111,7 @@ def load_split(data: DataArguments, *, evaluation: bool = False) -> LoadedRows:
         name, split, limit = data.dataset_name, data.dataset_train_split, data.max_train_samples
     if limit is not None and limit < 1:
         flag = "max_eval_samples" if evaluation else "max_train_samples"
-        raise InputError(f"{flag}={limit} leaves no row; use at least 1, or leave it out for all")
+        raise InputError(f"{flag}={limit} leaves no row. Use at least 1, or omit it for all")
     rows = read_rows(name, split=split, config_name=data.dataset_config, skip_bad=data.skip_bad)
     return rows if limit is None or limit >= len(rows.dataset) else rows.select(range(limit))
 
@@ -248,7 +248,7 @@ def make_room_for_template(model: Any, tokenizer, model_args: ModelArguments, co
     if is_peft_model(model):
         raise InputError(
             f"chat_template_path is invalid: it adds {_named(tokens, tokenizer)}, which the adapter"
-            f" {model_args.model_name_or_path!r} does not train. Start from its base, leave chat_template_path out, or"
+            f" {model_args.model_name_or_path!r} does not train. Start from its base, omit chat_template_path, or"
             " merge the adapter and train all weights (use_peft false)."
         )
     make_room(model, tokens, config)

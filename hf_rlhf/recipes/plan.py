@@ -97,7 +97,7 @@ def plan_run(plan: PlanArguments, script: PPOArguments, training: PPOConfig, mod
     except (RuntimeError, AssertionError) as error:
         raise InputError(
             f"{model.model_name_or_path}: this architecture does not run without data ({type(error).__name__}:"
-            f" {str(error)[:200]}), so it cannot be planned; start the run with one update (max_steps 1) and look at"
+            f" {str(error)[:200]}), so it cannot be planned. Start the run with one update (max_steps 1) and look at"
             " plan.json"
         ) from error
     setup = Setup(known, training, layout)
@@ -108,7 +108,7 @@ def plan_run(plan: PlanArguments, script: PPOArguments, training: PPOConfig, mod
     console.print(f"{_dtype(model, training)}\n")
     if kept := kept_states(known, training, layout):
         rewards = " A reward adapter on the same blocks begins above them too, where its text has the same tokens."
-        console.print(f"The lowest {known.trunk} of {known.shape.layers} blocks are trained by nobody. They are"
+        console.print(f"The lowest {known.trunk} of {known.shape.layers} blocks are not trained. They are"
                       f" computed once per completion and iteration, and what leaves them takes {kept / 1e9:.3g} GB."
                       f"{rewards if known.reward_bases else ''}\n")  # fmt: skip
     memory = setup.plan
@@ -133,7 +133,7 @@ def plan_run(plan: PlanArguments, script: PPOArguments, training: PPOConfig, mod
         console.print("With use_peft, leave out num_layers_unfrozen")
     if not helps:
         raise InputError(
-            f"{model.model_name_or_path} does not fit into {available / 1e9:.1f} GB by any of these; take"
+            f"{model.model_name_or_path} does not fit into {available / 1e9:.1f} GB by any of these changes. Take"
             f"{_more_devices(steps[-1][1] if steps else setup, available)} a smaller model, or a lower"
             " max_prompt_length or max_completion_length"
         )
@@ -291,8 +291,8 @@ def _time(plan: PlanArguments, training: PPOConfig, model: ModelArguments, known
     """Return the time of an iteration and of the run in words, or why this machine cannot say it."""
     if reason := _another_machine(plan, training, layout):
         return (
-            f"\n{_whole_run(training, layout.ranks)} Times are left out: {reason}, and they are measured on this"
-            " machine.\n"
+            f"\n{_whole_run(training, layout.ranks)} Times are omitted: {reason}, and times are measured on"
+            " this machine.\n"
         )
     size = IterationSize(
         training.rank_batch_size,

@@ -50,7 +50,7 @@ class Rewards:
         self.weights = [1.0] * len(functions) if weights is None else list(weights)
         if len(self.weights) != len(self.functions):
             raise InputError(
-                f"reward_weights has {len(self.weights)} numbers for {len(self.functions)} rewards; give one for each"
+                f"reward_weights has {len(self.weights)} numbers for {len(self.functions)} rewards. Give one for each"
             )
         self.names = _unique([reward_name(function) for function in functions])
 
@@ -61,7 +61,7 @@ class Rewards:
             if missing := required_arguments(function) - _RESERVED - set(there):
                 raise InputError(
                     f"reward {name!r} takes {', '.join(sorted(missing))}, and the data set has no such column (besides"
-                    f" the prompt it has {', '.join(there) or 'none'}); add it, or give the argument a default"
+                    f" the prompt it has {', '.join(there) or 'none'}). Add it, or give the argument a default"
                 )
 
     def score(
@@ -137,7 +137,7 @@ class _Log:
             )
         if column in self.extras:
             raise InputError(
-                f"reward {reward!r} logged {column!r}, which is there already; log_extra takes a name once"
+                f"reward {reward!r} logged {column!r}, which exists already. log_extra takes each name once"
             )
         self.extras[column] = [value.tolist() if hasattr(value, "tolist") else value for value in values]
 
@@ -152,7 +152,7 @@ def _columns(trajectories: Sequence[Trajectory]) -> list[str]:
     columns = {key for trajectory in trajectories for key in trajectory.row} - {"prompt", "prompt_ids"}
     if taken := columns & _RESERVED:
         raise InputError(
-            f"the data set's columns {sorted(taken)} have the names of arguments that every reward gets; rename them"
+            f"the dataset's columns {sorted(taken)} have the names of arguments that every reward gets. Rename them"
         )
     return sorted(columns)
 

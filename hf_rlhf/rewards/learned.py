@@ -145,7 +145,7 @@ class LearnedReward:
             longest = max(too_long, key=lambda b: len(ids[b]))
             raise InputError(
                 f"reward model {self.name!r} takes {self.max_length} tokens, but {len(too_long)} of {len(ids)} texts "
-                f"have more, up to {len(ids[longest])} by its tokenizer; make max_prompt_length or "
+                f"have more, up to {len(ids[longest])} by its tokenizer. Make max_prompt_length or "
                 "max_completion_length smaller, or take a reward model with more positions"
                 f"{episode(prompts[longest], completions[longest])}"
             )

@@ -48,7 +48,7 @@ def _checked(name: str, value: Any, trajectory: Trajectory, b: int) -> Value:
     number = finite_number(plain)
     if number is None:
         raise InputError(
-            f"reward {name!r} returned {value!r}; return a finite number, or None for a completion that cannot be "
+            f"reward {name!r} returned {value!r}. Return a finite number, or None for a completion that cannot be "
             f"scored{_where(trajectory, b)}"
         )
     return number
@@ -58,7 +58,7 @@ def _checked_by_token(name: str, values: Sequence[Any], trajectory: Trajectory, 
     tokens = len(trajectory.completion.ids)
     if len(values) != tokens:
         raise InputError(
-            f"reward {name!r} returned a list of {len(values)} for a completion of {tokens} tokens; give a number for "
+            f"reward {name!r} returned a list of {len(values)} for a completion of {tokens} tokens. Give a number for "
             "each of its completion_ids, or one number that is no list for all of it"
             f"{_where(trajectory, b)}"
         )

@@ -152,7 +152,7 @@ class Steps:
     def end(self, reason: str) -> None:
         """Stop using graphs."""
         self.owner.reason = reason
-        logger.warning("sampling goes the plain way, without CUDA graphs: %s", reason)
+        logger.warning("sampling falls back to steps without CUDA graphs, which is slower but equal: %s", reason)
 
     def forget(self) -> None:
         """Free the graph and the room that it writes to, before other rows get room."""

@@ -85,18 +85,18 @@ def stop_at_end_of_turn(
 
 def _message(end: TurnEnd, known: list[str]) -> str:
     said = (
-        f"The chat template closes an answer with {end.text!r}, which is none of the model's end tokens"
+        f"The chat template closes an answer with {end.text!r}, which is not among the model's end tokens"
         f" ({', '.join(known) or 'none'})"
     )
     if not end.tokens:
         return (
-            f"{said} and no token of its own in the tokenizer: completions run on behind a finished answer. Set"
+            f"{said} and is no single token of the tokenizer, so completions continue after a finished answer. Set"
             f" stop_strings to [{end.text!r}], or add it to the tokenizer and train the model on it"
         )
     return (
-        f"{said}: completions would run on behind a finished answer. It ends them from here on, as if"
-        f" stop_token_ids=[{end.tokens[0]}] were set; a full model is saved with it, and of an adapter `generate`"
-        " needs it as eos_token_id"
+        f"{said}: completions would continue after a finished answer. It ends them from here on, as if"
+        f" stop_token_ids=[{end.tokens[0]}] were set. A full model is saved with it. For an adapter, pass it to"
+        " `generate` as eos_token_id"
     )
 
 

@@ -71,7 +71,7 @@ def require_supported(trajectory: Trajectory, b: int, tokenizer, sampling: Sampl
                 f"completion {b} (counted from 0) cannot have been sampled: its token {t},"
                 f" {tokenizer.decode([token])!r} (id {token}), is not among the {len(allowed)} that"
                 f" {settings or 'its support'} left to choose from. Sample with the run's settings, mask the token, or"
-                " leave top_k, top_p and min_p out"
+                " omit top_k, top_p and min_p"
             )
 
 

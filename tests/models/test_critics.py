@@ -306,7 +306,7 @@ def test_a_lora_model_becomes_an_adapter(places, tmp_path):
 
 
 def test_a_reward_of_another_base_is_no_adapter(places):
-    with pytest.raises(InputError, match=r'an adapter of .*take critic="model"'):
+    with pytest.raises(InputError, match=r'an adapter of .*Take critic="model"'):
         make_policy({"base": places["other"]}, "adapter", start=places["reward"])
 
 

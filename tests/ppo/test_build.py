@@ -50,7 +50,7 @@ def test_mixed_precision_is_refused(tmp_path, flag):
 
 
 def test_kernels_for_gpus_are_refused_on_a_cpu(tmp_path):
-    with pytest.raises(InputError, match="use_liger_kernel needs a GPU"):
+    with pytest.raises(InputError, match="use_liger_kernel=true is invalid without a GPU"):
         make_trainer(tmp_path, use_liger_kernel=True)
 
 

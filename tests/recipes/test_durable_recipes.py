@@ -39,7 +39,7 @@ def test_a_recipe_leaves_no_pickle_and_goes_on(tmp_path, flags, write_rows, caps
     assert main([*argv, "--resume", "never"]) == 2
     capsys.readouterr()
     assert main([*argv, "--resume", "auto", "--resume_from_checkpoint", "last"]) == 2
-    assert "say the same thing" in capsys.readouterr().err
+    assert "have the same meaning" in capsys.readouterr().err
     assert main([*argv, "--resume", str(out / "checkpoint-2")]) == 0
     assert metrics_of(out) == rows
     assert (out / "checkpoint-4.set-aside").is_dir()

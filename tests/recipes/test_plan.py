@@ -252,7 +252,7 @@ def test_the_command_says_what_to_change(tmp_path, capsys):
     assert "does not fit" in printed
     assert "--per_device_train_batch_size 8" in printed
     assert "In this order:" in printed
-    with pytest.raises(InputError, match="take a smaller model"):
+    with pytest.raises(InputError, match="Take a smaller model"):
         plan_run(PlanArguments(memory_gb=0.1), PPOArguments(), training, ModelArguments())
     assert "No flag here makes it fit" in capsys.readouterr().out
 

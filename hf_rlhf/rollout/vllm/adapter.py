@@ -76,17 +76,17 @@ def require_servable(model: Model) -> None:
     config = model.peft_config[POLICY]
     kind = getattr(config.peft_type, "value", config.peft_type)
     if kind != "LORA":
-        raise InputError(f"peft_type={kind}: a vLLM server takes LoRA adapters only; leave use_vllm out, or use LoRA")
+        raise InputError(f"peft_type={kind}: a vLLM server takes LoRA adapters only. Omit use_vllm, or use LoRA")
     refused = (
         "use_dora", "lora_bias", "modules_to_save", "trainable_token_indices", "layer_replication",
         "alora_invocation_tokens", "use_qalora", "use_bdlora",
     )  # fmt: skip
     if found := [name for name in refused if getattr(config, name, None)]:
-        raise InputError(f"a vLLM server cannot load an adapter with {', '.join(found)}; leave it out, or use_vllm")
+        raise InputError(f"a vLLM server cannot load an adapter with {', '.join(found)}. Omit it, or use_vllm")
     causal_lm = base_of(model)
     if getattr(causal_lm, "has_own_vocabulary", False):
         raise InputError(
-            "a vLLM server cannot load the embeddings of tokens that an adapter adds to its base; leave use_vllm out,"
+            "a vLLM server cannot load the embeddings of tokens that an adapter adds to its base. Omit use_vllm,"
             " or save base and tokenizer after resize_token_embeddings and train on that"
         )
     from peft.tuners.tuners_utils import BaseTunerLayer
@@ -94,5 +94,5 @@ def require_servable(model: Model) -> None:
     ends = {"embeddings": causal_lm.get_input_embeddings(), "head": causal_lm.get_output_embeddings()}
     if found := [name for name, module in ends.items() if isinstance(module, BaseTunerLayer)]:
         raise InputError(
-            f"a vLLM server takes no LoRA of the {' and '.join(found)}; leave target_modules to the layers"
+            f"a vLLM server takes no LoRA of the {' and '.join(found)}. Leave target_modules to the layers"
         )

@@ -110,6 +110,6 @@ def _allowed_ids(candidates: dict[str, float], sampling: Sampling, vocab_size: i
     if len(ids) >= listed and listed < vocab_size:
         raise InputError(
             f"more than {len(ids)} tokens were left by top_k={sampling.top_k}, so many are equally likely, and the"
-            " server lists no more; take a smaller top_k, or none"
+            " server lists no more. Take a smaller top_k, or none"
         )
     return torch.tensor(ids, dtype=torch.int)

@@ -100,7 +100,7 @@ class ServerPool:
             server.turn += 1
             self._changed.notify_all()
 
-    def leave_out(self, server: Server, turn: int, reason: str) -> int | None:
+    def stop_using(self, server: Server, turn: int, reason: str) -> int | None:
         """Send no more completions to the server; return how many it has not finished.
 
         Returns None for a server that has been taken out of use since that turn.
@@ -121,7 +121,7 @@ class ServerPool:
             if in_use and not server.in_use:
                 self.use(server)
             elif not in_use:
-                self.leave_out(server, server.turn, "the main rank could not reach it")
+                self.stop_using(server, server.turn, "the main rank could not reach it")
 
 
 def on_each(

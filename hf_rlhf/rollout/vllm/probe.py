@@ -35,7 +35,7 @@ def require_same_model(model: Model, prompt: Sequence[int], completion: Completi
     )
     if gap > _ROUNDING and gap_at_1 < gap / 4:
         raise InputError(
-            "it gives log-probabilities before temperature and top-k; start it with --logprobs-mode processed_logprobs"
+            "it gives log-probabilities before temperature and top-k. Start it with --logprobs-mode processed_logprobs"
         )
     if not gap < _PROBE_GAP:
         raise InputError(

@@ -60,7 +60,7 @@ class VLLMServer:
         self.log_file.parent.mkdir(parents=True, exist_ok=True)
         command = [self.python, "-m", MODULE, *self.arguments, "--host", "127.0.0.1", "--port", str(self.port)]
         if not os.access(self.python, os.X_OK):
-            raise InputError(f"vllm_python={self.python!r} cannot be run; name the python of an environment with vLLM")
+            raise InputError(f"vllm_python={self.python!r} cannot be run. Name the python of an environment with vLLM")
         with self.log_file.open("a", encoding="utf-8") as log:
             print(shlex.join(command), file=log, flush=True)
             self._process = subprocess.Popen(
@@ -116,7 +116,7 @@ def server_arguments(model: Model, *, max_length: int, max_logprobs: int, on_cpu
     base = base_of(model)
     name = base.config._name_or_path
     if not name:
-        raise InputError("the policy's base has no name or folder that a vLLM server could load; load it from one")
+        raise InputError("the policy's base has no name or folder that a vLLM server could load. Load it from one")
     arguments = ["--model", name, "--dtype", str(base.dtype).removeprefix("torch."), "--enable-lora"]
     arguments += ["--max-lora-rank", str(_served_rank(model.peft_config[POLICY]))]
     arguments += ["--max-model-len", str(max_length), "--max-logprobs", str(max_logprobs)]
