@@ -19,7 +19,8 @@ from hf_rlhf.errors import InputError
 from hf_rlhf.hub.model_card import shown_name
 from hf_rlhf.hub.push import open_repository
 from hf_rlhf.models.adapted import load_policy
-from hf_rlhf.models.adapters import adapter_base, adapter_folder, base_of, is_peft_model
+from hf_rlhf.models.adapter_files import adapter_base, adapter_folder
+from hf_rlhf.models.adapters import base_of, is_peft_model
 from hf_rlhf.models.load import load_tokenizer, take_chat_template
 from hf_rlhf.models.machine import device_in_words
 from hf_rlhf.models.precision import dtype_in_words

@@ -12,23 +12,14 @@ import torch
 
 from hf_rlhf.data.files import SUFFIXES, read_rows
 from hf_rlhf.errors import InputError, refusals_of_libraries
-from hf_rlhf.models.adapters import ADAPTER_FILE, adapter_base, adapter_folder
+from hf_rlhf.models.adapter_files import ADAPTER_FILE, adapter_base, adapter_folder
 from hf_rlhf.models.critics import require_adapter_for_critic
 from hf_rlhf.models.load import find_config, read_config
 from hf_rlhf.models.precision import dtype_name, hardware_in_words, native_dtype
 from hf_rlhf.models.same_base import same_model
 from hf_rlhf.planning.layout import Layout, Strategy
-from hf_rlhf.planning.memory import (
-    Flags,
-    MemoryModel,
-    MemoryPlan,
-    Setup,
-    kept_states,
-    look_at,
-    model_on_meta,
-    plan_memory,
-    proposals,
-)
+from hf_rlhf.planning.memory import MemoryModel, MemoryPlan, kept_states, look_at, model_on_meta, plan_memory
+from hf_rlhf.planning.proposals import Flags, Setup, proposals
 from hf_rlhf.planning.work import IterationSize, Machine, roofline
 from hf_rlhf.ppo.config import PPOConfig
 from hf_rlhf.progress import duration
