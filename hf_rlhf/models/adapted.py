@@ -14,16 +14,15 @@ import torch
 from torch import Tensor, nn
 
 from hf_rlhf.errors import InputError
-from hf_rlhf.models.adapters import (
+from hf_rlhf.models.adapter_files import (
     ADAPTER_FILE,
     adapter_base,
     adapter_folder,
     adapter_task,
-    base_of,
     base_revision,
     read_adapter_weights,
-    require_adapter_weights,
 )
+from hf_rlhf.models.adapters import base_of, require_adapter_weights
 from hf_rlhf.models.load import (
     load_causal_lm,
     load_sequence_classifier,

@@ -4,7 +4,6 @@ Names: `policy`, `critic`, `reward` (`reward_1`, ... for more than one), `refere
 """
 
 import contextlib
-import json
 import os
 import shutil
 import tempfile
@@ -18,10 +17,10 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 
 from hf_rlhf.errors import InputError
+from hf_rlhf.models.adapter_files import read_adapter_weights
 from hf_rlhf.types import Model
 
 POLICY, CRITIC, REFERENCE, REWARD = "policy", "critic", "reference", "reward"
-ADAPTER_FILE, ADAPTER_CONFIG_FILE = "adapter_model.safetensors", "adapter_config.json"
 
 # PEFT, TRL and this package serve transformers from before and after the new names. A user who trains can do
 # nothing about the warning.
@@ -263,58 +262,6 @@ def embedding_rows(model: Model) -> int:
     return getattr(weight, "ds_shape", weight.shape)[0]  # ZeRO-3 holds the rows elsewhere
 
 
-def adapter_folder(name_or_path: str) -> str:
-    """Return the local folder of an adapter named by path or Hub name; return any other name as it is."""
-    wanted = ["adapter_*", "*.json", "*.jinja", "tokenizer*"]
-    return hub_folder(name_or_path, ADAPTER_CONFIG_FILE, allow_patterns=wanted) or name_or_path
-
-
-def hub_folder(name_or_path: str, sign: str, **patterns: Any) -> str | None:
-    """Return a local copy of a Hub repository that has the file `sign`.
-
-    None for a local folder, for a repository without that file, and with no Hub: loading a model by that name will say
-    which. `patterns` are those of `snapshot_download`.
-    """
-    from huggingface_hub import hf_hub_download, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    if os.path.isdir(name_or_path) or name_or_path.startswith("embedded:"):
-        return None
-    try:
-        hf_hub_download(name_or_path, sign)
-        return snapshot_download(name_or_path, **patterns)
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError):
-        return None
-
-
-def adapter_base(folder: str | os.PathLike) -> str | None:
-    """Return the name of the base model of the adapter in `folder`; None when `folder` holds no adapter."""
-    return _adapter_config(folder).get("base_model_name_or_path")
-
-
-def base_revision(folder: str | os.PathLike) -> str | None:
-    """Return the revision of the base that the adapter in `folder` names, if any."""
-    return _adapter_config(folder).get("revision")
-
-
-def adapter_task(folder: str | os.PathLike) -> str | None:
-    """Return PEFT's name for what the adapter in `folder` was trained as: CAUSAL_LM, SEQ_CLS, ... or nothing."""
-    return _adapter_config(folder).get("task_type")
-
-
-def _adapter_config(folder: str | os.PathLike) -> dict[str, Any]:
-    """Return the config of the adapter in `folder`; empty when it holds none."""
-    file = Path(folder) / ADAPTER_CONFIG_FILE
-    if not file.is_file():
-        return {}
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-        config["base_model_name_or_path"]
-        return config
-    except (json.JSONDecodeError, KeyError) as error:
-        raise InputError(f"{file}: not a PEFT adapter config ({error})") from error
-
-
 def load_frozen_adapter(model: Model, folder: str | os.PathLike, name: str) -> None:
     """Add the adapter in `folder` as `name`, without gradients; the active adapter and all modes stay."""
     _mend_trained_tokens(model)
@@ -356,19 +303,6 @@ def train_in_fp32(model: Model) -> Model:
 def adapter_parameters(model: Model, name: str) -> list[Parameter]:
     """Return the parameters of adapter `name`."""
     return [parameter for key, parameter in model.named_parameters() if name in key.split(".")]
-
-
-def read_adapter_weights(folder: str | os.PathLike) -> dict[str, Tensor]:
-    """Return the tensors of the adapter file in `folder`. Raises `InputError` when there is none."""
-    from safetensors.torch import load_file
-
-    file = Path(folder) / ADAPTER_FILE
-    if not file.is_file():
-        raise InputError(
-            f"{folder}: there is no {ADAPTER_FILE} with the weights of an adapter or critic; an adapter_model.bin,"
-            " which is a pickle, is not read: load it with peft and save it again"
-        )
-    return load_file(file)
 
 
 def load_adapter_weights(model: Model, folder: str | os.PathLike, name: str) -> None:

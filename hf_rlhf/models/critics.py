@@ -18,20 +18,17 @@ from torch.nn import Parameter
 
 from hf_rlhf.errors import InputError
 from hf_rlhf.models.adapted import SCORE_HEADS, as_classifier, load_adapted_classifier, require_saved_head
+from hf_rlhf.models.adapter_files import adapter_base, adapter_folder, hub_folder, read_adapter_weights
 from hf_rlhf.models.adapters import (
     CRITIC,
     POLICY,
-    adapter_base,
-    adapter_folder,
     adapter_parameters,
     add_trainable_adapter,
     base_of,
     compute_in_base_dtype,
     embedding_rows,
-    hub_folder,
     is_peft_model,
     load_adapter_weights,
-    read_adapter_weights,
     save_adapter,
     saved_names,
     train_in_fp32,

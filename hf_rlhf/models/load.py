@@ -13,7 +13,8 @@ import torch
 from safetensors import SafetensorError
 
 from hf_rlhf.errors import InputError, require_path_name
-from hf_rlhf.models.adapters import adapter_base, base_of, embedding_rows
+from hf_rlhf.models.adapter_files import adapter_base
+from hf_rlhf.models.adapters import base_of, embedding_rows
 from hf_rlhf.models.precision import NATIVE, native_dtype
 from hf_rlhf.models.quantized import keep_4bit_layout
 from hf_rlhf.types import Model

@@ -14,10 +14,9 @@ from torch import Tensor
 
 from hf_rlhf.errors import InputError, require_path_name
 from hf_rlhf.models.adapted import load_adapted, require_saved_head
+from hf_rlhf.models.adapter_files import adapter_base, adapter_folder
 from hf_rlhf.models.adapters import (
     REWARD,
-    adapter_base,
-    adapter_folder,
     base_of,
     compute_in_base_dtype,
     is_peft_model,

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from hf_rlhf.models.adapted import load_base
-from hf_rlhf.models.adapters import adapter_base, base_of, base_revision, read_adapter_weights
+from hf_rlhf.models.adapter_files import adapter_base, base_revision, read_adapter_weights
+from hf_rlhf.models.adapters import base_of
 from hf_rlhf.models.batch_layout import backbone_of
 from hf_rlhf.models.load import load_causal_lm, read_config, resolve_model
 from hf_rlhf.types import Model

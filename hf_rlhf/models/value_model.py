@@ -10,7 +10,8 @@ from hf_rlhf.data.prompts import prompt_rows
 from hf_rlhf.distributed import in_step
 from hf_rlhf.errors import InputError
 from hf_rlhf.models.adapted import load_adapted
-from hf_rlhf.models.adapters import CRITIC, POLICY, adapter_base, base_of, compute_in_base_dtype, keep_modes
+from hf_rlhf.models.adapter_files import adapter_base
+from hf_rlhf.models.adapters import CRITIC, POLICY, base_of, compute_in_base_dtype, keep_modes
 from hf_rlhf.models.backbone import counted_states
 from hf_rlhf.models.critics import CRITIC_FOLDER, AdapterCritic, Critic, ModelCritic, ValueHeadCritic, run_folder
 from hf_rlhf.models.heads import WEIGHTS_NAME, ValueHead, saved_facts

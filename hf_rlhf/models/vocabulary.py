@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from hf_rlhf.errors import InputError
-from hf_rlhf.models.adapters import ADAPTER_CONFIG_FILE, ADAPTER_FILE, adapter_base, embedding_rows
+from hf_rlhf.models.adapter_files import ADAPTER_CONFIG_FILE, ADAPTER_FILE, adapter_base
+from hf_rlhf.models.adapters import embedding_rows
 from hf_rlhf.models.load import load_tokenizer
 from hf_rlhf.types import Model
 

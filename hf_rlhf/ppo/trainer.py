@@ -29,7 +29,8 @@ from hf_rlhf.distributed import (
     take_share,
 )
 from hf_rlhf.errors import InputError
-from hf_rlhf.models.adapters import adapter_folder, base_of, keep_modes
+from hf_rlhf.models.adapter_files import adapter_folder
+from hf_rlhf.models.adapters import base_of, keep_modes
 from hf_rlhf.models.backbone import require_known_head
 from hf_rlhf.models.fast.attention import FUSED, set_attention, training_attention
 from hf_rlhf.models.fast.compile import compile_blocks, uncompiled, use_liger_kernels

@@ -10,7 +10,8 @@ from torch import nn
 from transformers import Pipeline, PreTrainedModel, TextClassificationPipeline
 
 from hf_rlhf.errors import InputError
-from hf_rlhf.models.adapters import adapter_folder, base_of, is_peft_model
+from hf_rlhf.models.adapter_files import adapter_folder
+from hf_rlhf.models.adapters import base_of, is_peft_model
 from hf_rlhf.models.load import load_tokenizer
 from hf_rlhf.models.positions import positions
 from hf_rlhf.models.precision import native_dtype

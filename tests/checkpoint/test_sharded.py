@@ -16,7 +16,7 @@ from tiny import make_model, make_tokenizer, metrics_of
 
 from hf_rlhf.checkpoint.shards import load_optimizer_shard, save_optimizer_shard
 from hf_rlhf.errors import InputError
-from hf_rlhf.models.adapters import ADAPTER_FILE
+from hf_rlhf.models.adapter_files import ADAPTER_FILE
 
 SCRIPT = TESTS / "checkpoint" / "sharded_script.py"
 RANK_SCRIPT = TESTS / "checkpoint" / "rank_script.py"

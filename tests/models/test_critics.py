@@ -323,7 +323,7 @@ def test_a_value_head_does_not_start_from_a_reward_model(places, place):
 
 @pytest.mark.parametrize("kind", ["value_head", "adapter"])
 def test_a_model_of_its_own_is_no_other_kind_of_critic(places, kind):
-    with pytest.raises(InputError, match='critic must be "model"'):
+    with pytest.raises(InputError, match='Set critic="model"'):
         make_policy(places, kind, value_model=given_classifier(places))
 
 

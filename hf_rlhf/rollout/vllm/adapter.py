@@ -9,7 +9,8 @@ from pathlib import Path
 from torch import Tensor
 
 from hf_rlhf.errors import InputError
-from hf_rlhf.models.adapters import ADAPTER_CONFIG_FILE, ADAPTER_FILE, POLICY, base_of, is_peft_model, save_adapter
+from hf_rlhf.models.adapter_files import ADAPTER_CONFIG_FILE, ADAPTER_FILE
+from hf_rlhf.models.adapters import POLICY, base_of, is_peft_model, save_adapter
 from hf_rlhf.rollout.vllm.client import VLLMClient
 from hf_rlhf.rollout.vllm.server import RUNTIME_LORA
 from hf_rlhf.types import Model
