@@ -90,7 +90,7 @@ class TransformersEngine:
         try:
             return self._generate_batch(prompts, sampling, seeds)
         except GraphsDiffer as error:
-            logger.warning("sampling goes the plain way, without CUDA graphs: %s", error)
+            logger.warning("sampling falls back to steps without CUDA graphs, which is slower but equal: %s", error)
             return self._generate_batch(prompts, sampling, seeds)
 
     def _generate_batch(self, prompts: list[Sequence[int]], sampling: Sampling, seeds: list[int]) -> list[Completion]:

@@ -65,7 +65,7 @@ def test_a_head_that_is_not_known_is_refused():
         return output
 
     model.forward = doubled
-    with pytest.raises(InputError, match="LlamaForCausalLM does something between its head and its logits"):
+    with pytest.raises(InputError, match="LlamaForCausalLM changes its logits behind its head"):
         require_known_head(model)
 
 

@@ -122,8 +122,7 @@ def train_last_blocks(model: Model, count: int, source: str = "the model") -> No
     found = block_list(model)
     if found is None:
         raise InputError(
-            f"num_layers_unfrozen={count} is invalid: {source} ({type(model).__name__}) has no list of blocks. Leave it"
-            " out"
+            f"num_layers_unfrozen={count} is invalid: {source} ({type(model).__name__}) has no list of blocks. Omit it"
         )
     name, blocks = found
     if count > len(blocks):
