@@ -158,7 +158,7 @@ def plot(experiment: Experiment, settings: list[Setting]) -> None:
 
 
 def main() -> None:
-    """Do the stages that the command line names."""
+    """Run the stages that the command line names."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--stage", nargs="+", choices=STAGES, default=STAGES)
     add_arguments(parser)

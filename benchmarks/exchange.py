@@ -27,6 +27,7 @@ FILLED_IN = ("logprobs", "reference_logprobs", "kl", "values", "entropy")
 
 
 def main():
+    """Start the ranks for each way and each number of allowed tokens, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--ranks", type=int, default=8)
     parser.add_argument("--completions", type=int, default=512, help="of each rank, a multiple of minibatches")
@@ -46,7 +47,7 @@ def main():
 
 
 def measure(rank: int, args: argparse.Namespace, allowed: int, way: str) -> None:
-    """Go through one iteration on this rank; the first prints a row of the table."""
+    """Run one iteration on this rank; the first prints a row of the table."""
     os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
     os.environ.setdefault("MASTER_PORT", "29511")
     torch.set_num_threads(1)
@@ -101,14 +102,14 @@ def measure(rank: int, args: argparse.Namespace, allowed: int, way: str) -> None
 
 
 def through_tensors(trajectories, config) -> Iterator[Experience]:
-    """Each rank keeps its own; see `hf_rlhf.ppo.exchange`."""
+    """Exchange tensors between ranks, each of which keeps its own trajectories; see `hf_rlhf.ppo.exchange`."""
     experience = with_advantages(experience_of(trajectories))
     for batch in micro_batches(experience, config, 0):
         yield batch.experience
 
 
 def through_objects(trajectories, config) -> Iterator[Experience]:
-    """Every rank gathers all trajectories, and deals out each minibatch by length."""
+    """Gather all trajectories on every rank, and deal out each minibatch by length."""
     gathered = gather_in_order(trajectories)
     bare = [replace(each, completion=replace(each.completion, support=None)) for each in gathered]
     experience = with_advantages(experience_of(bare))
@@ -141,7 +142,7 @@ def with_advantages(experience: Experience) -> Experience:
 
 
 def make_trajectories(seed: int, count: int, tokens: int, allowed: int, *, compact: bool) -> list[Trajectory]:
-    """Random completions; with `compact`, their support is as `collect` leaves it, else a list of tensors."""
+    """Make random completions; with `compact`, their support is as `collect` leaves it, else a list of tensors."""
     generator = torch.Generator().manual_seed(seed)
 
     def completion(b: int) -> Trajectory:
@@ -158,7 +159,7 @@ def make_trajectories(seed: int, count: int, tokens: int, allowed: int, *, compa
 
 
 def resident(key: str) -> float:
-    """MB of this process: `VmRSS` now, `VmHWM` at most."""
+    """Return the MB of this process: `VmRSS` now, `VmHWM` at most."""
     with open("/proc/self/status", encoding="utf-8") as file:
         (line,) = [line for line in file if line.startswith(key)]
     return int(line.split()[1]) / 1e3

@@ -20,7 +20,7 @@ from hf_rlhf.planning.memory import peak_bytes
 
 
 def measure(layers: int | None, reuse: bool, rounds: int) -> dict[str, float]:
-    """Seconds and bytes of one variant, in this process."""
+    """Measure the seconds and bytes of one variant, in this process."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         config = make_config(folder, num_layers_unfrozen=layers, reuse_trunk=reuse)

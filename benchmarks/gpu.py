@@ -115,7 +115,7 @@ def make_model(setting: Setting) -> ModelShape:
 
 
 def write_rows(setting: Setting) -> dict[str, Path]:
-    """A file of rows for each recipe."""
+    """Write a file of rows for each recipe."""
     kinds: dict[str, Any] = {
         "reward": lambda n: {"prompt": f"Number {n} is", "chosen": f" {n}, and fine.", "rejected": f" {n + 1}."},
         "sft": lambda n: {"text": f"Number {n} is followed by number {n + 1}."},
@@ -132,7 +132,7 @@ def write_rows(setting: Setting) -> dict[str, Path]:
 
 
 def run(name: str, command: list[Any], setting: Setting, on_cpu: dict[str, str] | None = None) -> Part:
-    """One part as processes of its own; what it printed as JSON, or why it ended otherwise.
+    """Run one part in processes of its own; return what it printed as JSON, or why it failed.
 
     `on_cpu` is the environment in which the launcher's strategy runs without a GPU.
     """
@@ -163,7 +163,7 @@ def run(name: str, command: list[Any], setting: Setting, on_cpu: dict[str, str] 
 
 
 def why_not(errors: str) -> tuple[str, str]:
-    """Tell why a process failed: `refused` and our own message, or `failed` and the line that names the exception."""
+    """Return why a process failed: `refused` and our own message, or `failed` and the line that names the exception."""
     lines = [line.strip() for line in errors.splitlines() if line.strip()]
     for line in lines:
         if line.startswith("error: "):
@@ -176,7 +176,7 @@ def why_not(errors: str) -> tuple[str, str]:
 
 
 def timed_ppo(setting: Setting, shape: ModelShape, rewards: dict[str, Path]) -> Iterator[Part]:
-    """Our PPO, TRL's if its environment is given, and how much of the machine's speed our update gets."""
+    """Time our PPO, and TRL's if its environment is given, and compute our share of the machine's speed."""
     sides = {"own": ("PPO", sys.executable, "own_ppo.py"), "trl": ("PPO of TRL", setting.peer_python, "trl_ppo.py")}
     parts = {}
     for side, (name, python, file) in sides.items():
@@ -207,18 +207,18 @@ def timed_ppo(setting: Setting, shape: ModelShape, rewards: dict[str, Path]) -> 
 
 
 def last_iteration(part: Part) -> dict[str, float]:
-    """Seconds by phase."""
+    """Return the seconds of each phase."""
     assert part.reports
     return part.reports[-1]["iterations"][-1]
 
 
 def phases(part: Part) -> str:
-    """Seconds by phase, in words."""
+    """Return the seconds of each phase as text."""
     return ", ".join(f"{phase} {seconds:.2f} s" for phase, seconds in last_iteration(part).items())
 
 
 def utilisation(own: Part, setting: Setting, shape: ModelShape) -> Part:
-    """Operations that the update needs, beside those of a large matrix product in the time it took."""
+    """Compare the update's operations with those of a large matrix product in the same time."""
     device = "cpu" if setting.cpu else "cuda"
     part = run(
         "FLOPs utilisation of the update", [sys.executable, "-c", MEASURE_MACHINE, device, setting.dtype], setting
@@ -231,7 +231,7 @@ def utilisation(own: Part, setting: Setting, shape: ModelShape) -> Part:
 
 
 def strategies(setting: Setting, files: dict[str, Path], reward_model: Path) -> Iterator[Part]:
-    """Each recipe under each launcher file; on a CPU, by two processes."""
+    """Run each recipe under each launcher file; on a CPU, by two processes."""
     for strategy in STRATEGIES:
         for recipe in RECIPES:
             name = f"{recipe}, {strategy}"
@@ -246,7 +246,7 @@ def strategies(setting: Setting, files: dict[str, Path], reward_model: Path) -> 
 
 
 def launcher(strategy: str, setting: Setting) -> list[Any]:
-    """The words before the script."""
+    """Return the words before the script."""
     file = REPOSITORY / "recipes" / "accelerate_configs" / f"{strategy}.yaml"
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", file]
     on_cpu = [REPOSITORY / "tests" / "recipes" / "on_cpu_ranks.py"] if setting.cpu else []
@@ -256,7 +256,7 @@ def launcher(strategy: str, setting: Setting) -> list[Any]:
 def recipe_call(
     recipe: str, name: str, setting: Setting, files: dict[str, Path], reward_model: Path, **more: Any
 ) -> list[Any]:
-    """A recipe's script and flags: two optimizer updates."""
+    """Return a recipe's script and flags: two optimizer updates."""
     flags = {
         "model_name_or_path": setting.model,
         "dataset_name": files[recipe],
@@ -280,7 +280,7 @@ def recipe_call(
 
 
 def four_bit(setting: Setting, files: dict[str, Path], reward_model: Path) -> Part:
-    """A base loaded in 4 bits, and LoRA trained on it by PPO."""
+    """Train LoRA by PPO on a base loaded in 4 bits."""
     name = "ppo, 4-bit base"
     if not importlib.util.find_spec("bitsandbytes"):
         return Part(name, "skipped", note="needs bitsandbytes")
@@ -292,7 +292,7 @@ def four_bit(setting: Setting, files: dict[str, Path], reward_model: Path) -> Pa
 
 
 def table(parts: list[Part]) -> str:
-    """All parts as Markdown."""
+    """Return all parts as Markdown."""
     lines = ["| part | result | seconds | peak, GB | |", "|---|---|---|---|---|"]
     for part in parts:
         numbers = ["" if number is None else f"{number:.2f}" for number in (part.seconds, part.peak_gb)]

@@ -37,7 +37,7 @@ LENGTHS = [Size(16, 32), Size(16, 96), Size(16, 256)]
 
 
 def random_llama() -> Any:
-    """7M weights: enough that arithmetic, and not Python, takes the time."""
+    """Make a model of 7M weights: enough that arithmetic, and not Python, takes the time."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
@@ -56,7 +56,7 @@ def random_llama() -> Any:
 
 
 class TimedTrainer(PPOTrainer):
-    """Counts seconds of the processor by phase: on a busy machine they stay the same, and those of the clock do not."""
+    """A trainer that counts processor seconds by phase, which other processes do not change."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -85,7 +85,7 @@ class TimedTrainer(PPOTrainer):
 
 
 def make_trainer(size: Size, model: Any, tokenizer: Any, folder: Path) -> TimedTrainer:
-    """A trainer of `size` for a loop of our own; nothing ends a completion but its length."""
+    """Make a trainer of `size` for a manual loop; a completion ends by its length alone."""
     from peft import LoraConfig
 
     model.generation_config.eos_token_id = None
@@ -111,7 +111,7 @@ def make_trainer(size: Size, model: Any, tokenizer: Any, folder: Path) -> TimedT
 
 
 def seconds_of_an_iteration(trainer: TimedTrainer, size: Size) -> dict[str, float]:
-    """Sample, evaluate and update once."""
+    """Time sampling, forward passes and one update."""
     prompts = [[1 + (7 * b + 3 * p) % 20 for p in range(PROMPT_LENGTH)] for b in range(size.completions)]
     completions = trainer.generate(prompts)
     assert all(len(completion.ids) == size.length for completion in completions)
@@ -120,7 +120,7 @@ def seconds_of_an_iteration(trainer: TimedTrainer, size: Size) -> dict[str, floa
 
 
 def seconds_a_token(trainers: dict[Size, TimedTrainer], rounds: int) -> Iterator[dict[Size, dict[str, float]]]:
-    """The fastest round so far by size and phase, after one that warms up, divided by the tokens that a phase meets.
+    """Return the fastest round by size and phase, after a warm-up, divided by the tokens of the phase.
 
     Sampling is paid by sampled token; the other phases by every token of the sequences.
     """
@@ -137,13 +137,13 @@ def seconds_a_token(trainers: dict[Size, TimedTrainer], rounds: int) -> Iterator
 
 
 def growth(results: dict[Size, dict[str, float]]) -> dict[Size, dict[str, float]]:
-    """Seconds a token, by size and phase, as multiples of those of the first size."""
+    """Return the seconds per token, by size and phase, as multiples of those of the first size."""
     first = next(iter(results.values()))
     return {size: {phase: result[phase] / first[phase] for phase in PHASES} for size, result in results.items()}
 
 
 def table(results: dict[Size, dict[str, float]]) -> str:
-    """Milliseconds a token, and how many times those of the smallest size."""
+    """Return the milliseconds per token, and their ratio to those of the smallest size."""
     multiples = growth(results)
     lines = ["| completions | tokens of each | " + " | ".join(f"{phase}, ms a token" for phase in PHASES) + " |"]
     lines.append("|---|---|" + "---|" * len(PHASES))

@@ -30,7 +30,7 @@ PROMPT_LENGTH, COMPLETION_LENGTH, PPO_EPOCHS = 24, 32, 4
 
 
 def make_reward_models(folder: Path, model: str) -> dict[str, Path]:
-    """A reward adapter with random weights on the policy's base, and the same merged into a model of its own."""
+    """Make a reward adapter with random weights on the policy's base, and the same merged into a full model."""
     from peft import LoraConfig, get_peft_model
 
     places = {"own": folder / "reward_adapter", "trl": folder / "reward_merged"}
@@ -52,9 +52,9 @@ def make_reward_models(folder: Path, model: str) -> dict[str, Path]:
 
 
 def lora_arguments(model: str, layers: str) -> dict[str, Any]:
-    """Arguments of a LoRA config on every linear layer, of the last blocks alone unless `layers` is `all`.
+    """Return the arguments of a LoRA config on every linear layer, of the last blocks alone unless `layers` is `all`.
 
-    Named one by one, as PEFT restricts `all-linear` to no blocks, and the same on every side.
+    The layers are named one by one, the same on every side, since PEFT restricts `all-linear` to no blocks.
     """
     from peft import LoraConfig
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -71,7 +71,7 @@ def lora_arguments(model: str, layers: str) -> dict[str, Any]:
 
 
 def run(side: str, python: str, flags: dict[str, Any]) -> dict[str, Any]:
-    """One process; returns what it reports."""
+    """Run one process; return what it reports."""
     command = [python, str(WORKLOADS / FILES[side])]
     for name, value in flags.items():
         command += [f"--{name}", str(value)]
@@ -83,14 +83,14 @@ def run(side: str, python: str, flags: dict[str, Any]) -> dict[str, Any]:
 
 
 def summary(reports: list[dict[str, Any]]) -> dict[str, float]:
-    """Median seconds of each phase over all iterations of all runs, and the largest peak."""
+    """Return the median seconds of each phase over all iterations of all runs, and the largest peak."""
     iterations = [iteration for report in reports for iteration in report["iterations"]]
     seconds = {phase: median(iteration[phase] for iteration in iterations) for phase in (*PHASES, "total")}
     return {**seconds, "peak_gb": max(report["peak_bytes"] for report in reports) / 1e9}
 
 
 def table(results: list[dict[str, Any]]) -> str:
-    """All workloads as Markdown, each side that a result holds."""
+    """Return all workloads as Markdown, with each side that a result holds."""
     lines = [
         "| completions | dtype | LoRA on | | generate, s | score, s | update, s | iteration, s | peak, GB |",
         "|---|---|---|---|---|---|---|---|---|",
@@ -113,7 +113,7 @@ def table(results: list[dict[str, Any]]) -> str:
 
 
 def trained_blocks(layers: str) -> str:
-    """The flag `lora_layers` as a person reads it."""
+    """Return the flag `lora_layers` in words."""
     share = share_of_blocks(layers)
     if isinstance(share, int):
         return "last block" if share == 1 else f"last {share} blocks"
@@ -121,7 +121,7 @@ def trained_blocks(layers: str) -> str:
 
 
 def plot(results: list[dict[str, Any]], file: Path) -> None:
-    """Seconds of an iteration by phase, a group of bars for each workload."""
+    """Draw the seconds of an iteration by phase, a group of bars for each workload."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -62,7 +62,7 @@ def run(name: str, flags: dict[str, Any], source: Path, folder: Path, seed: int)
 
 
 def table(results: list[dict[str, Any]]) -> str:
-    """The results as Markdown."""
+    """Return the results as Markdown."""
     lines = [
         "| option | annotator score | wins (95 %) | KL, nats a reply | surprise, nats a token | reward | seconds |",
         "|---|---|---|---|---|---|---|",
@@ -78,7 +78,7 @@ def table(results: list[dict[str, Any]]) -> str:
 
 
 def plot(results: list[dict[str, Any]], file: Path) -> None:
-    """Annotator score against KL, a point for each option."""
+    """Draw the annotator's score against the KL, a point for each option."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -908,7 +908,7 @@ def tiny_model(folder: Path) -> Path:
 
 
 def main() -> None:
-    """Do the stages that the command line names."""
+    """Run the stages that the command line names."""
     quiet_libraries()
     experiment, stages = parse()
     if experiment.peer is None:

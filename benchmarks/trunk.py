@@ -43,7 +43,7 @@ class TimedTrainer(PPOTrainer):
 
 
 def make_config(folder: str, **flags: Any) -> PPOConfig:
-    """Settings of a loop of its own, one epoch of two updates an iteration."""
+    """Return the settings of a manual loop: one epoch of two updates per iteration."""
     return PPOConfig(
         output_dir=folder,
         per_device_train_batch_size=COMPLETIONS // 2,
@@ -60,14 +60,14 @@ def make_config(folder: str, **flags: Any) -> PPOConfig:
 
 
 def make_trainer(folder: str, dtype: str, layers: str, reuse: bool) -> TimedTrainer:
-    """A trainer of LoRA on some of the blocks."""
+    """Make a trainer of LoRA on some of the blocks."""
     model, config = load_causal_lm(EMBEDDED_MODEL, dtype=dtype), make_config(folder, reuse_trunk=reuse)
     lora = peft_config(ModelArguments(lora_r=16, lora_layers=layers), model)
     return TimedTrainer(model, None, config, processing_class=load_tokenizer(EMBEDDED_MODEL), peft_config=lora)
 
 
 def one_round(trainer: TimedTrainer, seed: int) -> dict[str, float]:
-    """Seconds of scoring a rollout of random tokens and of one of its updates."""
+    """Return the seconds of scoring a rollout of random tokens and of one of its updates."""
     rng = random.Random(seed)
     prompts = [[rng.randrange(1000, 40000) for _ in range(rng.randint(16, 32))] for _ in range(COMPLETIONS)]
     completions = [[rng.randrange(1000, 40000) for _ in range(LENGTH)] for _ in range(COMPLETIONS)]

@@ -64,7 +64,7 @@ LAYOUTS = {
 
 
 def sharded_table() -> list[str]:
-    """Peaks on each of eight devices, by strategy."""
+    """Return the peaks on each of eight devices, by strategy."""
     rows = [f"| policy | trained | {' | '.join(LAYOUTS)} |", "|---|---" + "|---" * len(LAYOUTS) + "|"]
     for name, shape in SIZES.items():
         for trained, lora, micro in (("LoRA", True, 8), ("all weights", False, 1)):
@@ -84,18 +84,19 @@ class OnGPU(PPOConfig):
 
     @property
     def device(self) -> torch.device:
+        """CUDA, whether this machine has it or not."""
         return torch.device("cuda")
 
 
 def peak_plan(known: MemoryModel, args: PPOConfig, layout: Layout | None = None) -> MemoryPlan:
-    """The plan for a GPU; what is known of the models was found out on the CPU."""
+    """Plan for a GPU, with what was found out about the models on the CPU."""
     args = copy.copy(args)
     args.__class__ = OnGPU
     return plan_memory(known, args, layout)
 
 
 def settings(**flags) -> PPOConfig:
-    """8 sequences of 512 + 512 tokens in a micro-batch, 64 sampled at once on each device."""
+    """Return settings: 8 sequences of 512 + 512 tokens in a micro-batch, 64 sampled at once on each device."""
     defaults = {
         "output_dir": "unused",
         "per_device_train_batch_size": 8,
@@ -111,7 +112,7 @@ def settings(**flags) -> PPOConfig:
 
 
 def tables() -> str:
-    """Memory and time as Markdown."""
+    """Return memory and time as Markdown."""
     memory = [
         "| policy | base | fixed | + sampling | + scoring | + update | + update, checkpointing | peak, checkpointing |",
         "|---|---|---|---|---|---|---|---|",

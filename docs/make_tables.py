@@ -20,7 +20,7 @@ DOCS = Path(__file__).parent
 
 
 def metrics_page() -> str:
-    """The table of metrics as Markdown."""
+    """Return the table of metrics as Markdown."""
     rows = "\n".join(f"| `{name}` | {_cell(meaning)} |" for name, meaning in METRICS.items())
     of_reward_models = "\n".join(f"| `{name}` | {_cell(meaning)} |" for name, meaning in RESULTS.items())
     return (
@@ -41,7 +41,7 @@ def metrics_page() -> str:
 
 
 def flags_page() -> str:
-    """The tables of `PPOConfig`'s own flags as Markdown, by the headings of its source."""
+    """Return the tables of `PPOConfig`'s own flags as Markdown, by the headings of its source."""
     tables = []
     for title, group in own_groups(PPOConfig):
         tables.append(f"\n## {title}\n\n| flag | default | meaning |\n|---|---|---|")

@@ -38,28 +38,28 @@ def names_a_secret(key: str) -> bool:
 
 
 def hide_tokens(text: str) -> str:
-    """The text with `<token>` in the place of whatever looks like an access token."""
+    """Replace everything in a text that looks like an access token by `<token>`."""
     return TOKEN.sub("<token>", text)
 
 
 def printable(text: str, limit: int | None = None) -> str:
-    """One line for a terminal or a report: no control characters, no access tokens, at most `limit` characters."""
+    """Make text fit for one line of a terminal or a report: no control characters or tokens, at most `limit` long."""
     line = " ".join("".join(c if c.isprintable() else " " for c in hide_tokens(_encodable(text))).split())
     return line if limit is None or len(line) <= limit else line[: limit - 1] + "…"
 
 
 def printable_lines(text: str) -> str:
-    """The same of several lines, which stay as long as they are."""
+    """Make several lines printable like `printable`, without shortening them."""
     return "".join(c if c.isprintable() or c == "\n" else " " for c in hide_tokens(_encodable(text)))
 
 
 def _encodable(text: str) -> str:
-    """Names of files that are not UTF-8 hold halves of characters."""
+    """Escape the halves of characters in the names of files that are not UTF-8."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def without_secrets(values: Any) -> Any:
-    """The same nested settings, without what a key names as a token or password, and with tokens in texts hidden."""
+    """Return a copy of nested settings without keys that name a token or password, and with tokens in texts hidden."""
     if isinstance(values, Mapping):
         return {key: without_secrets(value) for key, value in values.items() if not names_a_secret(str(key))}
     if isinstance(values, (list, tuple)):

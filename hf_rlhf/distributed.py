@@ -15,22 +15,22 @@ T = TypeVar("T")
 
 
 def world_size() -> int:
-    """Number of ranks; 1 without a process group."""
+    """Return the number of ranks; 1 without a process group."""
     return torch.distributed.get_world_size() if _distributed() else 1
 
 
 def rank() -> int:
-    """This process's rank; 0 without a process group."""
+    """Return this process's rank; 0 without a process group."""
     return torch.distributed.get_rank() if _distributed() else 0
 
 
 def global_sum(value: Tensor) -> Tensor:
-    """The sum of `value` over all ranks, on every rank."""
+    """Return the sum of `value` over all ranks, on every rank."""
     return _reduced(value, torch.distributed.ReduceOp.SUM) if _distributed() else value
 
 
 def global_max(value: Tensor) -> Tensor:
-    """The largest of each number of `value` over all ranks, on every rank."""
+    """Return the elementwise maximum of `value` over all ranks, on every rank."""
     return _reduced(value, torch.distributed.ReduceOp.MAX) if _distributed() else value
 
 
@@ -41,7 +41,7 @@ def global_mean(x: Tensor, mask: Tensor) -> Tensor:
     """
     total, count = global_sum(torch.stack([masked_sum(x, mask).double(), mask.sum().double()]))
     if count == 0:
-        raise ValueError("mean over no counted values on any rank; leave such batches out")
+        raise ValueError("mean over no counted values on any rank. Omit such batches")
     return total.to(x.dtype) / count.to(x.dtype)
 
 
@@ -55,12 +55,12 @@ def global_moments(x: Tensor, mask: Tensor) -> Moments:
 
 
 def asked_for(variable: str) -> bool:
-    """Return whether the launcher set this variable of its environment to true."""
+    """Return whether the launcher set this environment variable to true."""
     return os.environ.get(variable, "false").lower() in ("1", "true", "yes")
 
 
 def require_ranks(args: Any) -> None:
-    """Raise `InputError` where a launcher started several processes, and each of them would be a run of its own.
+    """Raise `InputError` where a launcher started several processes that would be separate runs.
 
     `args` are `TrainingArguments`.
     """
@@ -86,7 +86,7 @@ def homes(sizes: Sequence[int]) -> list[Home]:
 
 
 def gather_in_order(share: list[T]) -> list[T]:
-    """Put together what `take_share` took apart: item i of the whole comes from rank i % world_size.
+    """Put together what `take_share` divided: item i of the whole comes from rank i % world_size.
 
     Shares may differ in length: a rank that has no more is passed over. The items travel as pickled objects, so few and
     small ones only; `gather_rows` and `gather_numbers` are for many.
@@ -99,7 +99,7 @@ def gather_in_order(share: list[T]) -> list[T]:
 
 
 def gather_rows(share: Tensor) -> Tensor:
-    """Like `gather_in_order`, but for a tensor's rows: `(b, ...)`, with a `b` of each rank's own, to `(B, ...)`."""
+    """Like `gather_in_order`, but for a tensor's rows: `(b, ...)`, where `b` may differ by rank, to `(B, ...)`."""
     if not _distributed():
         return share
     sizes = [int(size) for size in _all_gather(torch.tensor(len(share)))]
@@ -130,7 +130,7 @@ def exchange(outgoing: Sequence[Tensor], incoming: Sequence[int]) -> list[Tensor
 
 
 def take_share(whole: list[T]) -> list[T]:
-    """This rank's part of `whole`: every world_size-th item."""
+    """Return this rank's part of `whole`: every world_size-th item."""
     return whole[rank() :: world_size()]
 
 
@@ -146,7 +146,7 @@ def in_step(batches: Sequence[T], empty: T) -> Iterator[T]:
 
 @contextmanager
 def failing_together() -> Iterator[None]:
-    """Let an exception in the block, on any rank, end the block on every rank, with what the first one said.
+    """Raise an exception of any rank in the block on every rank, with the message of the first one.
 
     The block holds no collective of its own: a rank that failed would not come to it.
     """
@@ -164,7 +164,7 @@ def failing_together() -> Iterator[None]:
 
 
 def by_first_rank(make: Callable[[], T]) -> T:
-    """Return on every rank the result of `make` on rank 0. An exception that it raises there is raised on all."""
+    """Return the result of `make` on rank 0 on every rank. An exception that it raises there is raised on all."""
     with failing_together():
         made = [make()] if rank() == 0 else []
     return gather_in_order(made)[0]
@@ -200,7 +200,7 @@ def _where_it_travels(value: Tensor) -> Tensor:
 
 
 def close() -> None:
-    """End the process group, if there is one: left open, it can abort the interpreter's exit."""
+    """End the process group, if there is one: an open one can abort the interpreter's exit."""
     if _distributed():
         torch.distributed.destroy_process_group()
 

@@ -17,7 +17,7 @@ _RAISED_ON_PURPOSE = (ValueError, TypeError, KeyError, ImportError, RuntimeError
 
 
 class InputError(ValueError):
-    """Something the user gave is wrong; the message says what, where and how to mend it.
+    """An error in what the user gave. The message says what is wrong, where, and how to fix it.
 
     The command line prints the message alone and exits with status 2. It is a `ValueError`, so library users can
     catch it as one.
@@ -25,21 +25,21 @@ class InputError(ValueError):
 
 
 class PushError(RuntimeError):
-    """A trained and saved model could not be pushed to the Hub; the message says why and how to push it again.
+    """A failed push to the Hub of a trained and saved model. The message says why, and how to push it again.
 
     The command line prints the message alone and exits with status 3.
     """
 
 
 class RunFailed(RuntimeError):
-    """A run cannot continue for a reason outside of what the user gave: a full disk, say, or another rank's failure.
+    """A run that cannot continue for a reason outside of what the user gave, such as a full disk or a failed rank.
 
     The command line prints the message alone and exits with status 1.
     """
 
 
 class RunStopped(SystemExit):
-    """A signal ended the run after a checkpoint was saved. As a `SystemExit` it ends any script with its status.
+    """The end of a run by a signal, after a checkpoint was saved. It is a `SystemExit` with the run's exit status.
 
     Args:
         signal_number: of the signal; the exit status is 128 more, as in a shell.
@@ -110,7 +110,7 @@ def _refusing_library(error: BaseException) -> str | None:
 
 
 def _calls_library(error: BaseException, frame: FrameType) -> bool:
-    """Return whether a library's callable (an optimizer, say), and no user's callback, refused its arguments."""
+    """Return whether a library's callable (an optimizer, say), and not a user's callback, refused its arguments."""
     if not isinstance(error, TypeError) or "argument" not in str(error):
         return False
     names = str(error).partition("(")[0].split(".")  # AdamW.__init__, transformers.optimization.get_cosine_schedule

@@ -17,7 +17,7 @@ Watched = tuple[tuple[str, str, int], ...]
 
 
 class CompactProgress(ProgressCallback):
-    """Trainer's progress bar; each log is printed as the few numbers a person watches."""
+    """Trainer's progress bar, with each log as the few numbers that a person watches."""
 
     def __init__(self, watched: Watched = ()):
         super().__init__()
@@ -32,7 +32,7 @@ class CompactProgress(ProgressCallback):
 
 
 class PlainProgress(TrainerCallback):
-    """Lines and no bar, for output that is not a terminal: one for each log, and one when nothing was said for a while.
+    """Lines instead of a bar, for output that is not a terminal: one per log, and one after a long silence.
 
     Args:
         watched: what a log's line shows.
@@ -63,7 +63,7 @@ class PlainProgress(TrainerCallback):
             self._say(f": {numbers}")
 
     def on_train_end(self, args, state, control, **kwargs):
-        """Stop saying anything."""
+        """Stop printing."""
         self.state = None
 
     def remind(self) -> None:
@@ -83,7 +83,7 @@ class PlainProgress(TrainerCallback):
 
 @contextmanager
 def plain_lines_of(trainer: Any) -> Iterator[None]:
-    """Let the `PlainProgress` of `trainer`, if it has one, print lines also between two logs while the block runs."""
+    """Print the lines of `trainer`'s `PlainProgress`, if it has one, also between two logs while the block runs."""
     lines = [each for each in trainer.callback_handler.callbacks if isinstance(each, PlainProgress)]
     with _each_second(lines[0].remind) if lines else nullcontext():
         yield
@@ -108,13 +108,16 @@ def _each_second(show: Callable[[], None]) -> Iterator[None]:
 
 
 def say(text: str) -> None:
-    """Print text; what the terminal's encoding lacks is written as an escape, since rows may hold anything."""
+    """Print text; a character that the terminal's encoding lacks is written as an escape."""
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)
 
 
 def numbers_of(logs: Mapping[str, float] | None, watched: Watched) -> str:
-    """The watched numbers of a log in a line; one that could not be computed is `null`, as in metrics.jsonl."""
+    """Return the watched numbers of a log as one line.
+
+    A number that could not be computed is `null`, as in metrics.jsonl.
+    """
     return "  ".join(
         f"{name} {logs[key]:.{digits}f}" if math.isfinite(logs[key]) else f"{name} null"
         for key, name, digits in watched
@@ -123,7 +126,7 @@ def numbers_of(logs: Mapping[str, float] | None, watched: Watched) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds in the unit that a person would use."""
+    """Return seconds in the unit that a person would use."""
     for size, unit in ((86400, "days"), (3600, "h"), (60, "min")):
         if seconds >= 1.5 * size:
             return f"{seconds / size:.1f} {unit}"
@@ -136,7 +139,7 @@ FIRST_LINE_SECONDS, PLAIN_LINE_SECONDS = 4.0, 8.0
 
 @contextmanager
 def progress_of(total: int, description: str) -> Iterator[Callable[[int], None]]:
-    """Show how much of `total` is done while the block runs: a bar on a terminal, else a line every few seconds.
+    """Show how much of `total` is done while the block runs: as a bar on a terminal, else as a line every few seconds.
 
     Gives the function that adds to what is done.
     """
@@ -179,7 +182,7 @@ def use_compact_progress(trainer, watched: Watched, cycle: int = 1) -> None:
 
 
 def quiet_libraries() -> None:
-    """Leave the terminal to our own progress: no load reports, no deprecation notices of other libraries."""
+    """Silence other libraries' load reports and deprecation notices, so that the terminal shows our own progress."""
     import datasets
     import transformers
 

@@ -29,15 +29,19 @@ _OF_A_MODEL = (
 
 
 def held_by_another_run(folder: Path) -> str:
-    """The message for a folder that a new run would write into."""
-    go_on = ", or go on with it (--resume auto)" if any(folder.glob("checkpoint-*")) else ""
-    return f"output_dir={str(folder)!r} holds a run already; choose another folder, or remove this one{go_on}"
+    """Return the message for a folder that a new run would write into."""
+    resume = ", or resume it (--resume auto)" if any(folder.glob("checkpoint-*")) else ""
+    return (
+        f"output_dir={str(folder)!r} is invalid: it holds a run already. Choose another folder, or remove this one"
+        f"{resume}."
+    )
 
 
 def in_the_way(folder: Path) -> str | None:
-    """Why a new run cannot be written to `folder`: it holds a run, or files that the run would write over; else None.
+    """Return why a new run cannot be written to `folder`; None if it can.
 
-    What else is there, a log of the launcher say, is left as it is and does no harm.
+    The reasons are another run, or files that the run would write over. Other files, such as a log of the launcher,
+    stay as they are and do no harm.
     """
     if (folder / METRICS_FILE).exists():
         return held_by_another_run(folder)
@@ -47,8 +51,8 @@ def in_the_way(folder: Path) -> str | None:
     if not found:
         return None
     return (
-        f"output_dir={str(folder)!r} holds {', '.join(sorted(found)[:3])}, which this run would write over; choose"
-        " another folder, or move it away"
+        f"output_dir={str(folder)!r} holds {', '.join(sorted(found)[:3])}, which this run would overwrite."
+        " Choose another folder, or move the files away."
     )
 
 
@@ -101,7 +105,7 @@ def iteration_rows(folder: Path) -> list[dict[str, Any]]:
 
 
 def log_sizes(folder: Path) -> dict[str, int]:
-    """Bytes of each of the run's logs, which are on the disk when this returns."""
+    """Flush the run's logs to the disk and return the bytes of each."""
     sizes = {}
     for name in (METRICS_FILE, SAMPLES_FILE):
         file = folder / name
@@ -151,7 +155,7 @@ def write_settings(folder: Path, *configs: Any) -> None:
 
 
 def changed_settings(folder: Path, *configs: Any) -> dict[str, tuple[Any, Any]]:
-    """The flags of the given dataclasses that differ from config.yaml in `folder`: what it says, and what they say.
+    """Return the flags of the given dataclasses that differ from config.yaml in `folder`, with both values.
 
     Nothing where there is no such file. How a run is started and where it writes makes no difference.
     """
@@ -174,7 +178,7 @@ def _settings_of(*configs: Any) -> dict[str, Any]:
 
 @functools.cache
 def versions() -> dict[str, str]:
-    """Versions of Python and of the libraries a result depends on."""
+    """Return the versions of Python and of the libraries that a result depends on."""
     import torch
 
     packages = ("hf-rlhf", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers")

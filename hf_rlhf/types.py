@@ -184,7 +184,7 @@ class Sequences:
         return len(self.input_ids)
 
     def __getitem__(self, rows: Tensor) -> "Sequences":
-        """The sequences `rows`, with the padding that they do not need cut off."""
+        """Return the sequences `rows`, and cut off the padding that they do not need."""
         length = int(self.attention_mask[rows].sum(dim=1).max())
         return Sequences(
             self.input_ids[rows, :length],
@@ -195,7 +195,7 @@ class Sequences:
         )
 
     def to(self, device: torch.device | str) -> "Sequences":
-        """The same batch on `device`."""
+        """Return the same batch on `device`."""
         return Sequences(
             self.input_ids.to(device),
             self.attention_mask.to(device),
@@ -211,7 +211,10 @@ class Sequences:
         return rows, columns
 
     def counted_support(self) -> list[Tensor | None] | None:
-        """Allowed ids `(K,)` of each of the `N` counted tokens; None for all, and for one if nothing was cut off."""
+        """Return the allowed ids `(K,)` of each of the `N` counted tokens.
+
+        None stands for a token at which nothing was cut off. If there is no other token, it stands for the whole list.
+        """
         if self.support is None or all(row is None for row in self.support):
             return None
         rows, columns = self.counted
@@ -223,6 +226,6 @@ class Sequences:
 
 
 def trimmed_width(mask: Tensor) -> int:
-    """Columns of `mask` `(B, T)` up to the last one with a True in it; at least 1."""
+    """Return the columns of `mask` `(B, T)` up to the last one with a True in it; at least 1."""
     columns = mask.any(dim=0).nonzero()
     return int(columns[-1]) + 1 if len(columns) else 1

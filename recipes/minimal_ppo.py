@@ -113,7 +113,7 @@ class Batch:
 
 
 def sample_prompts(count: int, config: Config, rng: torch.Generator) -> Tensor:
-    """Random numbers, (B, P)."""
+    """Draw random numbers, (B, P)."""
     return torch.randint(STOP + 1, config.vocabulary, (count, config.prompt_length), generator=rng)
 
 
@@ -132,7 +132,7 @@ def collect(policy: Policy, prompts: Tensor, config: Config, rng: torch.Generato
 
 
 def logprobs_and_values(policy: Policy, prompts: Tensor, completions: Tensor) -> tuple[Tensor, Tensor]:
-    """The log p of each completion token, and the value of the state it was chosen in; both (B, T)."""
+    """Return the log p of each completion token, and the value of the state it was chosen in; both (B, T)."""
     logits, values = policy(torch.cat([prompts, completions], dim=1))
     # The output at a position is about the next token: shift by one.
     before_each_token = slice(prompts.shape[1] - 1, -1)
@@ -154,7 +154,7 @@ def gold_score(rollout: Rollout, config: Config) -> Tensor:
 
 
 def minibatches(batch: Batch, config: Config, rng: torch.Generator) -> Iterator[Batch]:
-    """The rows in a new order in each epoch, cut into equal parts."""
+    """Yield the rows in a new order in each epoch, cut into equal parts."""
     rollout = batch.rollout
     for _ in range(config.epochs):
         for rows in torch.randperm(len(rollout.mask), generator=rng).chunk(config.minibatches):
@@ -163,7 +163,7 @@ def minibatches(batch: Batch, config: Config, rng: torch.Generator) -> Iterator[
 
 
 def update(policy: Policy, optimizer: torch.optim.Optimizer, batch: Batch, config: Config) -> dict[str, float]:
-    """One step of the optimizer on one minibatch."""
+    """Take one step of the optimizer on one minibatch."""
     old = batch.rollout
     logprobs, values = logprobs_and_values(policy, old.prompts, old.completions)
     policy_loss = clipped_policy_loss(logprobs, old.logprobs, batch.advantages, old.mask, config.cliprange)
@@ -181,7 +181,7 @@ def update(policy: Policy, optimizer: torch.optim.Optimizer, batch: Batch, confi
 def step(
     policy: Policy, reference: Policy, optimizer: torch.optim.Optimizer, config: Config, rng: torch.Generator
 ) -> dict[str, float]:
-    """One iteration of PPO."""
+    """Run one iteration of PPO."""
     rollout = collect(policy, sample_prompts(config.batch_size, config, rng), config, rng)
     scores = gold_score(rollout, config)  # (B,)
     with torch.no_grad():
@@ -205,7 +205,7 @@ def step(
 
 
 def evaluate(policy: Policy, config: Config) -> float:
-    """Mean score on 512 prompts, always the same ones."""
+    """Return the mean score on 512 prompts, always the same ones."""
     rng = torch.Generator().manual_seed(12345)
     rollout = collect(policy, sample_prompts(512, config, rng), config, rng)
     return gold_score(rollout, config).mean().item()

@@ -25,6 +25,32 @@ IDIOMS = {
     "(token|normal|renormal|optim|maxim|quant|dequant)is(e|es|ed|ing|ation)": "spell it with a z",
 }
 EXEMPT = re.compile(r"https?://|# fmt: skip$")
+VERBS = set(
+    re.findall(
+        r"\S+",
+        """
+        Accept Add Append Apply Ask Assemble Assign Attach Average Begin Build Call Cast Check Choose Clear Clip Clone Close
+        Collect Combine Commit Compare Compile Complete Compute Concatenate Convert Copy Count Create Cut Deal Decide Decode
+        Decorate Delete Describe Detect Divide Do Draw Drop Encode End Enter Escape Estimate Evaluate Exchange Exclude Exit
+        Explain Export Extend Extract Fail Fill Filter Find Fine-tune Finish Flush Forget Free Gather Generate Get Give Group
+        Guard Hand Hide Hold Import Initialize Insert Inspect Iterate Join Judge Keep Launch Lay Leave Let Limit List Load
+        Log Look Make Map Mark Mask Match Measure Merge Move Name Normalize Note Number Open Order Pack Pad Parse Pass Patch
+        Penalize Pick Place Plan Predict Prepare Print Push Put Quote Raise Read Recompute Record Reduce Refresh Refuse Release
+        Remember Remove Rename Render Replace Report Require Reset Reshape Resize Resolve Restart Restore Resume Return Run
+        Sample Save Say Scale Score Search Seed Select Send Set Shard Share Show Shuffle Silence Skip Sort Split Start Stop
+        Store Stream Strip Sum Suspend Swap Switch Take Tell Test Time Tokenize Train Trim Truncate Try Turn Undo Unwrap
+        Update Upload Use Verify Wait Walk Warn Weigh Whiten Wrap Write Yield
+        """,
+    )
+)
+"""Verbs in the imperative that begin the docstring of a function; a new one is added here."""
+
+OVERRIDE = "Like"
+"""First word of a method's docstring that names the method it overrides."""
+
+EXEMPT_FROM_VERBS = ("hf_rlhf/ppo/", "hf_rlhf/data/", "hf_rlhf/recipes/data.py", "tests/")
+"""Folders whose functions may begin otherwise: tests state facts, and the others are still to be rewritten."""
+
 PRAGMA = re.compile(r"\s+# pyright: ignore\S*$")  # ruff format counts without it, too
 
 
@@ -74,6 +100,26 @@ def openings() -> list[str]:
         for each in source.docstrings
         if OPENING.match(str(each.value))
     ]
+
+
+def is_property(node: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
+    """Return whether a method is read like an attribute, so that a noun describes it."""
+    return any(re.search(r"(^|[._])(property|setter)$", ast.unparse(decorator)) for decorator in node.decorator_list)
+
+
+def functions_without_a_verb() -> list[str]:
+    """Return the functions whose docstring begins with another word than a verb in the imperative."""
+    found = []
+    for name, source in sources().items():
+        if name.startswith(EXEMPT_FROM_VERBS):
+            continue
+        for node in ast.walk(source.tree):
+            if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) or is_property(node):
+                continue
+            first = (ast.get_docstring(node) or OVERRIDE).split()[0].rstrip(".,:;")
+            if first not in VERBS and first != OVERRIDE:
+                found.append(f"{name}:{node.lineno}: {node.name} begins with {first!r}")
+    return found
 
 
 def idioms() -> list[str]:
@@ -128,6 +174,11 @@ def long_lines() -> list[str]:
 def test_no_docstring_opens_with_a_question_word_or_a_relation():
     found = openings()
     assert not found, "begin with a verb (functions) or a noun (all else):\n" + "\n".join(found)
+
+
+def test_the_docstring_of_a_function_begins_with_a_verb_in_the_imperative():
+    found = functions_without_a_verb()
+    assert not found, "say what the function does (new verbs go into VERBS):\n" + "\n".join(found)
 
 
 def test_docstrings_and_comments_use_the_words_of_the_field():

@@ -11,7 +11,7 @@ from hf_rlhf.models.load import load_causal_lm, load_tokenizer
 
 
 class Iterations(TrainerCallback):
-    """Tells the stopwatch where iterations end."""
+    """A callback that tells the stopwatch when an iteration ends."""
 
     def __init__(self, stopwatch: Stopwatch):
         self.stopwatch = stopwatch

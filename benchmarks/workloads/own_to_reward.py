@@ -16,7 +16,7 @@ UPDATES = 10**6  # more than the time allows
 
 
 class Iterations(TrainerCallback):
-    """Tells the recorder where iterations end, and the trainer when the time is up."""
+    """A callback that tells the recorder when an iteration ends, and stops the trainer when the time is up."""
 
     def __init__(self, recorder: Recorder):
         self.recorder = recorder

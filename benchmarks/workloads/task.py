@@ -67,7 +67,7 @@ class Task:
 
 
 class TimeIsUp(Exception):
-    """Leaves a `train()` that reads no other sign."""
+    """The end of the time, for a `train()` that reads no other sign."""
 
 
 class Recorder:

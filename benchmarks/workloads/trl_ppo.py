@@ -9,7 +9,7 @@ from work import Stopwatch, Work, report
 
 
 class Iterations(TrainerCallback):
-    """Tells the stopwatch where iterations end."""
+    """A callback that tells the stopwatch when an iteration ends."""
 
     def __init__(self, stopwatch: Stopwatch):
         self.stopwatch = stopwatch
@@ -65,7 +65,7 @@ def main() -> None:
     outer = ppo_trainer.forward
 
     def forward(model, *args):
-        """A pass without gradients is the reference's."""
+        """Time a forward pass; one without gradients is the reference's."""
         return outer(model, *args) if torch.is_grad_enabled() else stopwatch.wrap("score", outer)(model, *args)
 
     ppo_trainer.forward = forward

@@ -16,7 +16,7 @@ COMPLETIONS_OF_A_PROMPT = 2
 
 
 class Iterations(TrainerCallback):
-    """Tells the stopwatch where iterations end."""
+    """A callback that tells the stopwatch when an iteration ends."""
 
     def __init__(self, stopwatch: Stopwatch, updates: int):
         self.stopwatch = stopwatch
@@ -31,7 +31,7 @@ class Iterations(TrainerCallback):
 
 
 def time_phases(stopwatch: Stopwatch) -> None:
-    """A pass without gradients is of the sampling policy or of the reference."""
+    """Time the phases; a pass without gradients is of the sampling policy or of the reference."""
     passes = RLOOTrainer._get_per_token_logps_and_entropies
     scoring = stopwatch.wrap("score", passes)
     RLOOTrainer._get_per_token_logps_and_entropies = lambda *args, **kwargs: (

@@ -21,7 +21,7 @@ ITERATIONS = 10**6  # more than the time allows
 
 
 class Iterations(TrainerCallback):
-    """Tells the recorder where iterations end."""
+    """A callback that tells the recorder when an iteration ends."""
 
     def __init__(self) -> None:
         self.recorder: Recorder | None = None
@@ -32,9 +32,9 @@ class Iterations(TrainerCallback):
 
 
 def close_cut_completions(reward_model, end_token_id: int) -> None:
-    """Have the reward model read a completion that was cut off with an end token.
+    """Add an end token to a completion that was cut off before the reward model reads it.
 
-    The model was trained so, and hf_rlhf does the same.
+    The reward model was trained that way, and hf_rlhf does the same.
     """
     outer = ppo_trainer.get_reward
 

@@ -63,7 +63,7 @@ class Work:
 
     @classmethod
     def from_command_line(cls) -> "Work":
-        """Every field is a flag."""
+        """Read the workload from the command line; every field is a flag."""
         parser = argparse.ArgumentParser()
         for name, kind in cls.__annotations__.items():
             default = getattr(cls, name, None)
@@ -71,7 +71,7 @@ class Work:
         return cls(**vars(parser.parse_args()))
 
     def prompts(self, count: int) -> list[str]:
-        """Texts of 16 to 32 tokens, in turn."""
+        """Return texts of 16 to 32 tokens, in turn."""
         return [self._prompt(number, 16 + number % 17) for number in range(count)]
 
     def _prompt(self, number: int, length: int) -> str:
@@ -85,14 +85,14 @@ class Work:
 
 
 def now() -> float:
-    """Seconds of the clock, when the GPU, if there is one, has done all that it was given."""
+    """Return the seconds of the clock, after the GPU, if there is one, has finished all its work."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter()
 
 
 def peak_bytes() -> int:
-    """The most memory this process has held: what torch took on its GPU; without one, resident memory."""
+    """Return the most memory this process has held: on its GPU by torch; without a GPU, resident memory."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
@@ -108,13 +108,13 @@ class Stopwatch:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Claim the block's seconds for a phase."""
+        """Count the block's seconds for a phase."""
         start = now()
         yield
         self._claimed[name] = self._claimed.get(name, 0.0) + now() - start
 
     def wrap(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """`function`, its seconds claimed for a phase."""
+        """Wrap `function` so that its seconds are counted for a phase."""
 
         def timed(*args: Any, **kwargs: Any) -> Any:
             with self.phase(name):
@@ -123,12 +123,12 @@ class Stopwatch:
         return timed
 
     def begin(self) -> None:
-        """The first iteration begins now."""
+        """Begin the first iteration now."""
         self._claimed = {}
         self._begun = now()
 
     def end_iteration(self) -> None:
-        """An iteration ends, and the next begins."""
+        """End an iteration and begin the next."""
         total = now() - self._begun
         self.iterations.append({**self._claimed, "update": total - sum(self._claimed.values()), "total": total})
         self.begin()
@@ -140,7 +140,7 @@ def report(stopwatch: Stopwatch, **more: Any) -> None:
 
 
 def free_folder(work: Work) -> Path:
-    """The folder of the run, emptied of what an earlier one left."""
+    """Return the folder of the run, emptied of what an earlier one left."""
     folder = Path(work.output_dir)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)

@@ -1,6 +1,7 @@
-"""The dtypes and the kind of machine that made a checkpoint, and what a resumed run says if its own differ.
+"""The dtypes and the kind of machine of a checkpoint, and the warning of a resumed run whose own differ.
 
-A run that resumes in another dtype is another run from there on: its numbers differ by rounding, and soon by more.
+A run that resumes in another dtype is a different run from there on: its numbers differ, first by rounding and soon by
+more.
 """
 
 import json
@@ -37,22 +38,22 @@ class Computation(NamedTuple):
         return self.dtypes.get(BASE)
 
     def for_card(self) -> dict[str, str]:
-        """Return what a model card is to say; what is unknown is omitted."""
+        """Return what a model card states; what is unknown is omitted."""
         facts = {"dtype of the base": self.base, "device": self.device}
         return {name: known for name, known in facts.items() if known}
 
     def facts(self) -> dict[str, Any]:
-        """Return what a manifest is to hold."""
+        """Return what a manifest records."""
         return {"device": self.device, "dtypes": dict(self.dtypes)}
 
     @classmethod
     def from_facts(cls, facts: Mapping[str, Any]) -> "Computation":
-        """Return what `facts` were of; earlier versions recorded none."""
+        """Make it from the `facts` of a manifest; earlier versions recorded none."""
         return cls(facts.get("device", ""), facts.get("dtypes", {}))
 
 
 def require_same_dtypes(of_ranks: Sequence[Mapping[str, str]]) -> None:
-    """Raise `InputError` where ranks compute in other dtypes, as `native` is on machines of several kinds."""
+    """Raise `InputError` where ranks compute in different dtypes, as `native` is on machines of several kinds."""
     roles = dict.fromkeys(role for dtypes in of_ranks for role in dtypes)  # in order, each once
     if several := [role for role in roles if len({dtypes.get(role) for dtypes in of_ranks}) > 1]:
         each = "; ".join(
@@ -60,34 +61,35 @@ def require_same_dtypes(of_ranks: Sequence[Mapping[str, str]]) -> None:
             for rank, dtypes in enumerate(of_ranks)
         )
         raise InputError(
-            f"the ranks would compute in several dtypes ({each}), since their machines multiply others in hardware."
-            f" Start all ranks on machines of one kind, or {' and '.join(map(_same_way, several))}"
+            f"the ranks would compute in several dtypes ({each}), since their machines differ in the dtypes that they"
+            " multiply in hardware. Start all ranks on machines of one kind, or"
+            f" {' and '.join(map(_same_dtype, several))}."
         )
 
 
 def recorded_computation(checkpoint: str | Path) -> Computation:
-    """Read how the run computed that wrote a verified checkpoint; earlier versions recorded no dtype."""
+    """Read how the run that wrote a verified checkpoint computed; earlier versions recorded no dtype."""
     facts = json.loads((Path(checkpoint) / MANIFEST_FILE).read_text(encoding="utf-8"))
     return Computation.from_facts(facts.get("computation", {}))
 
 
 def difference(checkpoint: str | Path, now: Computation) -> str | None:
-    """Say what was before, what is now, and what to pass for the same; None where no dtype differs."""
+    """Describe what was before, what is now, and what to pass for the same dtypes; None where no dtype differs."""
     before = recorded_computation(checkpoint)
     changed = [role for role, name in before.dtypes.items() if now.dtypes.get(role, name) != name]
     if not changed:
         return None
     were, are = (", ".join(f"{role} {each.dtypes[role]}" for role in changed) for each in (before, now))
     machines = ("", "") if before.device == now.device else (f" on {before.device}", f", on {now.device},")
-    ways = [_way(role, before.dtypes[role], now.dtypes[role]) for role in changed]
+    fixes = [_previous_dtype(role, before.dtypes[role], now.dtypes[role]) for role in changed]
     return (
-        f"{Path(checkpoint).name} was written{machines[0]} with {were}; this run{machines[1]} has {are}, and what it"
-        f" computes from here on differs by rounding. For the same as before: {'; '.join(ways)}"
+        f"{Path(checkpoint).name} was written{machines[0]} with {were}, and this run{machines[1]} has {are}. Its"
+        f" numbers differ by rounding from here on. To compute as before: {'; '.join(fixes)}"
     )
 
 
-def _way(role: str, before: str, now: str) -> str:
-    """Return what to pass for the dtype `before` of a role that has `now`."""
+def _previous_dtype(role: str, before: str, now: str) -> str:
+    """Return what to pass so that a role with dtype `now` gets the dtype `before`."""
     if role == BASE:
         return f"--dtype {before}, or in Python a model loaded with dtype={before!r}"
     if role == AUTOCAST:
@@ -96,8 +98,8 @@ def _way(role: str, before: str, now: str) -> str:
     return f"give the {role} as an object, loaded with dtype={before!r}"
 
 
-def _same_way(role: str) -> str:
-    """Return what to do for one dtype of a role on all ranks."""
+def _same_dtype(role: str) -> str:
+    """Return what to pass so that a role has one dtype on all ranks."""
     if role == BASE:
         return "set dtype"
     if role == AUTOCAST:

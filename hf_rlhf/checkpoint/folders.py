@@ -1,7 +1,8 @@
-"""Checkpoint folders: each appears as a whole or not at all, and the last whole one is never given up for a new one.
+"""Checkpoint folders: each appears as a whole or not at all, and the last whole one is kept until the next is complete.
 
-Everything of a checkpoint is written to a scratch folder beside it, brought to the disk, listed in a manifest, and
-renamed. Only then are old ones removed. Whatever a killed run left half-made has a name by which the next one knows it.
+Every file of a checkpoint is written to a scratch folder beside it, flushed to the disk, listed in a manifest, and
+renamed. Only then are old checkpoints removed. Whatever a killed run left half-made has a name by which the next run
+recognizes it.
 """
 
 import os
@@ -21,26 +22,26 @@ _SCRATCH = re.compile(r"\.tmp-(\d+)-[0-9a-f]{32}")
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints in `folder` by their names, whole or not, oldest first."""
+    """Return the checkpoints in `folder` by their names, whole or damaged, oldest first."""
     found = [path for path in folder.glob(f"{PREFIX}*") if _CHECKPOINT.fullmatch(path.name) and path.is_dir()]
     return sorted(found, key=step_of)
 
 
 def step_of(checkpoint: Path) -> int:
-    """The update after which a checkpoint was taken."""
+    """Return the update after which a checkpoint was taken."""
     match = _CHECKPOINT.fullmatch(checkpoint.name)
     if match is None:
-        raise ValueError(f"{checkpoint.name} is no name of a checkpoint")
+        raise ValueError(f"{checkpoint.name} is not the name of a checkpoint")
     return int(match[1])
 
 
 def new_scratch(folder: Path, step: int) -> Path:
-    """The name of a scratch folder in `folder` that no other run uses."""
+    """Return a name for a scratch folder in `folder` that no other run uses."""
     return folder / f".tmp-{step}-{uuid.uuid4().hex}"
 
 
 def commit(scratch: Path, checkpoint: Path, **facts: Any) -> None:
-    """Make the complete folder `scratch` the checkpoint; one of that name, of the same run, gives way."""
+    """Rename the complete folder `scratch` to the checkpoint; it replaces one of that name, of the same run."""
     write_manifest(scratch, **facts)
     earlier = new_scratch(checkpoint.parent, step_of(checkpoint))
     if checkpoint.exists():
@@ -67,7 +68,7 @@ def remove(checkpoint: Path) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Clear what a killed run left half-made in `folder`. One that only missed its name is given it."""
+    """Remove what a killed run left half-made in `folder`, and rename a checkpoint that was complete."""
     for scratch in sorted(folder.glob(".tmp-*")):
         match = _SCRATCH.fullmatch(scratch.name)
         if match is None or scratch.is_symlink() or not scratch.is_dir():
@@ -84,8 +85,8 @@ def remove_leftovers(folder: Path) -> None:
         shutil.rmtree(scratch)
 
 
-def set_aside(path: Path) -> Path:
-    """Rename a checkpoint or log so that no run takes it for one of its own; returns the new path."""
+def rename_unused(path: Path) -> Path:
+    """Rename a checkpoint or log so that no run takes it for its own; return the new path."""
     names = (f"{path.name}{ASIDE}" + (f"-{number}" if number else "") for number in count())
     target = next(target for name in names if not (target := path.with_name(name)).exists())
     os.rename(path, target)

@@ -9,12 +9,12 @@ from hf_rlhf.errors import InputError
 
 
 def require_durable_launch(accelerator: Accelerator, model: nn.Module) -> None:
-    """Raise `InputError` for settings under which a checkpoint would be another thing than the run."""
+    """Raise `InputError` for settings under which a checkpoint would not hold the run's state."""
     fsdp: Any = getattr(accelerator.state, "fsdp_plugin", None)
     if fsdp is not None and fsdp.fsdp_version != 2:
         raise InputError(
-            f"fsdp_version={fsdp.fsdp_version} is invalid: checkpoints are made of what FSDP 2 shards. Set it to 2, as"
-            " recipes/accelerate_configs/fsdp2.yaml does"
+            f"fsdp_version={fsdp.fsdp_version} is invalid: checkpoints need the shards of FSDP 2. Set it to 2, as in"
+            " recipes/accelerate_configs/fsdp2.yaml."
         )
     if fsdp is not None:
         kinds = {type(weight).__name__ for weight in model.parameters()}
@@ -28,18 +28,18 @@ def _require_durable_deepspeed(config: dict[str, Any]) -> None:
     zero = config.get("zero_optimization", {})
     if zero.get("stage", 0) == 0:
         raise InputError(
-            "zero_stage=0 is invalid: it shards nothing, and its optimizer is not one that can be saved here. Set it"
-            " to 2, or launch with recipes/accelerate_configs/ddp.yaml"
+            "zero_stage=0 is invalid: it shards nothing, and its optimizer cannot be saved here. Set it to 2, or"
+            " launch with recipes/accelerate_configs/ddp.yaml."
         )
     if zero.get("stage") == 3 and not zero.get("stage3_gather_16bit_weights_on_model_save"):
         raise InputError(
-            "zero3_save_16bit_model=false is invalid: no model would be saved, but shards of one. Set it to true, as"
-            " recipes/accelerate_configs/zero3.yaml does"
+            "zero3_save_16bit_model=false is invalid: shards would be saved instead of a model. Set it to true, as in"
+            " recipes/accelerate_configs/zero3.yaml."
         )
     if config.get("fp16", {}).get("enabled") is True:
         raise InputError(
-            "mixed_precision=fp16 is invalid under DeepSpeed: its scale of the loss is not saved, so a resumed run"
-            " would skip other updates. Use bf16, or DDP or FSDP2"
+            "mixed_precision=fp16 is invalid under DeepSpeed: its loss scale is not saved, so a resumed run would"
+            " skip other updates. Use bf16, or DDP or FSDP2."
         )
 
 

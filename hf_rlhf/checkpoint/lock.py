@@ -18,10 +18,11 @@ logger = logging.getLogger(__name__)
 
 
 class FolderLock:
-    """The right to write into a run's folder, from when it is made to `release`, or to the end of the process.
+    """The right to write into a run's folder, from its creation to `release` or to the end of the process.
 
-    The kernel holds the lock and lets go of it when the process dies, however it dies; what the file says (process,
-    host, start) is for people. Within one process the lock may be taken again: the recipe holds it, and its trainer.
+    The kernel holds the lock and releases it when the process dies in any way. The content of the file (process, host,
+    start) is information for people. Within one process the lock may be taken again: the recipe holds it, and its
+    trainer.
 
     Raises `InputError` when the folder cannot be written to, or another run has it.
     """
@@ -47,7 +48,7 @@ class FolderLock:
         self.release()
 
     def release(self) -> None:
-        """Give the folder back. A folder that was made for this run and holds nothing is removed again."""
+        """Release the folder. A folder that was made for this run and holds nothing is removed."""
         if self._released:
             return
         self._released = True
@@ -76,13 +77,18 @@ class FolderLock:
                 os.close(descriptor)
                 raise InputError(_in_use(self.file, holder)) from None
             except OSError as error:  # a file system without locks
-                logger.warning("%s cannot be locked (%s); see to it that no other run writes there", self.file, error)
+                logger.warning(
+                    "%s cannot be locked (%s), so another run in this folder would not be noticed. Start no other run"
+                    " there",
+                    self.file,
+                    error,
+                )
             if _is_same_file(descriptor, self.file):
                 break
             os.close(descriptor)  # its holder removed it while we waited
         left = os.read(descriptor, 1000).decode(errors="replace").strip()
         if left:
-            logger.warning("%s was left by a run that is no more (%s)", self.file, left)
+            logger.warning("%s was left by a run that has ended (%s). This run takes the folder over", self.file, left)
         os.ftruncate(descriptor, 0)
         owner = {"pid": os.getpid(), "host": socket.gethostname(), "started": time.strftime("%Y-%m-%d %H:%M:%S")}
         os.pwrite(descriptor, json.dumps(owner).encode() + b"\n", 0)
@@ -93,7 +99,9 @@ def require_folder_name(folder: str | os.PathLike, flag: str = "output_dir") -> 
     """Raise `InputError` for what cannot be the name of a folder; `flag` gave it."""
     name = os.fspath(folder)
     if not name.strip() or any(ord(letter) < 32 for letter in name):
-        raise InputError(f"{flag}={name!r} is no name for a folder; give one without control characters")
+        raise InputError(
+            f"{flag}={name!r} is invalid: it is empty or has control characters. Give the name of a folder."
+        )
     require_path_name(name, flag)
     path = Path(name)
     try:
@@ -101,11 +109,11 @@ def require_folder_name(folder: str | os.PathLike, flag: str = "output_dir") -> 
     except OSError as error:
         raise InputError(_not_writable(path, error, flag)) from error
     if in_the_way:
-        raise InputError(f"{flag}={name!r}: {in_the_way[0]} is a file; give the name of a folder")
+        raise InputError(f"{flag}={name!r} is invalid: {in_the_way[0]} is a file. Give the name of a folder.")
 
 
 def _make_folder(folder: Path) -> list[Path]:
-    """Make `folder`; returns those that were not there, innermost first."""
+    """Make `folder`; return the folders that did not exist, innermost first."""
     missing = [part for part in (folder, *folder.parents) if not part.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -115,7 +123,7 @@ def _make_folder(folder: Path) -> list[Path]:
 
 
 def _not_writable(folder: Path, error: OSError, flag: str = "output_dir") -> str:
-    return f"{flag}={str(folder)!r} cannot be written to: {error.strerror}; choose another folder"
+    return f"{flag}={str(folder)!r} cannot be written to: {error.strerror}. Choose another folder."
 
 
 def _in_use(file: Path, holder: str) -> str:
@@ -124,7 +132,7 @@ def _in_use(file: Path, holder: str) -> str:
         who = f"process {owner['pid']} on {owner['host']}, since {owner['started']}"
     except (ValueError, KeyError, TypeError):
         who = "another process"
-    return f"output_dir={str(file.parent)!r} is in use by {who}; wait for it to end, or choose another folder"
+    return f"output_dir={str(file.parent)!r} is in use by {who}. Wait for it to end, or choose another folder."
 
 
 def _is_same_file(descriptor: int, file: Path) -> bool:
@@ -136,7 +144,7 @@ def _is_same_file(descriptor: int, file: Path) -> bool:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold `folder` for this run, by its first rank, as long as the block; every rank takes part."""
+    """Hold `folder` for this run while the block runs, by its first rank; every rank takes part."""
     lock = None
     with failing_together():
         if rank() == 0:

@@ -13,11 +13,11 @@ _CHUNK = 1 << 20
 
 
 class DamagedCheckpoint(Exception):
-    """A folder is not the checkpoint that was written; the message says which file, and what is wrong with it."""
+    """A folder that differs from the checkpoint that was written; the message names the file and the fault."""
 
 
 def write_manifest(folder: Path, **facts: Any) -> None:
-    """List every file below `folder`, with `facts` about the whole; everything is on the disk when this returns."""
+    """List every file below `folder`, with `facts` about the whole, and flush everything to the disk."""
     files = {}
     for file in _files(folder):
         flush(file)
@@ -30,9 +30,10 @@ def write_manifest(folder: Path, **facts: Any) -> None:
 
 
 def verified_facts(folder: Path) -> dict[str, Any]:
-    """The facts of `write_manifest`. Raises `DamagedCheckpoint` for a file missing or changed in any byte.
+    """Verify every file of a checkpoint and return the facts that `write_manifest` recorded.
 
-    Files that a callback added later count for nothing, unless they could be read as weights.
+    Files that a callback added later are ignored, unless they could be read as weights. Raises `DamagedCheckpoint` for
+    a file that is missing or changed in any byte.
     """
     content = _content(folder)
     listed = content.pop("files")
@@ -42,16 +43,16 @@ def verified_facts(folder: Path) -> dict[str, Any]:
             raise DamagedCheckpoint(f"{name} is missing")
         size = (folder / name).stat().st_size
         if size != expected["size"]:
-            raise DamagedCheckpoint(f"{name} has {size} bytes, and was written with {expected['size']}")
+            raise DamagedCheckpoint(f"{name} has {size} bytes instead of {expected['size']}")
         if _digest(folder / name) != expected["sha256"]:
-            raise DamagedCheckpoint(f"{name} holds other bytes than were written")
+            raise DamagedCheckpoint(f"the content of {name} has changed")
     if added := sorted(name for name in found - set(listed) if name.endswith(_WEIGHTS)):
         raise DamagedCheckpoint(f"{added[0]} does not belong to it")
     return content
 
 
 def flush(path: Path) -> None:
-    """Bring a file's content, or what was created, renamed and removed in a folder, to the disk."""
+    """Flush a file's content, or a folder's created, renamed and removed entries, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -62,7 +63,7 @@ def flush(path: Path) -> None:
 def _content(folder: Path) -> dict[str, Any]:
     file = folder / MANIFEST_FILE
     if not file.is_file():
-        raise DamagedCheckpoint(f"there is no {MANIFEST_FILE}: not written to its end, or by another program")
+        raise DamagedCheckpoint(f"there is no {MANIFEST_FILE}: it is incomplete, or another program wrote it")
     try:
         text = file.read_bytes().decode("utf-8")
         content = json.loads(text)
@@ -74,7 +75,7 @@ def _content(folder: Path) -> dict[str, Any]:
             f"{MANIFEST_FILE} is of format {content.get('format')!r}, and this version reads format {FORMAT}"
         )
     if own != _digest_of(content) or text != _rendered(content):
-        raise DamagedCheckpoint(f"{MANIFEST_FILE} holds other bytes than were written")
+        raise DamagedCheckpoint(f"the content of {MANIFEST_FILE} has changed")
     return content
 
 

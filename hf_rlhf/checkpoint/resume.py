@@ -1,9 +1,9 @@
-"""The checkpoint that a run resumes from, and what becomes of the others."""
+"""The checkpoint that a run resumes from, and the renaming of damaged and newer ones."""
 
 import logging
 from pathlib import Path
 
-from hf_rlhf.checkpoint.folders import checkpoints, remove_leftovers, set_aside, step_of
+from hf_rlhf.checkpoint.folders import checkpoints, remove_leftovers, rename_unused, step_of
 from hf_rlhf.checkpoint.manifest import DamagedCheckpoint, verified_facts
 from hf_rlhf.distributed import by_first_rank, world_size
 from hf_rlhf.errors import InputError
@@ -19,7 +19,7 @@ class VerifiedCheckpoint(str):
 
 
 def resume_point(folder: Path, wanted: str | bool | None) -> VerifiedCheckpoint | None:
-    """The checkpoint that the run in `folder` resumes from, or None for a new run; the same on every rank.
+    """Return the checkpoint that the run in `folder` resumes from, the same on every rank; None for a new run.
 
     Args:
         folder: where the run writes; the caller holds its lock.
@@ -46,7 +46,10 @@ def _prepare(folder: Path, choice: str) -> str | None:
     chosen = _newest(folder, damaged) if choice in (AUTO, LAST) else _named(Path(choice))
     if chosen is None:
         if choice == LAST:
-            raise InputError(f"nothing to resume: {folder} holds no checkpoint")
+            raise InputError(
+                f"resume={LAST} is invalid: nothing to resume, {folder} holds no checkpoint. Use resume={AUTO} for a"
+                " new run."
+            )
         _clear_unfinished(folder)
         return None
     if chosen.resolve().parent != folder.resolve():
@@ -54,25 +57,30 @@ def _prepare(folder: Path, choice: str) -> str | None:
             raise InputError(held_by_another_run(folder))
         return str(chosen)
     for newer in [path for path in checkpoints(folder) if step_of(path) > step_of(chosen)]:
-        why = damaged.get(newer, f"{newer} is newer than where the run goes on")
+        why = damaged.get(newer, f"{newer} is newer than the checkpoint to resume from")
         logger.warning(
-            "%s; it is set aside as %s, and the run goes on from %s", why, set_aside(newer).name, chosen.name
+            "%s. It is renamed to %s, and the run resumes from %s", why, rename_unused(newer).name, chosen.name
         )
     return str(chosen)
 
 
 def _named(checkpoint: Path) -> Path:
     if not checkpoint.is_dir():
-        raise InputError(f"{str(checkpoint)!r} is no folder; give a checkpoint to resume from, {LAST!r} or {AUTO!r}")
+        raise InputError(
+            f"resume={str(checkpoint)!r} is invalid: it is no folder. Give a checkpoint to resume from, {LAST!r} or"
+            f" {AUTO!r}."
+        )
     try:
         _verify(checkpoint)
     except DamagedCheckpoint as error:
-        raise InputError(f"{checkpoint} is damaged or no checkpoint: {error}; give another one, or {AUTO!r}") from error
+        raise InputError(
+            f"resume={checkpoint} is invalid: damaged or no checkpoint: {error}. Give another one, or {AUTO!r}."
+        ) from error
     return checkpoint
 
 
 def _newest(folder: Path, damaged: dict[Path, str]) -> Path | None:
-    """The newest whole checkpoint; what is wrong with newer ones is put into `damaged`.
+    """Return the newest whole checkpoint, and add to `damaged` what is wrong with newer ones.
 
     Raises `InputError` when there are some, and none is whole.
     """
@@ -85,7 +93,9 @@ def _newest(folder: Path, damaged: dict[Path, str]) -> Path | None:
             return checkpoint
     if damaged:
         raise InputError(
-            "\n".join([*damaged.values(), "None is whole; mend or remove them, or choose another output_dir"])
+            "\n".join(
+                [*damaged.values(), "No checkpoint is whole. Repair or remove them, or choose another output_dir."]
+            )
         )
     return None
 
@@ -94,16 +104,18 @@ def _verify(checkpoint: Path) -> None:
     facts = verified_facts(checkpoint)
     if facts["world_size"] != world_size():
         raise InputError(
-            f"{checkpoint} was written by {facts['world_size']} ranks, and this run has {world_size()}: each rank's"
-            f" random numbers and share of the data go on, so start it with {facts['world_size']}"
+            f"{checkpoint} was written by {facts['world_size']} ranks, and this run has {world_size()}. Each rank"
+            f" resumes its own random numbers and share of the data, so start the run with {facts['world_size']}."
         )
 
 
 def _clear_unfinished(folder: Path) -> None:
-    """Put aside the logs of a run that was killed before its first checkpoint."""
+    """Rename the logs of a run that was killed before its first checkpoint."""
     if any(folder.glob("*.safetensors")):
         raise InputError(held_by_another_run(folder))
     for name in (METRICS_FILE, SAMPLES_FILE):
         if (folder / name).exists():
-            logger.warning("no checkpoint in %s: the run starts anew; the old %s is put aside", folder, name)
-            set_aside(folder / name)
+            logger.warning(
+                "no checkpoint in %s, so the run starts from the beginning. The old %s is renamed", folder, name
+            )
+            rename_unused(folder / name)

@@ -12,7 +12,7 @@ from hf_rlhf.errors import InputError, RunFailed
 from hf_rlhf.models.sharding import local_shard
 
 DEEPSPEED = "DEEPSPEED"
-MODEL_ALONE = "it holds the model alone (save_only_model), and no run can go on from it"
+MODEL_ALONE = "it holds the model alone (save_only_model), so no run can resume from it"
 
 
 def save_optimizer_shard(folder: Path, name: str, optimizer: Any, launch: str) -> None:
@@ -29,17 +29,17 @@ def save_optimizer_shard(folder: Path, name: str, optimizer: Any, launch: str) -
 
 @torch.no_grad()
 def load_optimizer_shard(folder: Path, name: str, optimizer: Any, launch: str) -> None:
-    """Read what `save_optimizer_shard` wrote. The parameters are sharded over as many ranks as they were then.
+    """Read what `save_optimizer_shard` wrote. The parameters are sharded over the same number of ranks.
 
     Raises `InputError` when another launch wrote it, or nothing did.
     """
     if not (folder / f"{name}-{rank()}.json").is_file():
-        raise InputError(f"{folder} cannot be resumed: {_written_otherwise(folder)}")
+        raise InputError(f"resume={folder} is invalid: {_written_otherwise(folder)}.")
     saved = load_state(folder, f"{name}-{rank()}")
     if saved["launch"] != launch:
         raise InputError(
-            f"{folder} is of a run under {saved['launch']}, and this one is under {launch}: they shard the optimizer's"
-            " state in different ways. Resume with the launcher settings that the run began with"
+            f"resume={folder} is invalid: it is of a run under {saved['launch']}, and this one is under {launch}, which"
+            " shards the optimizer's state differently. Resume with the launcher settings of that run."
         )
     state, parameters = saved["optimizer"], _parameters(optimizer)
     if launch == DEEPSPEED:
@@ -60,20 +60,20 @@ def launch_of(folder: Path, name: str) -> str:
 def _written_otherwise(folder: Path) -> str:
     if (folder / "latest").exists():
         return (
-            "DeepSpeed wrote it in its own way, as it does under ZeRO-3. Resume with the launcher settings that the"
-            " run began with (recipes/accelerate_configs/zero3.yaml)"
+            "DeepSpeed wrote it in its own format, as it does under ZeRO-3. Resume with the launcher settings of that"
+            " run (recipes/accelerate_configs/zero3.yaml)"
         )
     if any((folder / each).exists() for each in ("optimizer.bin", "pytorch_model_fsdp_0")):
-        return "FSDP wrote it in its own way, as an earlier version let it. Start the run anew"
+        return "FSDP wrote it in its own format, for an earlier version of hf_rlhf. Start a new run"
     return MODEL_ALONE
 
 
 def require_all_shards(folder: Path, name: str, ranks: int) -> None:
-    """Raise `RunFailed` where the first rank does not see the shard of each: a checkpoint without one is none."""
+    """Raise `RunFailed` where the first rank does not see every rank's shard: the checkpoint would be incomplete."""
     if missing := [number for number in range(ranks) if not (folder / f"{name}-{number}.json").is_file()]:
         raise RunFailed(
-            f"the optimizer's shards of ranks {missing} are not in {folder}: every machine has to write to one folder"
-            " that all of them see"
+            f"the optimizer's shards of ranks {missing} are not in {folder}. Choose an output_dir that all machines"
+            " share."
         )
 
 
@@ -93,8 +93,9 @@ def _as_shard_of(parameter: Any, value: Any) -> Any:
     shard = parameter.to_local()
     if value.shape != shard.shape:
         raise InputError(
-            f"an optimizer's state of shape {tuple(value.shape)} is not that of a shard of shape {tuple(shard.shape)};"
-            " use optim=adamw_torch under FSDP2"
+            f"the optimizer's state has shape {tuple(value.shape)}, and the shard of its parameter"
+            f" {tuple(shard.shape)}."
+            " Use optim=adamw_torch under FSDP2."
         )
     return DTensor.from_local(
         value.to(shard.device),

@@ -40,8 +40,8 @@ def save_state(folder: Path, name: str, state: Any) -> None:
         if value is None or type(value) in (bool, int, float, str):
             return value
         raise RunFailed(
-            f"{path} of the training state is a {type(value).__name__}, which a checkpoint cannot hold; take another"
-            " optimizer or schedule (optim, lr_scheduler_type), or save_strategy no"
+            f"{path} of the training state is a {type(value).__name__}, which a checkpoint cannot hold. Use another"
+            " optimizer or schedule (optim, lr_scheduler_type), or save_strategy=no."
         )
 
     text = json.dumps(plain(state, name))

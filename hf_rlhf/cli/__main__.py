@@ -1,5 +1,6 @@
-"""`python -m hf_rlhf.cli`, for where the command `hf-rlhf` is not on the path."""
+"""`python -m hf_rlhf.cli`, for machines where the command `hf-rlhf` is not on the path."""
 
 from hf_rlhf.cli.main import main
 
-raise SystemExit(main())
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,4 +1,4 @@
-"""Config files: YAML of flat keys within limits, so that a hostile or damaged one ends in one message."""
+"""Config files: YAML of flat keys within limits, so that a hostile or damaged file gives one clear error."""
 
 import types
 from collections.abc import Iterator
@@ -63,7 +63,9 @@ def _read(file: Path) -> str:
     except (OSError, ValueError) as error:
         raise InputError(f"cannot read the config file {file}: {getattr(error, 'strerror', None) or error}") from error
     if len(content) > MAX_BYTES:
-        raise InputError(f"{file} has more than {MAX_BYTES} bytes, which no config needs; is it the right file?")
+        raise InputError(
+            f"{file} has more than {MAX_BYTES} bytes, and no config needs as many. Check that it is the right file"
+        )
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -76,7 +78,7 @@ def _read(file: Path) -> str:
 def _check_events(file: Path, events: Iterator[Any]) -> None:
     """Refuse anchors, tags and deep nesting before a tree is made of the events.
 
-    Making the tree takes a level of the stack for each level of the file.
+    Making the tree uses one level of the stack for each level of the file.
     """
     from yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEvent
 
@@ -85,13 +87,13 @@ def _check_events(file: Path, events: Iterator[Any]) -> None:
         place = _place(file, event.start_mark)
         if isinstance(event, AliasEvent) or getattr(event, "anchor", None):
             raise InputError(
-                f"{place}: anchors (&) and aliases (*) are not allowed here; write the value out, or in quotes"
+                f"{place}: anchors (&) and aliases (*) are not allowed here. Write the value out, or in quotes"
             )
         if getattr(event, "tag", None):
-            raise InputError(f"{place}: tags such as {event.tag!r} are not allowed here; write a plain value")
+            raise InputError(f"{place}: tags such as {event.tag!r} are not allowed here. Write a plain value")
         depth += isinstance(event, CollectionStartEvent) - isinstance(event, CollectionEndEvent)
         if depth > MAX_DEPTH:
-            raise InputError(f"{place}: nested more than {MAX_DEPTH} levels deep; a config has flat `key: value` lines")
+            raise InputError(f"{place}: nested more than {MAX_DEPTH} levels deep. A config has flat `key: value` lines")
 
 
 def _check_nodes(file: Path, node: Any) -> None:
@@ -107,7 +109,7 @@ def _check_nodes(file: Path, node: Any) -> None:
         known: set[str] = set()
         for key, value in node.value:
             if str(key.value) in known:
-                raise InputError(f'{_place(file, key.start_mark)}: the key "{key.value}" is there twice; keep one')
+                raise InputError(f'{_place(file, key.start_mark)}: the key "{key.value}" is there twice. Keep one')
             known.add(str(key.value))
             _check_nodes(file, key)
             _check_nodes(file, value)
@@ -157,12 +159,12 @@ def fits(value: Any, kind: Any) -> bool:
 
 
 def _is_off_unquoted(value: Any, kinds: tuple[Any, ...]) -> bool:
-    """YAML reads `save_strategy: no` as false."""
+    """Return whether a flag of choices got false from an unquoted `no` or `off`, as in `save_strategy: no`."""
     return isinstance(value, bool) and any(isinstance(kind, type) and issubclass(kind, Enum) for kind in kinds)
 
 
 def describe(kind: Any) -> str:
-    """The type of a flag in words."""
+    """Describe the type of a flag in words."""
     if isinstance(kind, type) and issubclass(kind, Enum):
         return f"one of {', '.join(repr(each.value) for each in kind)}, in quotes"
     words = {str: "text", int: "a whole number", float: "a number", bool: "true or false", type(None): "null"}

@@ -44,7 +44,7 @@ def ppo(argv: Sequence[str]) -> None:
 
 
 def plan(argv: Sequence[str]) -> None:
-    """Say what memory and time a PPO run will take, before it is started (takes the flags of ppo)."""
+    """Predict the memory and time of a PPO run before it is started (takes the flags of ppo)."""
     from hf_rlhf.cli.parsing import parse_arguments
     from hf_rlhf.ppo.config import PPOConfig
     from hf_rlhf.recipes.arguments import ModelArguments, PPOArguments
@@ -54,7 +54,7 @@ def plan(argv: Sequence[str]) -> None:
 
 
 def data(argv: Sequence[str]) -> None:
-    """Check the rows that a stage would train on and say what they are: data sft, data reward or data ppo."""
+    """Check the rows that a stage would train on and describe them: data sft, data reward or data ppo."""
     from hf_rlhf.cli.parsing import parse_arguments
     from hf_rlhf.ppo.config import PPOConfig
     from hf_rlhf.recipes import arguments as of
@@ -66,7 +66,7 @@ def data(argv: Sequence[str]) -> None:
         return
     if stage not in STAGES:
         raise InputError(
-            f"name the stage whose rows are meant, as in `hf-rlhf data {' | '.join(STAGES)}`, then its flags"
+            f"the stage is missing. Name it, as in `hf-rlhf data {' | '.join(STAGES)}`, and then give its flags"
         )
     of_stage = {
         "sft": [of.DataArguments, of.SFTTrainingArguments],
@@ -78,7 +78,7 @@ def data(argv: Sequence[str]) -> None:
 
 
 def quickstart(argv: Sequence[str]) -> None:
-    """See a small model learn from feedback, end to end, on this machine."""
+    """Let a small model learn from feedback, end to end, on this machine."""
     from hf_rlhf.cli.parsing import parse_arguments
     from hf_rlhf.quickstart.arguments import QuickstartArguments
     from hf_rlhf.quickstart.run import run_quickstart
@@ -106,7 +106,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     try:
         if argv[0] not in COMMANDS:
-            raise InputError(f"unknown command {argv[0]!r}; the commands are {', '.join(COMMANDS)}")
+            raise InputError(f"unknown command {argv[0]!r}. The commands are {', '.join(COMMANDS)}")
         if "-h" not in argv and "--help" not in argv:
             from hf_rlhf.progress import quiet_libraries
 
@@ -133,7 +133,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _complain(what: str, error: Exception) -> None:
-    """Messages quote names and rows, which may hold access tokens and escape sequences."""
+    """Print an error without the access tokens and escape sequences that quoted names and rows may hold."""
     print(printable_lines(f"{what}: {error}"), file=sys.stderr)
 
 
@@ -147,7 +147,7 @@ def _close_process_group() -> None:
 
 
 def usage() -> str:
-    """The commands, a line each."""
+    """Return the list of commands, one per line."""
     lines = [f"  {name:<12} {(command.__doc__ or '').strip()}" for name, command in COMMANDS.items()]
     return "\n".join(
         ["usage: hf-rlhf <command> [--config file.yaml] [--key value ...]", "", *lines, "", "hf-rlhf <command> --help"]

@@ -120,7 +120,7 @@ def _with_new_name(arg: str, known: Sequence[str]) -> str:
 
 
 def _without_config(argv: Sequence[str]) -> tuple[list[str], str | None]:
-    """The command line without `--config file`, and the file."""
+    """Split `--config file` off a command line; return the other arguments and the file."""
     argv = [part for arg in argv for part in (arg.split("=", 1) if arg.startswith("--config=") else [arg])]
     if "--config" not in argv:
         return argv, None
@@ -131,7 +131,7 @@ def _without_config(argv: Sequence[str]) -> tuple[list[str], str | None]:
 
 
 def _checked_values(config: ConfigFile, parser: _Parser) -> dict[str, Any]:
-    """The flags of a config file. Raises `InputError` for unknown keys, values of other kinds, and tokens."""
+    """Return the flags of a config file. Raises `InputError` for unknown keys, wrong types and access tokens."""
     refuse_secrets(config.values, str(config.file))
     values = {}
     for key, value in config.values.items():
@@ -156,7 +156,7 @@ def _checked_values(config: ConfigFile, parser: _Parser) -> dict[str, Any]:
 
 
 def _converted(action: Action, values: list[Any], config: ConfigFile) -> list[Any]:
-    """The items of a list in a file, read as on the command line."""
+    """Convert the items of a list in a file as those of the command line are converted."""
     convert: Any = action.type
     try:
         return [convert(value) if isinstance(value, str) else value for value in values]
@@ -165,7 +165,7 @@ def _converted(action: Action, values: list[Any], config: ConfigFile) -> list[An
 
 
 def _with_place(message: str, argv: Sequence[str], config: ConfigFile | None) -> str:
-    """The message of argparse; for a value that came from the config file, with its line there."""
+    """Return argparse's message, with the line in the config file if the value came from there."""
     named = re.match(r"argument --(\w+)\S*: ", message)
     on_command_line = {arg.split("=")[0].lstrip("-").replace("-", "_") for arg in argv if arg.startswith("--")}
     if config is None or named is None or named[1] in on_command_line:
@@ -181,7 +181,11 @@ def _check_environment(variables: Any, file: Path) -> None:
 
 
 def _refuse_halves_of_characters(argv: Sequence[str]) -> None:
-    """A locale that is not the terminal's gives these; a file of such a name can be opened, a text is another."""
+    """Refuse text that the locale could not decode.
+
+    Under a locale that differs from the terminal's, such an argument holds halves of characters. A file with such a
+    name can be opened, so paths are accepted.
+    """
     name = ""
     for arg in argv:
         name = arg.partition("=")[0].removeprefix("--").replace("-", "_") if arg.startswith("--") else name
@@ -193,7 +197,7 @@ def _refuse_halves_of_characters(argv: Sequence[str]) -> None:
 
 
 def _refuse_secret_options(argv: Sequence[str], prog: str) -> None:
-    """Tokens on the command line end up in config.yaml, and before that in every list of processes."""
+    """Refuse access tokens on the command line: they would show up in config.yaml and in every list of processes."""
     for option, following in itertools.zip_longest(argv, argv[1:]):
         name, given, value = option.partition("=")
         if name.startswith("--"):

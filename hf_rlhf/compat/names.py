@@ -64,7 +64,7 @@ REPLACED = {
     "micro_batch_size": "follows from per_device_train_batch_size x ranks",
     "num_total_batches": "follows from total_episodes / rollout_batch_size",
     "dataset_num_proc": "is not needed: prompts are tokenized in one process",
-    "stop_token": "is not needed: the model's end tokens stop a completion; more with stop_token_ids or stop_strings",
+    "stop_token": "is not needed: the model's end tokens stop a completion. More: stop_token_ids, stop_strings",
     "tracker_project_name": 'is set by the tracker: "project" for trackio, WANDB_PROJECT in the environment for wandb',
 }
 """Old names that became more than one flag, or none."""
@@ -106,7 +106,7 @@ def unknown_name(name: str, known: Sequence[str], where: str, renamed: Mapping[s
         return f'unknown key in {where}: "{name}" {OF_THE_LAUNCHER[key]}'
     close = difflib.get_close_matches(key, known, n=1, cutoff=0.75)
     return f'unknown key "{name}" in {where}' + (
-        f'; did you mean "{close[0]}"?' if close else "; see docs/reference/flags.md, or --help"
+        f'; did you mean "{close[0]}"?' if close else ". See docs/reference/flags.md, or --help"
     )
 
 
@@ -131,7 +131,7 @@ def with_new_names(values: Mapping[str, Any], known: Sequence[str], where: str) 
 
 
 def explain_names(renamed: Mapping[str, str]) -> Callable[[Class], Class]:
-    """A class decorator: unknown keyword arguments raise `InputError` with what they are called here."""
+    """Decorate a class so that unknown keyword arguments raise `InputError` with the names used here."""
 
     def decorate(cls: Class) -> Class:
         init: Any = cls.__init__

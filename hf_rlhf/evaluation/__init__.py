@@ -1,4 +1,4 @@
-"""Did it get better, and by how much: measures, pictures and the report page."""
+"""Evaluation of a run: measures with their uncertainty, plots and the report page."""
 
 from typing import TYPE_CHECKING
 

@@ -23,6 +23,7 @@ class WinRate:
 
     @property
     def n(self) -> int:
+        """Number of prompts."""
         return self.wins + self.ties + self.losses
 
     def __str__(self) -> str:
@@ -52,10 +53,11 @@ class BeforeAfter:
 
     @property
     def change(self) -> float:
+        """After less before."""
         return self.after - self.before
 
     def formatted(self) -> tuple[str, str, str]:
-        """Before, after and signed change as text; a change in percentages is in points ("+12 pp").
+        """Return before, after and signed change as text; a change in percentages is in points ("+12 pp").
 
         The change is that of the numbers as they are shown, so that a reader who subtracts them finds it.
         """
@@ -89,7 +91,10 @@ def win_rate(before_scores: Sequence[float], after_scores: Sequence[float], *, t
 
 
 def wilson_interval(rate: float, n: int, z: float = Z_95) -> tuple[float, float]:
-    """(p + z^2/2n +- z * sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n)  (Wilson 1927); stays inside [0, 1]."""
+    """Return the Wilson (1927) score interval of a rate. It stays inside [0, 1].
+
+    `(p + z^2/2n +- z * sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n)`
+    """
     centre = rate + z * z / (2 * n)
     half = z * math.sqrt(rate * (1 - rate) / n + z * z / (4 * n * n))
     scale = 1 + z * z / n
@@ -97,7 +102,7 @@ def wilson_interval(rate: float, n: int, z: float = Z_95) -> tuple[float, float]
 
 
 def summarize(scores: Sequence[float]) -> Summary:
-    """Mean +- z * std / sqrt(n). Raises `ValueError` where the scores are empty or not finite."""
+    """Return mean +- z * std / sqrt(n) of scores. Raises `ValueError` where they are empty or not finite."""
     _check(scores, "scores")
     mean = fmean(scores)
     std = stdev(scores) if len(scores) > 1 else 0.0

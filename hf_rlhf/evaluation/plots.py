@@ -136,7 +136,10 @@ def _entropy(ax: Axes, rows: Rows) -> None:
 
 
 def _series(rows: Rows, key: str) -> tuple[list[float], list[float]]:
-    """The iterations at which a key has a finite number, and the numbers; rows without an iteration count from 1."""
+    """Return the iterations at which a key has a finite number, and the numbers.
+
+    Rows without an iteration count from 1.
+    """
     points = [
         (float(row.get("iteration") or i), float(row[key]))
         for i, row in enumerate(rows, start=1)
@@ -169,12 +172,12 @@ def _points(ax: Axes, rows: Rows, key: str, color: str, label: str) -> None:
 
 
 def _new_figure(width: float, height: float) -> Figure:
-    """A figure of its own: no pyplot, so nothing global is read or changed."""
+    """Make a figure without pyplot, so that no global state is read or changed."""
     try:
         from matplotlib.figure import Figure
         from matplotlib.layout_engine import ConstrainedLayoutEngine
     except ImportError as error:
-        raise InputError('plots need matplotlib; install it with: pip install "hf-rlhf[report]"') from error
+        raise InputError('plots need matplotlib. Install it with: pip install "hf-rlhf[report]"') from error
     layout = ConstrainedLayoutEngine(w_pad=0.14, h_pad=0.12, wspace=0.03, hspace=0.03)  # pads in inches
     return Figure(figsize=(width, height), dpi=DPI, facecolor="white", layout=layout)
 
@@ -190,7 +193,7 @@ def _style(ax: Axes, title: str, ylabel: str = "") -> None:
 
 
 def _twin(ax: Axes, ylabel: str, color: str) -> Axes:
-    """A second scale on the right, in the color of its line and without a grid of its own."""
+    """Add a second scale on the right, in the color of its line and without a grid."""
     twin = ax.twinx()
     twin.set_ylabel(ylabel, color=color, fontsize=9.5)
     twin.spines[["top", "left", "bottom"]].set_visible(False)
@@ -213,7 +216,7 @@ def _whole_numbers(axis: Axis) -> None:
 
 
 def _finish(ax: Axes, twin: Axes | None = None) -> None:
-    """One legend for both scales; a scale that has nothing is hidden, and an empty panel says so."""
+    """Add one legend for both scales, hide a scale without data, and say so in an empty panel."""
     if twin is not None and not twin.lines:
         twin.set_axis_off()
     if not ax.lines and (twin is None or not twin.lines):
@@ -230,7 +233,7 @@ def _finish(ax: Axes, twin: Axes | None = None) -> None:
 
 
 def _legend(ax: Axes, twin: Axes | None = None) -> None:
-    """One legend for both scales, between the title and the panel, where it never covers data."""
+    """Add one legend for both scales between the title and the panel, where it never covers data."""
     handles, labels = ax.get_legend_handles_labels()
     if twin is not None:
         more_handles, more_labels = twin.get_legend_handles_labels()

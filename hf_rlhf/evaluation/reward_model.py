@@ -33,7 +33,10 @@ class Pairs(NamedTuple):
 
 
 def reward_accuracy(reward: Callable[..., list[float]], pairs: Pairs) -> dict[str, float]:
-    """Share of pairs whose chosen answer scores higher, ties counting half, with a 95% Wilson interval; mean margin."""
+    """Return the share of pairs whose chosen answer scores higher, with a 95% Wilson interval, and the mean margin.
+
+    A tie counts half.
+    """
     chosen, rejected = pairs.scores(reward, pairs.chosen), pairs.scores(reward, pairs.rejected)
     margins = [c - r for c, r in zip(chosen, rejected, strict=True)]
     accuracy = sum((margin > 0) + 0.5 * (margin == 0) for margin in margins) / len(margins)

@@ -40,7 +40,7 @@ def policy_card(
     simulated_annotator: bool = False,
     limits: Sequence[str] = (),
 ) -> str:
-    """The README of a model trained by PPO: a LoRA adapter, or weights of its own (`adapter=False`).
+    """Return the README of a model trained by PPO: a LoRA adapter, or full weights (`adapter=False`).
 
     `model_id` is where it will be loaded from ("owner/name"), `base_model` what it was trained on; a local path is
     shown by its last part only and stays out of the metadata. `end_ids` are the tokens that end an answer, where the
@@ -133,7 +133,7 @@ def sft_card(
     license: str | None = None,
     language: str = "en",
 ) -> str:
-    """The README of a model fine-tuned with TRL's `SFTTrainer`. The fields are those of `policy_card`."""
+    """Return the README of a model fine-tuned with TRL's `SFTTrainer`. The fields are those of `policy_card`."""
     return _card(
         "sft.md.j2",
         tags=["hf_rlhf", "sft", "trl"],
@@ -158,7 +158,7 @@ def template_folder() -> Path:
     for folder in folders:
         if (folder / "policy.md.j2").is_file():
             return folder
-    raise FileNotFoundError(f"no model card templates in {' or '.join(map(str, folders))}; install hf-rlhf again")
+    raise FileNotFoundError(f"no model card templates in {' or '.join(map(str, folders))}. Install hf-rlhf again")
 
 
 def _card(
@@ -218,7 +218,7 @@ def inline(value: object) -> str:
 
 
 def fence(text: str, language: str = "") -> str:
-    """A fenced code block that the text cannot close."""
+    """Return a fenced code block that the text cannot close."""
     longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
     ticks = "`" * max(3, longest + 1)
     return f"{ticks}{language}\n{text.rstrip()}\n{ticks}"
@@ -235,5 +235,5 @@ def hub_names(*names: str | None) -> list[str]:
 
 
 def is_hub_id(name: str) -> bool:
-    """Shaped like "name" or "owner/name", and no folder of this machine."""
+    """Return whether a name looks like "name" or "owner/name" and is no folder of this machine."""
     return bool(re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?", name)) and not Path(name).exists()

@@ -22,7 +22,7 @@ Its library would wait for ever.
 
 
 def open_repository(folder: Path, repo_id: str | None, *, private: bool | None = None) -> str:
-    """Make sure, before anything is trained, that a push can succeed; returns the full name of the repository.
+    """Make sure, before anything is trained, that a push can succeed; return the full name of the repository.
 
     It is made here unless it exists. The token is that of `hf auth login` or HF_TOKEN. Raises `InputError` for a wrong
     name, without a token that may write, and without the Hub in reach.
@@ -73,7 +73,7 @@ def _upload_command(folder: Path, repo_id: str | None) -> str:
 
 @contextmanager
 def _hub_errors() -> Iterator[None]:
-    """Whatever the Hub's client raises becomes a `PushError`, and so does a silent Hub."""
+    """Raise `PushError` for every error of the Hub's client, and for a Hub that does not answer."""
     from huggingface_hub import get_session
 
     client = get_session()

@@ -1,8 +1,8 @@
-"""Models that stand on an adapter: every load of one goes through here.
+"""Models with an adapter: every load of one uses this module.
 
-`from_pretrained` of transformers takes the folder of an adapter too, injects the adapter into the base, and the next
-adapter takes its place unseen. Here the adapter is a `PeftModel` on its base, with the embeddings that it was trained
-with.
+`from_pretrained` of transformers also accepts the folder of an adapter. It injects the adapter into the base, and the
+next adapter replaces it without notice. Here the adapter is a `PeftModel` on its base, with the embeddings that it was
+trained with.
 """
 
 import copy
@@ -14,16 +14,15 @@ import torch
 from torch import Tensor, nn
 
 from hf_rlhf.errors import InputError
-from hf_rlhf.models.adapters import (
+from hf_rlhf.models.adapter_files import (
     ADAPTER_FILE,
     adapter_base,
     adapter_folder,
     adapter_task,
-    base_of,
     base_revision,
     read_adapter_weights,
-    require_adapter_weights,
 )
+from hf_rlhf.models.adapters import base_of, require_adapter_weights
 from hf_rlhf.models.load import (
     load_causal_lm,
     load_sequence_classifier,
@@ -61,7 +60,7 @@ def load_policy(
         return _started(load_causal_lm, folder, adds_adapter, dtype, **kwargs)
     if adapter_task(folder) == "SEQ_CLS":
         raise InputError(
-            f"{name_or_path!r} is the adapter of a reward model, and a policy starts from a language model\n"
+            f"{name_or_path!r} is the adapter of a reward model, and a policy starts from a language model.\n"
             "Give a base, or the adapter that `hf-rlhf sft` or ppo saved; a reward model belongs to the rewards."
         )
     dtype = torch.float32 if merges_adapter else dtype
@@ -90,7 +89,7 @@ def load_reward_start(
 
 
 def load_base(load: Callable[..., Model], folder: str | os.PathLike, **kwargs: Any) -> Model:
-    """The base of the adapter in `folder`, with the embeddings that the adapter was trained with; see `fit_vocabulary`.
+    """Load the base of the adapter in `folder`, with the embeddings of its training (`fit_vocabulary`).
 
     `load` is `load_causal_lm` or `load_sequence_classifier`, and `kwargs` are for it.
     """
@@ -109,7 +108,7 @@ def load_adapted(
     trainable: bool = False,
     **kwargs: Any,
 ) -> Model:
-    """The adapter in `folder` as a `PeftModel` on its base; `load` and `kwargs` are those of `load_base`."""
+    """Load the adapter in `folder` as a `PeftModel` on its base; `load` and `kwargs` are those of `load_base`."""
     from peft import PeftModel
 
     from hf_rlhf.models.trained_tokens import mend_trained_tokens
@@ -148,7 +147,7 @@ def load_adapted_classifier(folder: str | os.PathLike, *, adapter_name: str = "d
 
 
 def as_classifier(config: Any, classifier: Model) -> Any:
-    """A copy of an adapter's config that trains it on a sequence classifier, together with the score head."""
+    """Return a copy of an adapter's config that trains it on a sequence classifier, together with the score head."""
     modules = [name for name, _ in classifier.named_modules()]
 
     def there(name: str) -> bool:
@@ -165,7 +164,7 @@ def as_classifier(config: Any, classifier: Model) -> Any:
 
 
 def head_name(classifier: Model) -> str:
-    """The name of a sequence classifier's last layer. Raises `InputError` when it has none that is known."""
+    """Return the name of a sequence classifier's last layer. Raises `InputError` when it has none that is known."""
     for name in SCORE_HEADS:
         if isinstance(getattr(classifier, name, None), nn.Module):
             return name
@@ -198,7 +197,7 @@ def _is_of_head(key: str) -> bool:
 def _started(
     load: Callable[..., Model], name: str, adds_adapter: bool, dtype: str | torch.dtype, **kwargs: Any
 ) -> Model:
-    """A model without an adapter, which gets one, or is trained as a whole."""
+    """Load a model without an adapter; it gets one later, or (`adds_adapter=False`) it is trained as a whole."""
     model = load(name, dtype=dtype if adds_adapter else torch.float32, **kwargs)
     if not adds_adapter:
         require_full_training(model, "the model")
@@ -206,12 +205,12 @@ def _started(
 
 
 def _merged(model: Model, folder: str) -> Model:
-    """The adapter's weights in those of its base, to be trained as a whole."""
+    """Merge the adapter into its base, which is then trained as a whole."""
     require_full_training(base_of(model), f"the base of {folder!r}")
     if model.active_peft_config.is_prompt_learning:
         raise InputError(
             f"use_peft=false is invalid: the adapter {folder!r} changes the prompt, not the weights, and cannot be"
-            " merged into its base. Leave use_peft out, or start from the base."
+            " merged into its base. Omit use_peft, or start from the base."
         )
     _untie_adapted_ends(base_of(model))
     merged = model.merge_and_unload().requires_grad_(True)
@@ -236,7 +235,7 @@ def _untie_adapted_ends(base: Model) -> None:
     if any(TrainableTokensLayer in each and len(each) > 1 for each in kinds):
         raise InputError(
             "use_peft=false is invalid: the adapter changes the head twice, by a layer of its own and by"
-            " trainable_token_indices of the embeddings tied to it, and PEFT cannot merge both. Leave use_peft out, or"
+            " trainable_token_indices of the embeddings tied to it, and PEFT cannot merge both. Omit use_peft, or"
             " start from the base."
         )
     shared = {part._parameters.get("weight") for part in embeddings.modules()} - {None}

@@ -30,12 +30,12 @@ def require_trainable_adapter(config: Any) -> None:
     if (bias := getattr(config, "bias", "none")) not in ("none", False):
         raise InputError(
             f"bias={bias!r} trains biases of the base model, which the reference shares, so the KL to it would be"
-            " wrong; use bias='none'"
+            " wrong. Use bias='none'"
         )
     start = str(getattr(config, "init_lora_weights", True)).lower()
     if start.startswith(_WEIGHTS_THAT_CHANGE_THE_BASE):
         raise InputError(
-            f"init_lora_weights={start!r} changes the weights of the base model, which the reference shares; use True"
+            f"init_lora_weights={start!r} changes the weights of the base model, which the reference shares. Use True"
             " or 'gaussian'. PEFT turns an adapter trained that way into plain LoRA: save_pretrained(...,"
             " path_initial_model_for_weight_conversion=...)"
         )

@@ -4,7 +4,6 @@ Names: `policy`, `critic`, `reward` (`reward_1`, ... for more than one), `refere
 """
 
 import contextlib
-import json
 import os
 import shutil
 import tempfile
@@ -18,10 +17,10 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 
 from hf_rlhf.errors import InputError
+from hf_rlhf.models.adapter_files import read_adapter_weights
 from hf_rlhf.types import Model
 
 POLICY, CRITIC, REFERENCE, REWARD = "policy", "critic", "reference", "reward"
-ADAPTER_FILE, ADAPTER_CONFIG_FILE = "adapter_model.safetensors", "adapter_config.json"
 
 # PEFT, TRL and this package serve transformers from before and after the new names. A user who trains can do
 # nothing about the warning.
@@ -36,13 +35,13 @@ def is_peft_model(model: Model) -> bool:
 
 
 def base_of(model: Model) -> Model:
-    """The transformers model inside a PEFT wrapper (with its adapter layers in place), or the model itself."""
+    """Return the transformers model inside a PEFT wrapper (with its adapter layers in place), or the model itself."""
     return model.get_base_model() if is_peft_model(model) else model
 
 
 @contextlib.contextmanager
 def keep_modes(*models: nn.Module) -> Iterator[None]:
-    """After the block, every module is in train or eval mode as it was before."""
+    """Restore the train or eval mode of every module after the block."""
     modes = [(module, module.training) for model in models for module in model.modules()]
     try:
         yield
@@ -63,7 +62,7 @@ def use_adapter(model: Model, name: str | None, *, inference: bool = False) -> I
         raise ValueError(f"Adapter {name} not found.")
     switched = _switched_modules(model)
     if any(layer.merged for layer in switched.layers):
-        warnings.warn("an adapter was merged into its base; it is unmerged, to switch to another", stacklevel=3)
+        warnings.warn("an adapter was merged into its base. It is unmerged, to switch adapters", stacklevel=3)
         model.unmerge_adapter()
     adapted = [*switched.layers, *switched.wrappers]
     modes = [module.training for module in switched.modules]
@@ -100,7 +99,7 @@ class _Switched(NamedTuple):
 
 
 def _switched_modules(model: Model) -> _Switched:
-    """List a PEFT model's modules, once for the adapters that it has; the model itself keeps the list."""
+    """List a PEFT model's modules that switch adapters, once for each set of adapters; the model keeps the list."""
     from peft.tuners.tuners_utils import BaseTunerLayer
     from peft.utils.other import AuxiliaryTrainingWrapper
 
@@ -133,9 +132,10 @@ def _adapter_layers(model: Model) -> list[Any]:
 
 
 def same_adapter_in_recomputation(model: Model) -> Callable[[], tuple[Any, Any]]:
-    """A `context_fn` for `torch.utils.checkpoint`: the backward pass recomputes a block as the forward pass ran it.
+    """Return a `context_fn` for `torch.utils.checkpoint` that recomputes a block as the forward pass ran it.
 
-    It runs long after `use_adapter` and `compute_in_base_dtype` are left, and would meet another adapter or dtype.
+    The backward pass recomputes long after `use_adapter` and `compute_in_base_dtype` ended. Without this, it would find
+    another adapter or dtype.
     """
     switched = _switched_modules(model)
     names = {"_active_adapter": [*switched.layers, *switched.wrappers]}
@@ -262,60 +262,8 @@ def embedding_rows(model: Model) -> int:
     return getattr(weight, "ds_shape", weight.shape)[0]  # ZeRO-3 holds the rows elsewhere
 
 
-def adapter_folder(name_or_path: str) -> str:
-    """The local folder of an adapter named by path or Hub name; any other name comes back as it is."""
-    wanted = ["adapter_*", "*.json", "*.jinja", "tokenizer*"]
-    return hub_folder(name_or_path, ADAPTER_CONFIG_FILE, allow_patterns=wanted) or name_or_path
-
-
-def hub_folder(name_or_path: str, sign: str, **patterns: Any) -> str | None:
-    """A local copy of a Hub repository that has the file `sign`.
-
-    None for a local folder, for a repository without that file, and with no Hub: loading a model by that name will say
-    which. `patterns` are those of `snapshot_download`.
-    """
-    from huggingface_hub import hf_hub_download, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    if os.path.isdir(name_or_path) or name_or_path.startswith("embedded:"):
-        return None
-    try:
-        hf_hub_download(name_or_path, sign)
-        return snapshot_download(name_or_path, **patterns)
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError):
-        return None
-
-
-def adapter_base(folder: str | os.PathLike) -> str | None:
-    """Name of the base model that the adapter in `folder` was trained on; None when `folder` holds no adapter."""
-    return _adapter_config(folder).get("base_model_name_or_path")
-
-
-def base_revision(folder: str | os.PathLike) -> str | None:
-    """The revision of the base that the adapter in `folder` names, if any."""
-    return _adapter_config(folder).get("revision")
-
-
-def adapter_task(folder: str | os.PathLike) -> str | None:
-    """PEFT's name for what the adapter in `folder` was trained as: CAUSAL_LM, SEQ_CLS, ... or nothing."""
-    return _adapter_config(folder).get("task_type")
-
-
-def _adapter_config(folder: str | os.PathLike) -> dict[str, Any]:
-    """The config of the adapter in `folder`; empty when it holds none."""
-    file = Path(folder) / ADAPTER_CONFIG_FILE
-    if not file.is_file():
-        return {}
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-        config["base_model_name_or_path"]
-        return config
-    except (json.JSONDecodeError, KeyError) as error:
-        raise InputError(f"{file}: not a PEFT adapter config ({error})") from error
-
-
 def load_frozen_adapter(model: Model, folder: str | os.PathLike, name: str) -> None:
-    """Add the adapter in `folder` as `name`, without gradients; the active adapter stays, and so does every mode."""
+    """Add the adapter in `folder` as `name`, without gradients; the active adapter and all modes stay."""
     _mend_trained_tokens(model)
     with keep_modes(model):  # PEFT puts the whole model into eval mode here
         model.load_adapter(str(folder), name, is_trainable=False)
@@ -339,7 +287,7 @@ def add_trainable_adapter(model: Model, name: str, config, weights: dict[str, Te
 
 
 def train_in_fp32(model: Model) -> Model:
-    """Put all that takes gradients into fp32: in bf16, small updates would be lost to rounding.
+    """Convert all that takes gradients to fp32: in bf16, small updates would be lost to rounding.
 
     PEFT does it for the matrices of an adapter, and leaves `modules_to_save`, a score head for instance, in the dtype
     of the base. Nothing is changed under DeepSpeed ZeRO-3, whose optimizer keeps fp32 copies of its own.
@@ -353,21 +301,8 @@ def train_in_fp32(model: Model) -> Model:
 
 
 def adapter_parameters(model: Model, name: str) -> list[Parameter]:
-    """The parameters of adapter `name`."""
+    """Return the parameters of adapter `name`."""
     return [parameter for key, parameter in model.named_parameters() if name in key.split(".")]
-
-
-def read_adapter_weights(folder: str | os.PathLike) -> dict[str, Tensor]:
-    """Return the tensors of the adapter file in `folder`. Raises `InputError` when there is none."""
-    from safetensors.torch import load_file
-
-    file = Path(folder) / ADAPTER_FILE
-    if not file.is_file():
-        raise InputError(
-            f"{folder}: there is no {ADAPTER_FILE} with the weights of an adapter or critic; an adapter_model.bin,"
-            " which is a pickle, is not read: load it with peft and save it again"
-        )
-    return load_file(file)
 
 
 def load_adapter_weights(model: Model, folder: str | os.PathLike, name: str) -> None:
@@ -391,7 +326,7 @@ def require_adapter_weights(folder: str | os.PathLike, name: str, own: Iterable[
 
 
 def overwrite_adapter(model: Model, source: str, target: str) -> None:
-    """Give adapter `target` the weights of `source`; both exist and have the same shapes."""
+    """Copy the weights of adapter `source` to `target`; both exist and have the same shapes."""
     from peft import get_peft_model_state_dict, set_peft_model_state_dict
 
     _mend_trained_tokens(model)

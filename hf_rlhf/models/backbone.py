@@ -23,7 +23,7 @@ def states_at(
     columns: Tensor,
     entry: TrunkStates | None = None,
 ) -> Tensor:
-    """Last hidden states `(N, H)`, after the final norm and before any head, of the tokens at `rows` and `columns`.
+    """Return the last hidden states `(N, H)`, after the final norm, of the tokens at `rows` and `columns`.
 
     The batch `(B, L)` is right-padded. `model` has no PEFT wrapper. With `entry`, the states that enter the first block
     above the trunk are not computed. The result is contiguous: a slice of the states would send lm_head down a path
@@ -35,26 +35,26 @@ def states_at(
 
 
 def counted_states(model: Model, sequences: Sequences, entry: TrunkStates | None = None) -> Tensor:
-    """Hidden states `(N, H)` that predict the counted tokens: the states those tokens were sampled in."""
+    """Return the hidden states `(N, H)` that predict the counted tokens: the states those tokens were sampled in."""
     rows, columns = sequences.counted
     places = sequences.prompt_lengths[rows] + columns - 1
     return states_at(model, sequences.input_ids, sequences.attention_mask, rows, places, entry)
 
 
 def counted_ids(sequences: Sequences) -> Tensor:
-    """Ids `(N,)` of the counted tokens."""
+    """Return the ids `(N,)` of the counted tokens."""
     rows, columns = sequences.counted
     return sequences.input_ids[rows, sequences.prompt_lengths[rows] + columns]
 
 
 def state_width(model: Model) -> int:
-    """`H`, the size of the last hidden states; in some architectures (OPT-350m) not the hidden size."""
+    """Return `H`, the size of the last hidden states; in some architectures (OPT-350m) not the hidden size."""
     config = model.config.get_text_config()
     return getattr(config, "word_embed_proj_dim", None) or config.hidden_size
 
 
 def logits_head(causal_lm: Model) -> Callable[[Tensor], Tensor]:
-    """The map from hidden states to logits, with the scaling or soft cap that some architectures put behind it."""
+    """Return the map from hidden states to logits, with the scaling or soft cap that follows some heads."""
     head = causal_lm.get_output_embeddings()
     config = causal_lm.config.get_text_config()
     cap = getattr(config, "final_logit_softcapping", None)  # Gemma 2 and 3
@@ -69,7 +69,7 @@ def logits_head(causal_lm: Model) -> Callable[[Tensor], Tensor]:
 
 
 def block_names(model: Model) -> set[str]:
-    """The class names of the repeated blocks of a transformers model."""
+    """Return the class names of the repeated blocks of a transformers model."""
     return {
         type(blocks[0]).__name__
         for blocks in backbone_of(model).modules()
@@ -90,8 +90,8 @@ def require_known_head(model: Model) -> None:
         ours = logits_head(causal_lm)(states_at(causal_lm, ids, torch.ones_like(ids), rows, columns)).float()
     if not torch.allclose(ours, theirs, rtol=0.02, atol=0.02 * theirs.abs().max().item()):
         raise InputError(
-            f"{type(causal_lm).__name__} does something between its head and its logits that is not known here, so what"
-            " is trained would not be what samples; please report the architecture"
+            f"{type(causal_lm).__name__} changes its logits behind its head in a way that is not known here, so"
+            " training and sampling would differ. Please report the architecture"
         )
 
 

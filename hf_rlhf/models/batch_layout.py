@@ -21,7 +21,7 @@ class Row:
 
     @classmethod
     def of(cls, lengths: list[int], device: torch.device) -> "Row":
-        """The row of sequences of these lengths, none of them empty."""
+        """Make the row of sequences of these lengths, none of them empty."""
         longest = -(-max(lengths) // 16) * 16
         counts = torch.tensor(lengths)
         places = torch.arange(longest)
@@ -55,7 +55,7 @@ class BatchLayout:
         return backbone(**self.inputs, use_cache=False).last_hidden_state
 
     def take(self, states: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-        """Return those `(N', H)` of `states` `(R, W, H)` that are of the tokens `columns` of the sequences `rows`."""
+        """Return those `(N', H)` of `states` `(R, W, H)` at the tokens `columns` of the sequences `rows`."""
         return states.flatten(0, 1)[self.first[rows] + columns]
 
     def split(self, states: Tensor) -> list[Tensor]:
@@ -103,7 +103,7 @@ def packed(input_ids: Tensor, attention_mask: Tensor) -> BatchLayout:
 
 
 def _filling(lengths: list[int], device: torch.device) -> list[int]:
-    """Return lengths of unused sequences, with which a row has a width that comes again, on a CPU.
+    """Return lengths of unused sequences that pad a row to a common width, on a CPU.
 
     oneDNN compiles each product for each number of rows, and keeps what it compiled. Widths are a sixteenth apart, or
     16.
@@ -116,6 +116,6 @@ def _filling(lengths: list[int], device: torch.device) -> list[int]:
 
 
 def backbone_of(model: Model) -> Model:
-    """The part of a transformers model that ends in its last hidden states."""
+    """Return the part of a transformers model that ends in its last hidden states."""
     backbone = model.base_model
     return model.model if backbone is model else backbone  # Llama 4's text model names another than it has

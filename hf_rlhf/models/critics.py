@@ -1,4 +1,4 @@
-"""The critic: what says how much reward is still to come. Three kinds, one interface, one layout on disk.
+"""The critic, which predicts the reward still to come. Three kinds share one interface and one layout on disk.
 
 value_head  a head on the policy's own hidden states                value_head.* beside the policy
 adapter     a LoRA adapter of its own on the policy's base          critic/adapter_model.*, critic/value_head.*
@@ -18,20 +18,17 @@ from torch.nn import Parameter
 
 from hf_rlhf.errors import InputError
 from hf_rlhf.models.adapted import SCORE_HEADS, as_classifier, load_adapted_classifier, require_saved_head
+from hf_rlhf.models.adapter_files import adapter_base, adapter_folder, hub_folder, read_adapter_weights
 from hf_rlhf.models.adapters import (
     CRITIC,
     POLICY,
-    adapter_base,
-    adapter_folder,
     adapter_parameters,
     add_trainable_adapter,
     base_of,
     compute_in_base_dtype,
     embedding_rows,
-    hub_folder,
     is_peft_model,
     load_adapter_weights,
-    read_adapter_weights,
     save_adapter,
     saved_names,
     train_in_fp32,
@@ -68,14 +65,14 @@ class ValueHeadCritic(nn.Module):
         self.detach = detach
 
     def forward(self, policy: Model, sequences: Sequences, hidden: Tensor, entry: TrunkStates | None = None) -> Tensor:
-        """Values `(N,)` in fp32 of the states before the counted tokens; `hidden` `(N, H)` are the policy's.
+        """Return values `(N,)` in fp32 of the states before the counted tokens; `hidden` `(N, H)` are the policy's.
 
         `entry` holds what leaves the policy's trunk.
         """
         return self.head(hidden.detach() if self.detach else hidden)
 
     def trained_parameters(self, policy: Model) -> list[Parameter]:
-        """Every parameter that is the critic's and not the policy's."""
+        """Return every parameter that belongs to the critic and not to the policy."""
         return [parameter for parameter in self.parameters() if parameter.requires_grad]
 
     def saved_names(self) -> set[str]:
@@ -101,32 +98,36 @@ class ValueHeadCritic(nn.Module):
 
 
 class AdapterCritic(ValueHeadCritic):
-    """Its own adapter on the policy's frozen base: a second pass, no second base."""
+    """An adapter on the policy's frozen base: a second forward pass, but no second base."""
 
     kind: CriticKind = "adapter"
 
     def forward(self, policy: Model, sequences: Sequences, hidden: Tensor, entry: TrunkStates | None = None) -> Tensor:
+        """Like `ValueHeadCritic.forward`, but read the states of a second pass, with the critic's adapter."""
         with use_adapter(policy, CRITIC), compute_in_base_dtype(policy):
             return self.head(counted_states(base_of(policy), sequences, entry))
 
     def trained_parameters(self, policy: Model) -> list[Parameter]:
+        """Like `ValueHeadCritic.trained_parameters`, with those of the adapter."""
         return [*self.head.parameters(), *adapter_parameters(policy, CRITIC)]
 
     def save_pretrained(
         self, policy: Model, folder: str | os.PathLike, state_dict: dict[str, Tensor] | None = None
     ) -> None:
+        """Like `ValueHeadCritic.save_pretrained`, but write adapter and head to the critic's own folder."""
         save_adapter(policy, CRITIC, Path(folder) / CRITIC_FOLDER, below(state_dict, "model"))
         self._save_head(Path(folder) / CRITIC_FOLDER, policy, state_dict)
 
     def load_weights(self, policy: Model, folder: str | os.PathLike) -> None:
+        """Like `ValueHeadCritic.load_weights`, with the weights of the adapter."""
         load_adapter_weights(policy, Path(folder) / CRITIC_FOLDER, CRITIC)
         self.head.load_state_dict(ValueHead.from_pretrained(Path(folder) / CRITIC_FOLDER).state_dict())
 
 
 class ModelCritic(ValueHeadCritic):
-    """A model of its own: a sequence classifier. A head in fp32 takes the place of its score layer.
+    """A separate sequence classifier. A head in fp32 replaces its score layer.
 
-    On disk the score layer has the weight of a linear head, so that the classifier by itself says the values too, but
+    On disk the score layer has the weight of a linear head, so that the classifier alone returns the values too, except
     for the head's bias.
     """
 
@@ -138,16 +139,19 @@ class ModelCritic(ValueHeadCritic):
         _score_layer(classifier).requires_grad_(False)
 
     def forward(self, policy: Model, sequences: Sequences, hidden: Tensor, entry: TrunkStates | None = None) -> Tensor:
+        """Like `ValueHeadCritic.forward`, but read the states of the critic's own model."""
         with compute_in_base_dtype(self.model):
             return self.head(counted_states(base_of(self.model), sequences))
 
     def saved_names(self) -> set[str]:
+        """Like `ValueHeadCritic.saved_names`, with the names that saving the classifier writes."""
         head = {f"head.{name}" for name, _ in self.head.named_parameters()}
         return head | {f"model.{name}" for name in saved_names(self.model)}
 
     def save_pretrained(
         self, policy: Model, folder: str | os.PathLike, state_dict: dict[str, Tensor] | None = None
     ) -> None:
+        """Like `ValueHeadCritic.save_pretrained`, but write classifier and head to the critic's own folder."""
         folder = Path(folder) / CRITIC_FOLDER
         weights = below(state_dict, "critic.model")
         if self.head.hidden is None and weights is not None:
@@ -164,6 +168,7 @@ class ModelCritic(ValueHeadCritic):
         self._save_head(folder, self.model, state_dict)
 
     def load_weights(self, policy: Model, folder: str | os.PathLike) -> None:
+        """Like `ValueHeadCritic.load_weights`, with the weights of the classifier."""
         folder = Path(folder) / CRITIC_FOLDER
         if is_peft_model(self.model):
             load_adapter_weights(self.model, folder, self.model.active_adapter)
@@ -201,15 +206,15 @@ def build_critic(
     Raises `InputError` when kind, policy and start do not fit together.
     """
     if value_model is not None and kind != "model":
-        raise InputError(f'value_model is a critic of its own, so critic must be "model", not {kind!r}')
+        raise InputError(f'critic={kind!r} is invalid with value_model, which is a separate model. Set critic="model"')
     if value_model is not None and start is not None:
-        raise InputError(f"value_model and critic_path={start!r} both say where the critic starts; give one of them")
+        raise InputError(f"value_model and critic_path={start!r} both say where the critic starts. Give one of them")
     fresh = ValueHead(state_width(base_of(policy)), mlp_size, init_std)
     folder = None if start is None else run_folder(start)
     if kind == "value_head":
         if folder is not None and not (folder / WEIGHTS_NAME).is_file():
             raise InputError(
-                f"critic_path={start!r} has no {WEIGHTS_NAME}: a value head goes on from an earlier run's value head; a"
+                f"critic_path={start!r} has no {WEIGHTS_NAME}: a value head starts from an earlier run's value head. A"
                 ' reward model can start a critic of kind "adapter" or "model"'
             )
         critic = ValueHeadCritic(fresh if folder is None else ValueHead.from_pretrained(folder), detach=detach)
@@ -219,8 +224,9 @@ def build_critic(
         critic = _model_critic(policy, folder, value_model, peft_config, num_layers_unfrozen, fresh)
     if mlp_size is not None and critic.head.mlp_size != mlp_size:
         raise InputError(
-            f"value_head_mlp_size={mlp_size} is of a fresh value head, and this critic starts with one that"
-            f" {'is linear' if critic.head.mlp_size is None else f'has {critic.head.mlp_size}'}; leave it out"
+            f"value_head_mlp_size={mlp_size} is invalid: it sizes a fresh value head, and this critic starts with one"
+            " that"
+            f" {'is linear' if critic.head.mlp_size is None else f'has {critic.head.mlp_size}'}. Omit it"
         )
     return critic
 
@@ -232,14 +238,14 @@ def require_adapter_for_critic(kind: CriticKind, *, has_adapter: bool) -> None:
 
 
 def saved_critics(folder: Path) -> list[str]:
-    """The kinds of critic that a run left in `folder`: one, or none."""
+    """Return the kinds of critic that a run left in `folder`: one, or none."""
     return [
         saved_facts(place)["critic"] for place in (folder, folder / CRITIC_FOLDER) if (place / WEIGHTS_NAME).is_file()
     ]
 
 
 def run_folder(name_or_path: str) -> Path:
-    """The local folder of what a run saved, its critic included; any other name as `adapter_folder` gives it."""
+    """Return the local folder of what a run saved, its critic included; any other name as `adapter_folder` does."""
     for facts_of_head in (CONFIG_NAME, f"{CRITIC_FOLDER}/{CONFIG_NAME}"):
         if folder := hub_folder(name_or_path, facts_of_head, ignore_patterns=["checkpoint-*"]):
             return Path(folder)
@@ -259,7 +265,7 @@ def _adapter_critic(policy: Model, folder: Path | None, fresh: ValueHead) -> Ada
         raise InputError(
             f"critic_path={str(folder)!r} is {'no adapter' if base is None else f'an adapter of {base!r}'}, and"
             f' critic="adapter" shares the policy\'s base {base_of(policy).config._name_or_path!r}'
-            f'{"" if base is None else ", which is another or has other weights by now"}; take critic="model"'
+            f'{"" if base is None else ", which differs or has other weights by now"}. Take critic="model"'
         )
     config: Any = PeftConfig.from_pretrained(str(folder))
     own = [name for name in config.modules_to_save or () if name not in SCORE_HEADS]
@@ -286,7 +292,7 @@ def _model_critic(
         classifier, head = _classifier_on_base_of(policy), fresh
     else:
         raise InputError(
-            'critic="model" starts from the base that the policy was loaded from, and this one was made in memory; give'
+            'critic="model" starts from the base that the policy was loaded from, and this one was made in memory. Give'
             " critic_path or value_model"
         )
     _score_layer(classifier)
@@ -298,7 +304,7 @@ def _model_critic(
 
 
 def _made_trainable(classifier: Model, peft_config: Any, num_layers_unfrozen: int | None) -> Model:
-    """The classifier with its adapter trained, with a fresh one, or with its own weights trained: as the policy is."""
+    """Make the classifier trainable as the policy is: by its adapter, by a fresh one, or as a whole."""
     from peft import get_peft_model
 
     if is_peft_model(classifier):
@@ -312,7 +318,7 @@ def _made_trainable(classifier: Model, peft_config: Any, num_layers_unfrozen: in
 
 
 def _classifier_on_base_of(policy: Model) -> Model:
-    """A classifier with a fresh head on a copy of the policy's base: that base itself, whatever its name has become."""
+    """Make a classifier with a fresh head on a copy of the policy's base, whatever name the policy has now."""
     base = base_of(policy)
     name = base.config._name_or_path
     classifier = load_sequence_classifier(adapter_base(name) or name, dtype=base.dtype)
@@ -343,7 +349,7 @@ def _adapter_weights(folder: Path) -> dict[str, Tensor]:
 
 
 def _fresh_config(config: Any, modules_to_save: list[str] | None = None) -> Any:
-    """A copy of an adapter's config to train a backbone with; what it trains besides is `modules_to_save`."""
+    """Return a copy of an adapter's config to train a backbone with, and `modules_to_save` besides."""
     config = copy.deepcopy(config)
     config.modules_to_save = modules_to_save
     config.task_type = None
@@ -355,7 +361,7 @@ def _fresh_config(config: Any, modules_to_save: list[str] | None = None) -> Any:
 
 
 def _inner(folder: Path) -> Path:
-    """The folder of a critic of its own that a run left in `folder`, or `folder` itself."""
+    """Return the folder of a critic of its own that a run left in `folder`, or `folder` itself."""
     return folder / CRITIC_FOLDER if (folder / CRITIC_FOLDER).is_dir() else folder
 
 
@@ -364,7 +370,7 @@ def _saved_head(folder: Path) -> ValueHead | None:
 
 
 def _score_layer(classifier: Model) -> Any:
-    """The last layer of a sequence classifier, in PEFT's wrapper when there is one."""
+    """Return the last layer of a sequence classifier, in PEFT's wrapper when there is one."""
     layer = getattr(base_of(classifier), "score", None)
     if layer is None:
         raise InputError(
@@ -375,6 +381,6 @@ def _score_layer(classifier: Model) -> Any:
 
 
 def _trained_score(classifier: Model) -> Any:
-    """The linear layer that scores."""
+    """Return the linear layer that scores."""
     layer = _score_layer(classifier)
     return layer.modules_to_save[classifier.active_adapter] if hasattr(layer, "modules_to_save") else layer

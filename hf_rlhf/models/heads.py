@@ -34,6 +34,7 @@ class ValueHead(nn.Module):
         nn.init.zeros_(self.summary.bias)
 
     def forward(self, hidden: Tensor) -> Tensor:
+        """Return the value of each state in fp32, `(..., H) -> (...)`."""
         with torch.autocast(hidden.device.type, enabled=False):
             hidden = hidden.float()
             if self.hidden is not None:
@@ -80,7 +81,9 @@ class ValueHead(nn.Module):
 
         file = Path(folder) / WEIGHTS_NAME
         if not file.is_file():
-            raise InputError(f"{folder}: no {WEIGHTS_NAME}; a policy trained with PPO has one beside its adapter")
+            raise InputError(
+                f"{folder}: there is no {WEIGHTS_NAME}. A policy trained with PPO has one beside its adapter"
+            )
         state = {name.removeprefix("v_head."): tensor for name, tensor in load_file(file).items()}
         if "hidden.weight" in state:
             mlp_size, hidden_size = state["hidden.weight"].shape
@@ -92,7 +95,7 @@ class ValueHead(nn.Module):
 
     @classmethod
     def from_score(cls, weight: Tensor, bias: Tensor | None = None) -> "ValueHead":
-        """The head whose value is a reward model's score: `weight` `(1, H)`, `bias` `(1,)`."""
+        """Make the head whose value is a reward model's score: `weight` `(1, H)`, `bias` `(1,)`."""
         head = cls(weight.shape[1])
         with torch.no_grad():
             head.summary.weight.copy_(weight)

@@ -1,4 +1,4 @@
-"""Load models and tokenizers by Hub name, by folder, or from the package that carries the embedded default."""
+"""Models and tokenizers by Hub name, by folder, or from the package that carries the embedded default."""
 
 import importlib.util
 import logging
@@ -13,7 +13,8 @@ import torch
 from safetensors import SafetensorError
 
 from hf_rlhf.errors import InputError, require_path_name
-from hf_rlhf.models.adapters import adapter_base, base_of, embedding_rows
+from hf_rlhf.models.adapter_files import adapter_base
+from hf_rlhf.models.adapters import base_of, embedding_rows
 from hf_rlhf.models.precision import NATIVE, native_dtype
 from hf_rlhf.models.quantized import keep_4bit_layout
 from hf_rlhf.types import Model
@@ -39,12 +40,12 @@ def resolve_model(name_or_path: str) -> str:
         require_path_name(name_or_path, "model")
         return name_or_path
     if name_or_path != EMBEDDED_MODEL:
-        raise InputError(f"unknown embedded model {name_or_path!r}; the only one is {EMBEDDED_MODEL!r}")
+        raise InputError(f"unknown embedded model {name_or_path!r}. The only one is {EMBEDDED_MODEL!r}")
     return str(_embedded_folder())
 
 
 def public_name(name_or_path: str) -> str:
-    """The name by which others find a model: the Hub's for the embedded one, by either of its names."""
+    """Return the name by which others find a model: the Hub's for the embedded one, by either of its names."""
     embedded = name_or_path == EMBEDDED_MODEL or Path(name_or_path).name == _EMBEDDED_FOLDER
     return _EMBEDDED_HUB_NAME if embedded else name_or_path
 
@@ -67,7 +68,7 @@ def load_causal_lm(name_or_path: str, *, dtype: str | torch.dtype = NATIVE, **kw
     if untrained := [name for name in head if name in info["missing_keys"]]:
         raise InputError(
             f"{name_or_path!r} has no trained language-model head: its weights have no {untrained[0]}, so it would"
-            " speak at random (it was saved as"
+            " write random text (it was saved as"
             f" {', '.join(model.config.architectures or ['a model without a name'])})\nGive a model that was trained"
             " to write text; a reward model belongs to the rewards."
         )
@@ -111,7 +112,7 @@ def _other_kind(model_or_config: Model) -> str | None:
 
 
 def read_config(name_or_path: str):
-    """The config of a causal language model; nothing else is downloaded. Raises `InputError` when there is none."""
+    """Read the config of a causal language model; download nothing else. Raises `InputError` when there is none."""
     config = find_config(name_or_path)
     if config is None:
         raise InputError(f"no model config could be read from {name_or_path!r}\n{_way_out()}")
@@ -152,7 +153,10 @@ def load_sequence_classifier(name_or_path: str, *, dtype: str | torch.dtype = NA
 
 @contextmanager
 def _without_load_report() -> Iterator[None]:
-    """A score head that the weights lack is fresh on purpose, comes from an adapter, or is refused by name."""
+    """Silence transformers' report of missing weights while the block runs.
+
+    A missing score head is fresh on purpose, comes from an adapter, or is refused by name.
+    """
     loggers = [logging.getLogger(name) for name in ("transformers.modeling_utils", "transformers.utils.loading_report")]
     levels = [each.level for each in loggers]
     for each in loggers:
@@ -187,7 +191,7 @@ def load_full_weights(model: Model, folder: str | os.PathLike) -> None:
         stored = type(model).from_pretrained(folder, dtype=model.dtype)
         model.load_state_dict(stored.state_dict())
     except (OSError, ValueError, RuntimeError) as error:
-        raise InputError(f"{folder}: no weights of this model to go on from: {_first_line(error)}") from error
+        raise InputError(f"{folder}: no weights of this model to resume from: {_first_line(error)}") from error
 
 
 def load_tokenizer(name_or_path: str, *, distinct_padding: bool = True, **kwargs: Any):
@@ -221,13 +225,13 @@ def require_full_training(model: Model, source: str) -> None:
     """Raise `InputError` unless the weights of a model can be trained: it must be in fp32. `source` names it."""
     if getattr(model, "is_quantized", False):
         raise InputError(
-            f"{source} is quantized, and its weights cannot be trained; train LoRA adapters on it (use_peft,"
+            f"{source} is quantized, and its weights cannot be trained. Train LoRA adapters on it (use_peft,"
             " peft_config)"
         )
     if model.dtype != torch.float32:
         raise InputError(
-            f"{source} is in {model.dtype}, and training its weights would lose almost every update to rounding;"
-            " load it with dtype float32, or train LoRA adapters (use_peft, peft_config)"
+            f"{source} is in {model.dtype}, and training its weights would lose almost every update to rounding."
+            " Load it with dtype float32, or train LoRA adapters (use_peft, peft_config)"
         )
 
 
@@ -238,7 +242,7 @@ def require_fitting_tokenizer(model: Model, tokenizer) -> None:
     if last >= rows:
         raise InputError(
             f"the tokenizer {tokenizer.name_or_path!r} has token ids up to {last}, and the model has embeddings for a"
-            f" vocabulary of {rows}; give the tokenizer of this model, or resize its embeddings"
+            f" vocabulary of {rows}. Give the tokenizer of this model, or resize its embeddings"
             " (resize_token_embeddings) and save both"
         )
 
@@ -321,7 +325,7 @@ def _way_out() -> str:
 def _reason(error: Exception) -> str:
     if "trust_remote_code" in str(error):
         return (
-            "it comes with code of its own, which is not run unless trust_remote_code is set (a flag of sft and reward;"
+            "it comes with its own code, which is not run unless trust_remote_code is set (a flag of sft and reward;"
             " ppo has none)"
         )
     if isinstance(error, ImportError) and "bitsandbytes" in str(error):
@@ -334,7 +338,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _embedded_folder() -> Path:
-    """The dequantized embedded model as a safetensors folder, made once and cached.
+    """Return the dequantized embedded model as a safetensors folder, made once and cached.
 
     The cache lies in `HF_RLHF_CACHE`, else in `$XDG_CACHE_HOME/hf_rlhf`, else in `~/.cache/hf_rlhf`.
     """

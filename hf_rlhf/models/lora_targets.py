@@ -141,7 +141,9 @@ def _require_match(pattern: str, layers: Sequence[str]) -> None:
     try:
         found = any(re.fullmatch(pattern, name) for name in layers)
     except re.error as error:
-        raise InputError(f"lora_target_modules={pattern} is invalid: it is no regular expression ({error})") from error
+        raise InputError(
+            f"lora_target_modules={pattern} is invalid: it is not a regular expression ({error})"
+        ) from error
     if not found:
         raise InputError(
             f"lora_target_modules={pattern} is invalid: it is read as a regular expression, and fits no layer of the"

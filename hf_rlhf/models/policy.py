@@ -149,7 +149,7 @@ class PolicyWithValue(nn.Module):
     def _by_reference(
         self, sequences: Sequences, ids: Tensor, entry: TrunkStates | None, *, score: bool, **scoring: Any
     ) -> tuple[Tensor | None, Tensor]:
-        """Log-probabilities `(N,)` of the counted tokens under the reference, if wanted, and its states `(N, H)`."""
+        """Return log-probabilities `(N,)` under the reference, if wanted, and its states `(N, H)`."""
         with self.reference() as model:
             hidden = counted_states(base_of(model), sequences, entry if self.reference_has_trunk else None)
             scored = token_logprobs(hidden, ids, logits_head(base_of(model)), **scoring).logprobs if score else None
@@ -157,7 +157,7 @@ class PolicyWithValue(nn.Module):
 
     @contextmanager
     def reference(self) -> Iterator[Model]:
-        """The reference model, at work as long as the block."""
+        """Switch to the reference model for the block."""
         if self.reference_model is not None:
             self.reference_model.eval()  # Trainer puts the whole module into train mode
             device = next(self.reference_model.parameters()).device.type
@@ -173,7 +173,7 @@ class PolicyWithValue(nn.Module):
             return logits_head(base_of(model))(hidden)
 
     def refresh_reference(self) -> None:
-        """Make the reference what the policy is now."""
+        """Set the reference to the current policy."""
         if self.reference_model is not None:
             self.reference_model.load_state_dict(self.model.state_dict())
         else:
@@ -186,7 +186,7 @@ class PolicyWithValue(nn.Module):
         return {*self.model.parameters()} & {*self.reference_model.parameters()}
 
     def separate_reference(self) -> None:
-        """Give the reference copies of those shared weights that are trained by now, so that it stays where it is."""
+        """Copy those shared weights that are trained by now for the reference, so that it stays as it is."""
         thawed = [weight for weight in self.weights_in_reference() if weight.requires_grad]
         if self.reference_model is None or not thawed:
             return
@@ -201,11 +201,11 @@ class PolicyWithValue(nn.Module):
         return self.critic.head
 
     def critic_parameters(self) -> list[Parameter]:
-        """The trained parameters that are the critic's alone."""
+        """Return the trained parameters that belong to the critic alone."""
         return self.critic.trained_parameters(self.model)
 
     def policy_parameters(self) -> list[Parameter]:
-        """The trained parameters that are the policy's."""
+        """Return the trained parameters that belong to the policy."""
         critics = {id(parameter) for parameter in self.critic_parameters()}
         return [
             parameter for parameter in self.parameters() if parameter.requires_grad and id(parameter) not in critics
@@ -216,7 +216,7 @@ class PolicyWithValue(nn.Module):
         given = gradient_checkpointing_kwargs or {}
         if given.get("use_reentrant"):
             raise InputError(
-                'gradient_checkpointing_kwargs={"use_reentrant": true} loses the adapter that a block ran with; leave'
+                'gradient_checkpointing_kwargs={"use_reentrant": true} loses the adapter that a block ran with. Leave'
                 " it out or set it to false"
             )
         for model in self._trained_models():
@@ -233,7 +233,7 @@ class PolicyWithValue(nn.Module):
     def activation_checkpointing_enable(
         self, activation_checkpointing_kwargs: dict | None = None, **kwargs: Any
     ) -> None:
-        """The name by which transformers calls it from version 6 on."""
+        """Call `gradient_checkpointing_enable`, under the name that transformers uses from version 6 on."""
         self.gradient_checkpointing_enable(activation_checkpointing_kwargs, **kwargs)
 
     def gradient_checkpointing_disable(self) -> None:
@@ -245,7 +245,7 @@ class PolicyWithValue(nn.Module):
         return [self.model, self.critic.model] if isinstance(self.critic, ModelCritic) else [self.model]
 
     def transformers_models(self) -> list[Model]:
-        """The models of all roles, without PEFT's wrapper."""
+        """Return the models of all roles, without PEFT's wrapper."""
         models = [*self._trained_models(), *([] if self.reference_model is None else [self.reference_model])]
         return [base_of(model) for model in models]
 
@@ -365,7 +365,7 @@ def wrap_policy(
         return train_in_fp32(model)
     if getattr(model, "peft_config", None):
         raise InputError(
-            "the model carries an adapter that from_pretrained injected, so its base cannot be told apart; load the"
+            "the model carries an adapter that from_pretrained injected, so its base cannot be told apart. Load the"
             " base and wrap it with peft.PeftModel.from_pretrained(base, adapter)"
         )
     if peft_config is None:

@@ -47,7 +47,7 @@ def _stated(model: Model) -> int | None:
 
 
 def _rows(module: nn.Module) -> int:
-    """Rows of an embedding, also of one that is none of torch's (I-BERT's); 0 for anything else."""
+    """Return the rows of an embedding, also of a class that torch does not have (I-BERT's); 0 for anything else."""
     if not hasattr(module, "padding_idx"):
         return 0
     return getattr(module, "num_embeddings", None) or len(module.weight)  # pyright: ignore[reportArgumentType]

@@ -68,7 +68,7 @@ class Slowdown(NamedTuple):
     @classmethod
     @functools.cache
     def measured(cls, device: torch.device, limit: float = 0.5) -> "Slowdown":
-        """Measure it once in a process, in about `limit` seconds; products grow as long as the time allows."""
+        """Measure once per process, in about `limit` seconds; products grow as long as the time allows."""
         slowdown, speed = None, 0.0
         for product in (CPU_PRODUCTS if device.type == "cpu" else GPU_PRODUCTS)[:2]:
             if slowdown is not None and 2 * operations(product) / speed > limit:
@@ -102,13 +102,13 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 
 def hardware_in_words(device: torch.device) -> str:
-    """Say whether `device` multiplies bfloat16 in hardware."""
+    """Describe whether `device` multiplies bfloat16 in hardware."""
     multiplies = "multiplies" if native_dtype(device) == torch.bfloat16 else "does not multiply"
     return f"this {device.type} {multiplies} bfloat16 in hardware"
 
 
 def dtype_in_words(base: Model, device: torch.device) -> str:
-    """Say in which dtype a base computes on `device`, and what is native there.
+    """Describe in which dtype a base computes on `device`, and which dtype is native there.
 
     A bfloat16 base is measured, see `Slowdown`.
     """

@@ -14,10 +14,9 @@ from torch import Tensor
 
 from hf_rlhf.errors import InputError, require_path_name
 from hf_rlhf.models.adapted import load_adapted, require_saved_head
+from hf_rlhf.models.adapter_files import adapter_base, adapter_folder
 from hf_rlhf.models.adapters import (
     REWARD,
-    adapter_base,
-    adapter_folder,
     base_of,
     compute_in_base_dtype,
     is_peft_model,
@@ -33,7 +32,7 @@ from hf_rlhf.types import Model
 
 
 class SharedRewardModel:
-    """The adapter `name` and its score head on a backbone that belongs to a policy. Adds no backbone to memory.
+    """The adapter `name` and its score head on a backbone that belongs to a policy, without a second backbone.
 
     Not a module: its weights live in the policy's PEFT model and are saved with neither.
 
@@ -53,7 +52,7 @@ class SharedRewardModel:
 
     @torch.no_grad()
     def __call__(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Scores `(B,)` in fp32 of right-padded `(B, L)` sequences."""
+        """Return scores `(B,)` in fp32 of right-padded `(B, L)` sequences."""
         entry = self.trunk_states(input_ids, attention_mask)
         with use_adapter(self.model, self.name, inference=True), compute_in_base_dtype(self.model):
             last = _last_states(base_of(self.model), input_ids, attention_mask, self.pad_token_id, entry)
@@ -61,14 +60,14 @@ class SharedRewardModel:
 
 
 class SeparateRewardModel:
-    """A sequence classifier of its own, with its own tokenizer."""
+    """A separate sequence classifier with its own tokenizer."""
 
     def __init__(self, model: Model):
         self.model = model.requires_grad_(False).eval()
 
     @torch.no_grad()
     def __call__(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Scores `(B,)` in fp32 of right-padded `(B, L)` sequences."""
+        """Return scores `(B,)` in fp32 of right-padded `(B, L)` sequences."""
         classifier = base_of(self.model)
         with compute_in_base_dtype(self.model):
             if hasattr(classifier, "score"):  # a decoder: its own forward refuses a batch when it knows no padding id
@@ -147,7 +146,7 @@ def _last_states(
     pad_token_id: int | None,
     entry: TrunkStates | None = None,
 ) -> Tensor:
-    """Hidden states `(B, H)` where a sequence classifier reads them: at the last token that is not the padding id.
+    """Return the hidden states `(B, H)` that a sequence classifier reads: at the last token that is not the padding id.
 
     That is the last real token, but for a model trained with the end token as padding, which never saw its end tokens.
     """
@@ -158,7 +157,7 @@ def _last_states(
 
 
 def load_classifier(name_or_path: str, dtype, **kwargs: Any) -> Model:
-    """A sequence classifier with one label; raises `InputError` when its head was never trained."""
+    """Load a sequence classifier with one label. Raises `InputError` when its head was never trained."""
     classifier, info = load_sequence_classifier(
         name_or_path, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
     )
@@ -177,7 +176,7 @@ def load_classifier(name_or_path: str, dtype, **kwargs: Any) -> Model:
 
 
 def score_head(folder: str | os.PathLike) -> Tensor:
-    """The score weight `(1, H)` in fp32 from a reward adapter's file."""
+    """Return the score weight `(1, H)` in fp32 from a reward adapter's file."""
     head = require_saved_head(folder)
     if len(head) != 1:
         raise InputError(

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from hf_rlhf.models.adapted import load_base
-from hf_rlhf.models.adapters import adapter_base, base_of, base_revision, read_adapter_weights
+from hf_rlhf.models.adapter_files import adapter_base, base_revision, read_adapter_weights
+from hf_rlhf.models.adapters import base_of
 from hf_rlhf.models.batch_layout import backbone_of
 from hf_rlhf.models.load import load_causal_lm, read_config, resolve_model
 from hf_rlhf.types import Model
@@ -65,7 +66,7 @@ def stands_on(folder: str | os.PathLike, model: Model) -> bool:
 
 
 def base_weights(model: Model) -> dict[str, Tensor]:
-    """The weights below the head and the adapters of a model, by their names in its backbone."""
+    """Return the weights below the head and the adapters of a model, by their names in its backbone."""
     adapters = set(getattr(model, "peft_config", None) or ())
     return {
         _plain(name): parameter.detach()
@@ -106,7 +107,7 @@ def _stored(files: list[Path], place: str) -> Iterator[tuple[str, Tensor]]:
 
 
 def _weight_files(base: str, revision: str | None) -> list[Path]:
-    """The files of a base's weights; none when they are not on this machine."""
+    """Return the files of a base's weights; none when they are not on this machine."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 

@@ -18,9 +18,11 @@ class TrainedTokens(TrainableTokensWrapper):
     """
 
     def adapter_state_dict(self, adapter_name: str, state_dict: dict[str, Any]) -> dict[str, Any]:
+        """Like the method of PEFT's wrapper, but empty for an adapter that trains no rows."""
         return super().adapter_state_dict(adapter_name, state_dict) if adapter_name in self._adapters else {}
 
     def adapter_state_dict_load_map(self, adapter_name: str) -> dict[str, str]:
+        """Like the method of PEFT's wrapper, but empty for an adapter that trains no rows."""
         return super().adapter_state_dict_load_map(adapter_name) if adapter_name in self._adapters else {}
 
     def _hasattr_wrapped(self, name: str, modules: Any) -> bool:

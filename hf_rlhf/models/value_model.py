@@ -10,7 +10,8 @@ from hf_rlhf.data.prompts import prompt_rows
 from hf_rlhf.distributed import in_step
 from hf_rlhf.errors import InputError
 from hf_rlhf.models.adapted import load_adapted
-from hf_rlhf.models.adapters import CRITIC, POLICY, adapter_base, base_of, compute_in_base_dtype, keep_modes
+from hf_rlhf.models.adapter_files import adapter_base
+from hf_rlhf.models.adapters import CRITIC, POLICY, base_of, compute_in_base_dtype, keep_modes
 from hf_rlhf.models.backbone import counted_states
 from hf_rlhf.models.critics import CRITIC_FOLDER, AdapterCritic, Critic, ModelCritic, ValueHeadCritic, run_folder
 from hf_rlhf.models.heads import WEIGHTS_NAME, ValueHead, saved_facts
@@ -41,7 +42,7 @@ class ValueModel:
         chat_template_kwargs: Mapping[str, Any] | None = None,
         together: bool = False,
     ) -> list[float]:
-        """The value of each prompt (text, messages or token ids): the score, KL penalty included, that is expected.
+        """Return the expected score, KL penalty included, of each prompt (text, messages or token ids).
 
         `chat_template_kwargs` are those of the run that trained the critic. With `together`, every rank makes the same
         number of forward passes (`in_step`), and some may have no prompts.
@@ -90,7 +91,7 @@ def load_value_model(name_or_path: str, *, dtype: str | None = None) -> ValueMod
 
 
 def _with_adapter(load: Callable[..., Model], folder: Path, name: str, dtype: str) -> Model:
-    """The model in `folder`, or the adapter there under `name` on its base."""
+    """Return the model in `folder`, or its base with the adapter there under `name`."""
     from hf_rlhf.models.fast.fused_lora import fuse_lora
 
     if adapter_base(folder) is None:

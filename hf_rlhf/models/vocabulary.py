@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from hf_rlhf.errors import InputError
-from hf_rlhf.models.adapters import ADAPTER_CONFIG_FILE, ADAPTER_FILE, adapter_base, embedding_rows
+from hf_rlhf.models.adapter_files import ADAPTER_CONFIG_FILE, ADAPTER_FILE, adapter_base
+from hf_rlhf.models.adapters import embedding_rows
 from hf_rlhf.models.load import load_tokenizer
 from hf_rlhf.types import Model
 
@@ -56,7 +57,7 @@ def make_room(model: Model, tokens: Sequence[int], peft_config: Any = None) -> N
 
 
 def with_mean_rows(weight: Tensor, rows: int) -> Tensor:
-    """The first `rows` rows of `weight` `(V, ...)`, with its mean for those that it lacks."""
+    """Return the first `rows` rows of `weight` `(V, ...)`, with its mean for those that it lacks."""
     missing = rows - len(weight)
     if missing <= 0:
         return weight[:rows].clone()
@@ -108,7 +109,7 @@ def fit_vocabulary(base: Model, folder: str | os.PathLike, **kwargs: Any) -> Non
 
 
 def _names_of_ends(model: Model) -> list[str]:
-    """Names of the input embeddings and, where it has a weight of its own, of the head."""
+    """Return the names of the input embeddings and, where it has a weight of its own, of the head."""
     embeddings, head = model.get_input_embeddings(), model.get_output_embeddings()
     ends = [embeddings] if head is None or head.weight is embeddings.weight else [embeddings, head]
     return [next(name for name, module in model.named_modules() if module is end) for end in ends]

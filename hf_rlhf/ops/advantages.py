@@ -11,20 +11,25 @@ from torch import Tensor
 
 
 class Advantages(NamedTuple):
-    """Both (B, T), 0 where the mask is False, and without gradient."""
+    """Advantages and returns, both (B, T), 0 where the mask is False, and without gradient."""
 
     advantages: Tensor
     returns: Tensor
 
 
 def last_counted(mask: Tensor) -> Tensor:
-    """True on the last counted token of each row, and nowhere in a row that counts none. (B, T) -> (B, T), bool."""
+    """Mark the last counted token of each row, and nothing in a row that counts none.
+
+    (B, T) -> (B, T), bool.
+    """
     counted_from_here_on = mask.flip(-1).cumsum(-1).flip(-1)
     return mask & (counted_from_here_on == 1)
 
 
 def per_token_rewards(scores: Tensor, kl: Tensor, mask: Tensor, kl_coef: float) -> Tensor:
-    """`r_t = -kl_coef * kl_t + score * [t is the last counted token]` (Stiennon 2020, arXiv 2009.01325, section 3.4).
+    """Compute `r_t = -kl_coef * kl_t + score * [t is the last counted token]`.
+
+    Source: Stiennon 2020, arXiv 2009.01325, section 3.4.
 
     scores: (B,), one a row, or (B, T), each added to its own token; kl: (B, T) from `kl_estimate`; mask: (B, T) bool.
     Returns (B, T), 0 where the mask is False: a row with no counted token earns nothing, whatever its score.
@@ -32,7 +37,7 @@ def per_token_rewards(scores: Tensor, kl: Tensor, mask: Tensor, kl_coef: float) 
     if scores.shape not in (mask.shape, mask.shape[:1]):
         raise ValueError(
             f"scores of shape {tuple(scores.shape)} fit neither the rows nor the tokens of a mask of shape "
-            f"{tuple(mask.shape)}; give one score a row (B,) or one a token (B, T)"
+            f"{tuple(mask.shape)}. Give one score a row (B,) or one a token (B, T)"
         )
     penalty = torch.where(mask, -kl_coef * kl, 0)
     if scores.dim() == 1:
@@ -44,7 +49,7 @@ def per_token_rewards(scores: Tensor, kl: Tensor, mask: Tensor, kl_coef: float) 
 def gae(
     rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float, bootstrap: Tensor | None = None
 ) -> Advantages:
-    """`A_t = d_t + gamma * lam * A_{t+1};  d_t = r_t + gamma * V_{t+1} - V_t;  R_t = A_t + V_t`.
+    """Compute `A_t = d_t + gamma * lam * A_{t+1};  d_t = r_t + gamma * V_{t+1} - V_t;  R_t = A_t + V_t`.
 
     Generalised advantage estimation (Schulman 2016, arXiv 1506.02438, eq. 16); t runs over the counted tokens of a row.
 
@@ -65,7 +70,7 @@ def gae(
 
 
 def monte_carlo_returns(rewards: Tensor, mask: Tensor, gamma: float, bootstrap: Tensor | None = None) -> Tensor:
-    """`R_t = r_t + gamma * R_{t+1}`, with `R = bootstrap` beyond the last counted token.
+    """Compute `R_t = r_t + gamma * R_{t+1}`, with `R = bootstrap` beyond the last counted token.
 
     Sutton and Barto 2018, eq. 3.9.
 

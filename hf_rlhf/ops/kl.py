@@ -17,23 +17,23 @@ from torch import Tensor
 
 
 def k1(logprobs: Tensor, reference_logprobs: Tensor) -> Tensor:
-    """`-log r`. Its mean over samples of the policy is the exact KL. (B, T) -> (B, T)."""
+    """Compute `-log r`. Its mean over samples of the policy is the exact KL. (B, T) -> (B, T)."""
     return logprobs - reference_logprobs
 
 
 def k2(logprobs: Tensor, reference_logprobs: Tensor) -> Tensor:
-    """`(log r)^2 / 2`. Close to the KL where the two distributions are close. (B, T) -> (B, T)."""
+    """Compute `(log r)^2 / 2`. Close to the KL where the two distributions are close. (B, T) -> (B, T)."""
     return 0.5 * (reference_logprobs - logprobs).square()
 
 
 def k3(logprobs: Tensor, reference_logprobs: Tensor) -> Tensor:
-    """`r - 1 - log r`. Its mean over samples of the policy is the exact KL. (B, T) -> (B, T)."""
+    """Compute `r - 1 - log r`. Its mean over samples of the policy is the exact KL. (B, T) -> (B, T)."""
     log_r = reference_logprobs - logprobs
     return torch.expm1(log_r) - log_r
 
 
 def absolute(logprobs: Tensor, reference_logprobs: Tensor) -> Tensor:
-    """`|log r|`. Not a KL: a penalty on any change, in either direction (TRL's kl_penalty="abs"). (B, T) -> (B, T)."""
+    """Compute `|log r|`. Not a KL, but a penalty on any change (TRL's kl_penalty="abs"). (B, T) -> (B, T)."""
     return (reference_logprobs - logprobs).abs()
 
 
@@ -47,7 +47,7 @@ It is no estimate from sampled tokens: it needs hidden states, see `ops/logprobs
 
 
 def kl_estimate(kind: str, logprobs: Tensor, reference_logprobs: Tensor) -> Tensor:
-    """The estimator named `kind`: "k1", "k2", "k3" or "abs". Any other name raises ValueError. (B, T) -> (B, T)."""
+    """Compute the estimator named `kind`: "k1", "k2", "k3" or "abs". Any other raises ValueError. (B, T) -> (B, T)."""
     if kind not in KL_ESTIMATORS:
-        raise ValueError(f"unknown KL estimator {kind!r}; choose one of {', '.join(map(repr, KL_ESTIMATORS))}")
+        raise ValueError(f"unknown KL estimator {kind!r}. Choose one of {', '.join(map(repr, KL_ESTIMATORS))}")
     return KL_ESTIMATORS[kind](logprobs, reference_logprobs)

@@ -50,7 +50,7 @@ def token_logprobs(
     chunk_size: int | None = None,
     vocab_size: int | None = None,
 ) -> TokenScores:
-    """Log p(target) = z_target - logsumexp_{v in S} z_v  with  z = head(hidden) / temperature.
+    """Compute `log p(target) = z_target - logsumexp_{v in S} z_v`  with  `z = head(hidden) / temperature`.
 
     `S` is the whole vocabulary, or, after top-k or top-p sampling, the tokens that were allowed at that position: the
     distribution that was really sampled from.
@@ -95,13 +95,14 @@ class ChosenLogprob(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, targets: Tensor, temperature: float) -> Tensor:
+        """Compute `log softmax(z / temperature)[target]`, and keep only the logits and targets."""
         ctx.save_for_backward(logits, targets)
         ctx.temperature = temperature
         return _scaled(logits, temperature).log_softmax(dim=1).gather(1, targets[:, None]).squeeze(1)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor):
-        """`dz = g / temperature * ([v = target] - softmax(z / temperature)_v)`."""
+        """Compute `dz = g / temperature * ([v = target] - softmax(z / temperature)_v)`."""
         logits, targets = ctx.saved_tensors
         weight = (gradients[0] / ctx.temperature)[:, None]
         of_logits = _scaled(logits, ctx.temperature).softmax(dim=1).mul_(-weight)
@@ -110,7 +111,7 @@ class ChosenLogprob(torch.autograd.Function):
 
 
 def _scaled(logits: Tensor, temperature: float) -> Tensor:
-    """`z / temperature` in fp32, without a copy too many."""
+    """Compute `z / temperature` in fp32, without a needless copy."""
     if temperature == 1:
         return logits.float()
     return logits / temperature if logits.dtype == torch.float32 else logits.float().div_(temperature)
@@ -127,7 +128,7 @@ def token_kl(
     chunk_size: int | None = None,
     vocab_size: int | None = None,
 ) -> Tensor:
-    """KL(policy || reference) = sum_{v in S} p_v (log p_v - log q_v).
+    """Compute `KL(policy || reference) = sum_{v in S} p_v (log p_v - log q_v)`.
 
     p and q are the softmax of each one's logits over `S`.
 
@@ -179,7 +180,7 @@ def _by_chunk(
     support: Support | None,
     chunk_size: int,
 ) -> list[Result]:
-    """`function` of every `chunk_size` rows, at least once; nothing inside it is kept for the backward pass."""
+    """Apply `function` to every `chunk_size` rows, at least once; keep nothing inside it for the backward pass."""
     results = []
     for start in range(0, max(len(hidden), 1), chunk_size):
         rows = slice(start, start + chunk_size)
@@ -192,7 +193,10 @@ def _by_chunk(
 
 
 def _allowed(logits: Tensor, support: Support | None) -> Tensor:
-    """The logits of the supported tokens, -inf in its padding. `(n, V), (n, K) -> (n, K)`; without support, all."""
+    """Return the logits of the supported tokens, -inf in its padding; without support, all logits.
+
+    `(n, V), (n, K) -> (n, K)`.
+    """
     if support is None:
         return logits
     support = _padded(support, logits.shape[1]).to(logits.device)
@@ -200,7 +204,10 @@ def _allowed(logits: Tensor, support: Support | None) -> Tensor:
 
 
 def _entropy(logprobs: Tensor) -> Tensor:
-    """H = - sum_v p_v log p_v  over the allowed tokens. `(n, K) -> (n,)`; without gradients `logprobs` are used up."""
+    """Compute `H = - sum_v p_v log p_v` over the allowed tokens, `(n, K) -> (n,)`.
+
+    Without gradients it overwrites `logprobs`.
+    """
     probabilities, least = logprobs.exp(), torch.finfo(logprobs.dtype).min  # 0 * -inf is NaN
     if torch.is_grad_enabled():
         return -(probabilities * logprobs.clamp(min=least)).sum(dim=1)
@@ -208,7 +215,7 @@ def _entropy(logprobs: Tensor) -> Tensor:
 
 
 def _padded(support: Support, vocab_size: int) -> Tensor:
-    """Allowed ids `(n, K)`, with no column that is padding in every row, but one at least."""
+    """Return allowed ids `(n, K)` without columns that are padding in every row, but with one column at least."""
     if len(support) == 0:
         return torch.empty(0, 1, dtype=torch.int)
     if not isinstance(support, Tensor):

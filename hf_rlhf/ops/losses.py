@@ -48,7 +48,9 @@ def clipped_policy_loss(
     dual_clip: float | None = None,
     weights: Tensor | None = None,
 ) -> PolicyLoss:
-    """`sum_t -w_t J_t;  J_t = min(r_t A_t, clip(r_t, 1 - c, 1 + h) A_t);  r_t = exp(logprobs_t - old_logprobs_t)`.
+    """Compute `sum_t -w_t J_t`, where `J_t = min(r_t A_t, clip(r_t, 1 - c, 1 + h) A_t)`.
+
+    `r_t = exp(logprobs_t - old_logprobs_t)`.
 
     PPO's clipped surrogate (Schulman 2017, arXiv 1707.06347, eq. 7), with the sign of a loss. With a dual clip d,
     `J_t = max(min(...), d A_t)` where `A_t < 0`, so that no ratio, however large, weighs more than d (Ye 2020, arXiv
@@ -63,7 +65,7 @@ def clipped_policy_loss(
         weights: (B, T) w, such as `truncated_importance_weights`; None for 1 each. They are not in the statistics.
     """
     if dual_clip is not None and dual_clip <= 1:
-        raise ValueError(f"dual_clip={dual_clip} must be above 1, or tokens at ratio 1 would give no gradient; try 3")
+        raise ValueError(f"dual_clip={dual_clip} must be above 1, or tokens at ratio 1 would give no gradient. Try 3")
     advantages = advantages.detach()
     # Masked before the exponential: an infinite ratio on a token that does not count would still make its gradient NaN.
     log_ratio = torch.where(mask, logprobs - old_logprobs.detach(), 0)
@@ -90,7 +92,9 @@ def clipped_policy_loss(
 
 @torch.no_grad()
 def truncated_importance_weights(old_logprobs: Tensor, sampler_logprobs: Tensor, mask: Tensor, cap: float) -> Tensor:
-    """`w_t = min(exp(old_logprobs_t - sampler_logprobs_t), cap)`: (B, T), without gradient, 1 where the mask is False.
+    """Compute `w_t = min(exp(old_logprobs_t - sampler_logprobs_t), cap)`, (B, T), without gradient.
+
+    A weight is 1 where the mask is False.
 
     Truncated importance sampling (Ionides 2008, doi 10.1198/106186008X320456), here of tokens whose sampler rounds
     otherwise than the trainer (Yao et al. 2025, "Your Efficient RL Framework Secretly Brings You Off-Policy RL
@@ -104,7 +108,7 @@ def truncated_importance_weights(old_logprobs: Tensor, sampler_logprobs: Tensor,
 def clipped_value_loss(
     values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor, cliprange_value: float | None
 ) -> ValueLoss:
-    """`sum_t max((V_t - R_t)^2, (clip(V_t, W_t - c, W_t + c) - R_t)^2) / 2`, W the values of the sampling policy.
+    """Compute `sum_t max((V_t - R_t)^2, (clip(V_t, W_t - c, W_t + c) - R_t)^2) / 2`, W the sampling policy's values.
 
     As in the reference implementation of PPO (https://github.com/openai/baselines, ppo2/model.py); not in the paper.
     values, old_values, returns: (B, T); mask: (B, T) bool; cliprange_value: c, or None for the plain squared error.
@@ -130,7 +134,7 @@ def clipped_value_loss(
 def explained_variance(
     values: Tensor, returns: Tensor, mask: Tensor, moments: Callable[[Tensor, Tensor], Moments] = masked_moments
 ) -> Tensor:
-    """`1 - Var(R - V) / Var(R)`: 1 for a perfect critic, 0 for one that says a constant, negative for a worse one.
+    """Compute `1 - Var(R - V) / Var(R)`: 1 for a perfect critic, 0 for a constant one, negative for a worse one.
 
     values, returns: (B, T); mask: (B, T) bool; moments: like `masked_moments`, which is of these
     tensors alone; or `global_moments`, of those of all ranks.

@@ -12,7 +12,7 @@ STD_EPS = 1e-8
 
 
 def masked_sum(x: Tensor, mask: Tensor, dim: int | None = None) -> Tensor:
-    """`sum_i m_i x_i`, over everything or along `dim`.
+    """Compute `sum_i m_i x_i`, over everything or along `dim`.
 
     x: any shape; mask: bool, broadcastable to x. Nothing counted gives 0.
     """
@@ -21,7 +21,7 @@ def masked_sum(x: Tensor, mask: Tensor, dim: int | None = None) -> Tensor:
 
 
 def masked_mean(x: Tensor, mask: Tensor, dim: int | None = None) -> Tensor:
-    """`sum_i m_i x_i / sum_i m_i`, over everything or along `dim`.
+    """Compute `sum_i m_i x_i / sum_i m_i`, over everything or along `dim`.
 
     x: any shape; mask: bool, broadcastable to x. Along `dim`, a slice with nothing counted gives NaN; over everything,
     a mean of nothing raises ValueError.
@@ -30,7 +30,7 @@ def masked_mean(x: Tensor, mask: Tensor, dim: int | None = None) -> Tensor:
     if dim is None and count == 0:
         raise ValueError(
             f"mean over no counted tokens: the mask of shape {tuple(mask.shape)} is False everywhere; "
-            "leave such batches out, or use masked_sum and divide by the global count"
+            "omit such batches, or use masked_sum and divide by the global count"
         )
     return masked_sum(x, mask, dim) / count
 
@@ -44,7 +44,7 @@ class Moments(NamedTuple):
 
 
 def masked_moments(x: Tensor, mask: Tensor) -> Moments:
-    """`mean = sum_i m_i x_i / n`, `variance = sum_i m_i (x_i - mean)^2 / n`, `n = sum_i m_i`.
+    """Compute `mean = sum_i m_i x_i / n`, `variance = sum_i m_i (x_i - mean)^2 / n`, `n = sum_i m_i`.
 
     x: any shape; mask: bool of the same shape. Computed in float32 or wider; scalars. `combine` joins those of several
     ranks into the moments of the whole batch.
@@ -57,7 +57,7 @@ def masked_moments(x: Tensor, mask: Tensor) -> Moments:
 
 
 def combine(*moments: Moments) -> Moments:
-    """The moments of all values together, from the moments of the parts; empty parts are passed over.
+    """Combine the moments of parts into those of all values together; empty parts are skipped.
 
     `n = sum n_k;  mean = sum n_k mean_k / n;  variance = sum n_k (variance_k + (mean_k - mean)^2) / n`
     (Chan, Golub and LeVeque 1979, http://i.stanford.edu/pub/cstr/reports/cs/tr/79/773/CS-TR-79-773.pdf).
@@ -75,7 +75,7 @@ def combine(*moments: Moments) -> Moments:
 
 
 def whiten(x: Tensor, mask: Tensor, center: bool = True, moments: Moments | None = None) -> Tensor:
-    """`(x - mean) / (std + 1e-8)`; with `center=False` the mean is added back, so that only the spread changes.
+    """Compute `(x - mean) / (std + 1e-8)`; with `center=False`, add the mean back, so that only the spread changes.
 
     x: any shape; mask: bool of the same shape; moments: those of the global batch, by default of x itself.
     Values not counted become 0. Equal values have no spread: they become 0 (the mean with `center=False`), never NaN.

@@ -50,11 +50,11 @@ class Layout:
         return self.strategy == "fsdp2" and self.ranks > 1
 
     def frozen(self, weights: float) -> float:
-        """Bytes of frozen `weights` (bytes) on a rank."""
+        """Return the bytes of frozen `weights` (bytes) on a rank."""
         return weights / self.ranks if self.shards_weights else weights
 
     def trained(self, count: int, *, weights_are_base: bool) -> float:
-        """Bytes of `count` trained fp32 weights on a rank, with gradients and the two moments of Adam.
+        """Return the bytes of `count` trained fp32 weights on a rank, with gradients and the two moments of Adam.
 
         With `weights_are_base`, they are weights of the base, and counted there already.
         """

@@ -5,18 +5,15 @@ The tensors that a backward pass keeps are counted and not estimated. The real m
 counts as it is, at any size, in a second or two.
 """
 
-import copy
 import os
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 
-from hf_rlhf.errors import InputError
 from hf_rlhf.models.adapters import POLICY, base_of, compute_in_base_dtype
 from hf_rlhf.models.fast.attention import set_attention, training_attention
 from hf_rlhf.models.fast.fused_lora import fuse_lora
@@ -34,13 +31,8 @@ from hf_rlhf.types import Model
 _CONTEXT = 0.6e9  # bytes of a CUDA context
 _PROCESS = 0.15e9  # by which a process on a CPU grows besides: tokenizer, kernels, buffers; fitted, as is the next
 _SLACK_CPU = 1.15  # of a phase: what malloc does not give back, which differs by 20 % between equal runs
-_KINDS = _SIZES, _STRATEGY, _TRAINED = range(3)  # of changes to a run that does not fit, the mildest first
 _BYTES_4BIT = 0.56  # a weight in NF4, its block constants included (Dettmers 2023, arXiv 2305.14314)
 _BYTES_8BIT = 1.0  # a weight in LLM.int8; the scale of a row is not much
-
-
-Flags = dict[str, Any]
-"""Values of flags, by their names on the command line."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +86,7 @@ def model_on_meta(config: Any, dtype: torch.dtype = torch.float32) -> Model:
 def model_without_data(
     config: Any, dtype: torch.dtype, peft_config: Any, num_layers_unfrozen: int | None = None
 ) -> Model:
-    """The policy's model, its tensors without data; to be called and used within a `FakeTensorMode`."""
+    """Make the policy's model with tensors without data; call this and use the model within a `FakeTensorMode`."""
     from peft import get_peft_model
 
     with unset_fake_temporarily(), torch.device("meta"):  # where PEFT can convert and move what it likes
@@ -125,7 +117,7 @@ def _without_data(tensor: torch.Tensor, device: torch.device | str) -> torch.Ten
 def look_at(
     config: Any, args: PPOConfig, *, dtype: str, peft_config: Any, reward: float = 0.0, bits: int | None = None
 ) -> MemoryModel:
-    """Everything about the models that `plan_memory` needs; reads and downloads nothing.
+    """Collect everything about the models that `plan_memory` needs; read and download nothing.
 
     `bits`: 4 or 8, of a quantized base.
     """
@@ -160,7 +152,7 @@ def look_at(
 
 
 def saved_bytes(model: Model, batch: int, length: int) -> int:
-    """Bytes of all tensors that a forward pass of the backbone keeps for its backward pass, weights omitted."""
+    """Return the bytes of all tensors but weights that a forward pass of the backbone keeps for its backward pass."""
     weights = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
     kept: dict[int, int] = {}
 
@@ -185,7 +177,10 @@ def saved_bytes(model: Model, batch: int, length: int) -> int:
 
 
 def plan_memory(model: MemoryModel, args: PPOConfig, layout: Layout | None = None) -> MemoryPlan:
-    """Bytes of each phase on one device, for the batch sizes of `args`; by default as this process was launched."""
+    """Return the bytes of each phase on one device, for the batch sizes of `args`.
+
+    The layout is by default the one that this process was launched in.
+    """
     layout = layout or Layout.of_launch(args.world_size)
     shape = model.shape
     base = shape.parameters * model.itemsize
@@ -250,7 +245,7 @@ def _gathered(model: MemoryModel, args: PPOConfig, layout: Layout, base: float) 
 
 
 def _generate(model: MemoryModel, args: PPOConfig) -> float:
-    """Keys and values, and the logits of a step in the few forms that sampling gives them."""
+    """Return the bytes of keys and values, and of a step's logits in the few forms that sampling gives them."""
     shape = model.shape
     batch = args.generation_batch_size or args.rank_batch_size
     cache = 2 * shape.layers * shape.kv_width * model.itemsize * batch * model.length
@@ -258,14 +253,15 @@ def _generate(model: MemoryModel, args: PPOConfig) -> float:
 
 
 def _score(model: MemoryModel, args: PPOConfig) -> float:
-    """A pass without gradients holds one block's tensors at a time."""
-    batch = _scored_at_once(args)
+    """Return the bytes of a pass without gradients, which holds one block's tensors at a time."""
+    batch = scored_at_once(args)
     return batch * model.length * model.block_activations + _logits(
         model, batch * args.max_completion_length, args.device
     )
 
 
-def _scored_at_once(args: PPOConfig) -> int:
+def scored_at_once(args: PPOConfig) -> int:
+    """Return how many sequences a rank scores in one forward pass."""
     return min(args.rollout_forward_batch_size, args.rank_batch_size)
 
 
@@ -280,7 +276,7 @@ def _update(model: MemoryModel, args: PPOConfig) -> float:
 
 
 def _logits(model: MemoryModel, tokens: int, device: torch.device) -> float:
-    """A chunk of logits in the base's dtype, and two fp32 matrices of it."""
+    """Return the bytes of a chunk of logits in the base's dtype, and of two fp32 matrices of it."""
     elements = min(tokens, chunk_rows(model.shape.vocab, device)) * model.shape.vocab
     return elements * (2 * model.itemsize + 2 * 4)
 
@@ -295,7 +291,7 @@ def resident_bytes() -> float:
 
 
 def peak_bytes(device: torch.device) -> float | None:
-    """The most that this process has held on `device`, of a CPU resident; None where it is not counted."""
+    """Return the most bytes that this process has held on `device` (of a CPU, resident); None if not counted."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     if device.type != "cpu":
@@ -303,127 +299,3 @@ def peak_bytes(device: torch.device) -> float | None:
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-@dataclass(frozen=True)
-class Setup:
-    """All that the memory of a run depends on."""
-
-    model: MemoryModel
-    args: PPOConfig
-    layout: Layout
-    with_lora: MemoryModel | None = None  # where all weights are trained: the same policy with LoRA
-
-    @property
-    def plan(self) -> MemoryPlan:
-        """The memory of each phase."""
-        return plan_memory(self.model, self.args, self.layout)
-
-    def changed(self, flags: Flags) -> "Setup":
-        """Return the setup with other values of these flags of `hf-rlhf plan`."""
-        model, args, layout = self.model, copy.copy(self.args), self.layout
-        for name, value in flags.items():
-            if name == "use_peft":
-                assert self.with_lora is not None
-                model = self.with_lora
-            elif name == "load_in_4bit":
-                model = replace(model, quantized=True)
-            elif name == "strategy":
-                layout = replace(layout, strategy=value)
-            else:
-                setattr(args, name, value)
-        return replace(self, model=model, args=args, layout=layout)
-
-    def is_accepted(self) -> bool:
-        """Return whether the trainer takes these flags under this strategy."""
-        try:
-            self.layout.require_flags(self.args, quantized=self.model.quantized)
-        except InputError:
-            return False
-        return True
-
-
-def proposals(setup: Setup, available: float) -> list[tuple[Flags, Setup]]:
-    """Return what to change until the run fits into `available` bytes: flags, and the setup with them and those before.
-
-    Sizes of batches come first and the strategy second. What is trained changes only where neither is enough. The
-    completions of an iteration and of an update stay as they are. The last setup fits, if any does.
-    """
-    steps: list[tuple[Flags, Setup]] = []
-    for most in _KINDS:
-        steps = _replayed(setup, _descent(setup, available, most), available)
-        if steps and steps[-1][1].plan.peak <= available:
-            break
-    return steps
-
-
-def _descent(setup: Setup, available: float, most: int) -> list[Flags]:
-    """Return changes up to kind `most`: at each step one flag that is enough, or else the change that saves most."""
-    chosen: list[Flags] = []
-    while (peak := setup.plan.peak) > available:
-        changes = [flags for kind, flags in _changes(setup) if kind <= most and setup.changed(flags).is_accepted()]
-        enough = next((found for flags in changes if (found := _enough(setup, flags, available))), None)
-        if enough is not None:
-            return [*chosen, enough]
-        best = min(changes, key=lambda flags: _size(setup.changed(flags).plan), default=None)
-        if best is None or setup.changed(best).plan.peak >= peak:
-            break
-        chosen.append(best)
-        setup = setup.changed(best)
-    return chosen
-
-
-def _size(plan: MemoryPlan) -> tuple[float, float]:
-    """Return the peak, and the sum of all phases to choose between changes after which another phase is the largest."""
-    return plan.peak, sum(plan.phases.values())
-
-
-def _enough(setup: Setup, flags: Flags, available: float) -> Flags | None:
-    """Return the flags, or half or a quarter of a batch instead, if they alone make the run fit."""
-    for _ in range(2):
-        setup = setup.changed(flags)
-        if setup.plan.peak <= available:
-            return flags
-        again = [each for _, each in _changes(setup) if each.keys() == flags.keys()]
-        if not again:
-            return None
-        flags = again[0]
-    return None
-
-
-def _replayed(setup: Setup, chosen: list[Flags], available: float) -> list[tuple[Flags, Setup]]:
-    """Return each flag once, with its last value: a batch that is halved three times is one change."""
-    last = {tuple(flags): flags for flags in chosen}  # in the order in which each was chosen first
-    steps: list[tuple[Flags, Setup]] = []
-    for flags in last.values():
-        setup = setup.changed(flags)
-        steps.append((flags, setup))
-        if setup.plan.peak <= available:
-            break
-    return steps
-
-
-def _changes(setup: Setup) -> Iterator[tuple[int, Flags]]:
-    """Yield the single changes that may save memory, those that cost least time first, with their kind."""
-    args, layout, model = setup.args, setup.layout, setup.model
-    micro = args.per_device_train_batch_size
-    if (divisor := next((n for n in range(2, micro + 1) if micro % n == 0), None)) is not None:
-        accumulated = args.gradient_accumulation_steps * divisor
-        yield _SIZES, {"per_device_train_batch_size": micro // divisor, "gradient_accumulation_steps": accumulated}
-    sampled = args.generation_batch_size or args.rank_batch_size
-    if sampled > 1 and not args.use_transformers_continuous_batching:
-        yield _SIZES, {"generation_batch_size": sampled // 2}
-    scored = _scored_at_once(args)
-    if scored > 1:
-        yield _SIZES, {"rollout_forward_batch_size": scored // 2}
-    if not args.gradient_checkpointing:
-        yield _SIZES, {"gradient_checkpointing": True}
-    if layout.shards_weights and args.gather_for_rollout:
-        yield _SIZES, {"gather_for_rollout": False}
-    if layout.ranks > 1 and not layout.shards_weights:
-        yield _STRATEGY, {"strategy": "fsdp2"}
-        yield _STRATEGY, {"strategy": "fsdp2", "gather_for_rollout": False}
-    if setup.with_lora is not None and not model.lora:
-        yield _TRAINED, {"use_peft": True}
-    if model.lora and not model.quantized:
-        yield _TRAINED, {"load_in_4bit": True}

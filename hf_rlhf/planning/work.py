@@ -108,7 +108,10 @@ _CPU_COPY, _GPU_COPY = 2**26, 2**28
 
 
 def _flops(dtype: torch.dtype, device: torch.device | str, products: Sequence[Product], limit: float) -> float:
-    """Operations a second of the last of `products` that fits into `limit` seconds, of the first one in any case."""
+    """Return operations per second, measured with the last of `products` that fits into `limit` seconds.
+
+    The first product is measured in any case.
+    """
     flops = 0.0
     for product in products:
         if flops and 2 * operations(product) / flops > limit:
@@ -118,7 +121,7 @@ def _flops(dtype: torch.dtype, device: torch.device | str, products: Sequence[Pr
 
 
 def roofline(shape: ModelShape, size: IterationSize, machine: Machine, itemsize: int) -> dict[str, float]:
-    """The fewest seconds that `generate`, `score` and `update` can take.
+    """Return the fewest seconds that `generate`, `score` and `update` can take.
 
     A decoding step reads every weight and the keys and values so far; all else is arithmetic. Scoring is a pass of the
     policy with its critic, one of the reference and one of the reward model; a critic of its own is a pass more, here

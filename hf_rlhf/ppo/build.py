@@ -14,7 +14,8 @@ from hf_rlhf.data.tokens import with_row_options
 from hf_rlhf.distributed import asked_for
 from hf_rlhf.errors import InputError
 from hf_rlhf.models.adapted import load_policy
-from hf_rlhf.models.adapters import POLICY, adapter_folder, base_of, is_peft_model
+from hf_rlhf.models.adapter_files import adapter_folder
+from hf_rlhf.models.adapters import POLICY, base_of, is_peft_model
 from hf_rlhf.models.backbone import state_width
 from hf_rlhf.models.critics import build_critic
 from hf_rlhf.models.load import load_tokenizer

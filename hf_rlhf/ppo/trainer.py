@@ -1,4 +1,6 @@
-"""`PPOTrainer`: PPO with a critic, in the loop of `transformers.Trainer`. One iteration, from its prompts to its updates:
+"""`PPOTrainer`: PPO with a critic, in the loop of `transformers.Trainer`.
+
+One iteration, from its prompts to its updates:
 
     make_micro_batches(iteration)            when Trainer asks for the first update of the iteration
         make_experience(iteration)

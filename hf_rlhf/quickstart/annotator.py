@@ -60,7 +60,7 @@ class Preference:
 
 @dataclass(frozen=True, slots=True)
 class CheerfulAnnotator:
-    """A person who prefers short, warm, cheerful replies, and is sometimes in two minds.
+    """A person who prefers short, warm, cheerful replies, and whose choices are partly random.
 
     score = warmth * brevity * craft, each in [0, 1]:
 
@@ -117,7 +117,7 @@ class CheerfulAnnotator:
 
 
 def fluency(text: str) -> float:
-    """Share of distinct bigrams times the share of neighbours that differ, in [0, 1]: 1 for text that never repeats.
+    """Return the share of distinct bigrams times the share of neighbors that differ, in [0, 1]: 1 without repetition.
 
     A single word has no bigrams and counts as fluent; no word at all gives 0.
     """
@@ -133,12 +133,12 @@ def fluency(text: str) -> float:
 
 
 def _words(text: str) -> list[str]:
-    """Lower-case words of any script, with inner apostrophes."""
+    """Return the lower-case words of any script, with inner apostrophes."""
     return re.findall(r"[^\W\d_]+(?:'[^\W\d_]+)*", text.lower().replace("’", "'"))
 
 
 def _warm(words: list[str]) -> tuple[set[str], int]:
-    """The distinct warm families and phrases among the words, and how many warm words there are in all."""
+    """Return the distinct warm families and phrases among the words, and how many warm words there are in all."""
     families: set[str] = set()
     hits = 0
     for i, word in enumerate(words):
@@ -151,7 +151,7 @@ def _warm(words: list[str]) -> tuple[set[str], int]:
 
 
 def _tidiness(text: str, words: list[str]) -> float:
-    """1 for ordinary spelling and punctuation; less for odd characters, non-words, "!!!" and a missing full stop."""
+    """Return 1 for ordinary spelling and punctuation; less for odd characters, non-words or no final full stop."""
     visible = [c for c in text if not c.isspace()]
     letters = _ramp(sum(c.isalpha() for c in visible) / len(visible), zero_at=0.3, full_at=0.75)
     spelled = _ramp(sum(map(_wordlike, words)) / len(words), zero_at=0.5, full_at=1.0)
@@ -162,12 +162,12 @@ def _tidiness(text: str, words: list[str]) -> float:
 
 
 def _wordlike(word: str) -> bool:
-    """Looks like something one could say: a vowel, no letter three times in a row, and a reasonable length."""
+    """Return whether a word has a vowel, no letter three times in a row, and a reasonable length."""
     return len(word) <= 18 and not re.search(r"(.)\1\1", word) and bool(re.search(r"[aeiouyà-ÿ]", word))
 
 
 def _ramp(x: float, *, zero_at: float, full_at: float) -> float:
-    """A straight line from 0 at `zero_at` to 1 at `full_at`, flat outside."""
+    """Return the value of a straight line from 0 at `zero_at` to 1 at `full_at`, flat outside."""
     return min(1.0, max(0.0, (x - zero_at) / (full_at - zero_at)))
 
 

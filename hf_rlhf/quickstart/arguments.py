@@ -47,14 +47,14 @@ SIZE_FLAGS = tuple(field.name for field in fields(Size))
 class QuickstartArguments:
     """Settings of the quickstart. Those that are None are chosen so that the run ends within `minutes`."""
 
-    output_dir: str = flag("runs/quickstart", "Where every stage leaves its result.")
+    output_dir: str = flag("runs/quickstart", "Folder for the results of all stages.")
     model_name_or_path: str = flag(EMBEDDED_MODEL, "An instruct model: Hub name, folder, or the embedded one.")
     minutes: float = flag(
-        8, "Time for all stages. The sizes that are not given are chosen for it, and never beyond the full size."
+        8, "Time for all stages. Sizes that are not given are chosen to fit into it, up to the full size."
     )
-    seed: int = flag(0, "Of every random number.")
+    seed: int = flag(0, "Seed of all random numbers.")
     messages: int | None = flag(
-        None, "Messages to sample replies to, besides held-out ones in proportion; 216 at the full size."
+        None, "Messages to sample replies to; held-out ones come on top, in proportion. 216 at the full size."
     )
     candidates_per_prompt: int | None = flag(None, "Replies sampled to each message; 4 at the full size.")
     max_completion_length: int = flag(32, "Longest reply, in tokens.")
@@ -62,7 +62,7 @@ class QuickstartArguments:
     annotator_noise: float = flag(0.05, "Temperature of the annotator's choice; 0 always takes the better reply.")
     annotator_tie_margin: float = flag(0.1, "Scores closer than this give no preference.")
     max_preferences: int | None = flag(None, "Preferences to train the reward model on, at most; 400 at the full size.")
-    lora_target_modules: str = flag("q_proj,v_proj,o_proj", "Layers that get LoRA, by commas.")
+    lora_target_modules: str = flag("q_proj,v_proj,o_proj", "Layers that get LoRA, separated by commas.")
     reward_learning_rate: float = flag(5e-4, "Peak learning rate of the reward model.")
     ppo_iterations: int | None = flag(None, "Iterations of PPO, 32 replies each; 18 at the full size.")
     num_ppo_epochs: int = flag(2, "Passes over the replies of an iteration.")
@@ -83,7 +83,7 @@ class QuickstartArguments:
     def lora(self, model: Model) -> Any:
         """Return the LoRA config of both adapters: attention only.
 
-        That is enough here, and half the work of every layer.
+        That is enough here, and half the work of adapting every layer.
         """
         modules = self.lora_target_modules.split(",")
         flags = ModelArguments(model_name_or_path=self.model_name_or_path, lora_target_modules=modules)

@@ -49,7 +49,7 @@ class Comparison:
         return win_rate(self.before.judgements, self.after.judgements)
 
     def rows(self, judge_name: str = "judge") -> list[BeforeAfter]:
-        """The table a person reads."""
+        """Return the table that a person reads."""
         sides = (self.before, self.after)
 
         def row(name: str, of: Callable[[Side], Sequence[float]], digits: int = 2, percent: bool = False):
@@ -79,7 +79,7 @@ def measure_side(
     reward: Reward,
     chat_template_kwargs: Mapping[str, Any] | None = None,
 ) -> Side:
-    """Sample from a PEFT model with its adapter on, the trained policy, or off, what it started from; and judge.
+    """Sample from a PEFT model with its adapter on (the trained policy) or off (the start), and judge the completions.
 
     Args:
         model: the trained policy, as a `PeftModel` on the base it started from.

@@ -64,7 +64,7 @@ class Plan:
 
 
 def plan_quickstart(args: QuickstartArguments, root: Path) -> Plan:
-    """Settle the flags of `Size` that `args` leaves open, so that the run ends within `args.minutes`.
+    """Choose the sizes (`Size`) that `args` does not set, so that the run ends within `args.minutes`.
 
     A run that resumes in `root` keeps what was chosen there for the same flags; sizes may be given besides. The choice,
     the measured speed and the expected seconds are in plan.json, and all flags in config.yaml.
@@ -143,18 +143,19 @@ def plan_table(plan: Plan) -> Any:
 
 
 def too_slow(plan: Plan) -> str | None:
-    """Return what to say before a run that will not end in time; None for one that will."""
+    """Return the warning for a run that will not end in time; None for one that will."""
     minutes = plan.args.minutes
     if plan.total <= 60 * minutes:
         return None
     return (
         f"This will take about {duration(plan.total)}, more than minutes={minutes:g}: on this machine, no smaller size"
-        " shows a result, or the flags leave no choice. The run begins; Ctrl-C stops it, and the same command goes on."
+        " shows a result, or the flags leave no choice. The run begins. Ctrl-C stops it, and the same command resumes"
+        " it."
     )
 
 
 def require_size(args: QuickstartArguments) -> None:
-    """Raise `InputError` for minutes or sizes, where given, with which nothing can be learned."""
+    """Raise `InputError` for minutes or sizes that are too small to learn anything."""
     messages = len(quickstart_prompts()["train"])
     rules = {
         "minutes": (args.minutes > 0, "above 0"),

@@ -25,7 +25,7 @@ SIDES = {"before": False, "after": True}
 
 
 def compare(args: QuickstartArguments, reward_model: Path, policy: Path, folder: Path) -> Comparison:
-    """Judge replies to the held-out messages by the annotator, who is not what PPO trained against.
+    """Let the annotator, who is not what PPO trained against, judge replies to the held-out messages.
 
     Leaves a file for each side in `folder`; sides that it holds already are not sampled again.
     """

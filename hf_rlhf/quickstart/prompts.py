@@ -7,7 +7,7 @@ from importlib.resources import files
 
 
 def quickstart_prompts() -> dict[str, list[str]]:
-    """Give the prompts of each split, in file order: `{"train": [...], "test": [...]}`.
+    """Return the prompts of each split, in file order: `{"train": [...], "test": [...]}`.
 
     Every topic has messages in both splits and no message is in both, so the test split asks about familiar themes
     in words that training never saw.

@@ -26,7 +26,7 @@ BATCH_SIZE = 64
 
 
 def as_messages(text: str) -> list[Message]:
-    """A message of the quickstart as a conversation."""
+    """Return a message of the quickstart as a conversation."""
     return [{"role": "system", "content": SYSTEM_MESSAGE}, {"role": "user", "content": text}]
 
 
@@ -49,7 +49,7 @@ def _spaced(texts: Sequence[str], count: int) -> list[str]:
 
 
 def sample_candidates(args: QuickstartArguments, root: Path, folder: Path) -> None:
-    """Stage 1: sample `candidates_per_prompt` replies of the untrained model to every message.
+    """Run stage 1: sample `candidates_per_prompt` replies of the untrained model to every message.
 
     Batches that `folder` holds already are kept. The others are those of a run that was not killed.
     """
@@ -77,7 +77,7 @@ def _candidate(reply: Trajectory) -> dict[str, Any]:
 
 
 def judge_candidates(args: QuickstartArguments, root: Path, folder: Path) -> None:
-    """Stage 2: the annotator compares each message's replies, two by two; those it finds alike give no preference."""
+    """Run stage 2: the annotator compares each message's replies in pairs; equal ones give no preference."""
     annotator = CheerfulAnnotator(noise=args.annotator_noise, seed=args.seed, tie_margin=args.annotator_tie_margin)
     for split in ("train", "test"):
         replies: dict[str, list[Candidate]] = {}

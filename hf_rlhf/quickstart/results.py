@@ -12,11 +12,11 @@ from hf_rlhf.models.load import EMBEDDED_MODEL, public_name
 from hf_rlhf.quickstart.before_after import Comparison
 from hf_rlhf.records import iteration_rows
 
-RESULTS_FILE, REPORT_FILE = "results.json", "report.html"
+RESULTS_FILE, REPORT_FILE, CURVES_FILE = "results.json", "report.html", "curves.png"
 
 
 def headline(comparison: Comparison) -> str:
-    """The result in one sentence."""
+    """Return the result in one sentence."""
     wins = comparison.wins
     return (
         f"On {wins.n} messages it never saw, the annotator prefers the trained model's reply {wins.rate:.0%} of the"
@@ -26,7 +26,7 @@ def headline(comparison: Comparison) -> str:
 
 
 def table(rows: list[BeforeAfter]):
-    """The results as a table for the terminal."""
+    """Return the results as a table for the terminal."""
     from rich.table import Table
 
     table = Table("", "before", "after", "change", box=None, header_style="dim", pad_edge=False)
@@ -38,7 +38,7 @@ def table(rows: list[BeforeAfter]):
 
 
 def examples(comparison: Comparison, count: int = 3) -> str:
-    """The first replies, before and after, for the terminal."""
+    """Return the first replies, before and after, for the terminal."""
     from rich.markup import escape
 
     lines = []
@@ -49,7 +49,7 @@ def examples(comparison: Comparison, count: int = 3) -> str:
 
 
 def _samples(comparison: Comparison) -> list[SamplePair]:
-    """Every held-out message in the order of the file, nothing picked."""
+    """Return every held-out message in the order of the file, without any selection."""
     before, after = comparison.before, comparison.after
     return [
         SamplePair(b.row["text"], _as_shown(b), _as_shown(a), score_b, score_a)
@@ -74,7 +74,7 @@ def write_results(
     settings: dict[str, Any],
     system_message: str,
 ) -> None:
-    """results.json, samples.jsonl, the figures and report.html in `root`, and the policy's model card.
+    """Write results.json, samples.jsonl, the figures and report.html to `root`, and the policy's model card.
 
     Args:
         root: the quickstart's folder.
@@ -85,29 +85,16 @@ def write_results(
         settings: of the run.
         system_message: what stood before each message.
     """
-    from hf_rlhf.evaluation.plots import plot_score_histogram, plot_training
-
-    numbers = {row.metric: {"before": row.before, "after": row.after} for row in rows}
-    results = {"win_rate": asdict(comparison.wins), **numbers}
-    (root / RESULTS_FILE).write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     samples = _samples(comparison)
-    (root / "samples.jsonl").write_text(
-        "".join(json.dumps(asdict(sample), ensure_ascii=False) + "\n" for sample in samples), encoding="utf-8"
-    )
-    curves = plot_training(iteration_rows(policy), policy / "curves.png")
-    scores = plot_score_histogram(
-        comparison.before.judgements, comparison.after.judgements, root / "scores.png", label="annotator score"
-    )
+    _write_numbers(root, comparison, rows, samples)
+    figures = _draw_figures(root, comparison, policy)
     load_code = _LOAD_CODE.format(folder=policy, system=system_message)
     write_report(
         root / REPORT_FILE,
         title="A language model learns to be brief and cheerful",
         headline=title,
         summary_rows=rows,
-        figures=[
-            ReportFigure(curves, "Training: reward by the reward model, KL to the start, critic and lengths."),
-            ReportFigure(scores, "Annotator scores of replies to held-out messages, before and after."),
-        ],
+        figures=figures,
         samples=samples,
         settings=settings,
         load_code=load_code,
@@ -124,13 +111,35 @@ def write_results(
         results=rows,
         settings=settings,
         samples=samples[:5],
-        curve_image=curves.name,
+        curve_image=CURVES_FILE,
         reward_model=str(reward_model),
         usage=load_code,
         demonstration=True,
         simulated_annotator=True,
     )
     (policy / "README.md").write_text(card, encoding="utf-8")
+
+
+def _draw_figures(root: Path, comparison: Comparison, policy: Path) -> list[ReportFigure]:
+    from hf_rlhf.evaluation.plots import plot_score_histogram, plot_training
+
+    curves = plot_training(iteration_rows(policy), policy / CURVES_FILE)
+    scores = plot_score_histogram(
+        comparison.before.judgements, comparison.after.judgements, root / "scores.png", label="annotator score"
+    )
+    return [
+        ReportFigure(curves, "Training: reward by the reward model, KL to the start, critic and lengths."),
+        ReportFigure(scores, "Annotator scores of replies to held-out messages, before and after."),
+    ]
+
+
+def _write_numbers(root: Path, comparison: Comparison, rows: list[BeforeAfter], samples: list[SamplePair]) -> None:
+    numbers = {row.metric: {"before": row.before, "after": row.after} for row in rows}
+    results = {"win_rate": asdict(comparison.wins), **numbers}
+    (root / RESULTS_FILE).write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    (root / "samples.jsonl").write_text(
+        "".join(json.dumps(asdict(sample), ensure_ascii=False) + "\n" for sample in samples), encoding="utf-8"
+    )
 
 
 def _notes(reward_model: Path, settings: dict[str, Any], system_message: str) -> list[str]:

@@ -47,7 +47,7 @@ from hf_rlhf.records import iteration_rows, read_json_lines
 
 
 def run_quickstart(args: QuickstartArguments) -> dict[str, Any]:
-    """Run, take up or reuse every stage and print the result; returns its numbers.
+    """Run every stage, or resume or reuse it, and print the result; return its numbers.
 
     Leaves in `args.output_dir`: candidates, preferences, reward_model, policy (with model card), evaluation,
     report.html.
@@ -61,7 +61,7 @@ def run_quickstart(args: QuickstartArguments) -> dict[str, Any]:
         with locked(root):
             return _run(args, root)
     except RunStopped as stop:
-        stop.message = "stopped by a signal; what is done is kept, and the same command goes on from there"
+        stop.message = "stopped by a signal. The results so far are kept, and the same command resumes from them"
         raise
 
 
@@ -71,14 +71,14 @@ def _require_sound(args: QuickstartArguments) -> None:
     if args.temperature <= 0:
         raise InputError(f"temperature={args.temperature} must be above 0: replies have to differ to be compared")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise InputError("the quickstart is one process; start it without a launcher")
+        raise InputError("the quickstart is one process. Start it without a launcher")
 
 
 def _run(args: QuickstartArguments, root: Path) -> dict[str, Any]:
     from rich.console import Console
 
     console, started = Console(), time.perf_counter()
-    console.print(f"Five stages; each leaves its result in {root}, and is reused when it is there already.")
+    console.print(f"Five stages; each leaves its result in {root}, and a result that is there already is reused.")
     console.print(_dtype_in_words())
     plan = plan_quickstart(args, root)
     args = plan.args
@@ -101,7 +101,7 @@ def _run(args: QuickstartArguments, root: Path) -> dict[str, Any]:
 
 
 def _dtype_in_words() -> str:
-    """Say in which dtype the stages load their models."""
+    """Describe in which dtype the stages load their models."""
     device = current_device()
     return (
         f"Models are loaded in {dtype_name(native_dtype(device))}: {hardware_in_words(device)}"
@@ -146,7 +146,7 @@ def _evaluation(args: QuickstartArguments, root: Path, folder: Path) -> None:
 
 
 class Stage(NamedTuple):
-    """One of the five."""
+    """One of the five stages."""
 
     folder: str
     title: str

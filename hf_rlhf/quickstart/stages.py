@@ -13,7 +13,7 @@ STAGE_FILE = "stage.json"
 
 
 def run_stage(folder: Path, settings: dict[str, Any], make: Callable[[Path], None]) -> bool:
-    """Fill `folder` by `make(scratch)` unless it holds the result for `settings`; returns whether it ran.
+    """Fill `folder` by `make(scratch)` unless it holds the result for `settings`; return whether it ran.
 
     The work happens in a hidden folder beside it, which takes its place when it is complete: what is there is whole.
     After a kill, `make` gets the hidden folder as it was left, if the settings are still the same; else an empty one.
@@ -24,7 +24,7 @@ def run_stage(folder: Path, settings: dict[str, Any], make: Callable[[Path], Non
     if _settings_in(folder) == settings:
         return False
     if folder.exists() and not (folder / STAGE_FILE).is_file():
-        raise InputError(f"{folder} is there already and was not made by this command; choose another output_dir")
+        raise InputError(f"{folder} is there already and was not made by this command. Choose another output_dir")
     if _settings_in(scratch) != settings:
         _remove(scratch)
         scratch.mkdir(parents=True)
@@ -46,7 +46,7 @@ def _settings_in(folder: Path) -> dict[str, Any] | None:
 
 
 def _remove(folder: Path) -> None:
-    """Delete a stage's folder, its settings first: what a kill leaves of it is no result."""
+    """Delete a stage's folder, its settings first, so that after a kill the rest does not look like a result."""
     if folder.exists():
         (folder / STAGE_FILE).unlink(missing_ok=True)
         shutil.rmtree(folder)

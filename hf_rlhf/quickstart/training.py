@@ -31,7 +31,7 @@ COMPUTATION_FILE = "computation.json"
 
 
 def train_reward_model(args: QuickstartArguments, root: Path, folder: Path) -> None:
-    """Stage 3: a LoRA reward model on the same base, by trl's RewardTrainer, from the newest checkpoint in `folder`."""
+    """Run stage 3: train a LoRA reward model on the same base, by trl's RewardTrainer, resuming from `folder`."""
     from datasets import Dataset
 
     tokenizer = load_tokenizer(args.model_name_or_path)

@@ -34,7 +34,7 @@ REWARD_EVALUATED: Directions = {
 
 
 def flag(default, text: str):
-    """A field of a dataclass of flags, with its help."""
+    """Return a field of a dataclass of flags, with its help."""
     return field(default=default, metadata={"help": text})
 
 
@@ -52,7 +52,7 @@ class ModelArguments(ModelConfig):
     lora_dropout: float = flag(0.0, "LoRA dropout; PPO switches it off in any case.")
     lora_target_modules: list[str] | None = flag(None, "Layers that get LoRA; by default every linear one.")
     lora_layers: str = flag(
-        "all", "Blocks that get LoRA: all, the last so many (8), or the last part of them (0.25), for faster updates."
+        "all", "Blocks that get LoRA: all, a number of last blocks (8), or a share of them (0.25), for faster updates."
     )
 
     def __post_init__(self):
@@ -64,7 +64,7 @@ class ModelArguments(ModelConfig):
             self._check_lora()
         elif self.lora_layers != "all":
             raise InputError(
-                f"lora_layers={self.lora_layers} is invalid with use_peft=false, which trains no LoRA. Leave it out."
+                f"lora_layers={self.lora_layers} is invalid with use_peft=false, which trains no LoRA. Omit it."
                 " To train the last blocks alone, hf-rlhf ppo has num_layers_unfrozen."
             )
 
@@ -76,7 +76,7 @@ class ModelArguments(ModelConfig):
             "lora_dropout": (0 <= self.lora_dropout < 1, "from 0 to below 1"),
             "lora_task_type": (
                 self.lora_task_type in ("CAUSAL_LM", "SEQ_CLS"),
-                "left out: the command says what is trained",
+                "omitted: the command decides what is trained",
             ),
             "lora_target_modules": (
                 isinstance(targets, str) or "all-linear" not in (targets or ()),
@@ -111,7 +111,7 @@ class ModelArguments(ModelConfig):
         return resolved
 
     def load_kwargs(self) -> dict[str, Any]:
-        """Keyword arguments for `from_pretrained`."""
+        """Return the keyword arguments for `from_pretrained`."""
         from trl import get_quantization_config
 
         kwargs: dict[str, Any] = {"dtype": self.dtype, "revision": self.model_revision}
@@ -128,13 +128,13 @@ class DataArguments:
     """Rows to train and evaluate on, and the choice to resume a run."""
 
     dataset_name: str | None = flag(None, "Hub name, folder, or .jsonl, .json, .csv, .parquet file (also .gz).")
-    dataset_config: str | None = flag(None, "Configuration of a Hub data set.")
+    dataset_config: str | None = flag(None, "Configuration of a Hub dataset.")
     dataset_train_split: str = flag("train", "Split to train on.")
     dataset_test_split: str = flag("test", "Split to evaluate on, when eval_strategy or do_eval asks for it.")
-    eval_dataset_name: str | None = flag(None, "A data set of its own to evaluate on; else a split of dataset_name.")
+    eval_dataset_name: str | None = flag(None, "Separate dataset to evaluate on; by default a split of dataset_name.")
     max_train_samples: int | None = flag(None, "Use only the first rows.")
     max_eval_samples: int | None = flag(None, "Evaluate only on the first rows.")
-    skip_bad: int = flag(0, "Leave out up to so many rows of each set that cannot be used; one more is an error.")
+    skip_bad: int = flag(0, "Skip up to this many unusable rows of each dataset; one more is an error.")
     resume: str | None = flag(
         None,
         "auto (the newest whole checkpoint of output_dir, or a new run if there is none), last (the same, but an error"
@@ -149,7 +149,7 @@ class PPOArguments(DataArguments):
     reward_model_path: str | None = flag(None, "Folder or Hub name of a trained reward model.")
     reward_funcs: list[str] | None = flag(None, "More rewards: models, or functions as module:name or file.py:name.")
     ptx_dataset_name: str | None = flag(None, "Texts for the language-model loss of PPO-ptx, with ptx_coef.")
-    ptx_dataset_config: str | None = flag(None, "Configuration of ptx_dataset_name, of a Hub data set.")
+    ptx_dataset_config: str | None = flag(None, "Configuration of ptx_dataset_name, for a Hub dataset.")
     ptx_dataset_split: str = flag("train", "Split of ptx_dataset_name.")
     chat_template_path: str | None = flag(None, "A Jinja file to use as the tokenizer's chat template.")
 
@@ -174,7 +174,10 @@ def _check_training(args: Any, evaluated: Directions) -> None:
 def _fit_to_machine(training: Any) -> None:
     """Set what depends on the device, before TRL sets its own; refuse a push before the end."""
     if str(training.hub_strategy) not in ("end", "HubStrategy.END"):
-        raise InputError(f"hub_strategy={training.hub_strategy} must be end: a push in the background may fail unseen")
+        raise InputError(
+            f"hub_strategy={training.hub_strategy} is invalid: a push in the background may fail unnoticed. Set it to"
+            " end"
+        )
     training.use_cpu = training.use_cpu or not torch.accelerator.is_available()  # bf16 on a CPU has to be asked for
     if training.bf16 is None and not training.fp16:  # TRL's own default is True
         training.bf16 = native_dtype("cpu" if training.use_cpu else None) == torch.bfloat16
@@ -203,7 +206,7 @@ class _Autocast:
 
 @dataclass
 class RewardTrainingArguments(_Autocast, RewardConfig):
-    """TRL's `RewardConfig`; gradient checkpointing is off unless asked for, as LoRA rarely needs what it costs."""
+    """TRL's `RewardConfig` with gradient checkpointing off by default: with LoRA it rarely pays."""
 
     gradient_checkpointing: bool | None = flag(None, "Trade compute for memory.")
     logging_nan_inf_filter: bool = flag(False, "Must stay off: it would log a NaN loss as 0.")
@@ -217,7 +220,7 @@ class RewardTrainingArguments(_Autocast, RewardConfig):
 
 @dataclass
 class SFTTrainingArguments(_Autocast, SFTConfig):
-    """TRL's `SFTConfig`; gradient checkpointing is off unless asked for."""
+    """TRL's `SFTConfig` with gradient checkpointing off by default."""
 
     gradient_checkpointing: bool | None = flag(None, "Trade compute for memory.")
     logging_nan_inf_filter: bool = flag(False, "Must stay off: it would log a NaN loss as 0.")

@@ -19,7 +19,8 @@ from hf_rlhf.errors import InputError
 from hf_rlhf.hub.model_card import shown_name
 from hf_rlhf.hub.push import open_repository
 from hf_rlhf.models.adapted import load_policy
-from hf_rlhf.models.adapters import adapter_base, adapter_folder, base_of, is_peft_model
+from hf_rlhf.models.adapter_files import adapter_base, adapter_folder
+from hf_rlhf.models.adapters import base_of, is_peft_model
 from hf_rlhf.models.load import load_tokenizer, take_chat_template
 from hf_rlhf.models.machine import device_in_words
 from hf_rlhf.models.precision import dtype_in_words
@@ -45,7 +46,7 @@ def output_folder(training) -> Path:
 
 @contextmanager
 def run_begun(data: DataArguments, training) -> Iterator[str | None]:
-    """Hold the run's folder as long as the block; gives the checkpoint to resume from, or None for a new run.
+    """Hold the run's folder while the block runs; yield the checkpoint to resume from, or None for a new run.
 
     Raises `InputError` when `output_dir` cannot be written to, is in use, holds files that this run would write over,
     or holds another run and this one does not resume it; when there is nothing to resume; for a tracker that is not
@@ -63,10 +64,10 @@ def run_begun(data: DataArguments, training) -> Iterator[str | None]:
             raise InputError(f"report_to={tracker} is invalid: there is no such tracker. {meant}There are {known}")
         if tracker not in get_available_reporting_integrations():
             raise InputError(
-                f"report_to={tracker}: {tracker} is not installed; pip install it, or set report_to to none"
+                f"report_to={tracker}: {tracker} is not installed. Install it with pip, or set report_to to none"
             )
     if data.resume is not None and training.resume_from_checkpoint is not None:
-        raise InputError("resume and resume_from_checkpoint say the same thing; give one of them")
+        raise InputError("resume and resume_from_checkpoint have the same meaning. Give one of them")
     require_folder_name(str(training.output_dir))
     require_ranks(training)
     training.device  # noqa: B018 - starts the process group, without which every rank would take the lock
@@ -79,7 +80,7 @@ def run_begun(data: DataArguments, training) -> Iterator[str | None]:
 
 
 def open_hub(training) -> None:
-    """Make sure that the push at the end can succeed, where one is asked for. Raises `InputError`.
+    """Make sure that a push at the end can succeed, if one is asked for. Raises `InputError`.
 
     It makes the repository, so it comes after what may be found wrong in the data and the model.
     """
@@ -89,21 +90,21 @@ def open_hub(training) -> None:
 
 
 def release(trainer: Any) -> None:
-    """Let go of what accelerate wrapped: a process group stays open as long as DDP holds it."""
+    """Release what accelerate wrapped: a process group stays open as long as DDP holds it."""
     trainer.accelerator.free_memory()
     trainer.model_wrapped = trainer.model
 
 
 def load_split(data: DataArguments, *, evaluation: bool = False) -> LoadedRows:
-    """The training rows, or the evaluation rows."""
+    """Load the training rows, or the evaluation rows."""
     if data.dataset_name is None:
-        raise InputError("dataset_name is missing; give a Hub name, a folder or a file")
+        raise InputError("dataset_name is missing. Give a Hub name, a folder or a file")
     if evaluation and data.eval_dataset_name:
         name, split, limit = data.eval_dataset_name, data.dataset_train_split, data.max_eval_samples
     elif evaluation:
         if local_path(data.dataset_name).is_file():
             raise InputError(
-                f"evaluation asks for rows of its own, and dataset_name={data.dataset_name!r} is one file; give"
+                f"evaluation needs separate rows, and dataset_name={data.dataset_name!r} is one file. Give"
                 " eval_dataset_name"
             )
         name, split, limit = data.dataset_name, data.dataset_test_split, data.max_eval_samples
@@ -111,7 +112,7 @@ def load_split(data: DataArguments, *, evaluation: bool = False) -> LoadedRows:
         name, split, limit = data.dataset_name, data.dataset_train_split, data.max_train_samples
     if limit is not None and limit < 1:
         flag = "max_eval_samples" if evaluation else "max_train_samples"
-        raise InputError(f"{flag}={limit} leaves no row; use at least 1, or leave it out for all")
+        raise InputError(f"{flag}={limit} leaves no row. Use at least 1, or omit it for all")
     rows = read_rows(name, split=split, config_name=data.dataset_config, skip_bad=data.skip_bad)
     return rows if limit is None or limit >= len(rows.dataset) else rows.select(range(limit))
 
@@ -151,9 +152,9 @@ def keep_autocast(training: Any, checkpoint: str | None) -> Any:
 
 
 def load_start(model_args: ModelArguments, load: Callable[..., Any] = load_policy, **kwargs: Any):
-    """The model that the flags name, by `load_policy` or `load_reward_start`; `kwargs` are for that.
+    """Load the model that the flags name, by `load_policy` or `load_reward_start`; `kwargs` are for that.
 
-    Of an adapter, says what becomes of it.
+    Print what becomes of an adapter.
     """
     base, adapter = base_and_adapter(model_args)
     kwargs |= model_args.load_kwargs()
@@ -167,21 +168,21 @@ def load_start(model_args: ModelArguments, load: Callable[..., Any] = load_polic
 
 
 def base_and_adapter(model_args: ModelArguments) -> tuple[str, str | None]:
-    """The base that the flags name, and the adapter on it where they name one."""
+    """Return the base that the flags name, and the adapter on it where they name one."""
     name = model_args.model_name_or_path
     base = adapter_base(adapter_folder(name))
     return (name, None) if base is None else (base, name)
 
 
 def own_vocabulary(model: Any) -> int | None:
-    """Return, for a model card, the number of embeddings that an adapter needs if its base has others."""
+    """Return the number of embeddings that an adapter needs if its base has others; for a model card."""
     base = base_of(model)
     resized = is_peft_model(model) and getattr(base, "has_own_vocabulary", False)
     return base.get_input_embeddings().weight.shape[0] if resized else None
 
 
 def start_settings(model_args: ModelArguments, computation: Computation) -> dict[str, Any]:
-    """Return, for a model card, dtype and device, and the adapter from which training started, if it was one."""
+    """Return dtype and device, and the adapter from which training started, if any; for a model card."""
     adapter = base_and_adapter(model_args)[1]
     started = {} if adapter is None else {"started from the adapter": shown_name(adapter)}
     return started | computation.for_card()
@@ -203,7 +204,7 @@ def set_special_tokens(tokenizer: Any, training: Any) -> None:
 
 
 def tokenizer_of(model_args: ModelArguments, chat_template_path: str | None = None, **kwargs: Any):
-    """The tokenizer of the model that the flags name, with the chat template of a Jinja file or of another tokenizer.
+    """Load the tokenizer of the model that the flags name, with the chat template of a Jinja file or another tokenizer.
 
     Another tokenizer's comes with the tokens that it needs, see `take_chat_template`; `kwargs` go to `from_pretrained`.
     """
@@ -222,14 +223,17 @@ def tokenizer_of(model_args: ModelArguments, chat_template_path: str | None = No
 
 
 def without_template(training: Any) -> Any:
-    """The settings for TRL's trainer, whose own `chat_template_path` would add tokens to fill the vocabulary up."""
+    """Return the settings for TRL's trainer without `chat_template_path`.
+
+    TRL would add tokens that fill the vocabulary up.
+    """
     training = copy.copy(training)
     training.chat_template_path = None
     return training
 
 
 def added_tokens(tokenizer, model_args: ModelArguments, **kwargs: Any) -> list[int]:
-    """Ids of the tokens that a tokenizer by `tokenizer_of` has and that of the model has not."""
+    """Return the ids of the tokens that a tokenizer by `tokenizer_of` has and that of the model does not."""
     own = tokenizer_of(model_args, **kwargs).get_vocab()
     return sorted(number for token, number in tokenizer.get_vocab().items() if token not in own)
 
@@ -245,7 +249,7 @@ def make_room_for_template(model: Any, tokenizer, model_args: ModelArguments, co
     if is_peft_model(model):
         raise InputError(
             f"chat_template_path is invalid: it adds {_named(tokens, tokenizer)}, which the adapter"
-            f" {model_args.model_name_or_path!r} does not train. Start from its base, leave chat_template_path out, or"
+            f" {model_args.model_name_or_path!r} does not train. Start from its base, omit chat_template_path, or"
             " merge the adapter and train all weights (use_peft false)."
         )
     make_room(model, tokens, config)

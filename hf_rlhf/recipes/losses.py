@@ -14,7 +14,7 @@ def require_fitting_loss(rows: CheckedSet, training: Any, tokenizer: Any) -> Non
     columns, source = rows.report.columns, rows.report.source
     conversational = rows.report.layout.endswith("messages")
     if training.completion_only_loss and columns != ["prompt", "completion"]:
-        instead = "Set assistant_only_loss to true, or" if conversational else "Leave it out, or"
+        instead = "Set assistant_only_loss to true, or" if conversational else "Omit it, or"
         raise InputError(
             f"completion_only_loss=True is invalid: the rows of {source} have no completion, only {columns[0]}, and"
             f" every token would be trained on. {instead} {_COMPLETIONS}"
@@ -22,13 +22,13 @@ def require_fitting_loss(rows: CheckedSet, training: Any, tokenizer: Any) -> Non
     if columns == ["text"] and training.dataset_text_field != "text":
         raise InputError(
             f"dataset_text_field={training.dataset_text_field} is invalid: texts are read from the column text. Rename"
-            " the column, and leave the flag out"
+            " the column, and omit the flag"
         )
     if not training.assistant_only_loss:
         return
     if not conversational:
         raise InputError(
-            f"assistant_only_loss=True is invalid: the rows of {source} are text, not messages. Leave it out, or"
+            f"assistant_only_loss=True is invalid: the rows of {source} are text, not messages. Omit it, or"
             f" {_COMPLETIONS}"
         )
     _require_marked_template(tokenizer)

@@ -12,23 +12,14 @@ import torch
 
 from hf_rlhf.data.files import SUFFIXES, read_rows
 from hf_rlhf.errors import InputError, refusals_of_libraries
-from hf_rlhf.models.adapters import ADAPTER_FILE, adapter_base, adapter_folder
+from hf_rlhf.models.adapter_files import ADAPTER_FILE, adapter_base, adapter_folder
 from hf_rlhf.models.critics import require_adapter_for_critic
 from hf_rlhf.models.load import find_config, read_config
 from hf_rlhf.models.precision import dtype_name, hardware_in_words, native_dtype
 from hf_rlhf.models.same_base import same_model
 from hf_rlhf.planning.layout import Layout, Strategy
-from hf_rlhf.planning.memory import (
-    Flags,
-    MemoryModel,
-    MemoryPlan,
-    Setup,
-    kept_states,
-    look_at,
-    model_on_meta,
-    plan_memory,
-    proposals,
-)
+from hf_rlhf.planning.memory import MemoryModel, MemoryPlan, kept_states, look_at, model_on_meta, plan_memory
+from hf_rlhf.planning.proposals import Flags, Setup, proposals
 from hf_rlhf.planning.work import IterationSize, Machine, roofline
 from hf_rlhf.ppo.config import PPOConfig
 from hf_rlhf.progress import duration
@@ -98,7 +89,7 @@ def plan_run(plan: PlanArguments, script: PPOArguments, training: PPOConfig, mod
     except (RuntimeError, AssertionError) as error:
         raise InputError(
             f"{model.model_name_or_path}: this architecture does not run without data ({type(error).__name__}:"
-            f" {str(error)[:200]}), so it cannot be planned; start the run with one update (max_steps 1) and look at"
+            f" {str(error)[:200]}), so it cannot be planned. Start the run with one update (max_steps 1) and look at"
             " plan.json"
         ) from error
     setup = Setup(known, training, layout)
@@ -109,7 +100,7 @@ def plan_run(plan: PlanArguments, script: PPOArguments, training: PPOConfig, mod
     console.print(f"{_dtype(model, training)}\n")
     if kept := kept_states(known, training, layout):
         rewards = " A reward adapter on the same blocks begins above them too, where its text has the same tokens."
-        console.print(f"The lowest {known.trunk} of {known.shape.layers} blocks are trained by nobody. They are"
+        console.print(f"The lowest {known.trunk} of {known.shape.layers} blocks are not trained. They are"
                       f" computed once per completion and iteration, and what leaves them takes {kept / 1e9:.3g} GB."
                       f"{rewards if known.reward_bases else ''}\n")  # fmt: skip
     memory = setup.plan
@@ -134,7 +125,7 @@ def plan_run(plan: PlanArguments, script: PPOArguments, training: PPOConfig, mod
         console.print("With use_peft, leave out num_layers_unfrozen")
     if not helps:
         raise InputError(
-            f"{model.model_name_or_path} does not fit into {available / 1e9:.1f} GB by any of these; take"
+            f"{model.model_name_or_path} does not fit into {available / 1e9:.1f} GB by any of these changes. Take"
             f"{_more_devices(steps[-1][1] if steps else setup, available)} a smaller model, or a lower"
             " max_prompt_length or max_completion_length"
         )
@@ -186,7 +177,7 @@ def _require_data(script: PPOArguments) -> None:
 
 
 def memory_model(script: PPOArguments, training: PPOConfig, model: ModelArguments) -> MemoryModel:
-    """Collect what the plan needs of the models that the flags name.
+    """Collect what the plan needs to know about the models that the flags name.
 
     `native` is resolved (`ModelArguments.on`).
     """
@@ -212,7 +203,7 @@ def memory_model(script: PPOArguments, training: PPOConfig, model: ModelArgument
 
 
 def planned_peak(script: PPOArguments, training: PPOConfig, model: ModelArguments) -> float | None:
-    """Bytes at the peak of a run that is about to begin; None, and a warning, where the plan cannot be made.
+    """Return the bytes at the peak of a run that is about to begin; warn and return None if the plan cannot be made.
 
     Raises `InputError` for what the run itself would refuse.
     """
@@ -226,7 +217,7 @@ def planned_peak(script: PPOArguments, training: PPOConfig, model: ModelArgument
 
 
 def write_plan(folder: Path, planned: float | None, measured: float | None, chosen: Mapping[str, str]) -> None:
-    """plan.json: the peak that was planned, the one that was measured, and what the run chose by itself."""
+    """Write plan.json: the planned peak, the measured one, and what the run chose by itself."""
     peaks = {"planned_peak_gb": planned, "measured_peak_gb": measured}
     content = {name: None if peak is None else peak / 1e9 for name, peak in peaks.items()} | {"chosen": chosen}
     (folder / PLAN_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
@@ -292,8 +283,8 @@ def _time(plan: PlanArguments, training: PPOConfig, model: ModelArguments, known
     """Return the time of an iteration and of the run in words, or why this machine cannot say it."""
     if reason := _another_machine(plan, training, layout):
         return (
-            f"\n{_whole_run(training, layout.ranks)} Times are left out: {reason}, and they are measured on this"
-            " machine.\n"
+            f"\n{_whole_run(training, layout.ranks)} Times are omitted: {reason}, and times are measured on"
+            " this machine.\n"
         )
     size = IterationSize(
         training.rank_batch_size,

@@ -104,14 +104,14 @@ def _train(
 
 
 def named_rewards(script: PPOArguments) -> list[str | RewardFunction]:
-    """Rewards that the flags name: model paths stay strings, `module:name` and `file.py:name` become functions."""
+    """Return the rewards that the flags name: model paths as text, `module:name` and `file.py:name` as functions."""
     names = [name for name in (script.reward_model_path, *(script.reward_funcs or ())) if name]
     with failing_together():
         return [load_function(name) if is_function_name(name) else name for name in names]
 
 
 def _with_critic(training: PPOConfig, model_name_or_path: str) -> PPOConfig:
-    """The settings, with the critic that an earlier run left beside the policy when this one continues from it."""
+    """Return the settings, with the critic that an earlier run saved if this run continues from its policy."""
     if training.critic_path is not None or training.critic not in saved_critics(run_folder(model_name_or_path)):
         return training
     training = copy.copy(training)

@@ -141,9 +141,9 @@ def _train(
 def _require_fitting_pairs(trainer, rows: int, training: RewardTrainingArguments) -> None:
     kept = len(trainer.train_dataset)
     if kept == 0:
-        raise InputError(f"all {rows} pairs are longer than max_length={training.max_length} tokens; raise max_length")
+        raise InputError(f"all {rows} pairs are longer than max_length={training.max_length} tokens. Raise max_length")
     if kept < rows:
-        logger.warning("%d of %d pairs left out: longer than max_length=%s", rows - kept, rows, training.max_length)
+        logger.warning("%d of %d pairs are skipped: longer than max_length=%s", rows - kept, rows, training.max_length)
 
 
 def _reload(folder: Path, load_kwargs: dict[str, Any], training) -> tuple[SeparateRewardModel, LearnedReward]:
@@ -167,7 +167,7 @@ def _require_equal_scores(folder: Path, expected: list[float], found: list[float
     if gap > rounding * max(1.0, *map(abs, expected)):
         raise RuntimeError(
             f"the reward model saved in {folder} scores {_PROBE_ROWS} training pairs differently after loading (largest"
-            f" difference {gap:.3g}); do not use it"
+            f" difference {gap:.3g}). Do not use it"
         )
     return gap
 

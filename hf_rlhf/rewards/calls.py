@@ -56,7 +56,7 @@ def accepted(function: Callable[..., Any], arguments: Mapping[str, Any]) -> Mapp
 
 
 def required_arguments(function: Callable[..., Any]) -> set[str]:
-    """Names of the arguments without which the function cannot be called by keyword."""
+    """Return the names of the arguments without which the function cannot be called by keyword."""
     try:
         parameters = inspect.signature(function).parameters.values()
     except (TypeError, ValueError):
@@ -84,7 +84,7 @@ async def _awaited(result: Awaitable[Any], name: str) -> Any:
 
 @contextmanager
 def _event_loop() -> Iterator[asyncio.AbstractEventLoop]:
-    """A loop that runs in a thread of its own; what has not finished when the block ends is canceled."""
+    """Run an event loop in a thread of its own for the block, and cancel what has not finished when it ends."""
     started: Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = Future()
 
     async def run_until_ended():
@@ -103,7 +103,7 @@ def _event_loop() -> Iterator[asyncio.AbstractEventLoop]:
 
 @contextmanager
 def _naming(name: str) -> Iterator[None]:
-    """Say which reward raised; the exception stays what it is."""
+    """Add the name of the reward to an exception that it raised, as a note."""
     try:
         yield
     except Exception as error:

@@ -57,7 +57,7 @@ class Rewards:
         self.weights = [1.0] * len(functions) if weights is None else list(weights)
         if len(self.weights) != len(self.functions):
             raise InputError(
-                f"reward_weights has {len(self.weights)} numbers for {len(self.functions)} rewards; give one for each"
+                f"reward_weights has {len(self.weights)} numbers for {len(self.functions)} rewards. Give one for each"
             )
         self.names = _unique([reward_name(function) for function in functions])
 
@@ -68,7 +68,7 @@ class Rewards:
             if missing := required_arguments(function) - _RESERVED - set(there):
                 raise InputError(
                     f"reward {name!r} takes {', '.join(sorted(missing))}, and the data set has no such column (besides"
-                    f" the prompt it has {', '.join(there) or 'none'}); add it, or give the argument a default"
+                    f" the prompt it has {', '.join(there) or 'none'}). Add it, or give the argument a default"
                 )
 
     def compute(
@@ -111,7 +111,7 @@ class Rewards:
 
 
 def reward_name(function: RewardFunction) -> str:
-    """The name under which a reward is logged: its `name`, or the function's own."""
+    """Return the name under which a reward is logged: its `name`, or the function's own."""
     name = getattr(function, "name", None) or getattr(function, "__name__", None)
     if name is None and isinstance(function, partial):
         return reward_name(function.func)
@@ -119,7 +119,7 @@ def reward_name(function: RewardFunction) -> str:
 
 
 def as_completion(trajectory: Trajectory) -> str | list[dict[str, str]]:
-    """The completion as rewards see it: text for a text prompt, one assistant message for a conversation."""
+    """Return the completion as rewards see it: text for a text prompt, one assistant message for a conversation."""
     if isinstance(trajectory.prompt, str):
         return trajectory.text
     return [{"role": "assistant", "content": trajectory.text}]
@@ -141,7 +141,7 @@ class _Log:
             )
         if column in self.extras:
             raise InputError(
-                f"reward {reward!r} logged {column!r}, which is there already; log_extra takes a name once"
+                f"reward {reward!r} logged {column!r}, which exists already. log_extra takes each name once"
             )
         self.extras[column] = [value.tolist() if hasattr(value, "tolist") else value for value in values]
 
@@ -156,7 +156,7 @@ def _columns(trajectories: Sequence[Trajectory]) -> list[str]:
     columns = {key for trajectory in trajectories for key in trajectory.row} - {"prompt", "prompt_ids"}
     if taken := columns & _RESERVED:
         raise InputError(
-            f"the data set's columns {sorted(taken)} have the names of arguments that every reward gets; rename them"
+            f"the dataset's columns {sorted(taken)} have the names of arguments that every reward gets. Rename them"
         )
     return sorted(columns)
 
@@ -168,7 +168,7 @@ def _arguments(
     log: _Log,
     name: str,
 ) -> dict[str, Any]:
-    """All that the reward `name` may ask for, in lists of its own."""
+    """Return all that the reward `name` may ask for, in lists that it may change."""
     return {
         "prompts": [trajectory.prompt for trajectory in trajectories],
         "completions": [as_completion(trajectory) for trajectory in trajectories],
@@ -181,7 +181,7 @@ def _arguments(
 
 
 def _unique(names: list[str]) -> list[str]:
-    """Number the names that occur more than once: `length, length` -> `length, length_2`."""
+    """Append a number to names that occur more than once: `length, length` -> `length, length_2`."""
     seen: dict[str, int] = {}
     unique = []
     for name in names:

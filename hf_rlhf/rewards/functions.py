@@ -61,7 +61,7 @@ def load_function(name: str) -> Callable[..., Any]:
 
 
 class _Finder:
-    """Finds, below this module, a package for every folder, and in it the modules and packages of the folder."""
+    """A finder that shows, below this module, a package for every folder with the folder's modules and packages."""
 
     @staticmethod
     def find_spec(fullname: str, path=None, target=None) -> ModuleSpec | None:
@@ -89,7 +89,7 @@ class _Finder:
 
 
 class _Loader(SourceFileLoader):
-    """Runs a file whose `import` looks into the folder of the reward file first, as that of `python file.py` does."""
+    """A loader of files whose `import` looks into the reward file's folder first, as `python file.py` does."""
 
     def exec_module(self, module: ModuleType) -> None:
         imports = partial(_import, _folder(module.__name__))
@@ -189,30 +189,30 @@ def _first_on_path(folder: str) -> Iterator[None]:
 
 
 def _siblings_elsewhere(folder: Path) -> dict[str, ModuleType]:
-    """The modules that `importlib` gave to the reward files of other folders, and of which `folder` has its own."""
+    """Return the modules that `importlib` gave to reward files of other folders and that `folder` has too."""
     tops = {name for name in _from_folders(_folders - {folder}) if PathFinder.find_spec(name, [str(folder)])}
     return {name: module for name, module in sys.modules.items() if name.partition(".")[0] in tops}
 
 
 def _in_several_folders() -> list[str]:
-    """The modules that `importlib` gave to a reward file, and of which the folder of another one has its own."""
+    """Return the modules that `importlib` gave to a reward file and that another reward file's folder has too."""
     tops = {name for name in _from_folders(_folders) if len(_owners(name)) > 1}
     return [name for name in sys.modules if name.partition(".")[0] in tops]
 
 
 def _from_folders(folders: set[Path]) -> list[str]:
-    """The top modules and packages that were imported from these folders under their own names."""
+    """Return the top modules and packages that were imported from these folders under their own names."""
     specs = {name: getattr(module, "__spec__", None) for name, module in sys.modules.items() if "." not in name}
     return [name for name, spec in specs.items() if spec and _places(spec) and _places(spec) <= folders]
 
 
 def _owners(name: str) -> list[str]:
-    """The folders of reward files that have a module or package of this name."""
+    """Return the folders of reward files that have a module or package of this name."""
     return [str(folder) for folder in sorted(_folders) if PathFinder.find_spec(name, [str(folder)])]
 
 
 def _places(spec: ModuleSpec) -> set[Path]:
-    """The folder in which the file or folder of a top module stands; several for a package without `__init__.py`."""
+    """Return the folder that holds a top module or package; several for a package without `__init__.py`."""
     if spec.origin is None:
         return {Path(each).parent for each in spec.submodule_search_locations or ()}
     file = Path(spec.origin)
@@ -256,7 +256,7 @@ def _did_you_mean(name: str, known: list[str]) -> str:
 
 
 def _own_error(name: str, error: BaseException) -> InputError:
-    """The error of the user's file: as Python shows it, without the frames of the import."""
+    """Return the error of the user's file as Python shows it, without the frames of the import."""
     shown = traceback.TracebackException.from_exception(error)
     own = [frame for frame in shown.stack if frame.filename != __file__ and "importlib" not in frame.filename]
     lines = [*traceback.format_list(own), *shown.format_exception_only()]

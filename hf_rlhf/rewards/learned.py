@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 
 class LearnedReward:
-    """Scores the text of prompt and completion with a reward model, tokenized by the model's own tokenizer.
+    """A reward model as a reward function, with its own tokenizer for the text of prompt and completion.
 
     The policy's tokens are never passed on: the reward model may have another vocabulary or chat template. A text is
     tokenized exactly as `hf-rlhf reward` tokenizes a training example, the row's `tools` and `chat_template_kwargs`
@@ -58,7 +58,7 @@ class LearnedReward:
         self.device = device
 
     def __call__(self, prompts: Sequence[Prompt], completions: Sequence[Any], **columns: Any) -> list[float]:
-        """One score for each completion; see `hf_rlhf.rewards.contract`.
+        """Return one score for each completion; see `hf_rlhf.rewards.contract`.
 
         Raises `InputError` when one is too long, and when the chat template refuses one.
         """
@@ -145,7 +145,7 @@ class LearnedReward:
             longest = max(too_long, key=lambda b: len(ids[b]))
             raise InputError(
                 f"reward model {self.name!r} takes {self.max_length} tokens, but {len(too_long)} of {len(ids)} texts "
-                f"have more, up to {len(ids[longest])} by its tokenizer; make max_prompt_length or "
+                f"have more, up to {len(ids[longest])} by its tokenizer. Make max_prompt_length or "
                 "max_completion_length smaller, or take a reward model with more positions"
                 f"{episode(prompts[longest], completions[longest])}"
             )

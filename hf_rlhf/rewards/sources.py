@@ -10,7 +10,8 @@ from torch import nn
 from transformers import Pipeline, PreTrainedModel, TextClassificationPipeline
 
 from hf_rlhf.errors import InputError
-from hf_rlhf.models.adapters import adapter_folder, base_of, is_peft_model
+from hf_rlhf.models.adapter_files import adapter_folder
+from hf_rlhf.models.adapters import base_of, is_peft_model
 from hf_rlhf.models.load import load_tokenizer
 from hf_rlhf.models.positions import positions
 from hf_rlhf.models.precision import native_dtype
@@ -74,7 +75,7 @@ def require_functions(rewards: Rewards) -> None:
     if models := reward_models(rewards):
         raise InputError(
             f"reward_while_sampling is for rewards that are functions, such as calls to a server; {', '.join(models)}"
-            " is a model here, which computes where the policy does; leave it out"
+            " is a model here, which computes where the policy does. Omit it"
         )
 
 
@@ -130,7 +131,8 @@ def _function(
         return source
     else:
         raise InputError(
-            f"{type(source).__name__} is no reward; give a function of prompts and completions that returns a list of "
+            f"{type(source).__name__} is not a reward. Give a function of prompts and completions that returns a list"
+            " of "
             "numbers, a transformers sequence classifier with num_labels=1, a text-classification pipeline of one, or "
             "the folder or Hub name of a trained reward model"
         )

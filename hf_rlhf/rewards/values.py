@@ -11,7 +11,7 @@ Value = float | list[float] | None
 
 
 def checked_values(name: str, values: Any, trajectories: Sequence[Trajectory]) -> list[Value]:
-    """One value for each trajectory, tensors and arrays turned into numbers.
+    """Return one value for each trajectory, with tensors and arrays turned into numbers.
 
     Raises `InputError` for anything but finite numbers, lists as long as the completion's ids, and None.
     """
@@ -26,7 +26,7 @@ def checked_values(name: str, values: Any, trajectories: Sequence[Trajectory]) -
 
 
 def finite_number(value: Any) -> float | None:
-    """`value` as a float, or None when it is no finite number."""
+    """Return `value` as a float, or None when it is no finite number."""
     try:
         number = float(value)
     except (TypeError, ValueError, OverflowError):
@@ -35,7 +35,7 @@ def finite_number(value: Any) -> float | None:
 
 
 def episode(prompt: Any, completion: Any) -> str:
-    """Two lines that show in an error message which prompt and completion it is about."""
+    """Return two lines that show in an error message which prompt and completion it is about."""
     return f"\n  prompt: {_shown(prompt)}\n  completion: {_shown(completion)}"
 
 
@@ -48,7 +48,7 @@ def _checked(name: str, value: Any, trajectory: Trajectory, b: int) -> Value:
     number = finite_number(plain)
     if number is None:
         raise InputError(
-            f"reward {name!r} returned {value!r}; return a finite number, or None for a completion that cannot be "
+            f"reward {name!r} returned {value!r}. Return a finite number, or None for a completion that cannot be "
             f"scored{_where(trajectory, b)}"
         )
     return number
@@ -58,7 +58,7 @@ def _checked_by_token(name: str, values: Sequence[Any], trajectory: Trajectory, 
     tokens = len(trajectory.completion.ids)
     if len(values) != tokens:
         raise InputError(
-            f"reward {name!r} returned a list of {len(values)} for a completion of {tokens} tokens; give a number for "
+            f"reward {name!r} returned a list of {len(values)} for a completion of {tokens} tokens. Give a number for "
             "each of its completion_ids, or one number that is no list for all of it"
             f"{_where(trajectory, b)}"
         )

@@ -19,7 +19,7 @@ _PAGE = 32  # tokens of a page of the cache, where there is no GPU whose free me
 
 
 class ContinuousBatchingEngine:
-    """`model.generate_batch`: a cache in pages, and as many completions at once as it holds.
+    """Sampling by `model.generate_batch`: a cache in pages, and as many completions at once as it holds.
 
     The draws are transformers' own, by one seed for the whole call, so a completion depends on the other prompts too.
 
@@ -36,14 +36,14 @@ class ContinuousBatchingEngine:
 
     @torch.no_grad()
     def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling, seeds: Sequence[int]) -> list[Completion]:
-        """See `Engine.generate`; raises `InputError` for what transformers' continuous batching cannot do."""
+        """Like `Engine.generate`, but raise `InputError` for what transformers' continuous batching cannot do."""
         from transformers import GenerationConfig
         from transformers.generation import ContinuousBatchingConfig
 
         if "seed" not in _settings_known():
             raise InputError(
                 f"use_transformers_continuous_batching is invalid with transformers {version('transformers')}, which"
-                " cannot be given a seed for it: pip install -U transformers, or leave it out"
+                " cannot be given a seed for it: pip install -U transformers, or omit it"
             )
         require_batchable(sampling)
         if not prompts:
@@ -83,8 +83,8 @@ class ContinuousBatchingEngine:
         if failed or len(results) != len(prompts):
             raise RuntimeError(
                 f"continuous batching completed {len(results) - len(failed)} of {len(prompts)} prompts"
-                f" ({failed[0] if failed else 'see the log above'}); lower max_batch_tokens or num_blocks in"
-                " transformers_continuous_batching_config, or leave use_transformers_continuous_batching out"
+                f" ({failed[0] if failed else 'see the log above'}). Lower max_batch_tokens or num_blocks in"
+                " transformers_continuous_batching_config, or omit use_transformers_continuous_batching"
             )
         return [_completion(result, set(stop_ids), sampling) for result in results]
 
@@ -109,11 +109,11 @@ def require_batchable(sampling: Sampling) -> None:
     if sampling.truncated:
         raise InputError(
             "continuous batching does not say which tokens top_k, top_p or min_p left to choose from, and without them"
-            " the log-probabilities would be of another distribution; leave these out, or"
+            " the log-probabilities would be of another distribution. Omit these, or"
             " use_transformers_continuous_batching"
         )
     if sampling.stop_strings:
-        raise InputError("continuous batching knows no stop_strings; give stop_token_ids instead")
+        raise InputError("continuous batching does not support stop_strings. Give stop_token_ids instead")
 
 
 def _completion(result: Any, stop_ids: set[int], sampling: Sampling) -> Completion:

@@ -29,12 +29,15 @@ class Engine(Protocol):
     """Anything that samples completions."""
 
     def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling, seeds: Sequence[int]) -> list[Completion]:
-        """One completion for each prompt, in order. Completion b depends on `prompts[b]` and `seeds[b]` alone."""
+        """Return one completion for each prompt, in order.
+
+        Completion b depends on `prompts[b]` and `seeds[b]` alone.
+        """
         ...
 
 
 class TransformersEngine:
-    """`model.generate` on batches of prompts of similar length.
+    """Sampling by `model.generate` on batches of prompts of similar length.
 
     Tokens are drawn inside a logits processor, by inverse transform from a row's own random numbers, so that the draw,
     its log-probability and the tokens it could have been are all of the distribution that was really sampled from.
@@ -71,7 +74,7 @@ class TransformersEngine:
 
     @torch.no_grad()
     def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling, seeds: Sequence[int]) -> list[Completion]:
-        """See `Engine.generate`. Raises `FloatingPointError` when the model returns NaN logits."""
+        """Like `Engine.generate`. Raises `FloatingPointError` when the model returns NaN logits."""
         by_length = sorted(range(len(prompts)), key=lambda b: len(prompts[b]))
         size = self.batch_size or max(len(prompts), 1)
         completions: dict[int, Completion] = {}
@@ -87,7 +90,7 @@ class TransformersEngine:
         try:
             return self._generate_batch(prompts, sampling, seeds)
         except GraphsDiffer as error:
-            logger.warning("sampling goes the plain way, without CUDA graphs: %s", error)
+            logger.warning("sampling falls back to steps without CUDA graphs, which is slower but equal: %s", error)
             return self._generate_batch(prompts, sampling, seeds)
 
     def _generate_batch(self, prompts: list[Sequence[int]], sampling: Sampling, seeds: list[int]) -> list[Completion]:
@@ -170,7 +173,7 @@ def _left_padded(prompts: list[Sequence[int]], pad: int, device: torch.device) -
 
 
 def truncated_logits(logits: Tensor, sampling: Sampling) -> Tensor:
-    """The logits `(N, V)` by which a token is drawn: divided by the temperature, -inf where it is cut off."""
+    """Return the logits `(N, V)` that a token is drawn by: divided by the temperature, -inf where cut off."""
     for warper in _warpers(sampling):
         logits = warper(None, logits)  # pyright: ignore[reportArgumentType]
     return logits
@@ -304,7 +307,7 @@ class _RowSampler:
 
 
 def _require_numbers(of_each_row: Tensor, step: int) -> None:
-    """One NaN logit makes every probability of its row NaN, and the largest logit too."""
+    """Raise for NaN logits: one makes every probability of its row NaN, and the largest logit too."""
     if of_each_row.isnan().any():
         raise FloatingPointError(
             f"the model returned NaN logits for token {step + 1} of a completion; its weights are damaged or its dtype"
@@ -313,7 +316,7 @@ def _require_numbers(of_each_row: Tensor, step: int) -> None:
 
 
 def _inverse_transform(probabilities: Tensor, draws: Tensor) -> Tensor:
-    """The first token whose cumulative probability exceeds the draw. `(B, V), (B,) -> (B,)`."""
+    """Return the first token whose cumulative probability exceeds the draw. `(B, V), (B,) -> (B,)`."""
     cumulative = probabilities.cumsum(dim=-1)
     # Rounding can leave the sum a hair off 1, and the largest draw beyond the last token with any probability.
     tokens = torch.searchsorted(cumulative, (draws * cumulative[:, -1])[:, None], right=True).squeeze(1)

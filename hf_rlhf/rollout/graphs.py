@@ -40,11 +40,11 @@ _TOLERANCE_HALF = (
 
 
 class GraphsDiffer(RuntimeError):
-    """A replayed step says something else than the model's own."""
+    """A difference between a replayed step and the model's own."""
 
 
 class GraphedSteps:
-    """Decoding steps of one model by CUDA graphs, or the plain way where the model's code cannot be recorded.
+    """Decoding steps of one model by CUDA graphs, or without them where the model's code cannot be recorded.
 
     Some steps are also computed the plain way and compared: the 1st, 2nd, 4th, 8th and so on of all, and the first of
     each width. A difference ends the use of graphs, as does a step that cannot be recorded: `reason` says why.
@@ -86,7 +86,7 @@ class GraphedSteps:
                 causal_lm.forward = before
 
     def record(self, step: Callable[[], Any], device: torch.device) -> tuple[Any, Any]:
-        """See `record`, which this gives its stream."""
+        """Like the function `record`, on this object's stream."""
         if self._stream is None and device.type == "cuda":
             self._stream = torch.cuda.Stream(device)
         return record(step, self._stream)
@@ -103,7 +103,7 @@ class GraphedSteps:
 
 
 def why_not(causal_lm: Model, cache: Any) -> str | None:
-    """Say why this model's steps cannot be recorded, as far as that can be told without trying; None if they may be."""
+    """Return why this model's steps cannot be recorded, as far as known without trying; None if they may be."""
     if getattr(causal_lm, "is_quantized", False):
         return "a quantized base"
     if cache is None or any(type(layer) is not RoomyLayer for layer in cache.layers):
@@ -150,15 +150,16 @@ class Steps:
         return known
 
     def end(self, reason: str) -> None:
-        """Use no graphs from here on."""
+        """Stop using graphs."""
         self.owner.reason = reason
-        logger.warning("sampling goes the plain way, without CUDA graphs: %s", reason)
+        logger.warning("sampling falls back to steps without CUDA graphs, which is slower but equal: %s", reason)
 
     def forget(self) -> None:
-        """Let go of the graph and of the room that it writes to, before other rows get room of their own."""
+        """Free the graph and the room that it writes to, before other rows get room."""
         self.recorded = None
 
     def __call__(self, kwargs: dict[str, Any]) -> Any:
+        """Take one step: by a graph if it can be recorded, else by the model. Some steps take both, to compare them."""
         done = self.cache.get_seq_length()
         if self.recorded is not None and not self.recorded.serves(self.cache, done):
             self.forget()
@@ -176,7 +177,7 @@ class Steps:
         return output
 
     def _record(self, kwargs: dict[str, Any], done: int, width: int) -> bool:
-        """Record the step; False where this one is to be taken the plain way."""
+        """Record the step; return False where this step must run without a graph."""
         try:
             self.recorded = _Recorded(self.owner, self.forward, self.cache, kwargs, done, width)
             return True

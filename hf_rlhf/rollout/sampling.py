@@ -45,11 +45,14 @@ class Sampling:
 
 
 def row_seed(*parts: int | str) -> int:
-    """A 63-bit seed from (run seed, what for, iteration, row, ...): the same on every rank and at every batch size."""
+    """Return a 63-bit seed of (run seed, purpose, iteration, row, ...).
+
+    It is the same on every rank and at every batch size.
+    """
     digest = hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
 
 
 def uniform_draws(seeds: list[int], length: int) -> Tensor:
-    """Numbers in [0, 1), `(B, length)`: row b depends on `seeds[b]` alone."""
+    """Draw numbers in [0, 1), `(B, length)`: row b depends on `seeds[b]` alone."""
     return torch.stack([torch.rand(length, generator=torch.Generator().manual_seed(seed)) for seed in seeds])

@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 
 def stop_token_ids(causal_lm, tokenizer, sampling: Sampling) -> list[int]:
-    """Ids that end a completion: every end token of the generation config, the tokenizer's, and the caller's."""
+    """Return the ids that end a completion: the end tokens of generation config, tokenizer and caller."""
     ids = {*configured_end_ids(causal_lm), *sampling.stop_token_ids}
     ids |= set() if tokenizer.eos_token_id is None else {tokenizer.eos_token_id}
     vocab_size = causal_lm.config.get_text_config().vocab_size
@@ -27,7 +27,7 @@ def stop_token_ids(causal_lm, tokenizer, sampling: Sampling) -> list[int]:
 
 
 def configured_end_ids(causal_lm) -> list[int]:
-    """The end tokens of a model's generation config, at which plain `generate` stops."""
+    """Return the end tokens of a model's generation config, at which plain `generate` stops."""
     configured = getattr(causal_lm.generation_config, "eos_token_id", None)
     configured = configured if isinstance(configured, list) else [configured]
     return [token for token in configured if token is not None]
@@ -85,23 +85,23 @@ def stop_at_end_of_turn(
 
 def _message(end: TurnEnd, known: list[str]) -> str:
     said = (
-        f"The chat template closes an answer with {end.text!r}, which is none of the model's end tokens"
+        f"The chat template closes an answer with {end.text!r}, which is not among the model's end tokens"
         f" ({', '.join(known) or 'none'})"
     )
     if not end.tokens:
         return (
-            f"{said} and no token of its own in the tokenizer: completions run on behind a finished answer. Set"
+            f"{said} and is no single token of the tokenizer, so completions continue after a finished answer. Set"
             f" stop_strings to [{end.text!r}], or add it to the tokenizer and train the model on it"
         )
     return (
-        f"{said}: completions would run on behind a finished answer. It ends them from here on, as if"
-        f" stop_token_ids=[{end.tokens[0]}] were set; a full model is saved with it, and of an adapter `generate`"
-        " needs it as eos_token_id"
+        f"{said}: completions would continue after a finished answer. It ends them from here on, as if"
+        f" stop_token_ids=[{end.tokens[0]}] were set. A full model is saved with it. For an adapter, pass it to"
+        " `generate` as eos_token_id"
     )
 
 
 @lru_cache
 def _warn(message: str) -> None:
-    """Once in a process, however often it is found."""
+    """Warn once in a process, however often it is found."""
     if rank() == 0:
         logger.warning(message)

@@ -71,12 +71,12 @@ def require_supported(trajectory: Trajectory, b: int, tokenizer, sampling: Sampl
                 f"completion {b} (counted from 0) cannot have been sampled: its token {t},"
                 f" {tokenizer.decode([token])!r} (id {token}), is not among the {len(allowed)} that"
                 f" {settings or 'its support'} left to choose from. Sample with the run's settings, mask the token, or"
-                " leave top_k, top_p and min_p out"
+                " omit top_k, top_p and min_p"
             )
 
 
 def _allowed(model: Model, sequences: Sequences, sampling: Sampling) -> Iterator[Tensor]:
-    """The allowed ids `(K,)` of each of the `N` counted tokens."""
+    """Return the allowed ids `(K,)` of each of the `N` counted tokens."""
     causal_lm = base_of(model)
     device, rounding = next(causal_lm.parameters()).device, _ROUNDING.get(causal_lm.dtype, 0.5)
     sequences = sequences.to(device)

@@ -17,7 +17,7 @@ _SCHEDULES = ("reduce_lr_on_plateau", "greedy")  # which follow the metric
 
 
 def settle_best_metric(args: Any, directions: Directions) -> None:
-    """Fill in `metric_for_best_model` and `greater_is_better` before `TrainingArguments` does, which knows losses only.
+    """Fill in `metric_for_best_model` and `greater_is_better` before `TrainingArguments` does, which assumes a loss.
 
     Raises `InputError` for a direction that has to be given, and for a best checkpoint without evaluations.
     """
@@ -43,7 +43,8 @@ def settle_best_metric(args: Any, directions: Directions) -> None:
     args.greater_is_better = not name.endswith("loss") if known is None else directions[known]
     if args.greater_is_better is None:
         raise InputError(
-            f"metric_for_best_model={args.metric_for_best_model} is invalid without greater_is_better: more of it can"
+            f"metric_for_best_model={args.metric_for_best_model} is invalid without greater_is_better: a higher value"
+            " can"
             " be better or worse. Set greater_is_better to true or false"
         )
 

@@ -1,4 +1,4 @@
-"""Tries the optimizer and the schedule that the flags name before a run begins."""
+"""A trial of the optimizer and the schedule that the flags name, before a run begins."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT as a wish that the run hears at its next update."""
+"""SIGTERM and SIGINT as a request that the run follows at its next update."""
 
 import os
 import signal
@@ -39,9 +39,10 @@ class StopSignals:
     def _take(self, number: int, frame: FrameType | None) -> None:
         name = signal.Signals(number).name
         if self.received:
-            os.write(2, f"\n{name} again: ending at once; the last checkpoint is whole\n".encode())
+            os.write(2, f"\n{name} again: the run ends now. Its last checkpoint is whole.\n".encode())
             os._exit(128 + number)
         self.received = number
         os.write(
-            2, f"\n{name}: the run saves a checkpoint as soon as it can and stops; once more ends it now\n".encode()
+            2,
+            f"\n{name}: the run saves a checkpoint and stops. Send it again to end the run now.\n".encode(),
         )

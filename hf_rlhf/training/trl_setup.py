@@ -1,4 +1,4 @@
-"""Set up `trl.RewardTrainer` so that LoRA keeps its score head, train, and save what loads elsewhere."""
+"""Making, training and saving with `trl.RewardTrainer`: LoRA keeps its score head, and plain PEFT loads the result."""
 
 import os
 from collections.abc import Iterator
@@ -64,7 +64,7 @@ def require_positions(trainer) -> None:
         if longest > limit:
             raise InputError(
                 f"max_length={trainer.args.max_length} is invalid: a row of the {role} set has {longest} tokens, and"
-                f" the model positions for {limit}. Set max_length to {limit} or less"
+                f" the model has positions for {limit}. Set max_length to {limit} or less"
             )
 
 

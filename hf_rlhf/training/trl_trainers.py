@@ -13,7 +13,7 @@ from hf_rlhf.training.durable import DurableTrainer
 
 
 class _CountsAsTrl(DurableTrainer):
-    """Keeps what trl's trainers count between logs: means of the batches, and tokens seen. Trains in fp32."""
+    """A mixin that saves what trl's trainers count between logs (means of the batches, tokens seen). Trains in fp32."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)

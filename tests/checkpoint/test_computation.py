@@ -64,9 +64,10 @@ def test_a_resumed_recipe_keeps_the_dtype_and_says_so(tmp_path, machine, capsys,
     RECIPES[kind]()(tmp_path / "other", **NATIVE | {"max_steps": 8, "dtype": "float32"})
     said = next(record.getMessage() for record in caplog.records if "was written" in record.getMessage())
     assert (
-        "checkpoint-4 was written on cpu (here) with base bfloat16; this run, on cpu (there), has base float32" in said
+        "checkpoint-4 was written on cpu (here) with base bfloat16, and this run, on cpu (there), has base float32"
+        in said
     )
-    assert "For the same as before: --dtype bfloat16" in said
+    assert "To compute as before: --dtype bfloat16" in said
     assert recorded_computation(tmp_path / "other" / "checkpoint-8").base == "float32"
 
 
@@ -90,8 +91,8 @@ def test_a_run_without_autocast_gets_none_where_bfloat16_is_native(tmp_path, mac
     printed = capsys.readouterr().out
     assert "autocast: none" not in printed
     assert "under bfloat16 autocast" in printed
-    assert "with autocast no; this run has autocast bf16" in caplog.text
-    assert "For the same as before: --bf16 false" in caplog.text
+    assert "with autocast no, and this run has autocast bf16" in caplog.text
+    assert "To compute as before: --bf16 false" in caplog.text
 
 
 @pytest.mark.parametrize("kind", RECIPES)
@@ -127,7 +128,7 @@ def test_a_run_whose_models_are_given_says_what_differs(tmp_path, machine, caplo
     machine(False)
     make_trainer(tmp_path / "run", model=make_model(tokenizer), max_steps=8, **settings).train("last")
     (said,) = [record.getMessage() for record in caplog.records if "was written" in record.getMessage()]
-    assert "with reward model full_reward bfloat16; this run has reward model full_reward float32" in said
+    assert "with reward model full_reward bfloat16, and this run has reward model full_reward float32" in said
     assert "give the reward model full_reward as an object, loaded with dtype='bfloat16'" in said
     caplog.clear()
     settings["reward"] = load_reward_model(places["full_reward"], dtype="bfloat16")[0].model
@@ -141,7 +142,7 @@ def test_ranks_on_machines_of_several_kinds_are_refused(tmp_path, monkeypatch):
         "hf_rlhf.training.durable.gather_in_order", lambda rows: [*rows, {"base": "bfloat16", "autocast": "no"}]
     )
     with pytest.raises(
-        InputError, match=r"\(rank 0: base float32, autocast no; rank 1: base bfloat16, .* one kind, or set dtype$"
+        InputError, match=r"\(rank 0: base float32, autocast no; rank 1: base bfloat16, .* one kind, or set dtype\.$"
     ):
         make_trainer(tmp_path)
 
@@ -158,7 +159,7 @@ def test_ranks_on_machines_of_several_kinds_are_refused(tmp_path, monkeypatch):
 def test_ranks_that_differ_are_told_what_governs_the_difference(other, fix):
     dtypes = {"base": "float32", "reward model helpful": "float32", "autocast": "no"}
     require_same_dtypes([dtypes, dict(dtypes)])
-    with pytest.raises(InputError, match=f"Start all ranks on machines of one kind, or {fix}$"):
+    with pytest.raises(InputError, match=f"Start all ranks on machines of one kind, or {fix}[.]$"):
         require_same_dtypes([dtypes, dtypes | other])
 
 
@@ -191,4 +192,4 @@ def test_what_is_said_of_a_difference(tmp_path):
 def test_the_flags_that_bring_an_autocast_back(tmp_path, before, now, flags):
     (tmp_path / "manifest.json").write_text(json.dumps({"computation": {"dtypes": {"autocast": before}}}))
     words = difference(tmp_path, Computation("cpu", {"base": "float32", "autocast": now}))
-    assert words.endswith(f"For the same as before: {flags}")
+    assert words.endswith(f"To compute as before: {flags}")

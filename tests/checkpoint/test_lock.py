@@ -50,7 +50,7 @@ def test_the_lock_of_a_killed_run_is_taken_over(other_run, tmp_path, caplog):
     os.waitpid(other_run, 0)
     assert json.loads((tmp_path / "run" / LOCK_FILE).read_text())["pid"] == other_run
     with FolderLock(tmp_path / "run"):
-        assert "left by a run that is no more" in caplog.text
+        assert "left by a run that has ended" in caplog.text
         assert json.loads((tmp_path / "run" / LOCK_FILE).read_text())["pid"] == os.getpid()
     assert not (tmp_path / "run").joinpath(LOCK_FILE).exists()
 
@@ -73,11 +73,11 @@ def test_a_folder_made_for_a_run_that_wrote_nothing_is_gone(tmp_path):
 
 
 NAMES = {
-    "": "is no name for a folder",
-    "  ": "is no name for a folder",
-    "a\0b": "is no name for a folder",
-    "a\nb": "is no name for a folder",
-    "a\x1b]0;title\x07": "is no name for a folder",
+    "": "it is empty or has control characters",
+    "  ": "it is empty or has control characters",
+    "a\0b": "it is empty or has control characters",
+    "a\nb": "it is empty or has control characters",
+    "a\x1b]0;title\x07": "it is empty or has control characters",
     "file": "file is a file",
     "file/run": "file is a file",
     "/proc/run": "cannot be written to",

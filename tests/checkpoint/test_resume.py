@@ -107,9 +107,9 @@ def test_auto_takes_the_newest_whole_one_and_names_the_others(run, caplog):
     flip_a_byte(run, run / "checkpoint-12" / "optimizer.safetensors", random.Random(1))
     (run / "checkpoint-8" / "adapter_model.safetensors").unlink()
     assert resume_point(run, "auto") == str(run / "checkpoint-4")
-    assert "checkpoint-12 is damaged or no checkpoint: optimizer.safetensors holds other bytes" in caplog.text
+    assert "checkpoint-12 is damaged or no checkpoint: the content of optimizer.safetensors has changed" in caplog.text
     assert "checkpoint-8 is damaged or no checkpoint: adapter_model.safetensors is missing" in caplog.text
-    assert "set aside as checkpoint-12.set-aside, and the run goes on from checkpoint-4" in caplog.text
+    assert "renamed to checkpoint-12.set-aside, and the run resumes from checkpoint-4" in caplog.text
     assert len(caplog.records) == 2
     names = {path.name for path in run.glob("checkpoint-*")}
     assert names == {"checkpoint-4", "checkpoint-8.set-aside", "checkpoint-12.set-aside"}  # nothing is deleted
@@ -118,7 +118,9 @@ def test_auto_takes_the_newest_whole_one_and_names_the_others(run, caplog):
 def test_when_none_is_whole_the_run_does_not_start_anew(run, caplog):
     for checkpoint in run.glob("checkpoint-*"):
         (checkpoint / "trainer_state.json").write_text("{}")
-    with pytest.raises(InputError, match=r"(?s)checkpoint-12 .*trainer_state\.json.*checkpoint-4 .*None is whole"):
+    with pytest.raises(
+        InputError, match=r"(?s)checkpoint-12 .*trainer_state\.json.*checkpoint-4 .*No checkpoint is whole"
+    ):
         resume_point(run, "auto")
     assert not caplog.records  # the error says it once
 
@@ -170,7 +172,7 @@ def test_a_checkpoint_of_another_run_does_not_go_into_this_ones_logs(run, tmp_pa
 
 def test_another_number_of_ranks_is_refused(run, monkeypatch):
     monkeypatch.setattr("hf_rlhf.checkpoint.resume.world_size", lambda: 2)
-    with pytest.raises(InputError, match=r"written by 1 ranks, and this run has 2.*start it with 1"):
+    with pytest.raises(InputError, match=r"written by 1 ranks, and this run has 2.*start the run with 1"):
         resume_point(run, "auto")
 
 
@@ -202,7 +204,7 @@ def test_every_rank_takes_up_its_own_random_numbers(tmp_path, monkeypatch):
         torch.manual_seed(seed)
         states.append({"random": random_state()})
     save_state(tmp_path, "run_state", {"ranks": states})
-    monkeypatch.setattr("hf_rlhf.training.durable.rank", lambda: 1)
+    monkeypatch.setattr("hf_rlhf.training.resuming.rank", lambda: 1)
     make_trainer(tmp_path)._load_rng_state(str(tmp_path))
     drawn = torch.rand(3)
     torch.manual_seed(2)
@@ -254,7 +256,7 @@ def test_a_resumed_run_says_where_it_goes_on_and_which_flags_changed(run, capsys
     resumed = make_trainer(run, **flags, kl_coef=0.5)
     resumed.train(resume_from_checkpoint="auto")
     said = capsys.readouterr().out
-    assert "going on from checkpoint-8 (update 8 of 12)\n" in said
+    assert "resuming from checkpoint-8 (update 8 of 12)\n" in said
     assert "flags that differ from those the run began with: kl_coef 0.05 -> 0.5\n" in said
     assert [row["objective/kl_coef"] for row in metrics_of(run) if "loss" in row] == [0.05, 0.05, 0.5]
 

@@ -122,7 +122,7 @@ def test_a_full_disk_ends_the_run_with_one_message_and_keeps_the_last_checkpoint
     trainer = make_trainer(tmp_path, save_strategy="steps", save_steps=4, max_steps=12)
     target = {
         "tokenizer": (trainer.processing_class, "save_pretrained"),
-        "optimizer": (sys.modules["hf_rlhf.training.durable"], "save_state"),
+        "optimizer": (sys.modules["hf_rlhf.training.saving"], "save_state"),
         "manifest": (sys.modules["hf_rlhf.checkpoint.folders"], "write_manifest"),
     }[at]
     whole = getattr(*target)
@@ -134,7 +134,7 @@ def test_a_full_disk_ends_the_run_with_one_message_and_keeps_the_last_checkpoint
 
     monkeypatch.setattr(*target, full)
     with pytest.raises(
-        RunFailed, match=r"(?s)update 8 could not be written: .*GB are free.*checkpoint-4; --resume auto"
+        RunFailed, match=r"(?s)update 8 could not be written: .*GB are free.*checkpoint-4. --resume auto"
     ):
         trainer.train()
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith((".tmp", "checkpoint"))] == [

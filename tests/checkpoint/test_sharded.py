@@ -16,7 +16,7 @@ from tiny import make_model, make_tokenizer, metrics_of
 
 from hf_rlhf.checkpoint.shards import load_optimizer_shard, save_optimizer_shard
 from hf_rlhf.errors import InputError
-from hf_rlhf.models.adapters import ADAPTER_FILE
+from hf_rlhf.models.adapter_files import ADAPTER_FILE
 
 SCRIPT = TESTS / "checkpoint" / "sharded_script.py"
 RANK_SCRIPT = TESTS / "checkpoint" / "rank_script.py"
@@ -136,7 +136,7 @@ def test_an_optimizer_state_of_another_launch_is_refused_by_name(tmp_path):
         load_optimizer_shard(tmp_path, "optimizer", optimizer, "DEEPSPEED")
     (tmp_path / "optimizer-0.json").unlink()
     (tmp_path / "latest").write_text("global_step8")
-    with pytest.raises(InputError, match="DeepSpeed wrote it in its own way, as it does under ZeRO-3"):
+    with pytest.raises(InputError, match="DeepSpeed wrote it in its own format, as it does under ZeRO-3"):
         load_optimizer_shard(tmp_path, "optimizer", optimizer, "DEEPSPEED")
 
 

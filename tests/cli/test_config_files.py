@@ -59,7 +59,7 @@ def refusal_of(file, content, dataclasses=PPO):
         ("seed: " + "9" * 5000 + "\n", ":1 ", "not valid YAML"),
         ("seed: [{a: 9223372036854775808}]\n", ":1:", "a whole number of more than 64 bits"),
         ("seed: 1\nkl_coef: " + "5:" * 500 + "5.5\n", ":2 ", "not valid YAML"),
-        ("#" * (MAX_BYTES + 1), "", "bytes, which no config needs"),
+        ("#" * (MAX_BYTES + 1), "", "bytes, and no config needs as many"),
         ("", "", "must hold `key: value` lines"),
         ("- kl_coef\n", "", "must hold `key: value` lines"),
         ("? [a, b]\n: 1\n", ":1", "unhashable key"),

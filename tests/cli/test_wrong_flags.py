@@ -100,7 +100,7 @@ def test_a_plan_refuses_what_a_run_would(failing, stage):
 @pytest.mark.parametrize(
     ("row", "wrong", "words"),
     [
-        ({"text": "a cat sat"}, "--completion_only_loss", "Leave it out"),
+        ({"text": "a cat sat"}, "--completion_only_loss", "Omit it"),
         ({"text": "a cat sat"}, "--assistant_only_loss", "are text, not messages"),
         ({"prompt": "a cat", "completion": " sat"}, "--assistant_only_loss", "are text, not messages"),
     ],

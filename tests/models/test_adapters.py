@@ -8,10 +8,9 @@ from safetensors.torch import load_file, save_file
 from tiny import make_lora, make_model, make_tokenizer, perturb, snapshot
 
 from hf_rlhf.errors import InputError
+from hf_rlhf.models.adapter_files import ADAPTER_FILE, adapter_base
 from hf_rlhf.models.adapters import (
-    ADAPTER_FILE,
     POLICY,
-    adapter_base,
     copy_adapter,
     load_adapter_weights,
     save_adapter,

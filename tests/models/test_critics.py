@@ -306,7 +306,7 @@ def test_a_lora_model_becomes_an_adapter(places, tmp_path):
 
 
 def test_a_reward_of_another_base_is_no_adapter(places):
-    with pytest.raises(InputError, match=r'an adapter of .*take critic="model"'):
+    with pytest.raises(InputError, match=r'an adapter of .*Take critic="model"'):
         make_policy({"base": places["other"]}, "adapter", start=places["reward"])
 
 
@@ -323,7 +323,7 @@ def test_a_value_head_does_not_start_from_a_reward_model(places, place):
 
 @pytest.mark.parametrize("kind", ["value_head", "adapter"])
 def test_a_model_of_its_own_is_no_other_kind_of_critic(places, kind):
-    with pytest.raises(InputError, match='critic must be "model"'):
+    with pytest.raises(InputError, match='Set critic="model"'):
         make_policy(places, kind, value_model=given_classifier(places))
 
 

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from models.test_trunk import KINDS, SMALL, make_kind
+from models.fast.test_trunk import KINDS, SMALL, make_kind
 from peft import get_peft_model
 from tiny import make_lora, make_sequences, perturb, snapshot, trained
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -144,7 +144,7 @@ def test_more_blocks_than_there_are():
 
 def test_blocks_that_are_not_one_list(monkeypatch):
     monkeypatch.setattr("hf_rlhf.models.fast.trunk.block_list", lambda model: None)
-    with pytest.raises(InputError, match=r"\(LlamaForCausalLM\) has no list of blocks. Leave it out"):
+    with pytest.raises(InputError, match=r"\(LlamaForCausalLM\) has no list of blocks. Omit it"):
         wrap_policy(make("llama"), num_layers_unfrozen=1)
 
 

@@ -110,7 +110,7 @@ def test_equal_distributions_have_exactly_no_kl():
 
 
 def test_an_unknown_name_lists_the_choices():
-    with pytest.raises(ValueError, match=r"'k4'; choose one of 'k1', 'k2', 'k3', 'abs'"):
+    with pytest.raises(ValueError, match=r"'k4'. Choose one of 'k1', 'k2', 'k3', 'abs'"):
         kl_estimate("k4", torch.zeros(1), torch.zeros(1))
 
 

@@ -50,7 +50,7 @@ def test_mixed_precision_is_refused(tmp_path, flag):
 
 
 def test_kernels_for_gpus_are_refused_on_a_cpu(tmp_path):
-    with pytest.raises(InputError, match="use_liger_kernel needs a GPU"):
+    with pytest.raises(InputError, match="use_liger_kernel=true is invalid without a GPU"):
         make_trainer(tmp_path, use_liger_kernel=True)
 
 
@@ -65,7 +65,7 @@ def test_a_head_that_is_not_known_is_refused():
         return output
 
     model.forward = doubled
-    with pytest.raises(InputError, match="LlamaForCausalLM does something between its head and its logits"):
+    with pytest.raises(InputError, match="LlamaForCausalLM changes its logits behind its head"):
         require_known_head(model)
 
 
@@ -177,7 +177,7 @@ def test_a_run_is_not_written_into_the_folder_of_another(tmp_path):
 def test_files_of_others_are_never_written_over(tmp_path, name):
     (tmp_path / "notes.txt").write_text("mine")
     (tmp_path / name).write_text("mine")
-    with pytest.raises(InputError, match=f"holds {name}, which this run would write over"):
+    with pytest.raises(InputError, match=f"holds {name}, which this run would overwrite"):
         make_trainer(tmp_path, max_steps=4).train()
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["notes.txt", name])
     (tmp_path / name).unlink()

@@ -17,7 +17,7 @@ from hf_rlhf.quickstart.replies import sample_candidates
 from hf_rlhf.quickstart.run import run_quickstart
 from hf_rlhf.records import append_json_lines, read_json_lines
 from hf_rlhf.training import (
-    durable,
+    saving,
     trl_trainers,  # noqa: F401
 )
 
@@ -110,7 +110,7 @@ def test_a_run_that_moves_to_another_kind_of_machine_says_in_which_dtypes_it_tra
                 os.kill(os.getpid(), signal.SIGKILL)
 
         def run():
-            durable.commit = commit_and_die
+            saving.commit = commit_and_die
             with printed.open("w") as file, contextlib.redirect_stdout(file):
                 logging.getLogger().addHandler(logging.StreamHandler(file))
                 run_quickstart(args)
@@ -123,7 +123,7 @@ def test_a_run_that_moves_to_another_kind_of_machine_says_in_which_dtypes_it_tra
     said = " ".join(printed.read_text().split())
     assert "Models are loaded in float32: this cpu does not multiply bfloat16 in hardware" in said
     assert "A training that resumes keeps the dtype of its checkpoint." in said
-    assert "going on from checkpoint-" in said
+    assert "resuming from checkpoint-" in said
     assert "was written" not in said
     assert "dtype of the base | bfloat16" in (folder / "reward_model" / "README.md").read_text()
     assert "dtype of the base | float32" in (folder / "policy" / "README.md").read_text()

@@ -221,7 +221,7 @@ def test_a_file_of_the_home_folder_is_one_file_too(capsys, flags, write_rows, tm
     write_rows(prompt_rows())
     assert main(["data", "ppo", "--dataset_name", "~/rows.jsonl", *flags]) == 0
     assert main(["data", "ppo", "--dataset_name", "~/rows.jsonl", "--do_eval", "true", *flags]) == 2
-    assert "is one file; give eval_dataset_name" in capsys.readouterr().err
+    assert "is one file. Give eval_dataset_name" in capsys.readouterr().err
 
 
 def test_a_pair_in_both_sets_is_named_by_its_line(capsys, flags, write_rows):

@@ -39,7 +39,7 @@ def test_a_recipe_leaves_no_pickle_and_goes_on(tmp_path, flags, write_rows, caps
     assert main([*argv, "--resume", "never"]) == 2
     capsys.readouterr()
     assert main([*argv, "--resume", "auto", "--resume_from_checkpoint", "last"]) == 2
-    assert "say the same thing" in capsys.readouterr().err
+    assert "have the same meaning" in capsys.readouterr().err
     assert main([*argv, "--resume", str(out / "checkpoint-2")]) == 0
     assert metrics_of(out) == rows
     assert (out / "checkpoint-4.set-aside").is_dir()
@@ -90,7 +90,7 @@ def test_a_full_disk_is_exit_status_1(tmp_path, flags, write_rows, capsys, monke
     def full(*args):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("hf_rlhf.training.durable.save_state", full)
+    monkeypatch.setattr("hf_rlhf.training.saving.save_state", full)
     assert main(saving_command("sft", flags, write_rows)) == 1
     error = capsys.readouterr().err
     assert "the run failed: the checkpoint of update 2 could not be written: " in error

@@ -25,16 +25,8 @@ from hf_rlhf.models.policy import wrap_policy
 from hf_rlhf.models.precision import native_dtype
 from hf_rlhf.planning import work
 from hf_rlhf.planning.layout import Layout
-from hf_rlhf.planning.memory import (
-    Setup,
-    kept_states,
-    look_at,
-    model_on_meta,
-    model_without_data,
-    plan_memory,
-    proposals,
-    saved_bytes,
-)
+from hf_rlhf.planning.memory import kept_states, look_at, model_on_meta, model_without_data, plan_memory, saved_bytes
+from hf_rlhf.planning.proposals import Setup, proposals
 from hf_rlhf.planning.work import IterationSize, Machine, ModelShape, roofline
 from hf_rlhf.recipes.arguments import ModelArguments, PPOArguments
 from hf_rlhf.recipes.plan import PlanArguments, memory_model, plan_run
@@ -252,7 +244,7 @@ def test_the_command_says_what_to_change(tmp_path, capsys):
     assert "does not fit" in printed
     assert "--per_device_train_batch_size 8" in printed
     assert "In this order:" in printed
-    with pytest.raises(InputError, match="take a smaller model"):
+    with pytest.raises(InputError, match="Take a smaller model"):
         plan_run(PlanArguments(memory_gb=0.1), PPOArguments(), training, ModelArguments())
     assert "No flag here makes it fit" in capsys.readouterr().out
 
@@ -282,7 +274,7 @@ def test_the_plan_says_whether_a_reward_may_begin_above_the_trunk(tmp_path, caps
     model = ModelArguments(model_name_or_path=places["base"], lora_layers="0.5")
     plan_run(PlanArguments(memory_gb=1000), script, make_config(tmp_path / "run"), model)
     printed = " ".join(capsys.readouterr().out.split())
-    assert "The lowest 1 of 2 blocks are trained by nobody." in printed
+    assert "The lowest 1 of 2 blocks are not trained." in printed
     assert ("A reward adapter on the same blocks begins above them too" in printed) == shares
 
 
@@ -318,7 +310,7 @@ def test_a_plan_of_upper_blocks(tmp_path, capsys):
     model = ModelArguments(model_name_or_path=str(tmp_path / "tiny"), use_peft=False)
     plan_run(PlanArguments(), PPOArguments(), training, model)
     printed = " ".join(capsys.readouterr().out.split())
-    assert "The lowest 1 of 2 blocks are trained by nobody." in printed
+    assert "The lowest 1 of 2 blocks are not trained." in printed
     assert "An iteration with 1 block trained and a value head" in printed
     wide = LlamaConfig(num_hidden_layers=8, hidden_size=1024, intermediate_size=4096, num_attention_heads=16)
     wide.save_pretrained(tmp_path / "tiny")
@@ -345,7 +337,7 @@ def test_the_sizes_of_a_run_are_those_of_the_planned_ranks(tmp_path, capsys):
     training.total_episodes = 100
     plan_run(PlanArguments(num_processes=8, memory_gb=1000), PPOArguments(), training, ModelArguments())
     printed = " ".join(capsys.readouterr().out.split())
-    assert "The whole run has 4 iterations of 32 prompts. Times are left out: the plan is for 8 devices" in printed
+    assert "The whole run has 4 iterations of 32 prompts. Times are omitted: the plan is for 8 devices" in printed
     assert "roofline" not in printed
 
 
@@ -400,7 +392,7 @@ def test_the_time_says_what_is_trained(tmp_path, monkeypatch, capsys, flags, sai
 
 def test_times_of_this_machine_are_not_those_of_a_device_with_other_memory(tmp_path, capsys):
     plan_run(PlanArguments(memory_gb=5000), PPOArguments(), make_config(tmp_path), ModelArguments())
-    assert "Times are left out: the plan is for a device of 5000 GB" in " ".join(capsys.readouterr().out.split())
+    assert "Times are omitted: the plan is for a device of 5000 GB" in " ".join(capsys.readouterr().out.split())
 
 
 def test_rows_that_are_not_there_are_named():

@@ -89,7 +89,7 @@ def test_a_reward_that_changes_what_it_is_given_changes_nothing_else():
     "name", ["prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric"]
 )
 def test_a_column_with_the_name_of_an_argument_is_an_error(name):
-    with pytest.raises(InputError, match=f"{name}.*rename"):
+    with pytest.raises(InputError, match=f"{name}.*Rename"):
         totals([returning([0.0] * 3)], trajectories=three(**{name: 1}))
 
 

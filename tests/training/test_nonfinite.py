@@ -56,7 +56,7 @@ def test_an_update_is_not_made_and_counted(tmp_path, monkeypatch, bad, where, cl
 def test_three_in_a_row_end_the_run_and_the_last_checkpoint_goes_on(tmp_path, monkeypatch):
     poison(monkeypatch, {5, 6, 7})
     flags = {**SAVES, "save_steps": 4, "max_steps": 8}
-    with pytest.raises(FloatingPointError, match=r"update 7 .*3 in a row.*checkpoint-4; --resume auto"):
+    with pytest.raises(FloatingPointError, match=r"update 7 .*3 in a row.*checkpoint-4. --resume auto"):
         make_trainer(tmp_path, **flags).train()
     monkeypatch.undo()
     trainer = make_trainer(tmp_path, **flags)
@@ -121,7 +121,7 @@ def test_an_sft_update_without_labels_is_not_made(tmp_path, monkeypatch, caplog)
     same = [all(torch.equal(weights[step][name], weights[step + 1][name]) for name in weights[0]) for step in range(5)]
     assert same == [False, False, True, False, False]
     assert trainer.nonfinite_updates == 0
-    assert "no token of update 3 has a label; it is not made" in caplog.text
+    assert "update 3 is skipped: none of its tokens has a label" in caplog.text
 
 
 def test_a_resumed_sft_run_ends_in_the_same_bits(tmp_path):

@@ -61,7 +61,7 @@ def test_a_signal_saves_stops_and_the_run_goes_on_to_the_same_bits(tmp_path, kin
     text = run_with(kind, tmp_path / "run", update, lambda: signal.raise_signal(number), 128 + number)
     assert f"{number.name}: the run saves a checkpoint" in text
     stopped_at = 4  # PPO's next end of an iteration, and the update after the one whose ranks had agreed
-    assert f"checkpoint-{stopped_at}; --resume auto" in text
+    assert f"checkpoint-{stopped_at}. --resume auto" in text
     assert max(int(path.name[11:]) for path in (tmp_path / "run").glob("checkpoint-*")) == stopped_at
     assert max(row["step"] for row in metrics_of(tmp_path / "run")) <= stopped_at
     for folder in ("run", "whole"):
@@ -78,7 +78,7 @@ def test_a_second_signal_ends_the_process_at_once(tmp_path):
         signal.raise_signal(signal.SIGTERM)
 
     text = run_with("ppo", tmp_path / "run", 3, twice, 143)
-    assert "SIGTERM again: ending at once" in text
+    assert "SIGTERM again: the run ends now" in text
     assert [path.name for path in (tmp_path / "run").glob("checkpoint-*")] == ["checkpoint-2"]
 
 

@@ -102,7 +102,7 @@ def test_rows_beyond_a_table_of_positions_are_told_before_training(tokenizer, tm
             require_positions(trainer)
             trainer.evaluate(trainer.train_dataset)
         else:
-            with pytest.raises(InputError, match=r"has 11 tokens, and the model positions for 10\. Set"):
+            with pytest.raises(InputError, match=r"has 11 tokens, and the model has positions for 10\. Set"):
                 require_positions(trainer)
 
 

@@ -39,7 +39,7 @@ def packed_attention(
     softcap: float | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Causal attention of sequences that lie end to end, by transformers' contract for attention functions.
+    """Compute causal attention of sequences that lie end to end, by transformers' contract for attention functions.
 
     query: `(1, heads, N, D)`; key, value: `(1, key heads, N, D)`; `row` says which of the N are one sequence. Without
     it, whatever torch's fused attention does with the mask, as for sampling. Returns `(1, N, heads, D)`.
@@ -64,7 +64,7 @@ def packed_attention(
 
 
 def _causal(query: Tensor, key: Tensor, value: Tensor, *, scaling: float, dropout: float, window: int | None) -> Tensor:
-    """Attention of one sequence to itself, `(1, heads, L, D)`; a token sees `window` tokens, itself included."""
+    """Compute attention of one sequence to itself, `(1, heads, L, D)`; a token sees `window` tokens with itself."""
     length = query.shape[2]
     plain = plain_attention_is_faster(query.device, length)
     mask = _seen(length, window, query.device) if plain or (window or length) < length else None
@@ -78,14 +78,14 @@ def _causal(query: Tensor, key: Tensor, value: Tensor, *, scaling: float, dropou
 def _all_at_once(
     query: Tensor, key: Tensor, value: Tensor, row: Row, scaling: float, dropout: float, window: int | None
 ) -> Tensor:
-    """Attention of each sequence to itself, `(1, heads, N, D)`, as one padded batch; no token sees the padding."""
+    """Compute attention of each sequence to itself, `(1, heads, N, D)`, as one padded batch; padding is never seen."""
     queries, keys, values = (cast(Tensor, _ToBatch.apply(part, row)) for part in (query, key, value))
     attended = _plain(queries, keys, values, _seen(row.longest, window, query.device), scaling, dropout)
     return cast(Tensor, _ToRow.apply(attended, row))
 
 
 class _ToBatch(torch.autograd.Function):
-    """`(1, heads, N, D) -> (B, heads, L, D)`. Gradients of padding are zero, so that they need not be added."""
+    """Reshaping `(1, heads, N, D) -> (B, heads, L, D)`. Gradients of padding are zero and need not be added."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, row: Row) -> Tensor:
@@ -98,7 +98,7 @@ class _ToBatch(torch.autograd.Function):
 
 
 class _ToRow(torch.autograd.Function):
-    """`(B, heads, L, D) -> (1, heads, N, D)`, the padding omitted."""
+    """Reshaping `(B, heads, L, D) -> (1, heads, N, D)`, the padding omitted."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, row: Row) -> Tensor:
@@ -113,22 +113,22 @@ class _ToRow(torch.autograd.Function):
 
 
 def _batched(x: Tensor, row: Row) -> Tensor:
-    """`(1, heads, B L, D) -> (B, heads, L, D)`."""
+    """Reshape `(1, heads, B L, D) -> (B, heads, L, D)`."""
     return x.view(x.shape[1], -1, row.longest, x.shape[3]).transpose(0, 1)
 
 
 def _unbatched(x: Tensor, row: Row) -> Tensor:
-    """`(B, heads, L, D) -> (1, heads, B L, D)`."""
+    """Reshape `(B, heads, L, D) -> (1, heads, B L, D)`."""
     return x.transpose(0, 1).reshape(1, x.shape[1], -1, x.shape[3])
 
 
 def _seen(length: int, window: int | None, device: torch.device) -> Tensor:
-    """`(L, L)` True where a token sees another: itself and what is before it, within the window."""
+    """Return `(L, L)`, True where a token sees another: itself and those before it, within the window."""
     return torch.ones(length, length, dtype=torch.bool, device=device).tril().triu(1 - (window or length))
 
 
 def _plain(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float, dropout: float) -> Tensor:
-    """`softmax(s Q K' + mask) V`: `(B, heads, L, D)`. `mask` `(L, L)` is True where a token is seen."""
+    """Compute `softmax(s Q K' + mask) V`: `(B, heads, L, D)`. `mask` `(L, L)` is True where a token is seen."""
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
         key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
@@ -162,7 +162,7 @@ def layout_of(model: Model, input_ids: Tensor, attention_mask: Tensor) -> BatchL
 def training_attention(
     models: Sequence[Model], device: torch.device | str, longest: int, *, packing: bool, recomputes: bool
 ) -> dict[Model, str]:
-    """The kind of attention to train each model with that now uses torch's fused one, where another is better.
+    """Return a faster kind of attention for each model that now trains with torch's fused one, if there is one.
 
     Args:
         models: transformers models, without PEFT's wrapper.

@@ -47,9 +47,9 @@ class RoomyLayer(DynamicLayer):
         return self.set_length(end)
 
     def make_room(self, *, clean: bool = False) -> tuple[Tensor, Tensor]:
-        """The room of a layer that holds something, made if there is none yet; `clean`: zeros where nothing is yet.
+        """Return the room of a layer that holds something; make it if there is none.
 
-        What a mask hides has to be a number: 0 times NaN is NaN.
+        With `clean`, fill the unused part with zeros. A value that a mask hides has to be a number: 0 times NaN is NaN.
         """
         if self.rooms is None:
             assert self.keys is not None
@@ -61,13 +61,13 @@ class RoomyLayer(DynamicLayer):
         return self.rooms
 
     def set_length(self, length: int) -> tuple[Tensor, Tensor]:
-        """The first `length` places of the room are filled; returns them."""
+        """Mark the first `length` places of the room as filled and return them."""
         keys, values = self.make_room()
         self.keys, self.values = keys[..., :length, :], values[..., :length, :]
         return self.keys, self.values
 
     def get_seq_length(self) -> int:
-        """Tokens held; with `fixed`, as many as leave the width to be seen by one token more."""
+        """Return how many tokens are held; with `fixed`, the width less the token that comes next."""
         return super().get_seq_length() if self.fixed is None else self.fixed[1] - 1
 
     def _with_room(self, held: Tensor | None, states: Tensor) -> Tensor:
@@ -83,7 +83,7 @@ class RoomyLayer(DynamicLayer):
 
 
 def cache_of_rows(causal_lm: Model, longest: int) -> DynamicCache | None:
-    """A cache from which rows can be dropped; None where the architecture keeps something else than keys and values."""
+    """Return a cache from which rows can be dropped; None where a layer keeps more than keys and values."""
     if "past_key_values" not in inspect.signature(causal_lm.forward).parameters:
         return None
     cache = DynamicCache(config=causal_lm.config.get_text_config(decoder=True))

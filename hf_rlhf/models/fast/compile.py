@@ -25,7 +25,9 @@ def use_liger_kernels(model: Model, device: torch.device, kernels: dict[str, boo
     `kernels` chooses among them.
     """
     if device.type == "cpu":
-        raise InputError("use_liger_kernel needs a GPU: Liger's kernels are written in Triton; leave it out")
+        raise InputError(
+            "use_liger_kernel=true is invalid without a GPU: Liger's kernels are written in Triton. Omit it"
+        )
     from transformers.integrations.liger import apply_liger_kernel
 
     apply_liger_kernel(model, kernels)

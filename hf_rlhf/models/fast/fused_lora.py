@@ -27,6 +27,7 @@ class LoraProduct(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, lora_a: Tensor, lora_b: Tensor, scaling: float
     ) -> Tensor:
+        """Compute `y` and keep what the backward pass needs."""
         dtype = weight.dtype
         rows = x.reshape(-1, x.shape[-1]).to(dtype)
         a, b = lora_a.to(dtype), lora_b.to(dtype)
@@ -39,7 +40,7 @@ class LoraProduct(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor):
-        """With `g = dL/dy`: `dx = g W + s (g B) A`, `dA = s (g B)' x`, `dB = s g' (x A')`."""
+        """Compute, with `g = dL/dy`: `dx = g W + s (g B) A`, `dA = s (g B)' x`, `dB = s g' (x A')`."""
         rows, low, weight, a, b = ctx.saved_tensors
         of_x_dtype, of_a_dtype, of_b_dtype = ctx.dtypes
         gradient = gradients[0].reshape(-1, gradients[0].shape[-1]).to(weight.dtype)
@@ -70,9 +71,10 @@ def _product_of_few_rows(x: Tensor, base: Any, lora_a: Tensor, lora_b: Tensor, s
 
 
 class FusedLoraLinear(Linear):
-    """PEFT's LoRA layer on a plain linear one; whatever is not plain LoRA goes PEFT's own way."""
+    """PEFT's LoRA layer on a plain linear one. Anything that is not plain LoRA falls back to PEFT's own code."""
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Like `Linear.forward` of PEFT, but compute plain LoRA by `LoraProduct`."""
         name = self._plain_adapter(x)
         if name is None or args or kwargs:
             return super().forward(x, *args, **kwargs)
@@ -98,7 +100,7 @@ class FusedLoraLinear(Linear):
         return not (base.weight.requires_grad or (base.bias is not None and base.bias.requires_grad))
 
     def _plain_adapter(self, x: Tensor) -> str | None:
-        """The one active adapter, when it `is_plain`, and nothing asks for casts or hooks."""
+        """Return the one active adapter, if it `is_plain` and no casts or hooks are needed."""
         if self.disable_adapters or self.merged or len(self.active_adapters) != 1:
             return None
         name = self.active_adapters[0]

@@ -59,7 +59,7 @@ class Trunk:
 
     @contextmanager
     def _answering(self, blocks: Sequence[nn.Module], answer: Callable[[Tensor], Tensor]) -> Iterator[None]:
-        """Let `answer` take the states `(R, W, H)` that enter each of `blocks`, and give those that leave it."""
+        """Replace each of `blocks` by `answer`, from the states `(R, W, H)` that enter it to those that leave it."""
 
         def call(*args: Any, **kwargs: Any) -> Any:
             states = answer(args[0] if args else kwargs["hidden_states"])
@@ -85,7 +85,7 @@ class TrunkStates:
 
     @contextmanager
     def given_to(self, model: Model, layout: BatchLayout) -> Iterator[None]:
-        """Let a pass of `model` over the same batch begin above the trunk."""
+        """Start a pass of `model` over the same batch above the trunk."""
         states = layout.join(self.sequences)
         trunk = list(model.get_submodule(self.trunk.name))[: self.trunk.depth]
         with self.trunk._answering(trunk, lambda _: states):
@@ -122,8 +122,7 @@ def train_last_blocks(model: Model, count: int, source: str = "the model") -> No
     found = block_list(model)
     if found is None:
         raise InputError(
-            f"num_layers_unfrozen={count} is invalid: {source} ({type(model).__name__}) has no list of blocks. Leave it"
-            " out"
+            f"num_layers_unfrozen={count} is invalid: {source} ({type(model).__name__}) has no list of blocks. Omit it"
         )
     name, blocks = found
     if count > len(blocks):
@@ -200,7 +199,7 @@ class _Walk:
         self.outputs: list[Any] = []
 
     def run(self, layout: BatchLayout) -> Tensor:
-        """Make the pass; returns its states `(R, W, H)`."""
+        """Run the pass; return its states `(R, W, H)`."""
         backbone = backbone_of(self.model)
         hooks = [module.register_forward_pre_hook(self._begin) for module in backbone.modules()]
         hooks += [block.register_forward_hook(self._end) for block in self.blocks]

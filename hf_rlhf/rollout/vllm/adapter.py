@@ -9,7 +9,8 @@ from pathlib import Path
 from torch import Tensor
 
 from hf_rlhf.errors import InputError
-from hf_rlhf.models.adapters import ADAPTER_CONFIG_FILE, ADAPTER_FILE, POLICY, base_of, is_peft_model, save_adapter
+from hf_rlhf.models.adapter_files import ADAPTER_CONFIG_FILE, ADAPTER_FILE
+from hf_rlhf.models.adapters import POLICY, base_of, is_peft_model, save_adapter
 from hf_rlhf.rollout.vllm.client import VLLMClient
 from hf_rlhf.rollout.vllm.server import RUNTIME_LORA
 from hf_rlhf.types import Model
@@ -40,7 +41,7 @@ def remove_adapters(folder: Path, *, but: str | None = None) -> None:
 
 
 def load_adapter(client: VLLMClient, path: Path, given_up: Callable[[], bool]) -> None:
-    """Let the server load the adapter in `path`, under the name of that folder.
+    """Make the server load the adapter in `path`, under the name of that folder.
 
     Raises `ServerLost`, and `InputError` with the reason when the server refuses.
     """
@@ -57,7 +58,7 @@ def load_adapter(client: VLLMClient, path: Path, given_up: Callable[[], bool]) -
 
 
 def unload_adapter(client: VLLMClient, name: str, given_up: Callable[[], bool]) -> bool:
-    """Let the server forget an adapter; return whether it knew it. Raises `ServerLost`."""
+    """Make the server unload an adapter; return whether it had it. Raises `ServerLost`."""
     return client.post("/v1/unload_lora_adapter", {"lora_name": name}, given_up).status != 404
 
 
@@ -76,17 +77,17 @@ def require_servable(model: Model) -> None:
     config = model.peft_config[POLICY]
     kind = getattr(config.peft_type, "value", config.peft_type)
     if kind != "LORA":
-        raise InputError(f"peft_type={kind}: a vLLM server takes LoRA adapters only; leave use_vllm out, or use LoRA")
+        raise InputError(f"peft_type={kind}: a vLLM server takes LoRA adapters only. Omit use_vllm, or use LoRA")
     refused = (
         "use_dora", "lora_bias", "modules_to_save", "trainable_token_indices", "layer_replication",
         "alora_invocation_tokens", "use_qalora", "use_bdlora",
     )  # fmt: skip
     if found := [name for name in refused if getattr(config, name, None)]:
-        raise InputError(f"a vLLM server cannot load an adapter with {', '.join(found)}; leave it out, or use_vllm")
+        raise InputError(f"a vLLM server cannot load an adapter with {', '.join(found)}. Omit it, or use_vllm")
     causal_lm = base_of(model)
     if getattr(causal_lm, "has_own_vocabulary", False):
         raise InputError(
-            "a vLLM server cannot load the embeddings of tokens that an adapter adds to its base; leave use_vllm out,"
+            "a vLLM server cannot load the embeddings of tokens that an adapter adds to its base. Omit use_vllm,"
             " or save base and tokenizer after resize_token_embeddings and train on that"
         )
     from peft.tuners.tuners_utils import BaseTunerLayer
@@ -94,5 +95,5 @@ def require_servable(model: Model) -> None:
     ends = {"embeddings": causal_lm.get_input_embeddings(), "head": causal_lm.get_output_embeddings()}
     if found := [name for name, module in ends.items() if isinstance(module, BaseTunerLayer)]:
         raise InputError(
-            f"a vLLM server takes no LoRA of the {' and '.join(found)}; leave target_modules to the layers"
+            f"a vLLM server takes no LoRA of the {' and '.join(found)}. Leave target_modules to the layers"
         )

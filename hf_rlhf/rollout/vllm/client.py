@@ -1,4 +1,4 @@
-"""Requests to a vLLM server: what it answers, and what it means when it does not."""
+"""Requests to a vLLM server, its answers, and the errors when it does not answer."""
 
 import http.client
 import json
@@ -49,7 +49,7 @@ def _never() -> bool:
 
 
 class ServerLost(ConnectionError):
-    """The server does not answer, or ended in the middle of an answer."""
+    """A server that does not answer, or that ended in the middle of an answer."""
 
 
 class Answer(NamedTuple):
@@ -76,7 +76,10 @@ class Answer(NamedTuple):
 
 
 class VLLMClient:
-    """Sends requests to the server at `base_url`, from any number of threads. `VLLM_API_KEY` is sent when it is set."""
+    """A client of the server at `base_url`, for any number of threads.
+
+    It sends `VLLM_API_KEY` if that is set.
+    """
 
     def __init__(self, base_url: str):
         self.base_url = server_address("vllm_server_base_url", base_url)
@@ -85,11 +88,14 @@ class VLLMClient:
         self._host, self._port, self._path = parts.hostname, parts.port, parts.path
 
     def get(self, path: str, patience: float | None = None) -> Answer:
-        """GET. Raises `ServerLost`, also when the server says nothing for `patience` seconds (30 by default)."""
+        """Send a GET request.
+
+        Raises `ServerLost`, also when the server sends nothing for `patience` seconds (30 by default).
+        """
         return self._request("GET", path, None, patience or _PATIENCE_SECONDS, _never)
 
     def post(self, path: str, body: dict[str, Any], given_up: Callable[[], bool] = _never) -> Answer:
-        """POST of JSON; wait for the answer as long as the server is healthy, and `given_up` is false.
+        """Send a POST request with JSON; wait for the answer while the server is healthy and `given_up` is false.
 
         Raises `ServerLost`.
         """
@@ -130,7 +136,10 @@ class VLLMClient:
             connection.close()
 
     def _wait_for_answer(self, sock, given_up: Callable[[], bool]) -> None:
-        """Sampling may take any time, so the only limits are that the server stays healthy and the answer wanted."""
+        """Wait for an answer while the server is healthy and the answer is wanted.
+
+        There is no time limit, since sampling may take any time.
+        """
         poll = select.poll()
         poll.register(sock, select.POLLIN)
         look = time.monotonic() + _HEALTH_SECONDS

@@ -104,12 +104,12 @@ def _ended_without_reason(answer: Answer) -> bool:
 
 
 def _allowed_ids(candidates: dict[str, float], sampling: Sampling, vocab_size: int) -> torch.Tensor:
-    """Ids `(K,)` of the tokens that were not cut off, from the likeliest ones by `token_id:<id>`."""
+    """Return the ids `(K,)` of the tokens that were not cut off, from the likeliest ones by `token_id:<id>`."""
     ids = sorted(int(name.removeprefix("token_id:")) for name, logprob in candidates.items() if logprob > _MASKED)
     listed = logprobs_wanted(sampling, vocab_size)
     if len(ids) >= listed and listed < vocab_size:
         raise InputError(
             f"more than {len(ids)} tokens were left by top_k={sampling.top_k}, so many are equally likely, and the"
-            " server lists no more; take a smaller top_k, or none"
+            " server lists no more. Take a smaller top_k, or none"
         )
     return torch.tensor(ids, dtype=torch.int)

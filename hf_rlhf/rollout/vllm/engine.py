@@ -33,7 +33,7 @@ _LOOK_SECONDS = 5.0  # for a server that was lost, so that one behind a dead net
 
 
 class VLLMEngine:
-    """Sends prompts as token ids to vLLM servers, and gets token ids with their log-probabilities back.
+    """Sampling by vLLM servers: prompts are sent as token ids, and token ids with log-probabilities come back.
 
     The adapter is saved to a folder that the servers read, and loaded there under a name made of its content: equal
     weights are loaded once, and neither a cached prefix nor a request can belong to others. Not by vLLM's
@@ -82,15 +82,15 @@ class VLLMEngine:
         self._failure: InputError | None = None  # why the batch is given up
 
     def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling, seeds: Sequence[int]) -> list[Completion]:
-        """See `Engine.generate`; up to the rounding of a server, which depends on what else it computes at the time.
+        """Like `Engine.generate`, up to the rounding of a server, which depends on its other requests at the time.
 
-        When all servers are gone, one is waited for. Raises `InputError` when none comes back, or one cannot do what is
+        When all servers are lost, wait for one. Raises `InputError` when none comes back, or one cannot do what is
         asked.
         """
         request = completion_request(self.model, self.tokenizer, sampling)
         self._failure = None
         self._hand_over_adapter(prompts)
-        with self._own_server_kept():
+        with self._keeping_own_server():
             requests = [
                 {**request, "model": self._adapter, "prompt": list(ids), "seed": seed}
                 for ids, seed in zip(prompts, seeds, strict=True)
@@ -145,7 +145,7 @@ class VLLMEngine:
                     self.pool.answered.add(server.url)
                     return answered
                 reason = answered
-                self._lose(server, turn, reason)
+                self._stop_using(server, turn, reason)
             except InputError as error:
                 self._failure = self._failure or error  # so that no thread waits for its answer any more
                 raise
@@ -157,14 +157,14 @@ class VLLMEngine:
 
     def _take_server(self, tokens: int, request: dict[str, Any]) -> tuple[Server, int]:
         while True:
-            self._require_hope()
+            self._raise_failure()
             try:
                 return self.pool.take(tokens)
             except NoServerLeft:
                 self._recover(request["model"], request["prompt"])
 
     def _ask(self, server: Server, turn: int, request: dict[str, Any], sampling: Sampling) -> Completion | str:
-        """Return the completion, or why the server is of no use as it is."""
+        """Return the completion, or why the server cannot be used as it is."""
 
         def given_up() -> bool:
             return self._failure is not None or not server.in_use or server.turn != turn
@@ -189,8 +189,8 @@ class VLLMEngine:
     # Servers that come and go
 
     @contextlib.contextmanager
-    def _own_server_kept(self) -> Iterator[None]:
-        """Start the run's own server again when it ends before every rank has left the block, which all leave together.
+    def _keeping_own_server(self) -> Iterator[None]:
+        """Restart the run's own server if it ends before every rank has left the block, which all leave together.
 
         Only the main rank can, and it may have its completions long before the others.
         """
@@ -216,9 +216,9 @@ class VLLMEngine:
                     )
                     self.server.start()
 
-    def _lose(self, server: Server, turn: int, reason: str) -> None:
-        """Leave the server out; of all threads that notice, one says so."""
-        unfinished = self.pool.leave_out(server, turn, reason)
+    def _stop_using(self, server: Server, turn: int, reason: str) -> None:
+        """Take a lost server out of use; of all threads that notice, one says so."""
+        unfinished = self.pool.stop_using(server, turn, reason)
         if unfinished is not None and (others := self.pool.in_use):
             logger.warning(
                 "Lost %s (%s). Its unfinished completions (%d) go to %s. It is tried again at the next iteration.",
@@ -226,12 +226,12 @@ class VLLMEngine:
             )
 
     def _recover(self, adapter: str, prompt: Sequence[int] | None) -> None:
-        """Wait until one server is there and has `adapter`; of all threads that notice, one does it.
+        """Wait until one server answers and has `adapter`; of all threads that notice, one does it.
 
         `prompt` is what its model is compared with the policy's by, see `_load`.
         """
         with self._recovering:
-            self._require_hope()
+            self._raise_failure()
             if self.pool.in_use:
                 return
             reasons = "; ".join(self.pool.lost.values())
@@ -242,7 +242,7 @@ class VLLMEngine:
                 self._failure = error
                 raise
             logger.warning(
-                "%s has the adapter again; the unfinished completions are sent again", addresses(self.pool.in_use)
+                "%s has the adapter again. The unfinished completions are sent again", addresses(self.pool.in_use)
             )
 
     def _bring_one_back(self, adapter: str, prompt: Sequence[int] | None) -> None:
@@ -264,7 +264,7 @@ class VLLMEngine:
 
         def wait(server: Server, given_up) -> None:
             def over() -> bool:
-                self._require_hope()
+                self._raise_failure()
                 if self.server is not None:
                     self.server.require_running()
                 return given_up() or len(healthy) >= enough
@@ -277,14 +277,14 @@ class VLLMEngine:
                 raise problem
         if len(healthy) < enough:
             urls = " and ".join(server.url for server in self.pool.servers if server not in healthy)
-            others = "; the others are ready, so leave it out of vllm_server_base_urls to go without" if healthy else ""
+            others = ". The others are ready: remove it from vllm_server_base_urls" if healthy else ""
             hint = f"its log is {self._own.log_file}" if self._own is not None else how_to_start(self.model)
             raise InputError(
                 f"no vLLM server answered at {urls} within vllm_server_timeout={self.timeout:g} seconds{others}\n{hint}"
             )
         return healthy
 
-    def _require_hope(self) -> None:
+    def _raise_failure(self) -> None:
         """Raise `InputError` when the batch has failed in another thread, for the reason it has there."""
         if self._failure is not None:
             raise InputError(str(self._failure))
@@ -292,7 +292,7 @@ class VLLMEngine:
     # The adapter
 
     def _hand_over_adapter(self, prompts: Sequence[Sequence[int]]) -> None:
-        """Let the servers have the weights as they are now: done by the main rank, and waited for by all."""
+        """Give the servers the current weights: the main rank does it, and all ranks wait for it."""
         lost = {url: reason for each in gather_in_order([self.pool.lost]) for url, reason in each.items()}
         # No rank needs the adapter before this one any more: all have come to the collective above.
         weights = gather_weights(self.model, saved_names(self.model)) if is_sharded(self.model) else None
@@ -302,13 +302,13 @@ class VLLMEngine:
     def _hand_over(self, prompts: Sequence[Sequence[int]], lost: dict[str, str], weights: dict[str, Tensor] | None):
         for server in self.pool.servers:
             if server.url in lost:
-                self.pool.leave_out(server, server.turn, lost[server.url])
+                self.pool.stop_using(server, server.turn, lost[server.url])
         adapter = write_adapter(self.model, self.folder, weights)
         first = self._adapter is None
         if first and weights is not None:
             logger.warning(
-                "The policy is sharded, so nothing checks whether the vLLM servers have the policy's base but its"
-                " name. Look at sampling/logp_gap of the first iteration: it is large where they have another"
+                "The policy is sharded, so only the name of the vLLM servers' base is compared with the policy's."
+                " Look at sampling/logp_gap of the first iteration: it is large if their base differs"
             )
         if first:
             self._wait_for(len(self.pool.servers))
@@ -371,14 +371,14 @@ class VLLMEngine:
         if refusals and (all_must_take_it or len(refusals) == len(servers)):
             raise InputError("\n".join(map(str, refusals)))
         for server, problem in problems.items():
-            self._use_or_leave_out(server, problem)
+            self._update_use(server, problem)
 
     def _load_on(self, server: Server, adapter: str, given_up) -> None:
         """Raise `ServerLost`, or `InputError` when the server cannot take the adapter or has another base."""
         base = base_name(server.client)  # of a server in use too: it may have been started again since it last answered
         if None not in (base, self._base) and base != self._base:
             raise self._refusal(
-                server, f"it serves {base}, but this run samples from {self._base}; start it with --model {self._base}"
+                server, f"it serves {base}, but this run samples from {self._base}. Start it with --model {self._base}"
             )
         if server.in_use and server.adapter == adapter:
             return
@@ -400,8 +400,8 @@ class VLLMEngine:
         server.checked = True
         return None
 
-    def _use_or_leave_out(self, server: Server, problem: ServerLost | InputError | None) -> None:
-        """Take the server into use or leave it out, and say what has changed."""
+    def _update_use(self, server: Server, problem: ServerLost | InputError | None) -> None:
+        """Take the server into use or out of use, and print what has changed."""
         if problem is None:
             if server.lost_because:
                 logger.warning("Back: %s has the adapter of this iteration and samples again.", addresses([server]))
@@ -409,7 +409,7 @@ class VLLMEngine:
                 self.pool.use(server)
             return
         known = server.lost_because
-        self.pool.leave_out(server, server.turn, str(problem))
+        self.pool.stop_using(server, server.turn, str(problem))
         server.lost_because = str(problem)
         if not known and len(self.pool.servers) > 1:
             logger.warning(
@@ -417,4 +417,4 @@ class VLLMEngine:
                 *(addresses([server]), problem),
             )
         elif isinstance(problem, InputError) and known != str(problem):
-            logger.warning("Left out: %s", problem)
+            logger.warning("Not used: %s", problem)

@@ -16,7 +16,7 @@ _NOTICE_SECONDS = 8.0  # between two lines about servers that are waited for
 
 
 class NoServerLeft(Exception):
-    """Every server of the pool is out of use."""
+    """A pool whose servers are all out of use."""
 
 
 class Server:
@@ -71,7 +71,7 @@ class ServerPool:
         return {server.url: server.lost_because for server in self.servers if server.lost_because}
 
     def take(self, tokens: int) -> tuple[Server, int]:
-        """Return the server with the fewest tokens outstanding, and its turn; wait while each has `limit` requests.
+        """Return the server with the fewest outstanding tokens, and its turn; wait while each has `limit` requests.
 
         Equally busy servers are taken in an order that starts elsewhere on each rank. Raises `NoServerLeft`.
         """
@@ -87,21 +87,21 @@ class ServerPool:
         raise NoServerLeft
 
     def give_back(self, server: Server, tokens: int) -> None:
-        """End what `take` began."""
+        """End the request that `take` began."""
         with self._changed:
             server.requests -= 1
             server.tokens -= tokens
             self._changed.notify()
 
     def use(self, server: Server) -> None:
-        """Let completions go to the server."""
+        """Send completions to the server from now on."""
         with self._changed:
             server.in_use, server.lost_because = True, ""
             server.turn += 1
             self._changed.notify_all()
 
-    def leave_out(self, server: Server, turn: int, reason: str) -> int | None:
-        """Let no completion go to the server; return how many it has not finished.
+    def stop_using(self, server: Server, turn: int, reason: str) -> int | None:
+        """Send no more completions to the server; return how many it has not finished.
 
         Returns None for a server that has been taken out of use since that turn.
         """
@@ -121,7 +121,7 @@ class ServerPool:
             if in_use and not server.in_use:
                 self.use(server)
             elif not in_use:
-                self.leave_out(server, server.turn, "the main rank could not reach it")
+                self.stop_using(server, server.turn, "the main rank could not reach it")
 
 
 def on_each(

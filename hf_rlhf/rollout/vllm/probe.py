@@ -1,4 +1,4 @@
-"""Checks that a vLLM server has the model that the policy is trained on."""
+"""A check that a vLLM server has the model that the policy is trained on."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -35,7 +35,7 @@ def require_same_model(model: Model, prompt: Sequence[int], completion: Completi
     )
     if gap > _ROUNDING and gap_at_1 < gap / 4:
         raise InputError(
-            "it gives log-probabilities before temperature and top-k; start it with --logprobs-mode processed_logprobs"
+            "it gives log-probabilities before temperature and top-k. Start it with --logprobs-mode processed_logprobs"
         )
     if not gap < _PROBE_GAP:
         raise InputError(
@@ -53,7 +53,7 @@ def base_name(client: VLLMClient) -> str | None:
 
 @torch.no_grad()
 def _logprobs(model: Model, prompt: Sequence[int], ids: list[int], temperature: float) -> torch.Tensor:
-    """Log-probabilities `(T,)` of one completion by the policy itself."""
+    """Return the log-probabilities `(T,)` of one completion by the policy itself."""
     causal_lm = base_of(model)
     sequences = Sequences.from_ids([prompt], [ids]).to(next(causal_lm.parameters()).device)
     with keep_modes(model), compute_in_base_dtype(model):

@@ -60,7 +60,7 @@ class VLLMServer:
         self.log_file.parent.mkdir(parents=True, exist_ok=True)
         command = [self.python, "-m", MODULE, *self.arguments, "--host", "127.0.0.1", "--port", str(self.port)]
         if not os.access(self.python, os.X_OK):
-            raise InputError(f"vllm_python={self.python!r} cannot be run; name the python of an environment with vLLM")
+            raise InputError(f"vllm_python={self.python!r} cannot be run. Name the python of an environment with vLLM")
         with self.log_file.open("a", encoding="utf-8") as log:
             print(shlex.join(command), file=log, flush=True)
             self._process = subprocess.Popen(
@@ -104,7 +104,7 @@ def how_to_start(model: Model) -> str:
 
 
 def server_arguments(model: Model, *, max_length: int, max_logprobs: int, on_cpu: bool, more: str | None) -> list[str]:
-    """Arguments of a server that samples from the policy `model`.
+    """Return the arguments of a server that samples from the policy `model`.
 
     Args:
         model: a `PeftModel` whose base has been loaded by name.
@@ -116,7 +116,7 @@ def server_arguments(model: Model, *, max_length: int, max_logprobs: int, on_cpu
     base = base_of(model)
     name = base.config._name_or_path
     if not name:
-        raise InputError("the policy's base has no name or folder that a vLLM server could load; load it from one")
+        raise InputError("the policy's base has no name or folder that a vLLM server could load. Load it from one")
     arguments = ["--model", name, "--dtype", str(base.dtype).removeprefix("torch."), "--enable-lora"]
     arguments += ["--max-lora-rank", str(_served_rank(model.peft_config[POLICY]))]
     arguments += ["--max-model-len", str(max_length), "--max-logprobs", str(max_logprobs)]
@@ -136,7 +136,7 @@ def _served_rank(config) -> int:
 
 
 def _environment() -> dict[str, str]:
-    """This process's, without what a launcher of ranks put there: the server is no rank of the run."""
+    """Return this process's environment without the launcher's variables: the server is no rank of the run."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(_OF_THE_LAUNCHER)}
     return {**kept, RUNTIME_LORA: "True"}
 

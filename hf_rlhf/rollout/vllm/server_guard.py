@@ -15,7 +15,7 @@ GRACE_SECONDS = 10
 
 
 def main(command: list[str]) -> int:
-    """Exit status of the command."""
+    """Run the command and return its exit status."""
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
 
     def end_with_the_starter() -> None:

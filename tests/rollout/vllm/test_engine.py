@@ -220,7 +220,7 @@ def test_another_base_is_refused_by_its_name_when_nothing_was_asked_for_meanwhil
     server.start()
     perturb(policy, only="lora", seed=8)
     with pytest.raises(
-        InputError, match="it serves another, but this run samples from tiny; start it with --model tiny"
+        InputError, match=r"it serves another, but this run samples from tiny\. Start it with --model tiny"
     ):
         engine.generate(PROMPTS, SAMPLING, SEEDS)
 

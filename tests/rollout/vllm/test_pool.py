@@ -118,7 +118,7 @@ def test_a_pool_without_a_server_says_so_also_to_those_who_wait():
     pool = ServerPool(["http://a:1"], limit=1)
     pool.use(pool.servers[0])
     server, turn = pool.take(1)
-    threading.Timer(0.2, pool.leave_out, (server, turn, "of the test")).start()
+    threading.Timer(0.2, pool.stop_using, (server, turn, "of the test")).start()
     with pytest.raises(NoServerLeft):
         pool.take(1)
 
@@ -128,9 +128,9 @@ def test_what_failed_before_a_server_came_back_does_not_count_against_it():
     server = pool.servers[0]
     pool.use(server)
     _, turn = pool.take(1)
-    assert pool.leave_out(server, turn, "first") == 1
+    assert pool.stop_using(server, turn, "first") == 1
     pool.use(server)
-    assert pool.leave_out(server, turn, "late") is None
+    assert pool.stop_using(server, turn, "late") is None
     assert server.in_use
 
 
@@ -241,7 +241,7 @@ def test_a_missing_server_is_named_without_those_that_are_there(policy, doubles,
     with pytest.raises(InputError, match="no vLLM server answered") as caught:
         sampled(engine_of(policy, doubles, tmp_path))
     assert missing.url in str(caught.value)
-    assert "leave it out of vllm_server_base_urls" in str(caught.value)
+    assert "remove it from vllm_server_base_urls" in str(caught.value)
     assert there.url not in str(caught.value)
 
 
@@ -338,7 +338,7 @@ def test_a_server_that_comes_back_with_another_model_stays_out(policy, doubles, 
     doubles[1].start()
     for _ in range(2):
         assert sampled(engine) == drawn_without_servers(policy)
-    assert len(warnings_with(caplog, "Left out", doubles[1].url, "another model")) == 1
+    assert len(warnings_with(caplog, "Not used", doubles[1].url, "another model")) == 1
 
 
 def test_other_ranks_use_the_servers_that_the_main_rank_could_reach():
