@@ -7,11 +7,11 @@ prepare_texts(dataset)           -> token ids for the language-model loss of PPO
 pad_sequences(sequences)         -> (B, L)
 """
 
-from hf_rlhf.data.collate import lengths_to_mask, pad_sequences
 from hf_rlhf.data.files import load_rows
 from hf_rlhf.data.language_modeling import prepare_texts
 from hf_rlhf.data.preferences import PreferenceReport, PreparedPreferences, check_no_leak, prepare_preferences
 from hf_rlhf.data.prompts import prepare_prompts, require_rows
+from hf_rlhf.ops.padding import lengths_to_mask, pad_sequences
 
 __all__ = [
     "PreferenceReport",

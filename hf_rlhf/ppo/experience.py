@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from hf_rlhf.distributed import take_share
+from hf_rlhf.ops.padding import lengths_to_mask, pad_sequences
 from hf_rlhf.ppo.config import PPOConfig
 from hf_rlhf.ppo.exchange import Row, RowIndex, fetch_share
 from hf_rlhf.ppo.prompts import TextStream
@@ -42,33 +42,25 @@ class Experience:
         """Pad scored and evaluated trajectories. One without a score stays, with none of its tokens counted."""
         sequences = Sequences.from_trajectories(trajectories, scored_only=True)
 
-        def padded(name: str) -> Tensor:
-            columns = torch.zeros(sequences.mask.shape)
-            for b, trajectory in enumerate(trajectories):
-                row = getattr(trajectory, name)
-                assert row is not None, "evaluate the policy before making experience"
-                columns[b, : len(row)] = row
-            return columns * sequences.mask
+        def padded(rows: Sequence[Any]) -> Tensor:
+            assert all(row is not None for row in rows), "evaluate the policy before making experience"
+            width = sequences.mask.shape[1]
+            return pad_sequences(rows, 0.0, dtype=torch.float32, min_length=width) * sequences.mask
 
-        logprobs = padded("logprobs")
-        sampler_logprobs, token_scores = logprobs.clone(), torch.zeros_like(logprobs)
-        for b, trajectory in enumerate(trajectories):
-            if trajectory.completion.logprobs:
-                row = torch.tensor(trajectory.completion.logprobs)
-                sampler_logprobs[b, : len(row)] = row * sequences.mask[b, : len(row)]
-            if trajectory.token_scores is not None:
-                token_scores[b, : len(trajectory.token_scores)] = trajectory.token_scores
+        def column(name: str) -> Tensor:
+            return padded([getattr(trajectory, name) for trajectory in trajectories])
+
         return cls(
             sequences,
             kl_coef,
             scores=torch.tensor([trajectory.score or 0.0 for trajectory in trajectories]),
-            token_scores=token_scores * sequences.mask,
-            logprobs=logprobs,
-            sampler_logprobs=sampler_logprobs,
-            reference_logprobs=padded("reference_logprobs"),
-            kl=padded("kl"),
-            values=padded("values"),
-            entropy=padded("entropy"),
+            token_scores=padded([[] if each.token_scores is None else each.token_scores for each in trajectories]),
+            logprobs=column("logprobs"),
+            sampler_logprobs=padded([each.completion.logprobs or each.logprobs for each in trajectories]),
+            reference_logprobs=column("reference_logprobs"),
+            kl=column("kl"),
+            values=column("values"),
+            entropy=column("entropy"),
         )
 
     @property
@@ -111,16 +103,16 @@ class Experience:
             list[Any](column) for column in zip(*rows, strict=True)
         )
         lengths = torch.tensor([len(row) for row in ids])
-        input_ids = pad_sequence(ids, batch_first=True).long()
+        input_ids = pad_sequences(ids, 0, dtype=torch.long)
         sequences = Sequences(
             input_ids,
-            torch.arange(input_ids.shape[1]) < lengths[:, None],
+            lengths_to_mask(lengths, input_ids.shape[1]),
             torch.cat(prompt_lengths),
-            pad_sequence(masks, batch_first=True),
+            pad_sequences(masks, False),
             [None if n is None else TokenSupport(flat, n) for flat, n in zip(support, counts, strict=True)],
         )
         tensors: dict[str, Any] = {
-            name: torch.cat(column) if name == "scores" else pad_sequence(column, batch_first=True)
+            name: torch.cat(column) if name == "scores" else pad_sequences(column, 0.0, dtype=column[0].dtype)
             for name, column in zip(_TENSORS, columns, strict=True)
             if column[0] is not None
         }

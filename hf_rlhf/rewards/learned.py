@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_rlhf.data.collate import pad_sequences
 from hf_rlhf.data.files import list_rows
 from hf_rlhf.data.tokens import (
     ANY_ANSWER,
@@ -18,6 +17,7 @@ from hf_rlhf.data.tokens import (
     row_ids,
 )
 from hf_rlhf.errors import InputError
+from hf_rlhf.ops.padding import lengths_to_mask, pad_sequences
 from hf_rlhf.rewards.values import episode
 from hf_rlhf.types import Prompt
 
@@ -71,7 +71,8 @@ class LearnedReward:
             rows = by_length[start : start + self.batch_size]
             batch = [ids[b] for b in rows]
             input_ids = pad_sequences(batch, self.tokenizer.pad_token_id or 0).to(self.device)
-            attention_mask = pad_sequences([[1] * len(row) for row in batch], 0).to(self.device)
+            lengths = torch.tensor(list(map(len, batch)))
+            attention_mask = lengths_to_mask(lengths, input_ids.shape[1]).long().to(self.device)
             scores[rows] = self.model(input_ids, attention_mask).float().cpu()
         return scores.tolist()
 
