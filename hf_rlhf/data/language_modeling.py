@@ -6,11 +6,11 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from hf_rlhf.data.files import read_columns, require_dataset
 from hf_rlhf.data.json_columns import keep_own_keys
 from hf_rlhf.data.layouts import layout_of
 from hf_rlhf.data.preferences import list_problems, messages_problem, text_problem
 from hf_rlhf.data.prompt_checks import prompt_problem
+from hf_rlhf.data.rows import read_columns, require_dataset
 from hf_rlhf.data.tokens import (
     RefusedByTemplate,
     chat_text,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from hf_rlhf.data.dialogues import asks
-from hf_rlhf.data.files import read_columns
+from hf_rlhf.data.rows import read_columns
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -24,9 +24,9 @@ from hf_rlhf.data.dialogues import (
     split_dialogues,
     with_question,
 )
-from hf_rlhf.data.files import list_rows, read_columns, require_columns, require_dataset
 from hf_rlhf.data.json_columns import keep_own_keys, make_dataset, put_beside
 from hf_rlhf.data.layouts import CONVERSATIONAL, HH, IMPLICIT_CONVERSATIONAL, layout_of
+from hf_rlhf.data.rows import list_rows, read_columns, require_columns, require_dataset
 from hf_rlhf.data.tokens import RefusedByTemplate, chat_text, options_by_row, with_row_options
 from hf_rlhf.errors import InputError
 

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from hf_rlhf.data.dialogues import MalformedDialogue, before_answer
-from hf_rlhf.data.files import require_columns
 from hf_rlhf.data.layouts import Layout
 from hf_rlhf.data.preferences import (
     PREFERENCE_COLUMNS,
@@ -16,6 +15,7 @@ from hf_rlhf.data.preferences import (
     text_problem,
     value_problems,
 )
+from hf_rlhf.data.rows import require_columns
 from hf_rlhf.errors import InputError
 
 if TYPE_CHECKING:

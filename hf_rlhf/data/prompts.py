@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence, Sized
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, get_args
 
-from hf_rlhf.data.files import list_rows, read_columns, require_dataset
 from hf_rlhf.data.json_columns import keep_own_keys, make_dataset, put_beside
 from hf_rlhf.data.layouts import Layout, layout_of
 from hf_rlhf.data.preferences import PreferenceReport, fingerprint, prepare_with_rows
@@ -20,6 +19,7 @@ from hf_rlhf.data.prompt_checks import (
     require_no_problems,
     require_prompts,
 )
+from hf_rlhf.data.rows import list_rows, read_columns, require_dataset
 from hf_rlhf.data.streamed_prompts import prepare_streamed_prompts
 from hf_rlhf.data.tokens import options_by_row, tokenize_prompts, with_row_options
 from hf_rlhf.errors import InputError
@@ -122,15 +122,6 @@ def _are_ids(value: Any, vocab_size: int | None = None) -> bool:
     if not isinstance(value, Sequence) or isinstance(value, str) or not value:
         return False
     return all(isinstance(token, int) and (vocab_size is None or 0 <= token < vocab_size) for token in value)
-
-
-def require_rows(dataset: Sized, minimum: int, *, source: str, why: str) -> None:
-    """Raise InputError when the set has fewer rows than one batch; `why` is the batch algebra behind `minimum`."""
-    if len(dataset) < minimum:
-        raise InputError(
-            f"{source}: {len(dataset)} rows are fewer than the {minimum} that one batch takes ({why}). "
-            f"Add {minimum - len(dataset)} rows or make the batch smaller"
-        )
 
 
 class PromptSet(NamedTuple):

@@ -9,9 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hf_rlhf.credentials import printable
-from hf_rlhf.data.bad_rows import BadRow, list_by_problem
 from hf_rlhf.data.dialogues import Pair
-from hf_rlhf.data.files import LoadedRows, read_columns
 from hf_rlhf.data.language_modeling import (
     find_columns,
     learning_problems,
@@ -31,6 +29,7 @@ from hf_rlhf.data.preferences import (
 )
 from hf_rlhf.data.prompt_checks import Overlong, prompt_columns, prompt_problems, require_prompts
 from hf_rlhf.data.prompts import require_fitting, with_prompts
+from hf_rlhf.data.rows import BadRow, LoadedRows, list_by_problem, read_columns
 from hf_rlhf.data.tokens import (
     NOTHING,
     ROW_OPTIONS,

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from hf_rlhf.data.files import list_rows
 from hf_rlhf.data.json_columns import ROW_OPTIONS
+from hf_rlhf.data.rows import list_rows
 from hf_rlhf.errors import InputError
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from hf_rlhf.data.files import read_columns
+from hf_rlhf.data.rows import read_columns
 from hf_rlhf.data.tokens import NOTHING, ROW_OPTIONS, with_row_options
 from hf_rlhf.evaluation.metrics import wilson_interval
 from hf_rlhf.ops.preference import preference_accuracy

@@ -7,9 +7,9 @@ from typing import Any
 from datasets import IterableDataset
 from torch import nn
 
-from hf_rlhf.data.files import read_columns
 from hf_rlhf.data.language_modeling import prepare_texts
 from hf_rlhf.data.prompts import prepare_prompts
+from hf_rlhf.data.rows import read_columns
 from hf_rlhf.data.tokens import with_row_options
 from hf_rlhf.distributed import asked_for
 from hf_rlhf.errors import InputError

@@ -18,7 +18,8 @@ from transformers import TrainerCallback, set_seed
 
 from hf_rlhf.checkpoint.computation import BASE
 from hf_rlhf.compat.names import TRAINER_ARGUMENTS, explain_names
-from hf_rlhf.data.prompts import prompt_rows, require_rows
+from hf_rlhf.data.prompts import prompt_rows
+from hf_rlhf.data.rows import require_rows
 from hf_rlhf.data.tokens import with_row_options
 from hf_rlhf.distributed import (
     failing_together,

@@ -9,9 +9,8 @@ from typing import Any, NamedTuple
 from datasets import Dataset
 
 from hf_rlhf.checkpoint.lock import require_folder_name
-from hf_rlhf.data.files import LoadedRows, read_rows
+from hf_rlhf.data.files import read_rows
 from hf_rlhf.data.preferences import check_no_leak
-from hf_rlhf.data.prompts import require_rows
 from hf_rlhf.data.report import (
     CheckedSet,
     DataReport,
@@ -21,6 +20,7 @@ from hf_rlhf.data.report import (
     check_text_set,
     fingerprints,
 )
+from hf_rlhf.data.rows import LoadedRows, require_rows
 from hf_rlhf.data.tokens import ROW_OPTIONS
 from hf_rlhf.errors import InputError
 from hf_rlhf.ppo.config import PPOConfig

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_rlhf.data.files import list_rows
+from hf_rlhf.data.rows import list_rows
 from hf_rlhf.data.tokens import (
     ANY_ANSWER,
     ROW_OPTIONS,

@@ -9,7 +9,7 @@ from damage import make_case, strict_tokenizer
 
 from hf_rlhf.data import prepare_prompts
 from hf_rlhf.data import report as data_report
-from hf_rlhf.data.files import read_columns, read_rows
+from hf_rlhf.data.files import read_rows
 from hf_rlhf.data.language_modeling import find_columns, tokenize_texts
 from hf_rlhf.data.report import (
     Limit,
@@ -19,6 +19,7 @@ from hf_rlhf.data.report import (
     check_prompt_set,
     check_text_set,
 )
+from hf_rlhf.data.rows import read_columns
 from hf_rlhf.errors import InputError
 
 CHECKS = {

@@ -8,10 +8,11 @@ import pytest
 from tiny import make_model, make_tokenizer
 
 from hf_rlhf.data import load_rows, prepare_preferences, prepare_prompts, prepare_texts
-from hf_rlhf.data.files import read_columns, read_rows
+from hf_rlhf.data.files import read_rows
 from hf_rlhf.data.json_columns import make_dataset
 from hf_rlhf.data.preferences import fingerprint
 from hf_rlhf.data.report import Limit, check_preferences, check_prompt_set, check_text_set
+from hf_rlhf.data.rows import read_columns
 
 LIMIT = Limit("max_length", 500, "are left out")
 

@@ -5,10 +5,9 @@ import pytest
 from tiny import make_model, make_tokenizer
 
 from hf_rlhf.data import prepare_preferences, prepare_prompts, prepare_texts
-from hf_rlhf.data.bad_rows import BadRows
-from hf_rlhf.data.files import LoadedRows
 from hf_rlhf.data.layouts import layout_of
 from hf_rlhf.data.report import Limit, check_preferences, check_prompt_set, check_text_set
+from hf_rlhf.data.rows import BadRows, LoadedRows
 from hf_rlhf.errors import InputError
 
 LIMIT = Limit("max_length", 50, "are left out")
