@@ -13,10 +13,10 @@ from hf_rlhf.lazy import lazy_names
 
 if TYPE_CHECKING:
     from hf_rlhf.data.files import load_rows
-    from hf_rlhf.data.language_modeling import prepare_texts
     from hf_rlhf.data.preferences import PreferenceReport, PreparedPreferences, check_no_leak, prepare_preferences
     from hf_rlhf.data.prompts import prepare_prompts
     from hf_rlhf.data.rows import require_rows
+    from hf_rlhf.data.texts import prepare_texts
     from hf_rlhf.ops.padding import lengths_to_mask, pad_sequences
 
 _HOMES = {
@@ -28,7 +28,7 @@ _HOMES = {
     "pad_sequences": "hf_rlhf.ops.padding",
     "prepare_preferences": "hf_rlhf.data.preferences",
     "prepare_prompts": "hf_rlhf.data.prompts",
-    "prepare_texts": "hf_rlhf.data.language_modeling",
+    "prepare_texts": "hf_rlhf.data.texts",
     "require_rows": "hf_rlhf.data.rows",
 }
 __getattr__, __dir__ = lazy_names(__name__, _HOMES)

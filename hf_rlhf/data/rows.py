@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
+import json
 from collections.abc import Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -222,3 +224,27 @@ def require_rows(dataset: Sized, minimum: int, *, source: str, why: str) -> None
             f"{source}: {len(dataset)} rows are fewer than the {minimum} that one batch takes ({why}). "
             f"Add {minimum - len(dataset)} rows or make the batch smaller"
         )
+
+
+# --- equal rows --------------------------------------------------------------------------------------------------
+
+
+def fingerprint(*values: Any) -> bytes:
+    """Return a digest that is equal for equal prompts and answers.
+
+    Keys of messages that are None do not count, as templates are not given them.
+    """
+
+    def without_none(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: item for key, item in value.items() if item is not None}
+        return [without_none(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+    text = json.dumps(without_none(values), sort_keys=True, default=str)
+    return hashlib.blake2b(text.encode(), digest_size=16).digest()
+
+
+def fingerprints(columns: Mapping[str, Sequence[Any]], names: Sequence[str]) -> set[bytes]:
+    """One digest for each different row of these columns; one that is not there is None in all rows."""
+    nothing = [None] * len(next(iter(columns.values()), ()))
+    return {fingerprint(*row) for row in zip(*(columns.get(name, nothing) for name in names), strict=True)}

@@ -18,6 +18,7 @@ from transformers import TrainerCallback, set_seed
 
 from hf_rlhf.checkpoint.computation import BASE
 from hf_rlhf.compat.names import TRAINER_ARGUMENTS, explain_names
+from hf_rlhf.data.prepared import rows_of
 from hf_rlhf.data.prompts import prompt_rows
 from hf_rlhf.data.rows import require_rows
 from hf_rlhf.data.tokens import with_row_options
@@ -92,8 +93,8 @@ class PPOTrainer(IterationTrainer):
         reward_funcs: one or more of: a callable by TRL's reward-function contract, the path of a reward model, a
             sequence-classification model. May be omitted by those who give scores to `step`.
         args: see `PPOConfig`.
-        train_dataset: rows with `prompt` (text or messages) and any columns the rewards want; or a stream of them.
-            May be omitted by those who give prompts to `generate` and `step`.
+        train_dataset: rows with `prompt` (text or messages) and any columns the rewards want; a stream of them; or a
+            `PreparedSet` of the same settings. May be omitted by those who give prompts to `generate` and `step`.
         eval_dataset: the same, or a dict of such sets.
         processing_class: the policy's tokenizer; by default that of `model`.
         reward_processing_classes: a tokenizer for each reward that is a model object; None elsewhere.
@@ -140,12 +141,12 @@ class PPOTrainer(IterationTrainer):
         if processing_class is None:
             source = model if isinstance(model, str) else model.config._name_or_path
             processing_class = load_tokenizer(adapter_folder(source))
-        self.prompt_set = None
-        if train_dataset is not None:
-            self.prompt_set = prepared_prompts(train_dataset, processing_class, args, "train_dataset")
+        prompts = prepared_prompts(train_dataset, processing_class, args, "train_dataset")
+        self.prompt_set = rows_of(prompts)
         if self._num_prompts is not None:
             require_rows(self.prompt_set, args.rollout_batch_size, source="train_dataset", why=args.batch_algebra())
-        eval_sets = prepared_evaluation(eval_dataset, processing_class, args)
+        eval_prompts = prepared_evaluation(eval_dataset, processing_class, args)
+        eval_sets = rows_of(eval_prompts)
         texts = prepared_texts(ptx_dataset, processing_class, args)
 
         require_roles_of_their_own(model, ref_model, value_model, reward_funcs)
@@ -167,8 +168,8 @@ class PPOTrainer(IterationTrainer):
             if args.score_while_sampling:
                 require_functions(self.rewards)
             require_measured_best(args, self.rewards, eval_sets)
-            for name, prompts in (("train_dataset", self.prompt_set), ("eval_dataset", eval_sets)):
-                require_scorable(self.rewards, prompts, processing_class, args, name)
+            for name, prepared in (("train_dataset", prompts), ("eval_dataset", eval_prompts)):
+                require_scorable(self.rewards, prepared, processing_class, args, name)
         use_liger_kernel = args.use_liger_kernel
         args.use_liger_kernel = False  # or Trainer would look for kernels of the policy with its head, and warn
         try:
@@ -219,6 +220,7 @@ class PPOTrainer(IterationTrainer):
         self.iteration_log = IterationLog(args.rollout_batch_size)
         self.guard = UpdateGuard(args, self.iteration_log, self.policy.parameters)
         self._started: int | None = None  # the iteration begun last
+        self._eval_sets = list(eval_sets.values()) if isinstance(eval_sets, Mapping) else [eval_sets]  # prepared
         self._evaluating = False
         self._drawn = 0  # completions that `generate` sampled in it, over all ranks
         self.choices = choices(policy, args, self._attention, trunk, sharded=sharded)
@@ -541,10 +543,11 @@ class PPOTrainer(IterationTrainer):
             return metrics
         if prepared is None:
             raise InputError("evaluation needs an eval_dataset; give one to PPOTrainer or to evaluate()")
-        if "prompt_ids" not in prepared.column_names:
-            prepared = prepared_evaluation(prepared, self.processing_class, self.args)
+        if not any(prepared is each for each in self._eval_sets):
+            prompts = prepared_evaluation(prepared, self.processing_class, self.args)
             if self.rewards is not None:
-                require_scorable(self.rewards, prepared, self.processing_class, self.args, "eval_dataset")
+                require_scorable(self.rewards, prompts, self.processing_class, self.args, "eval_dataset")
+            prepared = rows_of(prompts)
         self._stop_at_end_of_turn(self._turns(prepared)[0])
 
         start = time.perf_counter()
