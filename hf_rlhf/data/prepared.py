@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class TokenizerState(NamedTuple):
-    """A tokenizer as it was: equal only for the same object, as long as nobody changes what its ids depend on."""
+    """A tokenizer as it was: equal only for the same object, and only while its ids depend on the same settings."""
 
     tokenizer: Any
     chat_template: Any

@@ -185,7 +185,7 @@ def prepare_prompt_set(
 
 
 def _with_prompts(rows: LoadedRows, layout: Layout) -> tuple[LoadedRows, PreferenceReport | None]:
-    """The rows with a column `prompt`, which is also read; of pairs the distinct prompts, with a report on the pairs."""
+    """The rows with their prompts in a column that is read; of pairs the distinct ones, and the report on the pairs."""
     if layout.prompts == "prompt":
         return rows, None
     options = {name: values for name, values in rows.columns.items() if name in ROW_OPTIONS}

@@ -112,7 +112,7 @@ class LoadedRows:
 
     @property
     def counted(self) -> str:
-        """How `place` counts, for a message; empty where each place says it."""
+        """Words for a message on what `place` counts from; empty where each place says it."""
         return ", counted from 0" if self.places is None and self.bad_rows.limit is None else ""
 
     def place(self, row: int) -> str:
