@@ -14,6 +14,8 @@ from typing import Any, TypedDict
 import torch
 from torch import Tensor
 
+from hf_rlhf.ops.padding import lengths_to_mask, pad_sequences
+
 
 class Message(TypedDict):
     """One chat message, in the format of `tokenizer.apply_chat_template`."""
@@ -163,13 +165,13 @@ class Sequences:
     ) -> "Sequences":
         """Pad `B` prompts and completions. `masks` default to every completion token counting."""
         lengths = [len(prompt) + len(completion) for prompt, completion in zip(prompts, completions, strict=True)]
-        input_ids = torch.zeros(len(prompts), max(lengths), dtype=torch.long)
-        attention_mask = torch.zeros_like(input_ids, dtype=torch.bool)
-        mask = torch.zeros(len(prompts), max(max(map(len, completions)), 1), dtype=torch.bool)
-        for b, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
-            input_ids[b, : lengths[b]] = torch.tensor([*prompt, *completion])
-            attention_mask[b, : lengths[b]] = True
-            mask[b, : len(completion)] = True if masks is None else torch.tensor(masks[b], dtype=torch.bool)
+        ids = [[*prompt, *completion] for prompt, completion in zip(prompts, completions, strict=True)]
+        input_ids = pad_sequences(ids, 0, dtype=torch.long)
+        attention_mask = lengths_to_mask(torch.tensor(lengths), max(lengths))
+        if masks is None:
+            masks = [[True] * len(completion) for completion in completions]
+        assert list(map(len, masks)) == list(map(len, completions)), "a mask has an entry for each sampled token"
+        mask = pad_sequences(masks, False, dtype=torch.bool, min_length=1)
         prompt_lengths = torch.tensor([len(prompt) for prompt in prompts])
         if support is not None:
             support = [None if row is None else TokenSupport.of(row) for row in support]

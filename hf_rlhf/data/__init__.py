@@ -7,12 +7,31 @@ prepare_texts(dataset)           -> token ids for the language-model loss of PPO
 pad_sequences(sequences)         -> (B, L)
 """
 
-from hf_rlhf.data.collate import lengths_to_mask, pad_sequences
-from hf_rlhf.data.files import load_rows
-from hf_rlhf.data.language_modeling import prepare_texts
-from hf_rlhf.data.preferences import PreferenceReport, PreparedPreferences, check_no_leak, prepare_preferences
-from hf_rlhf.data.prompts import prepare_prompts, require_rows
+from typing import TYPE_CHECKING
 
+from hf_rlhf.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from hf_rlhf.data.files import load_rows
+    from hf_rlhf.data.preferences import PreferenceReport, PreparedPreferences, check_no_leak, prepare_preferences
+    from hf_rlhf.data.prompts import prepare_prompts
+    from hf_rlhf.data.rows import require_rows
+    from hf_rlhf.data.texts import prepare_texts
+    from hf_rlhf.ops.padding import lengths_to_mask, pad_sequences
+
+_HOMES = {
+    "PreferenceReport": "hf_rlhf.data.preferences",
+    "PreparedPreferences": "hf_rlhf.data.preferences",
+    "check_no_leak": "hf_rlhf.data.preferences",
+    "lengths_to_mask": "hf_rlhf.ops.padding",
+    "load_rows": "hf_rlhf.data.files",
+    "pad_sequences": "hf_rlhf.ops.padding",
+    "prepare_preferences": "hf_rlhf.data.preferences",
+    "prepare_prompts": "hf_rlhf.data.prompts",
+    "prepare_texts": "hf_rlhf.data.texts",
+    "require_rows": "hf_rlhf.data.rows",
+}
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)
 __all__ = [
     "PreferenceReport",
     "PreparedPreferences",

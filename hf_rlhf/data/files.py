@@ -1,19 +1,18 @@
-"""Rows from files, folders and the Hub, and the checks that every set passes before it is read."""
+"""Rows from files, folders and the Hub."""
 
 from __future__ import annotations
 
 import difflib
 import os
 import zlib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar, overload
 
-from hf_rlhf.data.bad_rows import BadRow, BadRows
 from hf_rlhf.data.folders import Shards, find_shards, names_files, read_split
-from hf_rlhf.data.json_columns import keep_own_keys, read_values
+from hf_rlhf.data.json_columns import keep_own_keys
 from hf_rlhf.data.json_files import read_records, to_dataset
+from hf_rlhf.data.rows import BadRows, LoadedRows, require_dataset
 from hf_rlhf.data.tables import join_tables, read_table, table_to_dataset
 from hf_rlhf.errors import InputError, require_path_name
 
@@ -23,45 +22,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".csv", ".parquet")
-
-
-@dataclass(frozen=True)
-class LoadedRows:
-    """One split as it was read: the rows, where each stands, and the bad ones that were skipped.
-
-    `places` is None where rows have no lines; they are then told by their number.
-    """
-
-    dataset: Dataset
-    source: str
-    bad_rows: BadRows
-    places: Sequence[str] | None = None
-
-    def place(self, row: int) -> str:
-        """Return the place of a row: `file:line`, or `row 3 (from 0)`."""
-        return f"row {row} (from 0)" if self.places is None else self.places[row]
-
-    def select(self, rows: Sequence[int]) -> LoadedRows:
-        """These rows alone."""
-        return replace(self, dataset=self.dataset.select(rows), places=[self.place(row) for row in rows])
-
-    def without(self, problems: Mapping[str, Sequence[str | None]]) -> LoadedRows:
-        """The rows without those that have a problem in one of their columns: column -> a problem or None for each row.
-
-        Raises InputError when they are more than may be skipped, or when none is left.
-        """
-        bad: dict[int, str] = {}
-        for column, found in problems.items():
-            for row, problem in enumerate(found):
-                if problem and row not in bad:
-                    bad[row] = f'column "{column}": {problem}'
-        if not bad:
-            return self
-        named = [BadRow(self.place(row), problem) for row, problem in sorted(bad.items())]
-        self.bad_rows.add_all(named, source=self.source, total=len(self.dataset) + len(self.bad_rows.found))
-        if len(bad) == len(self.dataset):
-            raise InputError(f"{self.source}: no row is left; skip_bad={self.bad_rows.limit} left out all {len(bad)}")
-        return self.select([row for row in range(len(self.dataset)) if row not in bad])
 
 
 @overload
@@ -252,62 +212,3 @@ def _read(reader: Callable[[Path, BadRows], T], path: Path, bad_rows: BadRows) -
 
 
 _LFS_POINTER = b"version https://git-lfs"
-
-
-# --- checks shared by prompts and preferences --------------------------------------------------------------------
-
-
-def require_dataset(dataset: Any, *, source: str) -> Dataset:
-    """Raise InputError unless this is a `datasets.Dataset` with rows."""
-    import datasets
-
-    if isinstance(dataset, (datasets.DatasetDict, datasets.IterableDatasetDict)):
-        raise InputError(
-            f"{source}: these are splits ({', '.join(map(str, dataset))}), not one set. Pass dataset[split]"
-        )
-    if isinstance(dataset, datasets.IterableDataset):
-        raise InputError(f"{source}: a streamed set cannot be checked before training. Load it with streaming=False")
-    if not isinstance(dataset, datasets.Dataset):
-        raise InputError(f"{source}: expected a datasets.Dataset, got a {type(dataset).__name__}")
-    if len(dataset) == 0:
-        raise InputError(f"{source}: the set is empty (0 rows). Check the file, the split and any filter")
-    return dataset
-
-
-def require_columns(found: Sequence[str], names: Sequence[str], *, source: str, holds: str = "") -> None:
-    """Raise InputError that names the columns of `names` missing among those `found`, and the closest found.
-
-    `holds` is a sentence about the layout that the set has.
-    """
-    missing = [name for name in names if name not in found]
-    if not missing:
-        return
-    hints = []
-    for name in missing:
-        close = difflib.get_close_matches(name, found, n=1, cutoff=0.5)
-        hints += [f'Did you mean "{close[0]}"? Then use dataset.rename_column("{close[0]}", "{name}")'] if close else []
-    which = " and ".join(f'"{name}"' for name in missing)
-    raise InputError(
-        f"{source}: no column {which}; columns found: {', '.join(found) or 'none'}. {' '.join(hints)}".rstrip() + holds
-    )
-
-
-def read_columns(dataset: Dataset, names: Sequence[str], *, source: str = "the set") -> dict[str, list[Any]]:
-    """Return these columns as plain Python lists, whatever format is set on the dataset.
-
-    JSON text is decoded, an image is bytes.
-
-    Raises InputError for values that Python cannot hold, such as a date of the year 10,000.
-    """
-    import pyarrow as pa
-
-    try:
-        return read_values(dataset, names)
-    except (pa.ArrowException, ArithmeticError, ValueError) as error:
-        raise InputError(f"{source}: columns {', '.join(names)} hold values that cannot be read ({error})") from error
-
-
-def list_rows(rows: Sequence[int | str], shown: int = 5) -> str:
-    """Row numbers or places for a message: `3 rows (0, 4, 9)`, the first few of many followed by an ellipsis."""
-    numbers = ", ".join(str(row) for row in rows[:shown]) + (", ..." if len(rows) > shown else "")
-    return f"{len(rows)} row{'s' if len(rows) != 1 else ''} ({numbers})"

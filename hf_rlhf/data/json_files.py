@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from hf_rlhf.credentials import printable
-from hf_rlhf.data.bad_rows import BadRows
 from hf_rlhf.data.json_columns import fits_dicts, kind_of, make_dataset
+from hf_rlhf.data.rows import BadRows
 from hf_rlhf.errors import InputError
 
 if TYPE_CHECKING:

@@ -1,4 +1,7 @@
-"""The layout of a set. Every stage asks this one detector, so that all of them take a file for the same."""
+"""The layout of a set, and its rows read by it.
+
+Every stage asks this one detector, so that all of them take a file for the same.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from hf_rlhf.data.dialogues import asks
-from hf_rlhf.data.files import read_columns
+from hf_rlhf.data.dialogues import (
+    MalformedDialogue,
+    Pair,
+    asks,
+    before_answer,
+    parse_hh,
+    require_question,
+    split_dialogues,
+    with_question,
+)
+from hf_rlhf.data.rows import read_columns
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+    from hf_rlhf.types import Prompt
 
 HH = "HH dialogues"
 TEXT = "text, explicit prompt"
@@ -18,6 +32,7 @@ CONVERSATIONAL = "conversational, explicit prompt"
 IMPLICIT_CONVERSATIONAL = "conversational, implicit prompt"
 IMPLICIT_TEXT = "text, implicit prompt"
 
+PREFERENCE_COLUMNS = ("prompt", "chosen", "rejected", "margin")
 LAYOUT_COLUMNS = ("prompt", "chosen", "rejected", "completion", "messages", "text")
 _TEXTS = (("messages",), ("prompt", "completion"), ("text",))  # as trl's SFTTrainer takes them
 _SAMPLED_ROWS = 1000
@@ -113,3 +128,36 @@ def _is_asked(prompts: Sequence[Any], dialogues: Sequence[Any]) -> bool:
 def _kind(values: Sequence[Any]) -> Literal["messages", "text", ""]:
     first = next((value for value in values if value is not None), None)
     return "messages" if isinstance(first, list) else "" if first is None else "text"
+
+
+# --- rows by their layout -----------------------------------------------------------------------------------------
+
+
+def split_row(row: Mapping[str, Any], layout: str) -> Pair:
+    """One checked row as a pair. Raises MalformedDialogue when whole dialogues cannot be split."""
+    prompt, chosen, rejected = row.get("prompt"), row["chosen"], row["rejected"]
+    if layout == HH:
+        pair = split_dialogues(parse_hh(chosen), parse_hh(rejected))
+        if max(len(pair.chosen), len(pair.rejected)) > 1:
+            raise MalformedDialogue("the dialogues part before the last answer")
+        return pair
+    if layout == IMPLICIT_CONVERSATIONAL:
+        if not isinstance(prompt, str):
+            return split_dialogues(chosen, rejected)
+        pair = split_dialogues(with_question(chosen, prompt), with_question(rejected, prompt))
+        require_question(pair.prompt, prompt)
+        return pair
+    return Pair(prompt, chosen, rejected)
+
+
+def prompt_columns(layout: Layout, found: Sequence[str]) -> list[str]:
+    """The columns that prompts are made of."""
+    names = {"pairs": PREFERENCE_COLUMNS, "messages": ("prompt", "messages")}.get(layout.prompts, ("prompt",))
+    return [name for name in names if name in found]
+
+
+def prompt_of(row: Mapping[str, Any], *, prompts: str, pairs: str = "") -> Prompt | None:
+    """Return the prompt of a checked row, by what `Layout` says. Raises MalformedDialogue where it cannot be split."""
+    if prompts == "pairs":
+        return split_row(row, pairs).prompt
+    return before_answer(row["messages"], row.get("prompt")) if prompts == "messages" else row["prompt"]

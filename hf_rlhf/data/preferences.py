@@ -7,34 +7,32 @@ taken at their word: a bad value is an error.
 
 from __future__ import annotations
 
-import hashlib
-import json
-import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from hf_rlhf.data.dialogues import (
-    MalformedDialogue,
-    Pair,
-    is_empty,
-    parse_hh,
-    require_question,
-    split_dialogues,
-    with_question,
+from hf_rlhf.data.checks import value_problems
+from hf_rlhf.data.dialogues import MalformedDialogue, Pair
+from hf_rlhf.data.json_columns import make_dataset, put_beside
+from hf_rlhf.data.layouts import IMPLICIT_TEXT, PREFERENCE_COLUMNS, TEXT, layout_of, split_row
+from hf_rlhf.data.prepared import PreparedSet
+from hf_rlhf.data.report import BEGUN, Lengths, Limit, begun, count_left_out, measured_rows, report_set, select_for_trl
+from hf_rlhf.data.rows import LoadedRows, fingerprint, list_rows, read_columns, require_columns
+from hf_rlhf.data.tokens import (
+    ROW_OPTIONS,
+    RefusedByTemplate,
+    chat_text,
+    options_by_row,
+    require_chat_template,
+    with_row_options,
 )
-from hf_rlhf.data.files import list_rows, read_columns, require_columns, require_dataset
-from hf_rlhf.data.json_columns import keep_own_keys, make_dataset, put_beside
-from hf_rlhf.data.layouts import CONVERSATIONAL, HH, IMPLICIT_CONVERSATIONAL, layout_of
-from hf_rlhf.data.tokens import RefusedByTemplate, chat_text, options_by_row, with_row_options
+from hf_rlhf.data.training_rows import pair_ids
 from hf_rlhf.errors import InputError
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
-
-PREFERENCE_COLUMNS = ("prompt", "chosen", "rejected", "margin")
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,38 +78,88 @@ def prepare_preferences(dataset: Dataset, *, source: str) -> PreparedPreferences
     Raises InputError for missing columns, for values that are None, empty or of the wrong kind (row numbers count
     from 0), for a `margin` that is no number, and when no row is left.
     """
-    return prepare_with_rows(dataset, source=source)[0]
+    rows = _read(LoadedRows.given(dataset, source=source))
+    layout = layout_of(rows.dataset, source=source).pairs
+    rows, pairs, report = keep_pairs(_with_good_values(rows, layout), layout)
+    return PreparedPreferences(_with_pairs(rows.dataset, pairs), report)
 
 
-def prepare_with_rows(dataset: Dataset, *, source: str) -> tuple[PreparedPreferences, Sequence[int]]:
-    """Like `prepare_preferences`, but also return the original number of each row that is left."""
-    dataset = keep_own_keys(require_dataset(dataset, source=source))
-    columns = read_preferences(dataset, source=source)
-    layout = layout_of(dataset, source=source).pairs
-    check_values(columns, layout, source=source)
-    options = options_by_row(read_columns(dataset, with_row_options(["chosen"], dataset.column_names), source=source))
+def prepare_preference_set(
+    rows: LoadedRows, tokenizer: PreTrainedTokenizerBase, *, role: str, limit: Limit
+) -> PreparedSet:
+    """Check, split and report on pairs, for trl's `RewardTrainer`. Raises InputError as `prepare_preferences` does.
+
+    A pair that the chat template refuses is a bad row too.
+    """
+    read, source = rows.rows_read, rows.source
+    good = _read(rows)
+    columns = [name for name in PREFERENCE_COLUMNS if name in good.columns]
+    layout = layout_of(rows.dataset, source=source)
+    good, pairs, found = keep_pairs(_with_good_values(good, layout.pairs), layout.pairs, tokenizer)
+    dataset = _with_pairs(good.dataset, pairs)
+    names = [name for name in Pair._fields if name in dataset.column_names]
+    prepared = {**good.columns, **{name: [getattr(pair, name) for pair in pairs] for name in names}}
+    measured = measured_rows(len(pairs))
+    lengths = _lengths(prepared, measured, tokenizer, source=source)
+    _require_one_that_fits(prepared, lengths, tokenizer, limit, source=source)
+    longer = sum(len(str(pairs[row].chosen)) > len(str(pairs[row].rejected)) for row in measured)
+    report = report_set(
+        rows,
+        prepared,
+        read,
+        role=role,
+        layout=layout.taken_for(layout.pairs),
+        columns=columns,
+        left_out=count_left_out(found, len(pairs), "that are there already"),
+        noticed={
+            "that contradict another (the same answers the other way round)": found.contradictions,
+            f"of {len(measured)} whose chosen answer is the longer one": longer,
+            BEGUN: begun([prepared[name] for name in (names[:1] if "prompt" in names else names)], tokenizer),
+        },
+        lengths=[Lengths.of(f"prompt and {name}", tokens, limit) for name, tokens in lengths.items()],
+    )
+    return PreparedSet(select_for_trl(dataset, PREFERENCE_COLUMNS), report, good.place)
+
+
+def keep_pairs(
+    rows: LoadedRows, layout: str, tokenizer: PreTrainedTokenizerBase | None = None
+) -> tuple[LoadedRows, list[Pair], PreferenceReport]:
+    """Split each row once, and keep the first of equal pairs, with a report on the others.
+
+    Args:
+        rows: with their pairs read and checked.
+        layout: how the pairs are written.
+        tokenizer: its chat template has to take every pair; the others are bad rows. None asks no template.
+
+    Raises InputError when no pair is left.
+    """
+    splits = [_split(row, layout) for row in rows.by_row()]
+    if tokenizer is not None and layout not in (TEXT, IMPLICIT_TEXT):
+        require_chat_template(tokenizer, source=rows.source)
+        options = options_by_row(rows.columns)
+        refused = [_refusal(split, own, tokenizer) for split, own in zip(splits, options, strict=True)]
+        good = rows.good({"chosen": refused})
+        rows, splits = (rows, splits) if len(good) == len(splits) else (rows.select(good), [splits[n] for n in good])
 
     counts, reasons = Counter[str](), Counter[str]()
     kept: dict[bytes, tuple[int, Pair]] = {}  # by fingerprint, in the order of the rows
-    for row in range(len(dataset)):
-        try:
-            pair = split_row({name: values[row] for name, values in columns.items()}, layout)
-        except MalformedDialogue as error:
-            reasons[str(error)] += 1
+    for row, (pair, own) in enumerate(zip(splits, options_by_row(rows.columns), strict=True)):
+        if isinstance(pair, str):
+            reasons[pair] += 1
             continue
-        key = fingerprint(*pair, options[row])
+        key = fingerprint(*pair, own)
         if pair.chosen == pair.rejected:
             counts["identical"] += 1
         elif key in kept:
             counts["duplicates"] += 1
         else:
-            counts["contradictions"] += fingerprint(pair.prompt, pair.rejected, pair.chosen, options[row]) in kept
+            counts["contradictions"] += fingerprint(pair.prompt, pair.rejected, pair.chosen, own) in kept
             kept[key] = (row, pair)
 
     report = PreferenceReport(
-        source=source,
+        source=rows.source,
         layout=layout,
-        rows_in=len(dataset),
+        rows_in=len(splits),
         rows_out=len(kept),
         identical=counts["identical"],
         duplicates=counts["duplicates"],
@@ -121,20 +169,89 @@ def prepare_with_rows(dataset: Dataset, *, source: str) -> tuple[PreparedPrefere
     )
     if not kept:
         raise InputError(f"{report}. No pair is left: every row needs two different answers to one prompt")
-    rows, pairs = zip(*kept.values(), strict=True)
-    return PreparedPreferences(_with_pairs(dataset, rows, pairs), report), rows
+    numbers, pairs = zip(*kept.values(), strict=True)
+    return rows.select(numbers), list(pairs), report
 
 
-def read_preferences(dataset: Dataset, *, source: str) -> dict[str, list[Any]]:
-    """The columns of a preference set that are used, those that it has.
+def _read(rows: LoadedRows) -> LoadedRows:
+    """The rows with the columns of pairs read, those that there are. Raises InputError without chosen and rejected."""
+    found = rows.dataset.column_names
+    if not {"chosen", "rejected"} <= set(found):
+        holds = layout_of(rows.dataset, source=rows.source).sentence
+        require_columns(found, ("chosen", "rejected"), source=rows.source, holds=holds)
+    return rows.read(with_row_options([name for name in PREFERENCE_COLUMNS if name in found], found))
 
-    Raises InputError without chosen and rejected.
-    """
-    dataset = require_dataset(dataset, source=source)
-    if not {"chosen", "rejected"} <= set(dataset.column_names):
-        holds = layout_of(dataset, source=source).sentence
-        require_columns(dataset.column_names, ("chosen", "rejected"), source=source, holds=holds)
-    return read_columns(dataset, [name for name in PREFERENCE_COLUMNS if name in dataset.column_names], source=source)
+
+def _with_good_values(rows: LoadedRows, layout: str) -> LoadedRows:
+    values = {name: rows.columns[name] for name in PREFERENCE_COLUMNS if name in rows.columns}
+    return rows.without(value_problems(values, layout))
+
+
+def _split(row: Mapping[str, Any], layout: str) -> Pair | str:
+    """One checked row as a pair, or the reason why it cannot be split."""
+    try:
+        return split_row(row, layout)
+    except MalformedDialogue as error:
+        return str(error)
+
+
+def _refusal(pair: Pair | str, options: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """Return the chat template's objection to a pair; None if it has none, and for malformed rows."""
+    if isinstance(pair, str):
+        return None
+    before: Any = pair.prompt or []
+    try:
+        for answer in (pair.chosen, pair.rejected):
+            if isinstance(answer, list):
+                chat_text([*before, *answer], tokenizer, continued=False, options=options)
+    except RefusedByTemplate as refusal:
+        return str(refusal)
+    return None
+
+
+def _lengths(
+    columns: Mapping[str, Sequence[Any]], rows: Sequence[int], tokenizer: PreTrainedTokenizerBase, *, source: str
+) -> dict[str, list[int]]:
+    """Tokens of the prompt with each answer in these rows."""
+    names = [name for name in (*Pair._fields, *ROW_OPTIONS) if name in columns]
+    pairs = {name: [columns[name][row] for row in rows] for name in names}
+    return {name: list(map(len, ids)) for name, ids in pair_ids(pairs, tokenizer, source=source).items()}
+
+
+def _require_one_that_fits(
+    columns: Mapping[str, Sequence[Any]],
+    measured: Mapping[str, Sequence[int]],
+    tokenizer: PreTrainedTokenizerBase,
+    limit: Limit,
+    *,
+    source: str,
+) -> None:
+    """Raise InputError when every pair is above the limit; all are looked at only when the `measured` ones are."""
+    most, rows = limit.tokens, range(len(columns["chosen"]))
+    if most is None or _any_fits(measured, most):
+        return
+    parts = (rows[start : start + 1000] for start in range(0, len(rows), 1000))
+    if not any(_any_fits(_lengths(columns, part, tokenizer, source=source), most) for part in parts):
+        raise InputError(
+            f"{source}: all {len(rows)} pairs are longer than {limit.name}={most} tokens; raise {limit.name}"
+        )
+
+
+def _any_fits(lengths: Mapping[str, Sequence[int]], most: int) -> bool:
+    return any(max(pair) <= most for pair in zip(*lengths.values(), strict=True))
+
+
+def _with_pairs(dataset: Dataset, pairs: Sequence[Pair]) -> Dataset:
+    """The rows with their pairs in front of every other column."""
+    columns = {name: [getattr(pair, name) for pair in pairs] for name in Pair._fields}
+    if pairs[0].prompt is None:
+        del columns["prompt"]
+    others = dataset.with_format(None).remove_columns([name for name in Pair._fields if name in dataset.column_names])
+    made = make_dataset(columns)
+    return put_beside(made, others) if others.column_names else made
+
+
+# --- two sets ----------------------------------------------------------------------------------------------------
 
 
 def check_no_leak(
@@ -168,133 +285,3 @@ def _fingerprints(dataset: Dataset) -> tuple[list[bytes], list[bytes]]:
         fingerprint(prompt, pair) for prompt, pair in zip(prompts or [None] * len(dataset), unordered, strict=True)
     ]
     return [fingerprint(prompt) for prompt in prompts or []], pairs
-
-
-def fingerprint(*values: Any) -> bytes:
-    """Return a digest that is equal for equal prompts and answers.
-
-    Keys of messages that are None do not count, as templates are not given them.
-    """
-
-    def without_none(value: Any) -> Any:
-        if isinstance(value, Mapping):
-            return {key: item for key, item in value.items() if item is not None}
-        return [without_none(item) for item in value] if isinstance(value, (list, tuple)) else value
-
-    text = json.dumps(without_none(values), sort_keys=True, default=str)
-    return hashlib.blake2b(text.encode(), digest_size=16).digest()
-
-
-# --- rows -----------------------------------------------------------------------------------------------------
-
-
-def template_problem(row: Mapping[str, Any], layout: str, tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """Return the chat template's objection to a checked row; None if it has none, and for malformed rows."""
-    try:
-        pair = split_row(row, layout)
-        for answer in (pair.chosen, pair.rejected):
-            if isinstance(answer, list):
-                dialogue = [*(pair.prompt or []), *answer]
-                chat_text(dialogue, tokenizer, continued=False, options=row)
-    except MalformedDialogue:
-        return None
-    except RefusedByTemplate as refusal:
-        return str(refusal)
-    return None
-
-
-def split_row(row: Mapping[str, Any], layout: str) -> Pair:
-    """One checked row as a pair. Raises MalformedDialogue when whole dialogues cannot be split."""
-    prompt, chosen, rejected = row.get("prompt"), row["chosen"], row["rejected"]
-    if layout == HH:
-        pair = split_dialogues(parse_hh(chosen), parse_hh(rejected))
-        if max(len(pair.chosen), len(pair.rejected)) > 1:
-            raise MalformedDialogue("the dialogues part before the last answer")
-        return pair
-    if layout == IMPLICIT_CONVERSATIONAL:
-        if not isinstance(prompt, str):
-            return split_dialogues(chosen, rejected)
-        pair = split_dialogues(with_question(chosen, prompt), with_question(rejected, prompt))
-        require_question(pair.prompt, prompt)
-        return pair
-    return Pair(prompt, chosen, rejected)
-
-
-# --- values ------------------------------------------------------------------------------------------------------
-
-
-def value_problems(columns: Mapping[str, Sequence[Any]], layout: str) -> dict[str, list[str | None]]:
-    """Return the problem with each value of each column, None for a valid one."""
-    return {name: [_value_problem(value, name, layout) for value in values] for name, values in columns.items()}
-
-
-def _value_problem(value: Any, column: str, layout: str) -> str | None:
-    if column == "margin":
-        return margin_problem(value)
-    if layout == CONVERSATIONAL or (layout == IMPLICIT_CONVERSATIONAL and column != "prompt"):
-        return messages_problem(value, may_end_empty=layout == IMPLICIT_CONVERSATIONAL)
-    return text_problem(value)
-
-
-def check_values(columns: Mapping[str, Sequence[Any]], layout: str, *, source: str) -> None:
-    """Raise one InputError that lists every column's bad values with their rows."""
-    problems = [line for name, found in value_problems(columns, layout).items() for line in list_problems(name, found)]
-    if problems:
-        total = len(columns["chosen"])
-        raise InputError(
-            f"{source}: values that cannot be used, in a set of {total} rows [{layout}] (rows count from 0):\n  "
-            + "\n  ".join(problems)
-            + "\nMend these rows, or leave them out with dataset.filter(...)"
-        )
-
-
-def list_problems(column: str, found: Iterable[str | None]) -> list[str]:
-    """`column "chosen": None in 2 rows (3, 7)` for each kind of problem; None means no problem."""
-    rows: dict[str, list[int]] = {}
-    for row, problem in enumerate(found):
-        if problem:
-            rows.setdefault(problem, []).append(row)
-    return [f'column "{column}": {problem} in {list_rows(numbers)}' for problem, numbers in rows.items()]
-
-
-def text_problem(value: Any) -> str | None:
-    if value is None:
-        return "None"
-    if not isinstance(value, str):
-        return f"{type(value).__name__} instead of text"
-    return None if value.strip() else "empty text"
-
-
-def messages_problem(value: Any, *, may_end_empty: bool = False) -> str | None:
-    if value is None:
-        return "None"
-    if not isinstance(value, list):
-        return f"{type(value).__name__} instead of a list of messages"
-    if not value:
-        return "no messages"
-    for message in value:
-        if not (isinstance(message, Mapping) and isinstance(message.get("role"), str)):
-            return 'a message without "role" and "content"'
-        content = message.get("content")
-        if not (isinstance(content, str) or (content is None and message.get("tool_calls"))):
-            return 'a message whose "content" is not text'
-    return "empty last message" if is_empty(value[-1]) and not may_end_empty else None
-
-
-def margin_problem(value: Any) -> str | None:
-    if value is None:
-        return "None"
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return f"{type(value).__name__} instead of a number"
-    return None if math.isfinite(value) else str(value)
-
-
-def _with_pairs(dataset: Dataset, rows: Sequence[int], pairs: Sequence[Pair]) -> Dataset:
-    """The kept rows with their pairs in front of every other column."""
-    columns = {name: [getattr(pair, name) for pair in pairs] for name in Pair._fields}
-    if pairs[0].prompt is None:
-        del columns["prompt"]
-    others = dataset.with_format(None).select(rows)
-    others = others.remove_columns([name for name in Pair._fields if name in dataset.column_names])
-    made = make_dataset(columns)
-    return put_beside(made, others) if others.column_names else made

@@ -3,25 +3,45 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence, Sized
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, get_args
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
-from hf_rlhf.data.files import list_rows, read_columns, require_dataset
-from hf_rlhf.data.json_columns import keep_own_keys, make_dataset, put_beside
-from hf_rlhf.data.layouts import Layout, layout_of
-from hf_rlhf.data.preferences import PreferenceReport, fingerprint, prepare_with_rows
-from hf_rlhf.data.prompt_checks import (
+from hf_rlhf.data.checks import (
     OVERLONG_CHOICES,
+    PROMPT_RULE,
     Overlong,
-    check_prompts,
-    prompt_columns,
-    prompt_of,
+    prompt_problem,
     prompt_problems,
-    require_no_problems,
     require_prompts,
 )
+from hf_rlhf.data.json_columns import make_dataset, put_beside
+from hf_rlhf.data.layouts import Layout, layout_of, prompt_columns, prompt_of
+from hf_rlhf.data.preferences import PreferenceReport, keep_pairs
+from hf_rlhf.data.prepared import PreparedSet, TokenizerState
+from hf_rlhf.data.report import (
+    BEGUN,
+    NO_TURN,
+    Lengths,
+    Limit,
+    begun,
+    count_left_out,
+    report_set,
+)
+from hf_rlhf.data.rows import BadRow, BadRows, LoadedRows, fingerprint, fingerprints, list_rows
 from hf_rlhf.data.streamed_prompts import prepare_streamed_prompts
-from hf_rlhf.data.tokens import options_by_row, tokenize_prompts, with_row_options
+from hf_rlhf.data.tokens import (
+    NOTHING,
+    ROW_OPTIONS,
+    RefusedByTemplate,
+    options_by_row,
+    require_chat_template,
+    row_ids,
+    scored_length,
+    text_ids,
+    tokenize_prompts,
+    with_row_options,
+)
 from hf_rlhf.errors import InputError
 
 if TYPE_CHECKING:
@@ -31,6 +51,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 LoadedOrStreamed = TypeVar("LoadedOrStreamed", "Dataset", "IterableDataset")
+
+_AGAIN = "with a prompt that is there already"
 
 
 def prepare_prompts(
@@ -59,10 +81,8 @@ def prepare_prompts(
     """
     import datasets
 
-    if overlong_prompts not in get_args(Overlong):
-        raise InputError(f"overlong_prompts={overlong_prompts!r}; choose one of {', '.join(get_args(Overlong))}")
-    if max_prompt_length < 1:
-        raise InputError(f"max_prompt_length={max_prompt_length} leaves no room for a prompt; use at least 1")
+    settings: dict[str, Any] = {"overlong": overlong_prompts, "chat_template_kwargs": chat_template_kwargs}
+    limit = prompt_limit(max_prompt_length, overlong_prompts)
     if isinstance(dataset, datasets.IterableDataset):
         return prepare_streamed_prompts(
             dataset,
@@ -72,20 +92,160 @@ def prepare_prompts(
             overlong_prompts=overlong_prompts,
             chat_template_kwargs=chat_template_kwargs,
         )
-    dataset = with_prompts(keep_own_keys(require_dataset(dataset, source=source)), source=source).dataset
-    columns = read_columns(dataset, with_row_options(["prompt"], dataset.column_names), source=source)
-    check_prompts(columns["prompt"], source=source)
-    settings: dict[str, Any] = {"options": options_by_row(columns), "chat_template_kwargs": chat_template_kwargs}
-    prompt_ids = tokenize_prompts(columns["prompt"], tokenizer, source=source, **settings)
-    kept = list(range(len(prompt_ids)))
-    if longer := require_fitting(prompt_ids, max_prompt_length, overlong_prompts, source=source):
-        filters = overlong_prompts == "filter"
-        logger.warning("%s; %s", longer, "left out" if filters else "cut on the left")
-        kept = [row for row in kept if not filters or len(prompt_ids[row]) <= max_prompt_length]
-    if "prompt_ids" in dataset.column_names:
-        dataset = dataset.remove_columns("prompt_ids")
-    dataset = dataset.select(kept) if len(kept) < len(dataset) else dataset
-    return dataset.add_column("prompt_ids", [prompt_ids[row][-max_prompt_length:] for row in kept])  # pyright: ignore[reportCallIssue]
+    rows = LoadedRows.given(dataset, source=source)
+    return prepare_prompt_set(rows, tokenizer, role=source, limit=limit, **settings).dataset
+
+
+def prompt_limit(max_prompt_length: int, overlong_prompts: str) -> Limit:
+    """Return the limit of prompts with what becomes of longer ones. Raises InputError for values that cannot be."""
+    if overlong_prompts not in get_args(Overlong):
+        raise InputError(f"overlong_prompts={overlong_prompts!r}; choose one of {', '.join(get_args(Overlong))}")
+    if max_prompt_length < 1:
+        raise InputError(f"max_prompt_length={max_prompt_length} leaves no room for a prompt; use at least 1")
+    then = {"error": "end the run", "filter": "are left out"}.get(overlong_prompts, "are cut on the left")
+    return Limit("max_prompt_length", max_prompt_length, then)
+
+
+def prompt_settings(
+    tokenizer: PreTrainedTokenizerBase, tokens: int | None, overlong: str, chat_template_kwargs: Any
+) -> dict[str, Any]:
+    """Return what the ids of prompts depend on besides the rows, by the names that `PPOTrainer` has for it."""
+    return {
+        "processing_class": TokenizerState.of(tokenizer),
+        "max_prompt_length": tokens,
+        "overlong_prompts": overlong,
+        "chat_template_kwargs": dict(chat_template_kwargs or {}),
+    }
+
+
+def prepare_prompt_set(
+    rows: LoadedRows,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    role: str,
+    limit: Limit,
+    overlong: Overlong = "error",
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+    reward_tokenizers: Mapping[str, PreTrainedTokenizerBase] = NOTHING,
+) -> PreparedSet:
+    """Check, tokenize and report on the rows that PPO takes its prompts from, each once by every tokenizer.
+
+    For the columns of the set see `prepare_prompts`, which raises what this does. A prompt that the chat template of a
+    reward model refuses is a bad row too; `reward_tokenizers` has their names.
+    """
+    read, found, source = rows.rows_read, rows.dataset.column_names, rows.source
+    layout = layout_of(rows.dataset, source=source)
+    require_prompts(layout, found, source=source)
+    names = prompt_columns(layout, found)
+    good = rows.read(with_row_options(names, found))
+    rule = f"{PROMPT_RULE}. "
+    good = good.without(prompt_problems({name: good.columns[name] for name in names}, layout), rule)
+    good, pairs = _with_prompts(good, layout)
+    left_out = count_left_out(pairs, len(good.dataset), _AGAIN)
+    if layout.prompts != "prompt":
+        told = [prompt_problem(prompt, conversational=True) for prompt in good.columns["prompt"]]
+        good = good.without({"prompt": told}, rule)
+    good, ids, scored = _tokenized(good, tokenizer, chat_template_kwargs, reward_tokenizers)
+    lengths, kept = list(map(len, ids)), range(len(ids))
+    if limit.tokens is not None and (longer := require_fitting(ids, limit.tokens, overlong, rows=good)):
+        logger.warning("%s; %s", longer, "left out" if overlong == "filter" else "cut on the left")
+        kept = [row for row in kept if overlong != "filter" or lengths[row] <= limit.tokens]
+    prompts = good.columns["prompt"]
+    different = fingerprints(good.columns, ["prompt", *ROW_OPTIONS])
+    report = report_set(
+        rows,
+        good.columns,
+        read,
+        role=role,
+        layout=layout.taken_for(layout.prompts_name),
+        columns=names,
+        shown=["prompt"],
+        left_out=left_out,
+        noticed={
+            _AGAIN: len(prompts) - len(different),
+            BEGUN: begun([prompts], tokenizer),
+            NO_TURN: len(prompts) if tokenizer.chat_template and isinstance(prompts[0], str) else 0,
+        },
+        lengths=[Lengths.of("prompt", lengths, limit)],
+        others_are="passed to the rewards",
+    )
+    if len(kept) < len(prompts):
+        good = good.select(kept)
+    dataset = good.dataset.remove_columns([name for name in good.dataset.column_names if name == "prompt_ids"])
+    most = limit.tokens or 0  # [-0:] is all
+    dataset = dataset.add_column("prompt_ids", [ids[row][-most:] for row in kept])  # pyright: ignore[reportCallIssue]
+    return PreparedSet(
+        dataset,
+        report,
+        good.place,
+        prompt_settings(tokenizer, limit.tokens, overlong, chat_template_kwargs),
+        [(state, [each[row] for row in kept]) for state, each in scored],
+        frozenset(different),
+    )
+
+
+def _with_prompts(rows: LoadedRows, layout: Layout) -> tuple[LoadedRows, PreferenceReport | None]:
+    """The rows with their prompts in a column that is read; of pairs the distinct ones, and the report on the pairs."""
+    if layout.prompts == "prompt":
+        return rows, None
+    options = {name: values for name, values in rows.columns.items() if name in ROW_OPTIONS}
+    pairs = None
+    if layout.prompts == "messages":
+        prompts = [prompt_of(row, prompts="messages") for row in rows.by_row()]
+    else:
+        rows, kept, pairs = keep_pairs(rows, layout.pairs)
+        if kept[0].prompt is None:
+            raise InputError(
+                f'{rows.source}: no column "prompt", and the pairs are plain text [{pairs.layout}], so their prompts'
+                " cannot be told from their answers. Add a prompt column, or write the pairs as lists of messages"
+            )
+        options = {name: rows.columns[name] for name in options}
+        keys = [fingerprint(pair.prompt, *own) for pair, *own in zip(kept, *options.values(), strict=True)]
+        first = sorted({key: row for row, key in reversed(list(enumerate(keys)))}.values())
+        logger.info("%s; %d distinct prompts", pairs, len(first))
+        rows, prompts = rows.select(first), [kept[row].prompt for row in first]
+        options = {name: rows.columns[name] for name in options}
+    used = ("prompt", "chosen", "rejected", "margin") if pairs else ("prompt",)
+    others = rows.dataset.with_format(None).remove_columns([n for n in used if n in rows.dataset.column_names])
+    made = make_dataset({"prompt": prompts})
+    dataset = put_beside(made, others) if others.column_names else made
+    return replace(rows, dataset=dataset, columns={"prompt": prompts, **options}), pairs
+
+
+def _tokenized(
+    rows: LoadedRows,
+    tokenizer: PreTrainedTokenizerBase,
+    chat_template_kwargs: Mapping[str, Any] | None,
+    reward_tokenizers: Mapping[str, PreTrainedTokenizerBase],
+) -> tuple[LoadedRows, list[list[int]], list[tuple[TokenizerState, list[int]]]]:
+    """The prompts that all chat templates take and that have tokens, their ids, and their lengths for each reward."""
+    prompts, options = rows.columns["prompt"], options_by_row(rows.columns)
+    texts = isinstance(prompts[0], str)
+    if not texts:
+        require_chat_template(tokenizer, source=rows.source)
+        for name, each in reward_tokenizers.items():
+            require_chat_template(each, source=f"{rows.source} for the reward model {name!r}")
+    ids = text_ids(prompts, tokenizer, continued=True) if texts else [[] for _ in prompts]
+    problems: list[str | None] = [None] * len(prompts)
+    scored = [[0] * len(prompts) for _ in reward_tokenizers]
+    for row, (prompt, own) in enumerate(zip(prompts, options, strict=True)):
+        trying = ""
+        try:
+            if not texts:
+                settings: dict[str, Any] = {"options": own, "chat_template_kwargs": chat_template_kwargs}
+                ids[row] = row_ids(prompt, tokenizer, continued=True, **settings)
+            if not ids[row]:
+                problems[row] = "no tokens"
+                continue
+            for (name, each), lengths in zip(reward_tokenizers.items(), scored, strict=True):
+                trying = f"reward model {name!r}: "
+                lengths[row] = scored_length(prompt, each, own)
+        except RefusedByTemplate as refusal:
+            problems[row] = f"{trying}{refusal}"
+    good = rows.good({"prompt": problems})
+    states = map(TokenizerState.of, reward_tokenizers.values())
+    counted = [(state, [lengths[row] for row in good]) for state, lengths in zip(states, scored, strict=True)]
+    return rows if len(good) == len(prompts) else rows.select(good), [ids[row] for row in good], counted
 
 
 def prompt_rows(
@@ -110,10 +270,13 @@ def prompt_rows(
         prompt_ids = [list(ids) for ids in prompts]
         prompts = tokenizer.batch_decode(prompt_ids)
     else:
-        check_prompts(prompts, source="prompts")
+        conversational = isinstance(next((prompt for prompt in prompts if prompt is not None), None), list)
+        problems = [prompt_problem(prompt, conversational=conversational) for prompt in prompts]
+        bad = [BadRow(str(row), f'column "prompt": {problem}') for row, problem in enumerate(problems) if problem]
+        BadRows(None).add_all(bad, source="prompts", total=len(prompts), rule=f"{PROMPT_RULE}. ")
         prompt_ids = tokenize_prompts(prompts, tokenizer, source="prompts", chat_template_kwargs=chat_template_kwargs)
     if max_prompt_length is not None:
-        require_fitting(prompt_ids, max_prompt_length, "error", source="prompts")
+        require_fitting(prompt_ids, max_prompt_length, "error")
     return [{"prompt": prompt, "prompt_ids": ids} for prompt, ids in zip(prompts, prompt_ids, strict=True)]
 
 
@@ -124,65 +287,14 @@ def _are_ids(value: Any, vocab_size: int | None = None) -> bool:
     return all(isinstance(token, int) and (vocab_size is None or 0 <= token < vocab_size) for token in value)
 
 
-def require_rows(dataset: Sized, minimum: int, *, source: str, why: str) -> None:
-    """Raise InputError when the set has fewer rows than one batch; `why` is the batch algebra behind `minimum`."""
-    if len(dataset) < minimum:
-        raise InputError(
-            f"{source}: {len(dataset)} rows are fewer than the {minimum} that one batch takes ({why}). "
-            f"Add {minimum - len(dataset)} rows or make the batch smaller"
-        )
-
-
-class PromptSet(NamedTuple):
-    """Prompts, with the rows and the preference pairs that they come from.
-
-    `pairs` reports on the pairs. `rows` has each row's number before.
-    """
-
-    dataset: Dataset
-    rows: Sequence[int]
-    pairs: PreferenceReport | None = None
-
-
-def with_prompts(dataset: Dataset, *, source: str) -> PromptSet:
-    """The set itself when it has prompts; else those of its dialogues, of preference pairs the distinct ones."""
-    layout = layout_of(dataset, source=source)
-    require_prompts(layout, dataset.column_names, source=source)
-    if layout.prompts != "pairs":
-        made = dataset if layout.prompts == "prompt" else _before_answers(dataset, layout, source=source)
-        return PromptSet(made, range(len(dataset)))
-    (pairs, report), rows = prepare_with_rows(dataset, source=source)
-    if "prompt" not in pairs.column_names:
-        raise InputError(
-            f'{source}: no column "prompt", and the pairs are plain text [{report.layout}], so their prompts cannot be '
-            "told from their answers. Add a prompt column, or write the pairs as lists of messages"
-        )
-    columns = read_columns(pairs, with_row_options(["prompt"], pairs.column_names), source=source)
-    first_rows = {fingerprint(*row): n for n, row in reversed(list(enumerate(zip(*columns.values(), strict=True))))}
-    answers = [name for name in ("chosen", "rejected", "margin") if name in pairs.column_names]
-    logger.info("%s; %d distinct prompts", report, len(first_rows))
-    kept = sorted(first_rows.values())
-    return PromptSet(pairs.select(kept).remove_columns(answers), [rows[row] for row in kept], report)
-
-
-def _before_answers(dataset: Dataset, layout: Layout, *, source: str) -> Dataset:
-    """The set with the messages before the last answer of `messages` as its prompts."""
-    columns = read_columns(dataset, prompt_columns(layout, dataset.column_names), source=source)
-    require_no_problems(prompt_problems(columns, layout), len(dataset), source=source)
-    rows = (dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True))
-    made = make_dataset({"prompt": [prompt_of(row, prompts=layout.prompts) for row in rows]})
-    return put_beside(made, dataset.with_format(None).remove_columns([n for n in columns if n == "prompt"]))
-
-
 def require_fitting(
     prompt_ids: Sequence[Sequence[int]],
     limit: int,
     overlong_prompts: Overlong,
     *,
-    source: str,
-    place: Callable[[int], str] = str,
+    rows: LoadedRows | None = None,
 ) -> str | None:
-    """Say which prompts are above the limit, if any are; `place` says where a row stands.
+    """Say which prompts are above the limit, if any are; `rows` say where each stands.
 
     Raises InputError when that may not be ("error"), or leaves none ("filter").
     """
@@ -190,9 +302,10 @@ def require_fitting(
     if not too_long:
         return None
     longest = max(map(len, prompt_ids))
+    place, counted, source = (rows.place, rows.counted, rows.source) if rows else (str, ", counted from 0", "prompts")
     message = (
         f"{source}: prompts longer than max_prompt_length={limit} tokens: {list_rows(list(map(place, too_long)))} of "
-        f"{len(prompt_ids)}{', counted from 0' if place is str else ''}; the longest has {longest}"
+        f"{len(prompt_ids)}{counted}; the longest has {longest}"
     )
     if overlong_prompts == "error":
         raise InputError(f"{message}. Raise max_prompt_length to {longest}, or set {OVERLONG_CHOICES}")

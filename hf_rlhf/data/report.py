@@ -3,59 +3,28 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hf_rlhf.credentials import printable
-from hf_rlhf.data.bad_rows import BadRow, list_by_problem
-from hf_rlhf.data.dialogues import Pair
-from hf_rlhf.data.files import LoadedRows, read_columns
-from hf_rlhf.data.language_modeling import (
-    find_columns,
-    learning_problems,
-    template_problems,
-    text_problems,
-    tokenize_texts,
-)
-from hf_rlhf.data.layouts import IMPLICIT_TEXT, TEXT, layout_of
-from hf_rlhf.data.preferences import (
-    PREFERENCE_COLUMNS,
-    PreferenceReport,
-    fingerprint,
-    prepare_with_rows,
-    read_preferences,
-    template_problem,
-    value_problems,
-)
-from hf_rlhf.data.prompt_checks import Overlong, prompt_columns, prompt_problems, require_prompts
-from hf_rlhf.data.prompts import require_fitting, with_prompts
-from hf_rlhf.data.tokens import (
-    NOTHING,
-    ROW_OPTIONS,
-    begin_already,
-    options_by_row,
-    prompt_refusal,
-    require_chat_template,
-    scoring_refusal,
-    token_ids,
-    with_row_options,
-)
-from hf_rlhf.data.training_rows import pair_ids
-from hf_rlhf.errors import InputError
+from hf_rlhf.data.rows import BadRow, LoadedRows, list_by_problem
+from hf_rlhf.data.tokens import ROW_OPTIONS, begin_already
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
+
+    from hf_rlhf.data.preferences import PreferenceReport
 
 REPORT_FILE = "data_report.json"
 MEASURED_ROWS = 2000
 """Pairs or texts whose tokens are counted; of a larger set, as many that are spread evenly over it."""
 
 _EXAMPLES, _EXAMPLE_CHARACTERS = 2, 100
-_BEGUN = "that begin with the BOS already; it is not added again"
-_NO_TURN = "of plain text, which the policy continues without its chat template (messages would be answered)"
+BEGUN = "that begin with the BOS already; it is not added again"
+NO_TURN = "of plain text, which the policy continues without its chat template (messages would be answered)"
 
 
 class Limit(NamedTuple):
@@ -152,288 +121,71 @@ class DataReport:
         (folder / REPORT_FILE).write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
-class CheckedSet(NamedTuple):
-    """Return the rows to use, what was found, and where each of these rows stands."""
-
-    dataset: Dataset
-    report: SetReport
-    place: Callable[[int], str]
-
-
-def check_preferences(rows: LoadedRows, tokenizer: PreTrainedTokenizerBase, *, role: str, limit: Limit) -> CheckedSet:
-    """A preference set in TRL's format with its report. Raises InputError as `prepare_preferences` does."""
-    read = _rows_read(rows)
-    columns = read_preferences(rows.dataset, source=rows.source)
-    layout = layout_of(rows.dataset, source=rows.source)
-    good = rows.without(value_problems(columns, layout.pairs))
-    good = good.without(_refused_pairs(good, tokenizer))
-    (dataset, found), kept = prepare_with_rows(good.dataset, source=rows.source)
-    good = good.select(kept)
-    pairs = _sample(dataset, with_row_options(_pair_columns(dataset), dataset.column_names))
-    tokens = _pair_lengths(pairs, tokenizer, source=rows.source)
-    begun = _begun(dataset, ["prompt"] if "prompt" in dataset.column_names else ["chosen", "rejected"], tokenizer)
-    _require_one_that_fits(dataset, tokens, tokenizer, limit, source=rows.source)
-    longer = sum(len(str(c)) > len(str(r)) for c, r in zip(pairs["chosen"], pairs["rejected"], strict=True))
-    report = _report(
-        rows,
-        dataset,
-        read,
-        role=role,
-        layout=layout.taken_for(found.layout),
-        columns=list(columns),
-        left_out=_left_out(found, kept, "that are there already"),
-        noticed={
-            "that contradict another (the same answers the other way round)": found.contradictions,
-            f"of {len(pairs['chosen'])} whose chosen answer is the longer one": longer,
-            _BEGUN: begun,
-        },
-        lengths=[Lengths.of(f"prompt and {name}", lengths, limit) for name, lengths in tokens.items()],
-    )
-    return CheckedSet(_for_trl(dataset, PREFERENCE_COLUMNS), report, good.place)
-
-
-def check_prompt_set(
+def report_set(
     rows: LoadedRows,
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    role: str,
-    limit: Limit,
-    overlong: Overlong = "error",
-    chat_template_kwargs: Mapping[str, Any] | None = None,
-    reward_tokenizers: Mapping[str, PreTrainedTokenizerBase] = NOTHING,
-) -> CheckedSet:
-    """The rows that PPO takes its prompts from, with their report. Raises InputError as `prepare_prompts` does.
-
-    Prompts above the limit are still there where they are no error: `prepare_prompts` cuts them or leaves them out.
-    A prompt that the chat template of a reward model refuses is a bad row too; `reward_tokenizers` has their names.
-    """
-    read, found = _rows_read(rows), rows.dataset.column_names
-    layout = layout_of(rows.dataset, source=rows.source)
-    require_prompts(layout, found, source=rows.source)
-    names = prompt_columns(layout, found)
-    good = rows.without(prompt_problems(read_columns(rows.dataset, names, source=rows.source), layout))
-    dataset, kept, pairs = with_prompts(good.dataset, source=rows.source)
-    good = replace(good.select(kept), dataset=dataset)
-    prompts, ids = _tokenized(good, tokenizer, chat_template_kwargs, reward_tokenizers)
-    if limit.tokens is not None:
-        require_fitting(ids, limit.tokens, overlong, source=rows.source, place=prompts.place)
-    dataset = prompts.dataset
-    report = _report(
-        rows,
-        dataset,
-        read,
-        role=role,
-        layout=layout.taken_for(layout.prompts_name),
-        columns=names,
-        shown=["prompt"],
-        left_out=_left_out(pairs, kept, "with a prompt that is there already"),
-        noticed={
-            "with a prompt that is there already": len(dataset) - len(fingerprints(dataset, ["prompt", *ROW_OPTIONS])),
-            _BEGUN: _begun(dataset, ["prompt"], tokenizer),
-            _NO_TURN: len(dataset)
-            if tokenizer.chat_template and isinstance(_sample(dataset.select([0]), ["prompt"])["prompt"][0], str)
-            else 0,
-        },
-        lengths=[Lengths.of("prompt", list(map(len, ids)), limit)],
-        others_are="passed to the rewards",
-    )
-    return CheckedSet(dataset, report, prompts.place)
-
-
-def check_text_set(
-    rows: LoadedRows,
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    role: str,
-    limit: Limit,
-    all_learnable: bool = False,
-    chat_template_kwargs: Mapping[str, Any] | None = None,
-) -> CheckedSet:
-    """Demonstrations or texts, with their report. Raises InputError for missing columns and bad values.
-
-    With `all_learnable`, rows without a token to learn within the limit are bad rows, as `prepare_texts` wants it.
-    """
-    read = _rows_read(rows)
-    names = find_columns(rows.dataset, source=rows.source)
-    layout = layout_of(rows.dataset, source=rows.source)
-    good = rows.without(text_problems(read_columns(rows.dataset, names, source=rows.source)))
-    settings: dict[str, Any] = {"source": rows.source, "chat_template_kwargs": chat_template_kwargs}
-    good = good.without(template_problems(_with_options(good, names), tokenizer, **settings))
-    if all_learnable and limit.tokens is not None:
-        texts = tokenize_texts(_with_options(good, names), tokenizer, **settings)
-        good = good.without({names[-1]: learning_problems(texts, limit.tokens)})
-    sample = _sample(good.dataset, with_row_options(names, good.dataset.column_names))
-    texts = tokenize_texts(sample, tokenizer, **settings)
-    filled = sum(limit.tokens is not None and text.given >= limit.tokens for text in texts)
-    report = _report(
-        rows,
-        good.dataset,
-        read,
-        role=role,
-        layout=layout.taken_for(layout.texts_name),
-        columns=list(names),
-        left_out={},
-        noticed={
-            "that are there already": len(good.dataset) - len(fingerprints(good.dataset, [*names, *ROW_OPTIONS])),
-            f"of {len(texts)} whose prompt alone fills {limit.name}": filled,
-            _BEGUN: _begun(good.dataset, names[:1], tokenizer),
-        },
-        lengths=[Lengths.of("text", [len(text.ids) for text in texts], limit)],
-    )
-    return CheckedSet(_for_trl(good.dataset, names), report, good.place)
-
-
-def fingerprints(dataset: Dataset, columns: Sequence[str]) -> set[bytes]:
-    """One digest for each different row of these columns; one that the set lacks is None in all of its rows."""
-    values = read_columns(dataset, [name for name in columns if name in dataset.column_names])
-    nothing = [None] * len(dataset)
-    return {fingerprint(*row) for row in zip(*(values.get(name, nothing) for name in columns), strict=True)}
-
-
-def _rows_read(rows: LoadedRows) -> int:
-    """Rows, and lines of the file that are none; to be asked before a row is found to be bad."""
-    return len(rows.dataset) + len(rows.bad_rows.found)
-
-
-def _for_trl(dataset: Dataset, names: Sequence[str]) -> Dataset:
-    """The columns that a stage reads: trl would take a `messages` or `input_ids` beside them for another layout."""
-    return dataset.select_columns([n for n in (*names, *ROW_OPTIONS) if n in dataset.column_names])
-
-
-def _report(
-    rows: LoadedRows,
-    dataset: Dataset,
+    prepared: Mapping[str, Sequence[Any]],
     rows_read: int,
     *,
     columns: Sequence[str],
     shown: Sequence[str] | None = None,
     **found: Any,
 ) -> SetReport:
-    shown = shown or [name for name in columns if name in dataset.column_names]
-    conversational = isinstance(_sample(dataset.select([0]), shown[-1:])[shown[-1]][0], list)
+    """Report on a set.
+
+    Args:
+        rows: as they were read, with the bad ones that were found since.
+        prepared: the columns of the rows that are left.
+        rows_read: how many there were, before any was found to be bad.
+        columns: those that the stage uses.
+        shown: those that the examples show, by default all of `columns` that are left.
+        found: the other fields of `SetReport`.
+    """
+    shown = shown or [name for name in columns if name in prepared]
+    conversational = isinstance(prepared[shown[-1]][0], list)
     options = [name for name in ROW_OPTIONS if name in rows.dataset.column_names and conversational]
     others = [name for name in rows.dataset.column_names if name not in (*columns, *options)]
+    count = len(prepared[shown[0]])
     return SetReport(
         source=printable(rows.source),
         columns=list(columns),
         row_options=options,
         other_columns=[printable(name, 100) for name in others],
         rows_read=rows_read,
-        rows=len(dataset),
+        rows=count,
         bad_rows=[BadRow(printable(row.place), row.problem) for row in rows.bad_rows.found],
-        examples=_examples(dataset, shown),
+        examples=[
+            {name: printable(_as_text(prepared[name][row]), _EXAMPLE_CHARACTERS) for name in shown}
+            for row in range(min(_EXAMPLES, count))
+        ],
         **found,
     )
 
 
-def _left_out(pairs: PreferenceReport | None, kept: Sequence[int], repeats: str) -> dict[str, int]:
-    """Why pairs are not `kept`: those that are neither malformed nor with equal answers are there already."""
+def count_left_out(pairs: PreferenceReport | None, kept: int, repeats: str) -> dict[str, int]:
+    """Return why pairs are not among those `kept`: where not malformed and not equal, they are there already."""
     if pairs is None:
         return {}
     reasons = {f"malformed: {reason}": count for reason, count in pairs.malformed_reasons.items()}
     reasons["with chosen equal to rejected"] = pairs.identical
-    return reasons | {repeats: pairs.rows_in - len(kept) - sum(reasons.values())}
+    return reasons | {repeats: pairs.rows_in - kept - sum(reasons.values())}
 
 
-def _with_options(rows: LoadedRows, names: Sequence[str]) -> dict[str, list[Any]]:
-    """These columns, and those that trl's trainers hand to the chat template."""
-    return read_columns(rows.dataset, with_row_options(names, rows.dataset.column_names), source=rows.source)
+def measured_rows(count: int) -> list[int]:
+    """Return at most `MEASURED_ROWS` of so many rows, spread evenly."""
+    step = max(count / MEASURED_ROWS, 1)
+    return [int(number * step) for number in range(min(count, MEASURED_ROWS))]
 
 
-def _refused_pairs(rows: LoadedRows, tokenizer: PreTrainedTokenizerBase) -> dict[str, list[str | None]]:
-    """Return the chat template's objection to each row of checked pairs, None for a row without one."""
-    layout = layout_of(rows.dataset, source=rows.source).pairs
-    if layout in (TEXT, IMPLICIT_TEXT):
-        return {}
-    require_chat_template(tokenizer, source=rows.source)
-    columns = _with_options(rows, [name for name in PREFERENCE_COLUMNS if name in rows.dataset.column_names])
-    by_row = (dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True))
-    return {"chosen": [template_problem(row, layout, tokenizer) for row in by_row]}
-
-
-def _tokenized(
-    rows: LoadedRows,
-    tokenizer: PreTrainedTokenizerBase,
-    chat_template_kwargs: Mapping[str, Any] | None,
-    reward_tokenizers: Mapping[str, PreTrainedTokenizerBase],
-) -> tuple[LoadedRows, list[list[int]]]:
-    """The prompts that all chat templates take and that have tokens, and these."""
-    columns = _with_options(rows, ["prompt"])
-    if isinstance(columns["prompt"][0], list):
-        require_chat_template(tokenizer, source=rows.source)
-        for name, each in reward_tokenizers.items():
-            require_chat_template(each, source=f"{rows.source} for the reward model {name!r}")
-
-        def refusal(prompt: Any, options: Mapping[str, Any]) -> str | None:
-            own = prompt_refusal(prompt, tokenizer, options=options, chat_template_kwargs=chat_template_kwargs)
-            scoring = ((name, scoring_refusal(prompt, options, each)) for name, each in reward_tokenizers.items())
-            return own or next((f"reward model {name!r}: {why}" for name, why in scoring if why), None)
-
-        rows = rows.without({"prompt": list(map(refusal, columns["prompt"], options_by_row(columns)))})
-        columns = _with_options(rows, ["prompt"])
-    settings: dict[str, Any] = {"options": options_by_row(columns), "chat_template_kwargs": chat_template_kwargs}
-    ids = token_ids(columns["prompt"], tokenizer, continued=True, source=rows.source, **settings)
-    return rows.without({"prompt": [None if each else "no tokens" for each in ids]}), list(filter(None, ids))
-
-
-def _require_one_that_fits(
-    dataset: Dataset,
-    measured: Mapping[str, Sequence[int]],
-    tokenizer: PreTrainedTokenizerBase,
-    limit: Limit,
-    *,
-    source: str,
-) -> None:
-    """Raise InputError when every pair is above the limit; all are looked at only when the `measured` ones are."""
-    most = limit.tokens
-    if most is None or _any_fits(measured, most):
-        return
-    for start in range(0, len(dataset), MEASURED_ROWS):
-        rows = dataset.select(range(start, min(start + MEASURED_ROWS, len(dataset))))
-        pairs = read_columns(rows, with_row_options(_pair_columns(rows), rows.column_names))
-        if _any_fits(_pair_lengths(pairs, tokenizer, source=source), most):
-            return
-    raise InputError(
-        f"{source}: all {len(dataset)} pairs are longer than {limit.name}={most} tokens; raise {limit.name}"
-    )
-
-
-def _any_fits(lengths: Mapping[str, Sequence[int]], most: int) -> bool:
-    return any(max(pair) <= most for pair in zip(*lengths.values(), strict=True))
-
-
-def _pair_columns(dataset: Dataset) -> list[str]:
-    return [name for name in Pair._fields if name in dataset.column_names]
-
-
-def _sample(dataset: Dataset, columns: Sequence[str]) -> dict[str, list[Any]]:
-    """The columns of at most `MEASURED_ROWS` rows, spread evenly."""
-    step = max(len(dataset) / MEASURED_ROWS, 1)
-    rows = [int(number * step) for number in range(min(len(dataset), MEASURED_ROWS))]
-    return read_columns(dataset.select(rows), columns)
-
-
-def _pair_lengths(
-    pairs: Mapping[str, Sequence[Any]], tokenizer: PreTrainedTokenizerBase, *, source: str
-) -> dict[str, list[int]]:
-    return {name: list(map(len, ids)) for name, ids in pair_ids(pairs, tokenizer, source=source).items()}
-
-
-def _begun(dataset: Dataset, columns: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> int:
+def begun(columns: Sequence[Sequence[Any]], tokenizer: PreTrainedTokenizerBase) -> int:
     """Count the rows that have a text that begins with the tokenizer's BOS in one of these columns."""
-    values = read_columns(dataset, columns)
-    if not isinstance(values[columns[0]][0], str):
+    if not isinstance(columns[0][0], str):
         return 0
-    return sum(map(any, zip(*(begin_already(texts, tokenizer) for texts in values.values()), strict=True)))
+    return sum(map(any, zip(*(begin_already(texts, tokenizer) for texts in columns), strict=True)))
 
 
-def _examples(dataset: Dataset, columns: Sequence[str]) -> list[dict[str, str]]:
-    values = read_columns(dataset.select(range(min(_EXAMPLES, len(dataset)))), columns)
-    rows = zip(*values.values(), strict=True)
-    return [
-        {name: printable(_as_text(value), _EXAMPLE_CHARACTERS) for name, value in zip(columns, row, strict=True)}
-        for row in rows
-    ]
+def select_for_trl(dataset: Dataset, names: Sequence[str]) -> Dataset:
+    """The columns that a stage reads: trl would take a `messages` or `input_ids` beside them for another layout."""
+    return dataset.select_columns([n for n in (*names, *ROW_OPTIONS) if n in dataset.column_names])
 
 
 def _as_text(value: Any) -> str:

@@ -6,19 +6,17 @@ import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from hf_rlhf.data.dialogues import MalformedDialogue
-from hf_rlhf.data.json_columns import keep_own_keys_of_stream
-from hf_rlhf.data.layouts import Layout, find_layout
-from hf_rlhf.data.prompt_checks import (
+from hf_rlhf.data.checks import (
     OVERLONG_CHOICES,
     PROMPT_RULE,
     Overlong,
-    prompt_columns,
-    prompt_of,
     prompt_problem,
     prompt_problems,
     require_prompts,
 )
+from hf_rlhf.data.dialogues import MalformedDialogue
+from hf_rlhf.data.json_columns import keep_own_keys_of_stream
+from hf_rlhf.data.layouts import Layout, find_layout, prompt_columns, prompt_of
 from hf_rlhf.data.tokens import tokenize_prompts
 from hf_rlhf.errors import InputError
 

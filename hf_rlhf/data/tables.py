@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_rlhf.credentials import printable
-from hf_rlhf.data.bad_rows import BadRows
 from hf_rlhf.data.json_columns import keep_own_keys, make_dataset, read_values
 from hf_rlhf.data.json_files import BOM
+from hf_rlhf.data.rows import BadRows
 from hf_rlhf.errors import InputError
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from hf_rlhf.data.files import list_rows
 from hf_rlhf.data.json_columns import ROW_OPTIONS
+from hf_rlhf.data.rows import list_rows
 from hf_rlhf.errors import InputError
 
 if TYPE_CHECKING:
@@ -197,26 +197,15 @@ def _once(before: list[int], inside: list[int], behind: list[int], end: int | No
 # --- prompts -----------------------------------------------------------------------------------------------------
 
 
-def prompt_refusal(
-    prompt: Sequence[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase, **settings: Any
-) -> str | None:
-    """Return what the chat template has against a prompt; None when nothing. `settings` as in `row_ids`."""
-    try:
-        chat_text(prompt, tokenizer, continued=True, **settings)
-    except RefusedByTemplate as refusal:
-        return str(refusal)
-    return None
+def scored_length(
+    prompt: str | Sequence[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase, options: Mapping[str, Any]
+) -> int:
+    """Return the tokens of a prompt as a reward model reads it, without the answer. Raises RefusedByTemplate.
 
-
-def scoring_refusal(
-    prompt: Sequence[Mapping[str, Any]], options: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase
-) -> str | None:
-    """Return what a reward model's chat template has against a prompt with an answer; None when nothing."""
-    try:
-        chat_text([*prompt, ANY_ANSWER], tokenizer, continued=False, options=options)
-    except RefusedByTemplate as refusal:
-        return str(refusal)
-    return None
+    A stand-in for the answer, of one token, takes part in the rendering of messages.
+    """
+    answer: Any = "" if isinstance(prompt, str) else [ANY_ANSWER]
+    return len(row_ids(prompt + answer, tokenizer, continued=False, options=options)) - len(answer)
 
 
 def require_chat_template(tokenizer: PreTrainedTokenizerBase, *, source: str) -> None:

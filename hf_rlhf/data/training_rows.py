@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from hf_rlhf.data.json_columns import decode_exactly
-from hf_rlhf.data.language_modeling import find_columns, tokenize_texts
+from hf_rlhf.data.texts import find_columns, tokenize_texts
 from hf_rlhf.data.tokens import (
     RefusedByTemplate,
     assistant_mask,

@@ -3,9 +3,12 @@
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from hf_rlhf.data.files import read_columns
+import torch
+
+from hf_rlhf.data.rows import read_columns
 from hf_rlhf.data.tokens import NOTHING, ROW_OPTIONS, with_row_options
 from hf_rlhf.evaluation.metrics import wilson_interval
+from hf_rlhf.ops.preference import preference_accuracy
 from hf_rlhf.rewards.calls import accepted
 
 
@@ -38,8 +41,8 @@ def reward_accuracy(reward: Callable[..., list[float]], pairs: Pairs) -> dict[st
     A tie counts half.
     """
     chosen, rejected = pairs.scores(reward, pairs.chosen), pairs.scores(reward, pairs.rejected)
+    accuracy = preference_accuracy(*(torch.tensor(scores, dtype=torch.float64) for scores in (chosen, rejected))).item()
     margins = [c - r for c, r in zip(chosen, rejected, strict=True)]
-    accuracy = sum((margin > 0) + 0.5 * (margin == 0) for margin in margins) / len(margins)
     low, high = wilson_interval(accuracy, len(margins))
     return {
         "eval_rows": float(len(margins)),

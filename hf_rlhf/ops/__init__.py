@@ -13,8 +13,9 @@ from hf_rlhf.ops.losses import (
     explained_variance,
     truncated_importance_weights,
 )
-from hf_rlhf.ops.masked import Moments, combine, masked_mean, masked_moments, masked_sum, whiten
-from hf_rlhf.ops.preference import bradley_terry_loss, preference_accuracy
+from hf_rlhf.ops.masked import Moments, combine, masked_moments, masked_sum, whiten
+from hf_rlhf.ops.padding import lengths_to_mask, pad_sequences
+from hf_rlhf.ops.preference import preference_accuracy
 
 __all__ = [
     "FULL_KL",
@@ -24,7 +25,6 @@ __all__ = [
     "PolicyLoss",
     "ValueLoss",
     "absolute",
-    "bradley_terry_loss",
     "clipped_policy_loss",
     "clipped_value_loss",
     "combine",
@@ -35,10 +35,11 @@ __all__ = [
     "k3",
     "kl_estimate",
     "last_counted",
-    "masked_mean",
+    "lengths_to_mask",
     "masked_moments",
     "masked_sum",
     "monte_carlo_returns",
+    "pad_sequences",
     "per_token_rewards",
     "preference_accuracy",
     "truncated_importance_weights",

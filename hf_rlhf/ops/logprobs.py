@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from hf_rlhf.ops.padding import pad_sequences
+
 CHUNK_ELEMENTS = 2**24
 """Logits held at once, in numbers: 64 MiB in fp32."""
 
@@ -220,6 +222,6 @@ def _padded(support: Support, vocab_size: int) -> Tensor:
         return torch.empty(0, 1, dtype=torch.int)
     if not isinstance(support, Tensor):
         rows = [torch.arange(vocab_size, dtype=torch.int) if ids is None else ids for ids in support]
-        return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=-1)
+        return pad_sequences(rows, -1, dtype=rows[0].dtype)
     width = int((support >= 0).sum(dim=1).max())
     return support[:, : max(width, 1)]

@@ -1,4 +1,4 @@
-"""Sums, means and whitening over counted tokens.
+"""Sums, moments and whitening over counted tokens.
 
 A value where the mask is False is never looked at: it may be NaN, infinite or left over from padding.
 """
@@ -18,21 +18,6 @@ def masked_sum(x: Tensor, mask: Tensor, dim: int | None = None) -> Tensor:
     """
     # Selecting, not multiplying: NaN * 0 is NaN.
     return torch.where(mask, x, 0).sum(dim)
-
-
-def masked_mean(x: Tensor, mask: Tensor, dim: int | None = None) -> Tensor:
-    """Compute `sum_i m_i x_i / sum_i m_i`, over everything or along `dim`.
-
-    x: any shape; mask: bool, broadcastable to x. Along `dim`, a slice with nothing counted gives NaN; over everything,
-    a mean of nothing raises ValueError.
-    """
-    count = mask.broadcast_to(x.shape).sum(dim)
-    if dim is None and count == 0:
-        raise ValueError(
-            f"mean over no counted tokens: the mask of shape {tuple(mask.shape)} is False everywhere; "
-            "omit such batches, or use masked_sum and divide by the global count"
-        )
-    return masked_sum(x, mask, dim) / count
 
 
 class Moments(NamedTuple):

@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 from datasets import IterableDataset
 from torch import nn
 
-from hf_rlhf.data.files import read_columns
-from hf_rlhf.data.language_modeling import prepare_texts
-from hf_rlhf.data.prompts import prepare_prompts, require_rows
+from hf_rlhf.data.prepared import PreparedSet, rows_of
+from hf_rlhf.data.prompts import prepare_prompt_set, prepare_prompts, prompt_limit, prompt_settings
+from hf_rlhf.data.rows import LoadedRows, read_columns, require_rows
+from hf_rlhf.data.texts import prepare_ptx_set, text_settings
 from hf_rlhf.data.tokens import with_row_options
 from hf_rlhf.distributed import asked_for
 from hf_rlhf.errors import InputError
@@ -43,9 +44,19 @@ VLLM_FOLDER = "vllm"  # in output_dir: adapters for the server, and its log
 class PPOData(NamedTuple):
     """The data of a run, checked and tokenized."""
 
-    prompts: Any  # rows with `prompt` and `prompt_ids`; None for a loop that brings its own prompts
-    evaluation: Any  # the same, or several sets by name; None without evaluation
-    texts: Any  # of PPO-ptx; None without
+    prepared_prompts: Any  # a PreparedSet or a stream; None for a loop that brings its own prompts
+    prepared_evaluation: Any  # a PreparedSet, or several by name; None without evaluation
+    texts: Any  # rows of PPO-ptx; None without
+
+    @property
+    def prompts(self) -> Any:
+        """Rows with `prompt` and `prompt_ids`."""
+        return rows_of(self.prepared_prompts)
+
+    @property
+    def evaluation(self) -> Any:
+        """Rows with `prompt` and `prompt_ids`, or several sets of them by name."""
+        return rows_of(self.prepared_evaluation)
 
     @property
     def num_prompts(self) -> int | None:
@@ -74,27 +85,29 @@ def load_policy_tokenizer(model: str | Model):
 
 def prepare_data(train_dataset, eval_dataset, ptx_dataset, tokenizer, args: PPOConfig) -> PPOData:
     """Check and tokenize the sets of a run. Raises `InputError`, also for fewer prompts than an iteration takes."""
-    prompts = None if train_dataset is None else prepared_prompts(train_dataset, tokenizer, args, "train_dataset")
     data = PPOData(
-        prompts,
+        prepared_prompts(train_dataset, tokenizer, args, "train_dataset"),
         prepared_evaluation(eval_dataset, tokenizer, args),
         prepared_texts(ptx_dataset, tokenizer, args),
     )
-    if prompts is not None and data.num_prompts is not None:
-        require_rows(prompts, args.rollout_batch_size, source="train_dataset", why=args.batch_algebra())
+    if data.num_prompts is not None:
+        require_rows(data.prompts, args.rollout_batch_size, source="train_dataset", why=args.batch_algebra())
     return data
 
 
-def prepared_prompts(dataset, tokenizer, args: PPOConfig, source: str):
-    """The set with its prompts checked and tokenized."""
-    return prepare_prompts(
-        dataset,
-        tokenizer,
-        max_prompt_length=args.max_prompt_length,
-        source=source,
-        overlong_prompts=args.overlong_prompts,  # pyright: ignore
-        chat_template_kwargs=args.chat_template_kwargs,  # pyright: ignore
-    )
+def prepared_prompts(dataset, tokenizer, args: PPOConfig, source: str) -> Any:
+    """Return the set with its prompts checked and tokenized. One that was prepared before is only checked; a stream stays."""
+    length, kwargs, overlong = args.max_prompt_length, args.chat_template_kwargs, args.overlong_prompts
+    if dataset is None:
+        return None
+    if isinstance(dataset, PreparedSet):
+        return dataset.require_made_with(prompt_settings(tokenizer, length, overlong, kwargs), source=source)
+    settings: dict[str, Any] = {"chat_template_kwargs": kwargs}
+    if isinstance(dataset, IterableDataset):
+        settings |= {"max_prompt_length": length, "overlong_prompts": overlong}
+        return prepare_prompts(dataset, tokenizer, source=source, **settings)
+    settings |= {"limit": prompt_limit(length, overlong), "overlong": overlong}
+    return prepare_prompt_set(LoadedRows.given(dataset, source=source), tokenizer, role=source, **settings)
 
 
 def prepared_evaluation(dataset, tokenizer, args: PPOConfig, source: str = "eval_dataset") -> Any:
@@ -114,27 +127,29 @@ def prepared_texts(dataset, tokenizer, args: PPOConfig):
         raise InputError("ptx_dataset and ptx_coef belong together: give both, or neither")
     if dataset is None:
         return None
-    kwargs: Any = args.chat_template_kwargs
-    return prepare_texts(
-        dataset, tokenizer, max_ptx_length=args.max_ptx_length, source="ptx_dataset", chat_template_kwargs=kwargs
-    )
+    source, length, kwargs = "ptx_dataset", args.max_ptx_length, args.chat_template_kwargs
+    if isinstance(dataset, PreparedSet):
+        return dataset.require_made_with(text_settings(tokenizer, length, kwargs), source=source).dataset
+    settings: dict[str, Any] = {"max_ptx_length": length, "chat_template_kwargs": kwargs}
+    return prepare_ptx_set(LoadedRows.given(dataset, source=source), tokenizer, role=source, **settings).dataset
 
 
-def require_scorable(rewards: Rewards, dataset, tokenizer, args: PPOConfig, source: str) -> None:
-    """Raise `InputError` for prompts that a reward model could not score once they are answered.
+def require_scorable(rewards: Rewards, prepared, tokenizer, args: PPOConfig, source: str) -> None:
+    """Raise `InputError` for prepared prompts that a reward model could not score once they are answered.
 
     Tried are its chat template, and the longest prompt with a completion against its positions; of a stream, the first.
     """
-    if isinstance(dataset, Mapping):
-        for key, part in dataset.items():
+    if isinstance(prepared, Mapping):
+        for key, part in prepared.items():
             require_scorable(rewards, part, tokenizer, args, key)
         return
     learned = [function for function in rewards.functions if isinstance(function, LearnedReward)]
-    if dataset is None or not learned:
+    if prepared is None or not learned:
         return
-    if isinstance(dataset, IterableDataset):
-        columns = {name: [value] for name, value in next(iter(dataset)).items()}
+    if isinstance(prepared, IterableDataset):
+        columns = {name: [value] for name, value in next(iter(prepared)).items()}
     else:
+        dataset = prepared.dataset
         columns = read_columns(dataset, with_row_options(["prompt"], dataset.column_names), source=source)
     for reward in learned:
         reward.require_prompts(
@@ -143,6 +158,7 @@ def require_scorable(rewards: Rewards, dataset, tokenizer, args: PPOConfig, sour
             source=source,
             max_completion_length=args.max_completion_length,
             same_tokens=reward.tokenizer.get_vocab() == tokenizer.get_vocab(),
+            lengths=prepared.lengths_for(reward.tokenizer) if isinstance(prepared, PreparedSet) else None,
         )
 
 
@@ -256,8 +272,8 @@ def build_rewards(
     if args.reward_while_sampling:
         require_functions(rewards)
     require_measured_best(args, rewards, data.evaluation)
-    require_scorable(rewards, data.prompts, tokenizer, args, "train_dataset")
-    require_scorable(rewards, data.evaluation, tokenizer, args, "eval_dataset")
+    require_scorable(rewards, data.prepared_prompts, tokenizer, args, "train_dataset")
+    require_scorable(rewards, data.prepared_evaluation, tokenizer, args, "eval_dataset")
     return rewards
 
 

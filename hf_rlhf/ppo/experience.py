@@ -6,10 +6,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from hf_rlhf.distributed import take_share
 from hf_rlhf.models.policy import PolicyOutput
+from hf_rlhf.ops.padding import lengths_to_mask, pad_sequences
 from hf_rlhf.ppo.config import PPOConfig
 from hf_rlhf.ppo.exchange import Row, RowIndex, fetch_share
 from hf_rlhf.ppo.prompts import TextStream
@@ -61,10 +61,8 @@ class Experience:
         sequences = Sequences.from_trajectories(trajectories, masks)
 
         def padded(rows: Iterable[Any]) -> Tensor:
-            columns = torch.zeros(sequences.mask.shape)
-            for b, row in enumerate(rows):
-                columns[b, : len(row)] = torch.as_tensor(row)
-            return columns * sequences.mask
+            width = sequences.mask.shape[1]
+            return pad_sequences(list(rows), 0.0, dtype=torch.float32, min_length=width) * sequences.mask
 
         return cls(
             sequences,
@@ -122,16 +120,16 @@ class Experience:
             list[Any](column) for column in zip(*rows, strict=True)
         )
         lengths = torch.tensor([len(row) for row in ids])
-        input_ids = pad_sequence(ids, batch_first=True).long()
+        input_ids = pad_sequences(ids, 0, dtype=torch.long)
         sequences = Sequences(
             input_ids,
-            torch.arange(input_ids.shape[1]) < lengths[:, None],
+            lengths_to_mask(lengths, input_ids.shape[1]),
             torch.cat(prompt_lengths),
-            pad_sequence(masks, batch_first=True),
+            pad_sequences(masks, False),
             [None if n is None else TokenSupport(flat, n) for flat, n in zip(support, counts, strict=True)],
         )
         tensors: dict[str, Any] = {
-            name: torch.cat(column) if name == "scores" else pad_sequence(column, batch_first=True)
+            name: torch.cat(column) if name == "scores" else pad_sequences(column, 0.0, dtype=column[0].dtype)
             for name, column in zip(_TENSORS, columns, strict=True)
             if column[0] is not None
         }

@@ -35,6 +35,7 @@ from torch import Tensor
 from transformers import TrainerCallback, set_seed
 
 from hf_rlhf.compat.names import TRAINER_ARGUMENTS, explain_names
+from hf_rlhf.data.prepared import rows_of
 from hf_rlhf.distributed import (
     global_moments,
     global_sum,
@@ -92,8 +93,8 @@ class PPOTrainer(ManualLoop):
         reward_funcs: one or more of: a callable by TRL's reward-function contract, the path of a reward model, a
             sequence-classification model. May be omitted by those who give scores to `step`.
         args: see `PPOConfig`.
-        train_dataset: rows with `prompt` (text or messages) and any columns the rewards want; or a stream of them.
-            May be omitted by those who give prompts to `generate` and `step`.
+        train_dataset: rows with `prompt` (text or messages) and any columns the rewards want; a stream of them; or a
+            `PreparedSet` of the same settings. May be omitted by those who give prompts to `generate` and `step`.
         eval_dataset: the same, or a dict of such sets.
         processing_class: the policy's tokenizer; by default that of `model`.
         reward_processing_classes: a tokenizer for each reward that is a model object; None elsewhere.
@@ -158,7 +159,7 @@ class PPOTrainer(ManualLoop):
         super().__init_subclass__(**kwargs)
         for old, new in RENAMED_STAGES.items():
             if old in vars(cls):
-                raise TypeError(f"{cls.__name__}.{old} is never called: the stage is {new} now (docs/stages.md)")
+                raise TypeError(f"{cls.__name__}.{old} is never called: the stage is {new} now (docs/how-to/stages.md)")
 
     # One iteration, as in the paper
 
@@ -365,10 +366,11 @@ class PPOTrainer(ManualLoop):
             return metrics
         if prepared is None:
             raise InputError("evaluation needs an eval_dataset; give one to PPOTrainer or to evaluate()")
-        if "prompt_ids" not in prepared.column_names:
-            prepared = prepared_evaluation(prepared, self.processing_class, self.args)
+        if not any(prepared is each for each in self._eval_sets):
+            prompts = prepared_evaluation(prepared, self.processing_class, self.args)
             if self.rewards is not None:
-                require_scorable(self.rewards, prepared, self.processing_class, self.args, "eval_dataset")
+                require_scorable(self.rewards, prompts, self.processing_class, self.args, "eval_dataset")
+            prepared = rows_of(prompts)
         self._stop_at_end_of_turn(self._turns(prepared)[0])
 
         start = time.perf_counter()
@@ -394,6 +396,8 @@ class PPOTrainer(ManualLoop):
         if data.prompts is not None:
             self.prompts = prompt_stream(data.prompts, args.rollout_batch_size, args.seed)
             self._stop_at_end_of_turn(next(iter(self._turns(data.prompts))))
+        evaluation = data.evaluation
+        self._eval_sets = list(evaluation.values()) if isinstance(evaluation, Mapping) else [evaluation]  # prepared
         self.texts = None if data.texts is None else TextStream(data.texts, args.minibatch_size, args.seed)
         self.kl_control = args.kl_control()
         self.shaper = ScoreShaper(args.score_shaping())

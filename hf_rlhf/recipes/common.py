@@ -12,8 +12,9 @@ from hf_rlhf.checkpoint.computation import Computation
 from hf_rlhf.checkpoint.lock import locked, require_folder_name
 from hf_rlhf.checkpoint.resume import resume_point
 from hf_rlhf.credentials import refuse_secrets
-from hf_rlhf.data.files import LoadedRows, local_path, read_rows
+from hf_rlhf.data.files import local_path, read_rows
 from hf_rlhf.data.report import DataReport
+from hf_rlhf.data.rows import LoadedRows
 from hf_rlhf.distributed import failing_together, gather_in_order, rank, require_ranks
 from hf_rlhf.errors import InputError
 from hf_rlhf.hub.model_card import shown_name

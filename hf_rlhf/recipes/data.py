@@ -1,27 +1,20 @@
 """The sets of each recipe, checked and reported before anything is trained; `hf-rlhf data` does that alone."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from datasets import Dataset
-
 from hf_rlhf.checkpoint.lock import require_folder_name
-from hf_rlhf.data.files import LoadedRows, read_rows
-from hf_rlhf.data.preferences import check_no_leak
-from hf_rlhf.data.prompts import require_rows
-from hf_rlhf.data.report import (
-    CheckedSet,
-    DataReport,
-    Limit,
-    check_preferences,
-    check_prompt_set,
-    check_text_set,
-    fingerprints,
-)
-from hf_rlhf.data.tokens import ROW_OPTIONS
+from hf_rlhf.data.files import read_rows
+from hf_rlhf.data.preferences import check_no_leak, prepare_preference_set
+from hf_rlhf.data.prepared import PreparedSet
+from hf_rlhf.data.prompts import prepare_prompt_set, prompt_limit
+from hf_rlhf.data.report import DataReport, Limit
+from hf_rlhf.data.rows import LoadedRows, require_rows
+from hf_rlhf.data.texts import prepare_ptx_set, prepare_text_set
+from hf_rlhf.data.tokens import NOTHING
 from hf_rlhf.errors import InputError
 from hf_rlhf.ppo.config import PPOConfig
 from hf_rlhf.progress import say
@@ -42,37 +35,41 @@ TRAINING, EVALUATION, PTX = "training", "evaluation", "PPO-ptx texts"
 
 
 class Sets(NamedTuple):
-    """Training and evaluation sets of a recipe, and the report on them."""
+    """Training and evaluation sets of a recipe, and the report on them.
 
-    train: Dataset
-    evaluation: Dataset | None
+    `reward_tokenizers` are those that prompts were counted by, under the names of the reward models.
+    """
+
+    train: PreparedSet
+    evaluation: PreparedSet | None
     report: DataReport
-    ptx: Dataset | None = None
+    ptx: PreparedSet | None = None
+    reward_tokenizers: Mapping[str, Any] = NOTHING
 
 
 def reward_sets(script: RewardArguments, training: RewardTrainingArguments, tokenizer) -> Sets:
     """Preference pairs in TRL's format. Raises `InputError` for anything wrong in them, a leak included."""
     limit = Limit("max_length", training.max_length, "are left out")
-    train = check_preferences(load_split(script), tokenizer, role=TRAINING, limit=limit)
+    train = prepare_preference_set(load_split(script), tokenizer, role=TRAINING, limit=limit)
     _require_batch(train, training)
     if not wants_evaluation(script, training):
-        return Sets(train.dataset, None, DataReport([train.report]))
+        return Sets(train, None, DataReport([train.report]))
     rows = load_split(script, evaluation=True)
-    evaluation = check_preferences(rows, tokenizer, role=EVALUATION, limit=limit)
+    evaluation = prepare_preference_set(rows, tokenizer, role=EVALUATION, limit=limit)
     shared = check_no_leak(train.dataset, evaluation.dataset, source=rows.source, place=evaluation.place)
     report = DataReport([train.report, evaluation.report], {"evaluation prompts are in training too": shared})
-    return Sets(train.dataset, evaluation.dataset, report)
+    return Sets(train, evaluation, report)
 
 
 def sft_sets(script: DataArguments, training: SFTTrainingArguments, tokenizer) -> Sets:
     """Demonstrations. Raises `InputError` for anything wrong in them; rows in both sets are a warning."""
     limit = Limit("max_length", training.max_length, "are cut on the right")
-    train = check_text_set(load_split(script), tokenizer, role=TRAINING, limit=limit)
+    train = prepare_text_set(load_split(script), tokenizer, role=TRAINING, limit=limit)
     require_fitting_loss(train, training, tokenizer)
     _require_batch(train, training)
     if not wants_evaluation(script, training):
-        return Sets(train.dataset, None, DataReport([train.report]))
-    evaluation = check_text_set(load_split(script, evaluation=True), tokenizer, role=EVALUATION, limit=limit)
+        return Sets(train, None, DataReport([train.report]))
+    evaluation = prepare_text_set(load_split(script, evaluation=True), tokenizer, role=EVALUATION, limit=limit)
     require_fitting_loss(evaluation, training, tokenizer)
     return _with_shared(train, evaluation, train.report.columns)
 
@@ -82,33 +79,32 @@ def ppo_sets(script: PPOArguments, training: PPOConfig, tokenizer, rewards: Sequ
 
     Prompts are tried with the chat template of each reward model among `rewards`, by default those of `script`.
     """
-    then = {"error": "end the run", "filter": "are left out"}.get(training.overlong_prompts, "are cut on the left")
-    limit = Limit("max_prompt_length", training.max_prompt_length, then)
     overlong: Any = training.overlong_prompts
     kwargs: Any = training.chat_template_kwargs
     if rewards is None:
         rewards = [name for name in (script.reward_model_path, *(script.reward_funcs or ())) if name]
-    check = partial(
-        check_prompt_set,
+    tokenizers = reward_tokenizers(rewards)
+    prepare = partial(
+        prepare_prompt_set,
         tokenizer=tokenizer,
-        limit=limit,
+        limit=prompt_limit(training.max_prompt_length, overlong),
         overlong=overlong,
         chat_template_kwargs=kwargs,
-        reward_tokenizers=reward_tokenizers(rewards),
+        reward_tokenizers=tokenizers,
     )
-    train = check(load_split(script), role=TRAINING)
+    train = prepare(load_split(script), role=TRAINING)
     _require_iteration(train, training)
-    sets = Sets(train.dataset, None, DataReport([train.report]))
+    sets = Sets(train, None, DataReport([train.report]))
     if wants_evaluation(script, training):
-        evaluation = check(load_split(script, evaluation=True), role=EVALUATION)
+        evaluation = prepare(load_split(script, evaluation=True), role=EVALUATION)
         sets = _with_shared(train, evaluation, ["prompt"])
+    sets = sets._replace(reward_tokenizers=tokenizers)
     if script.ptx_dataset_name is None:
         return sets
-    limit = Limit("max_ptx_length", training.max_ptx_length, "are cut on the right")
-    settings: dict[str, Any] = {"role": PTX, "limit": limit, "all_learnable": True, "chat_template_kwargs": kwargs}
-    texts = check_text_set(_ptx_rows(script), tokenizer, **settings)
+    settings: dict[str, Any] = {"max_ptx_length": training.max_ptx_length, "chat_template_kwargs": kwargs}
+    texts = prepare_ptx_set(_ptx_rows(script), tokenizer, role=PTX, **settings)
     sets.report.sets.append(texts.report)
-    return sets._replace(ptx=texts.dataset)
+    return sets._replace(ptx=texts)
 
 
 def _ptx_rows(script: PPOArguments) -> LoadedRows:
@@ -120,14 +116,13 @@ def _ptx_rows(script: PPOArguments) -> LoadedRows:
     )
 
 
-def _with_shared(train: CheckedSet, evaluation: CheckedSet, columns: list[str]) -> Sets:
-    compared = [*columns, *ROW_OPTIONS]
-    shared = fingerprints(train.dataset, compared) & fingerprints(evaluation.dataset, compared)
+def _with_shared(train: PreparedSet, evaluation: PreparedSet, columns: list[str]) -> Sets:
+    shared = train.fingerprints & evaluation.fingerprints
     what = f"different rows of evaluation are in training too ({', '.join(columns)})"
-    return Sets(train.dataset, evaluation.dataset, DataReport([train.report, evaluation.report], {what: len(shared)}))
+    return Sets(train, evaluation, DataReport([train.report, evaluation.report], {what: len(shared)}))
 
 
-def _require_batch(checked: CheckedSet, training) -> None:
+def _require_batch(prepared: PreparedSet, training) -> None:
     for name in ("per_device_train_batch_size", "gradient_accumulation_steps"):
         if getattr(training, name) < 1:
             raise InputError(f"{name}={getattr(training, name)} is invalid: it must be at least 1")
@@ -136,14 +131,12 @@ def _require_batch(checked: CheckedSet, training) -> None:
         f"per_device_train_batch_size {training.per_device_train_batch_size} x gradient_accumulation_steps"
         f" {training.gradient_accumulation_steps} x {training.world_size} ranks"
     )
-    require_rows(checked.dataset, batch, source=checked.report.source, why=why)
+    require_rows(prepared.dataset, batch, source=prepared.report.source, why=why)
 
 
-def _require_iteration(checked: CheckedSet, training: PPOConfig) -> None:
-    (lengths,) = checked.report.lengths
-    left_out = lengths.above if training.overlong_prompts == "filter" else 0
-    rows = range(len(checked.dataset) - left_out)
-    require_rows(rows, training.rollout_batch_size, source=checked.report.source, why=training.batch_algebra())
+def _require_iteration(prepared: PreparedSet, training: PPOConfig) -> None:
+    source, why = prepared.report.source, training.batch_algebra()
+    require_rows(prepared.dataset, training.rollout_batch_size, source=source, why=why)
 
 
 @dataclass

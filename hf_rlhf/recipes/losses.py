@@ -3,13 +3,13 @@
 import re
 from typing import Any
 
-from hf_rlhf.data.report import CheckedSet
+from hf_rlhf.data.prepared import PreparedSet
 from hf_rlhf.errors import InputError
 
 _COMPLETIONS = "give rows with prompt and completion, whose completions alone are trained on"
 
 
-def require_fitting_loss(rows: CheckedSet, training: Any, tokenizer: Any) -> None:
+def require_fitting_loss(rows: PreparedSet, training: Any, tokenizer: Any) -> None:
     """Raise `InputError` for a flag of trl's `SFTConfig` about the loss that these rows or tokenizer cannot serve."""
     columns, source = rows.report.columns, rows.report.source
     conversational = rows.report.layout.endswith("messages")

@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import logging
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,7 @@ def _train(
     if not rewards:
         raise InputError("no reward: give reward_model_path, or reward_funcs")
     tokenizer = tokenizer_of(model, script.chat_template_path)
-    train_set, eval_set, report, texts = ppo_sets(script, training, tokenizer, rewards)
+    sets = ppo_sets(script, training, tokenizer, rewards)
     planned = planned_peak(script, training, model)
     if script.chat_template_path is not None:
         require_no_added_tokens(tokenizer, model)
@@ -77,18 +78,19 @@ def _train(
             policy,
             rewards,
             training,
-            train_set,
-            eval_dataset=eval_set,
+            sets.train,
+            eval_dataset=sets.evaluation,
             processing_class=tokenizer,
+            reward_processing_classes=[sets.reward_tokenizers.get(_name(reward)) for reward in rewards],
             peft_config=None if is_peft_model(policy) else peft_config(model, policy),
-            ptx_dataset=texts,
+            ptx_dataset=sets.ptx,
         )
     folder = output_folder(training)
     trainer.settings = (training, model, script)
-    announce(report, training)
+    announce(sets.report, training)
     with contextlib.closing(trainer):
         trainer.train(resume_from_checkpoint=checkpoint)
-        metrics = trainer.evaluate() if eval_set is not None else {}
+        metrics = trainer.evaluate() if sets.evaluation is not None else {}
     trainer.save_model(_internal_call=True)  # which does not push: the card is not there yet
     if trainer.is_world_process_zero():
         peak = peak_bytes(training.device)
@@ -108,6 +110,11 @@ def named_rewards(script: PPOArguments) -> list[str | RewardFunction]:
     names = [name for name in (script.reward_model_path, *(script.reward_funcs or ())) if name]
     with failing_together():
         return [load_function(name) if is_function_name(name) else name for name in names]
+
+
+def _name(reward: Any) -> str:
+    """Return the name of a reward model; empty for a reward that is an object."""
+    return os.fspath(reward) if isinstance(reward, (str, os.PathLike)) else ""
 
 
 def _with_critic(training: PPOConfig, model_name_or_path: str) -> PPOConfig:

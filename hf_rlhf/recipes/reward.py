@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from transformers import set_seed
 
+from hf_rlhf.data.prepared import rows_of
 from hf_rlhf.errors import InputError
 from hf_rlhf.evaluation.reward_model import Pairs, reward_accuracy
 from hf_rlhf.hub.push import push_folder
@@ -88,7 +89,8 @@ def _train(
     trust = training.trust_remote_code
     tokenizer = tokenizer_of(model, training.chat_template_path, trust_remote_code=trust)
     set_special_tokens(tokenizer, training)
-    train_set, eval_set, report, _ = reward_sets(script, training, tokenizer)
+    sets = reward_sets(script, training, tokenizer)
+    train_set, eval_set = sets.train.dataset, rows_of(sets.evaluation)
     set_seed(training.seed)  # before the score head's random start
     classifier = load_start(model, load_reward_start, trust_remote_code=trust)
     config = None if is_peft_model(classifier) else peft_config(model, classifier)
@@ -108,7 +110,7 @@ def _train(
     require_positions(trainer)
     train_set = train_set.select(trainer.train_dataset["row"])  # those that are not too long
     eval_set = None if eval_set is None else eval_set.select(trainer.eval_dataset["row"])
-    announce(report, training)
+    announce(sets.report, training)
     announce_base(trainer.model, training)
     with adapters_in_base_dtype(trainer.model):
         trainer.train(resume_from_checkpoint=checkpoint)

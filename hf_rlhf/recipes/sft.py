@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from hf_rlhf.data.prepared import rows_of
 from hf_rlhf.errors import refusals_of_libraries
 from hf_rlhf.hub.push import push_folder
 from hf_rlhf.models.adapters import base_of, is_peft_model
@@ -65,7 +66,8 @@ def _train(
     trust = training.trust_remote_code
     tokenizer = tokenizer_of(model, training.chat_template_path, trust_remote_code=trust)
     set_special_tokens(tokenizer, training)
-    train_set, eval_set, report, _ = sft_sets(script, training, tokenizer)
+    sets = sft_sets(script, training, tokenizer)
+    train_set, eval_set = sets.train.dataset, rows_of(sets.evaluation)
     policy = load_start(model, trainable=True, trust_remote_code=trust)
     config = None if is_peft_model(policy) else peft_config(model, policy)
     if training.chat_template_path is not None:
@@ -87,7 +89,7 @@ def _train(
     require_positions(trainer)
     if unknown_end_of_turn(base_of(policy), tokenizer, Sampling(), train_set[0]) is None:
         _warn_of_endless_answers(trainer, stop_token_ids(base_of(policy), tokenizer, Sampling()), tokenizer)
-    announce(report, training)
+    announce(sets.report, training)
     announce_base(trainer.model, training)
     with adapters_in_base_dtype(trainer.model):
         trainer.train(resume_from_checkpoint=checkpoint)

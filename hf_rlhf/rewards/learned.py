@@ -7,17 +7,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_rlhf.data.collate import pad_sequences
-from hf_rlhf.data.files import list_rows
+from hf_rlhf.data.rows import list_rows
 from hf_rlhf.data.tokens import (
-    ANY_ANSWER,
     ROW_OPTIONS,
     RefusedByTemplate,
     options_by_row,
     require_chat_template,
     row_ids,
+    scored_length,
 )
 from hf_rlhf.errors import InputError
+from hf_rlhf.ops.padding import lengths_to_mask, pad_sequences
 from hf_rlhf.rewards.values import episode
 from hf_rlhf.types import Prompt
 
@@ -71,7 +71,8 @@ class LearnedReward:
             rows = by_length[start : start + self.batch_size]
             batch = [ids[b] for b in rows]
             input_ids = pad_sequences(batch, self.tokenizer.pad_token_id or 0).to(self.device)
-            attention_mask = pad_sequences([[1] * len(row) for row in batch], 0).to(self.device)
+            lengths = torch.tensor(list(map(len, batch)))
+            attention_mask = lengths_to_mask(lengths, input_ids.shape[1]).long().to(self.device)
             scores[rows] = self.model(input_ids, attention_mask).float().cpu()
         return scores.tolist()
 
@@ -90,6 +91,7 @@ class LearnedReward:
         source: str,
         max_completion_length: int,
         same_tokens: bool,
+        lengths: Sequence[int] | None = None,
     ) -> None:
         """Raise `InputError` for prompts that could not be scored once they are answered.
 
@@ -100,28 +102,15 @@ class LearnedReward:
             max_completion_length: most tokens of a completion, by the policy's tokenizer.
             same_tokens: whether this tokenizer has the same ones. If not, a completion has at least one token here, and
                 what would be an error otherwise is a warning.
+            lengths: tokens of each prompt by `scored_length`, where they are known; then nothing is tokenized here.
         """
         named = f"{source}: reward model {self.name!r}"
-        if not isinstance(prompts[0], str):
-            require_chat_template(self.tokenizer, source=named)
-        answer: Any = "" if isinstance(prompts[0], str) else [ANY_ANSWER]
-        lengths, refused = [0] * len(prompts), {}
-        for row, (prompt, options) in enumerate(zip(prompts, _options(prompts, columns), strict=True)):
-            try:
-                lengths[row] = len(self.tokenize(prompt, answer, **options))
-            except RefusedByTemplate as refusal:
-                refused[row] = refusal
-        if refused:
-            row, refusal = next(iter(refused.items()))
-            raise InputError(
-                f"{named}: {refusal} in {list_rows(list(refused))} (prompts count from 0), such as {prompts[row]}. Mend"
-                " these rows, or give the reward model's tokenizer another chat template"
-            )
+        lengths = self._count_tokens(prompts, columns, named) if lengths is None else lengths
         if self.max_length is None:
             return
-        longest = max(lengths) - len(answer)  # without the answer, which is one token
+        longest = max(lengths)
         message = (
-            f"{named} takes {self.max_length} tokens, and prompt {lengths.index(max(lengths))} (they count from 0) has"
+            f"{named} takes {self.max_length} tokens, and prompt {list(lengths).index(longest)} (they count from 0) has"
             f" {longest} by its tokenizer, to which a completion of up to"
             f" max_completion_length={max_completion_length} is added. Make max_prompt_length or max_completion_length"
             " smaller, or take a reward model with more positions"
@@ -130,6 +119,26 @@ class LearnedReward:
             raise InputError(message)
         if longest + max_completion_length > self.max_length:
             logger.warning("%s; a text that is too long ends the run", message)
+
+    def _count_tokens(
+        self, prompts: Sequence[Prompt], columns: Mapping[str, Sequence[Any]], named: str
+    ) -> Sequence[int]:
+        """Return the tokens of each prompt by `scored_length`. Raises `InputError` for those that are refused."""
+        if not isinstance(prompts[0], str):
+            require_chat_template(self.tokenizer, source=named)
+        lengths, refused = [0] * len(prompts), {}
+        for row, (prompt, options) in enumerate(zip(prompts, _options(prompts, columns), strict=True)):
+            try:
+                lengths[row] = scored_length(prompt, self.tokenizer, options)
+            except RefusedByTemplate as refusal:
+                refused[row] = refusal
+        if refused:
+            row, refusal = next(iter(refused.items()))
+            raise InputError(
+                f"{named}: {refusal} in {list_rows(list(refused))} (prompts count from 0), such as {prompts[row]}. Mend"
+                " these rows, or give the reward model's tokenizer another chat template"
+            )
+        return lengths
 
     def _score_ids(self, prompt: Prompt, completion: Any, options: Mapping[str, Any]) -> list[int]:
         try:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from hf_rlhf.distributed import in_step
 from hf_rlhf.models.adapters import base_of, compute_in_base_dtype, keep_modes
 from hf_rlhf.models.fast.cache import cache_of_rows
+from hf_rlhf.ops.padding import pad_sequences
 from hf_rlhf.rollout.graphs import GraphedSteps, GraphsDiffer
 from hf_rlhf.rollout.sampling import Sampling, uniform_draws
 from hf_rlhf.rollout.stops import stop_token_ids
@@ -166,10 +167,9 @@ class TransformersEngine:
 
 
 def _left_padded(prompts: list[Sequence[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    width = max(map(len, prompts))
-    input_ids = torch.tensor([[pad] * (width - len(ids)) + list(ids) for ids in prompts], device=device)
-    attention_mask = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in prompts], device=device)
-    return input_ids, attention_mask
+    input_ids = pad_sequences(prompts, pad, side="left")
+    attention_mask = pad_sequences([[1] * len(ids) for ids in prompts], 0, side="left")
+    return input_ids.to(device), attention_mask.to(device)
 
 
 def truncated_logits(logits: Tensor, sampling: Sampling) -> Tensor:

@@ -9,22 +9,19 @@ from damage import make_case, strict_tokenizer
 
 from hf_rlhf.data import prepare_prompts
 from hf_rlhf.data import report as data_report
-from hf_rlhf.data.files import read_columns, read_rows
-from hf_rlhf.data.language_modeling import find_columns, tokenize_texts
-from hf_rlhf.data.report import (
-    Limit,
-    _pair_columns,
-    _pair_lengths,
-    check_preferences,
-    check_prompt_set,
-    check_text_set,
-)
+from hf_rlhf.data.files import read_rows
+from hf_rlhf.data.preferences import prepare_preference_set
+from hf_rlhf.data.prompts import prepare_prompt_set
+from hf_rlhf.data.report import Limit
+from hf_rlhf.data.rows import read_columns
+from hf_rlhf.data.texts import find_columns, prepare_text_set, tokenize_texts
+from hf_rlhf.data.training_rows import pair_ids
 from hf_rlhf.errors import InputError
 
 CHECKS = {
-    "pairs": check_preferences,
-    "prompts": partial(check_prompt_set, overlong="filter"),
-    "texts": check_text_set,
+    "pairs": prepare_preference_set,
+    "prompts": partial(prepare_prompt_set, overlong="filter"),
+    "texts": prepare_text_set,
 }
 
 
@@ -38,7 +35,8 @@ def outcome(number, folder, tokenizer):
     except InputError as error:
         return str(error)
     report = checked.report
-    assert len(checked.dataset) == report.rows > 0
+    filtered = report.lengths[0].above if kind == "prompts" else 0
+    assert len(checked.dataset) == report.rows - filtered > 0
     assert report.rows_read == report.rows + len(report.bad_rows) + sum(report.left_out.values())
     assert len(report.bad_rows) <= skip_bad
     assert str(report).isprintable() or all(line.isprintable() for line in str(report).splitlines())
@@ -65,7 +63,8 @@ def tokenize_all(kind, dataset, tokenizer):
         columns = find_columns(dataset, source="rows")
         tokenize_texts(read_columns(dataset, columns), tokenizer, source="rows")
     else:
-        _pair_lengths(read_columns(dataset, _pair_columns(dataset)), tokenizer, source="rows")
+        names = [name for name in ("prompt", "chosen", "rejected") if name in dataset.column_names]
+        pair_ids(read_columns(dataset, names), tokenizer, source="rows")
 
 
 def run(cases, folder):

@@ -12,7 +12,8 @@ from tiny import make_tokenizer
 
 from hf_rlhf.data import json_files, load_rows
 from hf_rlhf.data.files import read_rows
-from hf_rlhf.data.report import Limit, check_prompt_set
+from hf_rlhf.data.prompts import prepare_prompt_set
+from hf_rlhf.data.report import Limit
 from hf_rlhf.errors import InputError
 
 ROWS = [{"prompt": "the sky", "n": 1}, {"prompt": "the sea é", "n": 2}]
@@ -202,14 +203,14 @@ def test_columns_that_are_not_used_are_not_decoded(tmp_path):
     made = datasets.Dataset.from_list(rows, features=features).cast_column("picture", datasets.Image())
     made.save_to_disk(tmp_path / "saved")
     limit = Limit("max_prompt_length", 5, "end the run")
-    assert check_prompt_set(
+    assert prepare_prompt_set(
         read_rows(str(tmp_path / "saved")), make_tokenizer(), role="training", limit=limit
     ).report.rows
     junk = replace(
         read_rows(str(tmp_path / "saved")), dataset=made.remove_columns("prompt").rename_column("picture", "prompt")
     )
     with pytest.raises(InputError, match='column "prompt": dict instead of text'):
-        check_prompt_set(junk, make_tokenizer(), role="training", limit=limit)
+        prepare_prompt_set(junk, make_tokenizer(), role="training", limit=limit)
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -8,10 +8,13 @@ import pytest
 from tiny import make_model, make_tokenizer
 
 from hf_rlhf.data import load_rows, prepare_preferences, prepare_prompts, prepare_texts
-from hf_rlhf.data.files import read_columns, read_rows
+from hf_rlhf.data.files import read_rows
 from hf_rlhf.data.json_columns import make_dataset
-from hf_rlhf.data.preferences import fingerprint
-from hf_rlhf.data.report import Limit, check_preferences, check_prompt_set, check_text_set
+from hf_rlhf.data.preferences import prepare_preference_set
+from hf_rlhf.data.prompts import prepare_prompt_set
+from hf_rlhf.data.report import Limit
+from hf_rlhf.data.rows import fingerprint, read_columns
+from hf_rlhf.data.texts import prepare_text_set
 
 LIMIT = Limit("max_length", 500, "are left out")
 
@@ -135,7 +138,7 @@ STORES = ["jsonl", "parquet", "json in parquet", "saved", "hub"]
 
 
 @pytest.mark.parametrize("where", STORES)
-@pytest.mark.parametrize(("kind", "check"), [("messages", check_text_set), ("texts", check_text_set), ("pairs", check_preferences), ("dialogues", check_preferences), ("prompts", check_prompt_set)])  # fmt: skip
+@pytest.mark.parametrize(("kind", "check"), [("messages", prepare_text_set), ("texts", prepare_text_set), ("pairs", prepare_preference_set), ("dialogues", prepare_preference_set), ("prompts", prepare_prompt_set)])  # fmt: skip
 def test_every_store_gives_each_row_its_own_keys(stored, where, kind, check):
     rows = list(rows_of(kind))
     checked = check(stored(rows, where), make_tokenizer(), role="training", limit=LIMIT).dataset
@@ -187,7 +190,7 @@ def test_rows_without_template_options_have_none(stored, where):
         {"messages": CALLS[0], "chat_template_kwargs": {"a": 1}},
         {"messages": CALLS[1], "chat_template_kwargs": None},
     ]
-    checked = check_text_set(stored(rows, where), make_tokenizer(), role="training", limit=LIMIT)
+    checked = prepare_text_set(stored(rows, where), make_tokenizer(), role="training", limit=LIMIT)
     assert checked.dataset["chat_template_kwargs"][:] == [{"a": 1}, {}]
 
 
@@ -203,13 +206,15 @@ def test_what_trl_renders_is_each_row_alone(stored, tmp_path, monkeypatch, where
     )
     options = {"output_dir": str(tmp_path), "use_cpu": True, "bf16": False, "report_to": "none", "max_length": 500}
     if trainer == "sft":
-        checked = check_text_set(stored(list(rows_of("messages")), where), tokenizer, role="training", limit=LIMIT)
+        checked = prepare_text_set(stored(list(rows_of("messages")), where), tokenizer, role="training", limit=LIMIT)
         given.clear()
         trl.SFTTrainer(make_model(tokenizer), trl.SFTConfig(**options), train_dataset=checked.dataset, processing_class=tokenizer)  # fmt: skip
     else:
         from transformers import AutoModelForSequenceClassification
 
-        checked = check_preferences(stored(list(rows_of("dialogues")), where), tokenizer, role="training", limit=LIMIT)
+        checked = prepare_preference_set(
+            stored(list(rows_of("dialogues")), where), tokenizer, role="training", limit=LIMIT
+        )
         given.clear()
         config = make_model(tokenizer).config
         config.num_labels = 1

@@ -5,10 +5,12 @@ import pytest
 from tiny import make_model, make_tokenizer
 
 from hf_rlhf.data import prepare_preferences, prepare_prompts, prepare_texts
-from hf_rlhf.data.bad_rows import BadRows
-from hf_rlhf.data.files import LoadedRows
 from hf_rlhf.data.layouts import layout_of
-from hf_rlhf.data.report import Limit, check_preferences, check_prompt_set, check_text_set
+from hf_rlhf.data.preferences import prepare_preference_set
+from hf_rlhf.data.prompts import prepare_prompt_set
+from hf_rlhf.data.report import Limit
+from hf_rlhf.data.rows import BadRows, LoadedRows
+from hf_rlhf.data.texts import prepare_text_set
 from hf_rlhf.errors import InputError
 
 LIMIT = Limit("max_length", 50, "are left out")
@@ -69,7 +71,7 @@ def of_stage(check, row, **options):
 @each_file
 def test_every_stage_takes_a_file_for_the_same(row, holds, prompt, texts):
     assert str(layout_of(datasets.Dataset.from_list([row]))) == holds
-    for_ppo, report = of_stage(check_prompt_set, row)
+    for_ppo, report = of_stage(prepare_prompt_set, row)
     if prompt is None:
         assert report.endswith(f"The set holds {holds}.")
     else:
@@ -83,13 +85,13 @@ def test_every_stage_takes_a_file_for_the_same(row, holds, prompt, texts):
         )
         assert report.layout.endswith(holds) or holds == f"prompts ({report.layout})"
         assert report.examples[0].keys() == {"prompt"}
-    for_sft, report = of_stage(check_text_set, row)
+    for_sft, report = of_stage(prepare_text_set, row)
     if texts:
         assert (for_sft, report.columns) == ({name: row[name] for name in texts}, list(texts))
         assert report.layout in (holds, f"messages; the set holds {holds}")
     else:
         assert f"texts need messages, or prompt and completion, or text. The set holds {holds}." in report
-    for_reward, report = of_stage(check_preferences, row)
+    for_reward, report = of_stage(prepare_preference_set, row)
     if "chosen" in row:
         assert for_reward["prompt"] == prompt  # the same as PPO's
         assert set(for_reward) == {"prompt", "chosen", "rejected"}
@@ -138,7 +140,7 @@ NO_QUESTION = 'the text of "prompt" is no message of the user before the answers
 def test_a_dialogue_without_a_prompt_of_its_own_is_a_bad_row(row, problem):
     rows = [FILES["no robots"][0], row, FILES["no robots"][0]]
     loaded = LoadedRows(datasets.Dataset.from_list(rows), "rows.jsonl", BadRows(1), ["f:1", "f:2", "f:3"])
-    checked = check_prompt_set(loaded, make_tokenizer(), role="training", limit=LIMIT)
+    checked = prepare_prompt_set(loaded, make_tokenizer(), role="training", limit=LIMIT)
     assert checked.report.bad_rows == ([("f:2", f'column "messages": {problem}')] if problem else [])
     if problem is None:
         return
@@ -153,7 +155,7 @@ def test_most_rows_say_whether_the_dialogues_ask_the_prompt(asked, layout):
     rows = [FILES["no robots"][0]] * asked + [OTHER] * (3 - asked)
     rows += [{"prompt": "the cat", "messages": None}, {"prompt": None, "messages": DIALOGUE}]  # say nothing of it
     loaded = LoadedRows(datasets.Dataset.from_list(rows), "rows.jsonl", BadRows(3))
-    assert check_prompt_set(loaded, make_tokenizer(), role="training", limit=LIMIT).report.layout == layout
+    assert prepare_prompt_set(loaded, make_tokenizer(), role="training", limit=LIMIT).report.layout == layout
 
 
 def test_a_stream_of_pairs_names_the_row_that_has_no_prompt():
@@ -168,7 +170,7 @@ def test_trl_learns_the_messages_and_not_the_prompt_beside_them(tmp_path, name):
     import trl
 
     tokenizer, row = make_tokenizer(), FILES[name][0] | {"input_ids": [1, 2]}
-    checked = check_text_set(read(row), tokenizer, role="training", limit=LIMIT)
+    checked = prepare_text_set(read(row), tokenizer, role="training", limit=LIMIT)
     options = {"output_dir": str(tmp_path), "use_cpu": True, "bf16": False, "report_to": "none"}
     trainer = trl.SFTTrainer(
         make_model(tokenizer), trl.SFTConfig(**options), train_dataset=checked.dataset, processing_class=tokenizer

@@ -3,8 +3,13 @@ from pathlib import Path
 import datasets
 import pytest
 import trl
+from tiny import make_tokenizer
 
-from hf_rlhf.data import check_no_leak, load_rows, prepare_preferences
+from hf_rlhf.data import check_no_leak, load_rows, preferences, prepare_preferences
+from hf_rlhf.data import rows as rows_module
+from hf_rlhf.data.preferences import prepare_preference_set
+from hf_rlhf.data.report import Limit
+from hf_rlhf.data.rows import LoadedRows
 from hf_rlhf.errors import InputError
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
@@ -247,6 +252,21 @@ def test_many_bad_rows_are_shortened():
 )
 def test_wrong_kinds_of_values(row, part):
     assert part in error_of(row)
+
+
+def test_each_pair_is_read_once_and_split_once(monkeypatch):
+    read, split = [], []
+    for module, name, seen in ((rows_module, "read_columns", read), (preferences, "split_row", split)):
+        function = getattr(module, name)
+        monkeypatch.setattr(
+            module, name, lambda given, *more, f=function, s=seen, **k: s.append(given) or f(given, *more, **k)
+        )
+    talks = [[user(f"q {n}"), assistant("a")] for n in range(5)]
+    loaded = [{"chosen": talk, "rejected": [talk[0], assistant("b")], "tools": None} for talk in talks]
+    rows = LoadedRows.given(datasets.Dataset.from_list(loaded), source="pairs.jsonl")
+    limit = Limit("max_length", 50, "are left out")
+    assert len(prepare_preference_set(rows, make_tokenizer(), role="training", limit=limit).dataset) == 5
+    assert (len(read), len(split)) == (1, 5)
 
 
 @pytest.mark.parametrize(

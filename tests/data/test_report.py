@@ -9,7 +9,10 @@ from tiny import make_tokenizer
 from hf_rlhf.credentials import printable
 from hf_rlhf.data import report as data_report
 from hf_rlhf.data.files import read_rows
-from hf_rlhf.data.report import DataReport, Limit, check_preferences, check_prompt_set, check_text_set
+from hf_rlhf.data.preferences import prepare_preference_set
+from hf_rlhf.data.prompts import prepare_prompt_set
+from hf_rlhf.data.report import DataReport, Limit
+from hf_rlhf.data.texts import prepare_ptx_set, prepare_text_set
 from hf_rlhf.errors import InputError
 
 LIMIT = Limit("max_length", 5, "are left out")
@@ -42,7 +45,7 @@ def test_pairs(load):
         pair("the", " ", " cat"),
         pair("the cat sat on the mat", " good", " bad bad"),
     ]
-    dataset, report, _ = check_preferences(load(rows, 3), make_tokenizer(), role="training", limit=LIMIT)
+    dataset, report, *_ = prepare_preference_set(load(rows, 3), make_tokenizer(), role="training", limit=LIMIT)
     assert (report.rows_read, report.rows, len(dataset)) == (8, 3, 3)
     assert [(row.place.split(":")[-1], row.problem[:18]) for row in report.bad_rows] == [
         ("2", "not valid JSON: Ex"),
@@ -72,14 +75,14 @@ def test_pairs(load):
 def test_one_bad_value_too_many_names_lines_and_how_many_to_allow(load):
     rows = [pair("the", " cat", " dog"), pair("the", None, " cat"), pair("the", " a", None)]
     with pytest.raises(InputError) as caught:
-        check_preferences(load(rows, 1), make_tokenizer(), role="training", limit=LIMIT)
+        prepare_preference_set(load(rows, 1), make_tokenizer(), role="training", limit=LIMIT)
     for part in ("2 of 3 rows", "skip_bad=1", "rows.jsonl:2", "rows.jsonl:3", "set skip_bad to 2"):
         assert part in str(caught.value)
 
 
 def test_nothing_left_is_an_error(load):
     with pytest.raises(InputError, match="no row is left"):
-        check_prompt_set(load([{"prompt": " "}] * 2, 5), make_tokenizer(), role="training", limit=LIMIT)
+        prepare_prompt_set(load([{"prompt": " "}] * 2, 5), make_tokenizer(), role="training", limit=LIMIT)
 
 
 def test_prompts_and_prompts_of_pairs(load):
@@ -88,7 +91,7 @@ def test_prompts_and_prompts_of_pairs(load):
         {"prompt": "the cat", "n": 2},
         {"prompt": "the cat sat on the mat", "n": 3},
     ]
-    dataset, report, _ = check_prompt_set(
+    dataset, report, *_ = prepare_prompt_set(
         load(prompts), make_tokenizer(), role="training", limit=LIMIT, overlong="truncate_left"
     )
     assert len(dataset) == report.rows == report.rows_read == 3
@@ -97,7 +100,7 @@ def test_prompts_and_prompts_of_pairs(load):
     talk = [{"role": "user", "content": "hello"}]
     answers = [talk + [{"role": "assistant", "content": text}] for text in ("good", "bad", "sad")]
     pairs = [{"chosen": answers[0], "rejected": answers[n]} for n in (1, 2)]
-    dataset, report, _ = check_prompt_set(
+    dataset, report, *_ = prepare_prompt_set(
         load(pairs), make_tokenizer(), role="training", limit=LIMIT, overlong="truncate_left"
     )
     assert dataset["prompt"][:] == [talk]
@@ -108,7 +111,7 @@ def test_prompts_and_prompts_of_pairs(load):
 
 def test_texts(load):
     rows = [{"prompt": "the", "completion": " cat"}] * 2 + [{"prompt": "the", "completion": ""}]
-    dataset, report, _ = check_text_set(load(rows, 1), make_tokenizer(), role="training", limit=LIMIT)
+    dataset, report, *_ = prepare_text_set(load(rows, 1), make_tokenizer(), role="training", limit=LIMIT)
     assert (len(dataset), report.rows_read, report.layout) == (2, 3, "prompt and completion, text")
     assert list(report.noticed.values()) == [1, 0, 0]
     assert report.lengths[0].maximum == 3
@@ -117,7 +120,7 @@ def test_texts(load):
 def test_of_a_large_set_a_sample_spread_evenly_is_measured(load, monkeypatch):
     monkeypatch.setattr(data_report, "MEASURED_ROWS", 4)
     rows = [{"text": "the " * (n // 10)} for n in range(10, 110)]
-    _, report, _ = check_text_set(load(rows), make_tokenizer(), role="training", limit=LIMIT)
+    _, report, *_ = prepare_text_set(load(rows), make_tokenizer(), role="training", limit=LIMIT)
     (lengths,) = report.lengths
     assert (lengths.measured, lengths.minimum, lengths.maximum, lengths.above) == (4, 2, 9, 2)
 
@@ -145,12 +148,12 @@ REFUSES = (
     " {% endfor %}"
 )
 KINDS = {
-    "pairs": check_preferences,
-    "answers": check_preferences,
-    "prompts": check_prompt_set,
-    "prompts of pairs": check_prompt_set,
-    "messages": check_text_set,
-    "texts": check_text_set,
+    "pairs": prepare_preference_set,
+    "answers": prepare_preference_set,
+    "prompts": prepare_prompt_set,
+    "prompts of pairs": prepare_prompt_set,
+    "messages": prepare_text_set,
+    "texts": prepare_text_set,
 }
 
 
@@ -160,7 +163,7 @@ def test_a_row_that_the_chat_template_refuses_is_named_and_may_be_left_out(load,
     tokenizer, limit = make_tokenizer(), Limit("max_length", 50, "are left out")
     tokenizer.chat_template = REFUSES
     rows = ["{\n", *talks(kind, 9, {5})]
-    dataset, report, place = KINDS[kind](load(rows, 2), tokenizer, role="training", limit=limit)
+    dataset, report, place, *_ = KINDS[kind](load(rows, 2), tokenizer, role="training", limit=limit)
     assert [row.place.rpartition(":")[2] for row in report.bad_rows] == ["1", "7"]
     assert "the chat template refuses it (no sadness)" in report.bad_rows[1].problem
     assert report.rows_read == 10 == report.rows + 2 + sum(report.left_out.values())
@@ -188,7 +191,7 @@ def test_columns_that_trl_hands_to_the_template_are_tried_too(load, kind, column
 def test_a_prompt_without_tokens_is_a_bad_row(load, word_tokenizer):
     word_tokenizer.chat_template = "{{ messages[0].content if messages[0].content != 'sky' }}"
     rows = [{"prompt": talk(text)[0]} for text in ("the", "sky", "sea")]
-    dataset, report, _ = check_prompt_set(load(rows, 1), word_tokenizer, role="training", limit=LIMIT)
+    dataset, report, *_ = prepare_prompt_set(load(rows, 1), word_tokenizer, role="training", limit=LIMIT)
     assert report.bad_rows[0].place.endswith("rows.jsonl:2")
     assert "no tokens" in report.bad_rows[0].problem
     assert len(dataset) == 2
@@ -197,17 +200,17 @@ def test_a_prompt_without_tokens_is_a_bad_row(load, word_tokenizer):
 def test_pairs_that_are_all_too_long_are_an_error_also_beyond_the_measured_ones(load, monkeypatch):
     monkeypatch.setattr(data_report, "MEASURED_ROWS", 2)
     long = [pair("the cat sat on the mat", " good", f" bad {n}") for n in range(7)]
-    check_preferences(load([*long, pair("the", " cat", " dog")]), make_tokenizer(), role="training", limit=LIMIT)
+    prepare_preference_set(load([*long, pair("the", " cat", " dog")]), make_tokenizer(), role="training", limit=LIMIT)
     with pytest.raises(InputError, match="all 7 pairs are longer than max_length=5 tokens"):
-        check_preferences(load(long), make_tokenizer(), role="training", limit=LIMIT)
+        prepare_preference_set(load(long), make_tokenizer(), role="training", limit=LIMIT)
 
 
 def test_texts_with_nothing_to_learn_are_bad_rows_where_all_have_to_teach(load):
     rows = [{"prompt": "the", "completion": " cat"}, {"prompt": "the cat sat on the mat", "completion": " good"}]
-    report = check_text_set(load(rows), make_tokenizer(), role="texts", limit=LIMIT).report
+    report = prepare_text_set(load(rows), make_tokenizer(), role="texts", limit=LIMIT).report
     assert "kept: 1 of 2 whose prompt alone fills max_length" in str(report)
     with pytest.raises(InputError, match=r"the prompt alone fills max_ptx_length=5 .*rows.jsonl:2"):
-        check_text_set(load(rows), make_tokenizer(), role="texts", limit=LIMIT, all_learnable=True)
+        prepare_ptx_set(load(rows), make_tokenizer(), role="texts", max_ptx_length=5)
 
 
 def test_the_prompts_of_pairs_are_shown_and_every_row_is_accounted_for(load):
@@ -218,7 +221,7 @@ def test_the_prompts_of_pairs_are_shown_and_every_row_is_accounted_for(load):
         {"chosen": the + good, "rejected": the + talk("", "sad")[1]},
         {"chosen": the, "rejected": the + good},
     ]
-    _, report, _ = check_prompt_set(
+    _, report, *_ = prepare_prompt_set(
         load(rows), make_tokenizer(), role="training", limit=LIMIT, overlong="truncate_left"
     )
     assert report.examples == [{"prompt": "user: the"}]
@@ -231,7 +234,7 @@ def test_the_prompts_of_pairs_are_shown_and_every_row_is_accounted_for(load):
 
 def test_broken_lines_count_among_the_rows(load):
     with pytest.raises(InputError, match="4 of 5 rows"):
-        check_prompt_set(
+        prepare_prompt_set(
             load(["{\n"] * 3 + [{"prompt": "a"}, {"prompt": None}], 3), make_tokenizer(), role="training", limit=LIMIT
         )
 
@@ -245,7 +248,7 @@ def test_places_of_rows_without_lines_stay_those_of_the_file(load):
 def test_names_of_columns_and_files_do_no_harm_either(load, tmp_path):
     evil = "\x1b]0;evil\x07 hf_abcdefghijABCDEFGHIJ1234"
     rows = replace(load([{"prompt": "the", evil: 1}]), source="caf\udce9.jsonl")
-    _, report, _ = check_prompt_set(rows, make_tokenizer(), role="training", limit=LIMIT)
+    _, report, *_ = prepare_prompt_set(rows, make_tokenizer(), role="training", limit=LIMIT)
     DataReport([report]).write(tmp_path)
     written = (tmp_path / "data_report.json").read_text(encoding="utf-8")
     for text in (str(report), written):
@@ -256,7 +259,9 @@ def test_names_of_columns_and_files_do_no_harm_either(load, tmp_path):
 
 
 def test_the_file_holds_what_the_report_says(load, tmp_path):
-    _, report, _ = check_prompt_set(load([{"prompt": "the"}, "7\n"], 1), make_tokenizer(), role="training", limit=LIMIT)
+    _, report, *_ = prepare_prompt_set(
+        load([{"prompt": "the"}, "7\n"], 1), make_tokenizer(), role="training", limit=LIMIT
+    )
     whole = DataReport([report], {"rows are in both": 2, "nothing": 0})
     whole.write(tmp_path / "out")
     content = json.loads((tmp_path / "out" / "data_report.json").read_text(encoding="utf-8"))
@@ -292,35 +297,35 @@ def test_tools_count_in_the_lengths_and_are_not_called_unused(load, kind, tools)
     for own, more in (({}, 0), ({"tools": tools}, 3)):
         rows = [row | own | {"id": 7} for row in talks(kind, 4, ())]
         limit = Limit("max_length", plain + 1, "")
-        settings = {"overlong": "filter"} if KINDS[kind] is check_prompt_set and not more else {}
-        if more and KINDS[kind] is not check_text_set:
+        settings = {"overlong": "filter"} if KINDS[kind] is prepare_prompt_set and not more else {}
+        if more and KINDS[kind] is not prepare_text_set:
             with pytest.raises(InputError, match=f"longer than .*max(_prompt)?_length={plain + 1}"):
                 KINDS[kind](load(rows), tokenizer, role="training", limit=limit)
             limit = Limit("max_length", None, "")
-        _, report, _ = KINDS[kind](load(rows), tokenizer, role="training", limit=limit, **settings)
+        _, report, *_ = KINDS[kind](load(rows), tokenizer, role="training", limit=limit, **settings)
         assert report.lengths[0].maximum == plain + more
         assert report.row_options == list(own)
         assert report.other_columns == ["id"]
         assert ("for the chat template: tools" in str(report)) == bool(own)
-        assert ("passed to the rewards: id" in str(report)) == (KINDS[kind] is check_prompt_set)
+        assert ("passed to the rewards: id" in str(report)) == (KINDS[kind] is prepare_prompt_set)
 
 
 def test_tools_beside_text_are_not_used(load):
     rows = [{"prompt": "the", "completion": f" cat {n}", "tools": "[]"} for n in range(2)]
-    _, report, _ = check_text_set(load(rows), make_tokenizer(), role="training", limit=LIMIT)
+    _, report, *_ = prepare_text_set(load(rows), make_tokenizer(), role="training", limit=LIMIT)
     assert (report.row_options, report.other_columns) == ([], ["tools"])
 
 
 def test_rows_that_differ_in_their_tools_are_not_there_already(load):
     rows = [{"prompt": talk("the cat")[0], "tools": json.dumps(tools)} for tools in (TOOLS, [], TOOLS)]
-    _, report, _ = check_prompt_set(load(rows), make_tokenizer(), role="training", limit=Limit("max_length", 50, ""))
+    _, report, *_ = prepare_prompt_set(load(rows), make_tokenizer(), role="training", limit=Limit("max_length", 50, ""))
     assert report.noticed["with a prompt that is there already"] == 1
 
 
 BEGIN = {
-    check_prompt_set: [{"prompt": "<|im_start|> the cat"}, {"prompt": "the cat sat"}],
-    check_text_set: [{"text": "<|im_start|> the cat"}, {"text": "the cat"}],
-    check_preferences: [pair("<|im_start|> the", " cat", " dog"), pair("the", " cat", " mat")],
+    prepare_prompt_set: [{"prompt": "<|im_start|> the cat"}, {"prompt": "the cat sat"}],
+    prepare_text_set: [{"text": "<|im_start|> the cat"}, {"text": "the cat"}],
+    prepare_preference_set: [pair("<|im_start|> the", " cat", " dog"), pair("the", " cat", " mat")],
 }
 
 
@@ -331,9 +336,9 @@ def test_rows_that_begin_with_the_bos_are_counted_and_measured_with_one(load, ch
     tokenizer = make_tokenizer()
     added = [("<|im_start|>", tokenizer.convert_tokens_to_ids("<|im_start|>"))]
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<|im_start|> $A", special_tokens=added)
-    _, report, _ = check(load(BEGIN[check]), tokenizer, role="training", limit=LIMIT)
+    _, report, *_ = check(load(BEGIN[check]), tokenizer, role="training", limit=LIMIT)
     assert "kept: 1 that begin with the BOS already; it is not added again" in str(report)
-    longest = {check_prompt_set: 4, check_text_set: 4, check_preferences: 4}[check]
+    longest = {prepare_prompt_set: 4, prepare_text_set: 4, prepare_preference_set: 4}[check]
     assert report.lengths[0].maximum == longest
 
 
@@ -345,19 +350,19 @@ def test_a_prompt_that_a_reward_models_template_refuses_is_a_bad_row(load):
     with pytest.raises(
         InputError, match=r"reward model 'helpful': .*refuses it \(no sadness\) in 1 row .*rows.jsonl:6"
     ):
-        check_prompt_set(load(rows), make_tokenizer(), **settings)
-    dataset, report, _ = check_prompt_set(load(rows, 1), make_tokenizer(), **settings)
+        prepare_prompt_set(load(rows), make_tokenizer(), **settings)
+    dataset, report, *_ = prepare_prompt_set(load(rows, 1), make_tokenizer(), **settings)
     assert (len(dataset), len(report.bad_rows)) == (8, 1)
     strict.chat_template = None
     with pytest.raises(InputError, match=r"for the reward model 'helpful': .* has no chat template"):
-        check_prompt_set(load(rows), make_tokenizer(), **settings)
+        prepare_prompt_set(load(rows), make_tokenizer(), **settings)
 
 
 @pytest.mark.parametrize("template", [True, False])
 def test_plain_prompts_of_a_chat_model_are_pointed_out(load, template):
     rows = load([{"prompt": "hello you"}, {"prompt": "the cat"}])
     tokenizer = make_tokenizer(chat_template=template)
-    report = check_prompt_set(
+    report = prepare_prompt_set(
         rows, tokenizer, role="training", limit=Limit("max_prompt_length", 9, "end the run")
     ).report
     assert ("kept: 2 of plain text, which the policy continues" in str(report)) == template

@@ -7,10 +7,10 @@ from torch import nn
 from torch.utils._pytree import tree_leaves
 
 from hf_rlhf import ops
-from hf_rlhf.data.collate import lengths_to_mask, pad_sequences
 from hf_rlhf.ops.logprobs import token_kl, token_logprobs
 from hf_rlhf.ops.losses import explained_variance
-from hf_rlhf.ops.masked import combine, masked_mean, masked_moments
+from hf_rlhf.ops.masked import combine, masked_moments
+from hf_rlhf.ops.padding import lengths_to_mask, pad_sequences
 
 SUPPORT = [torch.tensor([0, 2, 4], dtype=torch.int), None, torch.tensor([4], dtype=torch.int)] * 4
 HEAD = nn.Linear(4, 5, bias=False)
@@ -23,7 +23,6 @@ FUNCTIONS = {
     "per_token_rewards": lambda x, y, mask, ids, states: ops.per_token_rewards(x[:, 0], y, mask, 0.1),
     "whiten": lambda x, y, mask, ids, states: ops.whiten(x, mask),
     "combine": lambda x, y, mask, ids, states: combine(masked_moments(x, mask), masked_moments(y, mask)),
-    "masked_mean": lambda x, y, mask, ids, states: masked_mean(x, mask, 1),
     "explained_variance": lambda x, y, mask, ids, states: explained_variance(x, y, mask),
     "policy loss": lambda x, y, mask, ids, states: ops.clipped_policy_loss(x, y, x, mask, 0.2, dual_clip=2.0),
     "value loss": lambda x, y, mask, ids, states: ops.clipped_value_loss(x, y, x + y, mask, 0.2),

@@ -1,6 +1,7 @@
 """Refusals of `PPOTrainer` before it trains, and the objects that it leaves as they were."""
 
 import json
+from collections import Counter
 
 import pytest
 import torch
@@ -17,6 +18,8 @@ from tiny import (
 )
 from transformers import AutoModelForCausalLM, LlamaForSequenceClassification, TrainerCallback
 
+from hf_rlhf.data.prompts import prepare_prompt_set, prompt_limit
+from hf_rlhf.data.rows import LoadedRows
 from hf_rlhf.errors import InputError
 from hf_rlhf.models.backbone import require_known_head
 from hf_rlhf.ppo.iteration_log import IterationLog
@@ -67,6 +70,67 @@ def test_a_head_that_is_not_known_is_refused():
     model.forward = doubled
     with pytest.raises(InputError, match="LlamaForCausalLM changes its logits behind its head"):
         require_known_head(model)
+
+
+def counting_tokenizer():
+    """A tokenizer, and how often it rendered each prompt by its text."""
+    tokenizer, renders = make_tokenizer(), Counter()
+    render = tokenizer.apply_chat_template
+
+    def counted(messages, **options):
+        renders[messages[0]["content"]] += 1
+        return render(messages, **options)
+
+    tokenizer.apply_chat_template = counted
+    return tokenizer, renders
+
+
+def prepared_prompts(tokenizer, args, rewards=(), **settings):
+    rows = LoadedRows.given(make_prompts(), source="rows")
+    settings = {"overlong": args.overlong_prompts, "chat_template_kwargs": args.chat_template_kwargs} | settings
+    limit = prompt_limit(settings.pop("max_prompt_length", args.max_prompt_length), settings["overlong"])
+    named = {str(number): each for number, each in enumerate(rewards)}
+    return prepare_prompt_set(rows, tokenizer, role="training", limit=limit, reward_tokenizers=named, **settings)
+
+
+@pytest.mark.parametrize("prepared", [True, False])
+def test_each_prompt_is_rendered_once_for_the_policy_and_once_for_each_reward_model(tmp_path, prepared):
+    tokenizer, policy_renders = counting_tokenizer()
+    rewards = [counting_tokenizer() for _ in range(2)]
+    tokenizers = [each for each, _ in rewards]
+    data = prepared_prompts(tokenizer, make_config(tmp_path), tokenizers) if prepared else make_prompts()
+    kwargs = {"reward_processing_classes": tokenizers}
+    classifiers = [make_classifier() for _ in rewards]
+    make_trainer(tmp_path, tokenizer=tokenizer, reward=classifiers, data=data, trainer_kwargs=kwargs)
+    for renders in (policy_renders, *(renders for _, renders in rewards)):
+        assert {renders[row["prompt"][0]["content"]] for row in make_prompts()} == {1}
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"max_prompt_length": 31},
+        {"overlong": "filter"},
+        {"chat_template_kwargs": {"calm": True}},
+        {"tokenizer": None},
+        {"chat_template": "{{ messages[0].content }}"},
+    ],
+    ids=lambda other: next(iter(other)),
+)
+def test_a_set_that_was_prepared_otherwise_is_refused(tmp_path, other):
+    tokenizer, template = make_tokenizer(), other.pop("chat_template", None)
+    by = make_tokenizer() if "tokenizer" in other else tokenizer
+    data = prepared_prompts(by, make_config(tmp_path), **{k: v for k, v in other.items() if k != "tokenizer"})
+    tokenizer.chat_template = template or tokenizer.chat_template
+    with pytest.raises(InputError, match="train_dataset is invalid: it was prepared with another"):
+        make_trainer(tmp_path, tokenizer=tokenizer, data=data)
+
+
+def test_ids_that_a_set_brings_along_are_not_trusted(tmp_path):
+    trainer, rows = make_trainer(tmp_path), make_prompts(4)
+    expected = trainer.evaluate(rows)
+    found = trainer.evaluate(rows.add_column("prompt_ids", [[7]] * 4))
+    assert {**found, "eval_runtime": 0} == {**expected, "eval_runtime": 0}
 
 
 def test_texts_longer_than_the_positions_are_refused(tmp_path):

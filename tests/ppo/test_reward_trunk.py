@@ -6,7 +6,7 @@ from invariance.runs import iterations_of
 from tiny import make_lora, make_prompts, make_tokenizer, perturb, trained
 from tiny_critics import LAST, make_critic_trainer, make_places
 
-from hf_rlhf.data.collate import pad_sequences
+from hf_rlhf.ops.padding import pad_sequences
 from hf_rlhf.rewards.learned import LearnedReward
 from hf_rlhf.types import Completion, Sequences, Trajectory
 

@@ -4,13 +4,17 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 
 import pytest
 from damage import make_case
-from tiny import make_tokenizer
+from tiny import make_model, make_tokenizer
 from tiny_data import PPO_FLAGS, conversational_pairs, prompt_rows
+from transformers import LlamaForSequenceClassification, PreTrainedTokenizerBase
 
 from hf_rlhf.cli.main import main
+from hf_rlhf.errors import InputError
+from hf_rlhf.ppo.trainer import PPOTrainer
 
 
 def demonstrations(count=16):
@@ -328,3 +332,28 @@ def test_template_arguments_of_the_run_count_in_the_report(capsys, flags, write_
             said = capsys.readouterr().out
             assert f"tokens of prompt: {lengths[0]} to {lengths[0]}," in said
             assert f"tokens of text: {lengths[1]} to {lengths[1]}," in said
+
+
+def test_a_run_renders_each_prompt_once_with_every_tokenizer(flags, write_rows, tmp_path, monkeypatch):
+    """The recipe prepares the prompts for its report, and PPOTrainer takes them as they are."""
+    folder, renders = tmp_path / "reward", Counter()
+    config = make_model(make_tokenizer()).config
+    config.num_labels = 1
+    for each in (LlamaForSequenceClassification(config), make_tokenizer()):
+        each.save_pretrained(folder)
+    render = PreTrainedTokenizerBase.apply_chat_template
+
+    def counted(tokenizer, messages, **options):
+        renders[tokenizer.name_or_path == str(folder), messages[0]["content"]] += 1
+        return render(tokenizer, messages, **options)
+
+    def enough(*_, **__):
+        raise InputError("enough")
+
+    monkeypatch.setattr(PreTrainedTokenizerBase, "apply_chat_template", counted)
+    monkeypatch.setattr(PPOTrainer, "train", enough)
+    rows = [{"prompt": [{"role": "user", "content": f"the cat {number}"}]} for number in range(8)]
+    argv = ["ppo", "--dataset_name", write_rows(rows), "--reward_model_path", str(folder), *flags, *PPO_FLAGS]
+    assert main(argv) == 2
+    contents = [row["prompt"][0]["content"] for row in rows]
+    assert {renders[scores, content] for scores in (False, True) for content in contents} == {1}

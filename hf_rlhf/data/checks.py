@@ -1,25 +1,15 @@
-"""Checks that a prompt is usable, shared by loaded sets and streams."""
+"""Checks of the values of a row: text, messages, prompts, pairs."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
-from hf_rlhf.data.dialogues import MalformedDialogue, before_answer
-from hf_rlhf.data.files import require_columns
-from hf_rlhf.data.layouts import Layout
-from hf_rlhf.data.preferences import (
-    PREFERENCE_COLUMNS,
-    list_problems,
-    messages_problem,
-    split_row,
-    text_problem,
-    value_problems,
-)
+from hf_rlhf.data.dialogues import MalformedDialogue, is_empty
+from hf_rlhf.data.layouts import CONVERSATIONAL, IMPLICIT_CONVERSATIONAL, Layout, prompt_of
+from hf_rlhf.data.rows import require_columns
 from hf_rlhf.errors import InputError
-
-if TYPE_CHECKING:
-    from hf_rlhf.types import Prompt
 
 Overlong = Literal["error", "filter", "truncate_left"]
 
@@ -27,6 +17,57 @@ PROMPT_RULE = "A prompt is text, or a list of messages that does not end with th
 OVERLONG_CHOICES = (
     'overlong_prompts="filter" (leave them out) or overlong_prompts="truncate_left" (keep their last tokens)'
 )
+
+
+def text_problem(value: Any) -> str | None:
+    if value is None:
+        return "None"
+    if not isinstance(value, str):
+        return f"{type(value).__name__} instead of text"
+    return None if value.strip() else "empty text"
+
+
+def messages_problem(value: Any, *, may_end_empty: bool = False) -> str | None:
+    if value is None:
+        return "None"
+    if not isinstance(value, list):
+        return f"{type(value).__name__} instead of a list of messages"
+    if not value:
+        return "no messages"
+    for message in value:
+        if not (isinstance(message, Mapping) and isinstance(message.get("role"), str)):
+            return 'a message without "role" and "content"'
+        content = message.get("content")
+        if not (isinstance(content, str) or (content is None and message.get("tool_calls"))):
+            return 'a message whose "content" is not text'
+    return "empty last message" if is_empty(value[-1]) and not may_end_empty else None
+
+
+def margin_problem(value: Any) -> str | None:
+    if value is None:
+        return "None"
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return f"{type(value).__name__} instead of a number"
+    return None if math.isfinite(value) else str(value)
+
+
+# --- pairs -------------------------------------------------------------------------------------------------------
+
+
+def value_problems(columns: Mapping[str, Sequence[Any]], layout: str) -> dict[str, list[str | None]]:
+    """Return the problem with each value of each column, None for a valid one."""
+    return {name: [_value_problem(value, name, layout) for value in values] for name, values in columns.items()}
+
+
+def _value_problem(value: Any, column: str, layout: str) -> str | None:
+    if column == "margin":
+        return margin_problem(value)
+    if layout == CONVERSATIONAL or (layout == IMPLICIT_CONVERSATIONAL and column != "prompt"):
+        return messages_problem(value, may_end_empty=layout == IMPLICIT_CONVERSATIONAL)
+    return text_problem(value)
+
+
+# --- prompts -----------------------------------------------------------------------------------------------------
 
 
 def require_prompts(layout: Layout, columns: Sequence[str], *, source: str) -> None:
@@ -39,12 +80,6 @@ def require_prompts(layout: Layout, columns: Sequence[str], *, source: str) -> N
             "messages: rewards read it, and the policy's own tokenizer makes the ids"
         )
     require_columns(columns, ["prompt"], source=source, holds=layout.sentence)
-
-
-def prompt_columns(layout: Layout, found: Sequence[str]) -> list[str]:
-    """The columns that prompts are made of."""
-    names = {"pairs": PREFERENCE_COLUMNS, "messages": ("prompt", "messages")}.get(layout.prompts, ("prompt",))
-    return [name for name in names if name in found]
 
 
 def prompt_problems(columns: Mapping[str, Sequence[Any]], layout: Layout) -> dict[str, list[str | None]]:
@@ -71,30 +106,6 @@ def _dialogue_problem(row: Mapping[str, Any]) -> str | None:
     except MalformedDialogue as error:
         return str(error)
     return None
-
-
-def prompt_of(row: Mapping[str, Any], *, prompts: str, pairs: str = "") -> Prompt | None:
-    """Return the prompt of a checked row, by what `Layout` says. Raises MalformedDialogue where it cannot be split."""
-    if prompts == "pairs":
-        return split_row(row, pairs).prompt
-    return before_answer(row["messages"], row.get("prompt")) if prompts == "messages" else row["prompt"]
-
-
-def check_prompts(prompts: Sequence[Any], *, source: str) -> None:
-    """Raise InputError unless all prompts are text, or all are messages that leave the next turn to the assistant."""
-    conversational = isinstance(next((prompt for prompt in prompts if prompt is not None), None), list)
-    problems = {"prompt": [prompt_problem(prompt, conversational=conversational) for prompt in prompts]}
-    require_no_problems(problems, len(prompts), source=source)
-
-
-def require_no_problems(found: Mapping[str, Sequence[str | None]], rows: int, *, source: str) -> None:
-    """Raise one InputError that lists what is wrong with the columns of so many rows, by row."""
-    if problems := [line for name, each in found.items() for line in list_problems(name, each)]:
-        raise InputError(
-            f"{source}: prompts that cannot be used, in a set of {rows} rows (rows count from 0):\n  "
-            + "\n  ".join(problems)
-            + f"\n{PROMPT_RULE}. Mend these rows, or leave them out with dataset.filter(...)"
-        )
 
 
 def prompt_problem(value: Any, *, conversational: bool) -> str | None:

@@ -1,4 +1,7 @@
-"""Texts for the language-model loss that PPO-ptx adds to the policy's (Ouyang et al. 2022, arXiv 2203.02155, 3.5)."""
+"""Texts: demonstrations for fine-tuning, and those for the language-model loss of PPO-ptx.
+
+PPO-ptx adds that loss to the policy's (Ouyang et al. 2022, arXiv 2203.02155, 3.5).
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,13 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from hf_rlhf.data.files import read_columns, require_dataset
-from hf_rlhf.data.json_columns import keep_own_keys
+from hf_rlhf.data.checks import messages_problem, prompt_problem, text_problem
 from hf_rlhf.data.layouts import layout_of
-from hf_rlhf.data.preferences import list_problems, messages_problem, text_problem
-from hf_rlhf.data.prompt_checks import prompt_problem
+from hf_rlhf.data.prepared import PreparedSet, TokenizerState
+from hf_rlhf.data.report import BEGUN, Lengths, Limit, SetReport, begun, measured_rows, report_set, select_for_trl
+from hf_rlhf.data.rows import LoadedRows, fingerprints
 from hf_rlhf.data.tokens import (
+    ROW_OPTIONS,
     RefusedByTemplate,
     chat_text,
     options_by_row,
@@ -54,28 +58,111 @@ def prepare_texts(
     Raises InputError for an empty set, missing columns, bad values (row numbers count from 0), messages without a chat
     template, a template that renders a prompt otherwise once a completion follows, and rows with nothing to learn.
     """
+    rows = LoadedRows.given(dataset, source=source)
+    settings: dict[str, Any] = {"max_ptx_length": max_ptx_length, "chat_template_kwargs": chat_template_kwargs}
+    return prepare_ptx_set(rows, tokenizer, role=source, **settings).dataset
+
+
+def text_settings(tokenizer: PreTrainedTokenizerBase, max_ptx_length: int, chat_template_kwargs: Any) -> dict[str, Any]:
+    """Return what the ids of PPO-ptx depend on besides the rows, by the names that `PPOTrainer` has for it."""
+    return {
+        "processing_class": TokenizerState.of(tokenizer),
+        "max_ptx_length": max_ptx_length,
+        "chat_template_kwargs": dict(chat_template_kwargs or {}),
+    }
+
+
+def prepare_ptx_set(
+    rows: LoadedRows,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    role: str,
+    max_ptx_length: int,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+) -> PreparedSet:
+    """Check, tokenize and report on the texts of PPO-ptx; for columns and errors see `prepare_texts`.
+
+    Rows without a token to learn within the limit are bad rows.
+    """
     if max_ptx_length < 2:
         raise InputError(
             f"max_ptx_length={max_ptx_length} leaves nothing to learn: a text needs 2 tokens, use at least 2"
         )
-    dataset = keep_own_keys(require_dataset(dataset, source=source))
-    names = find_columns(dataset, source=source)
-    columns = read_columns(dataset, with_row_options(names, dataset.column_names), source=source)
-    settings: dict[str, Any] = {"source": source, "chat_template_kwargs": chat_template_kwargs}
-    _require_none(text_problems({name: columns[name] for name in names}), source=source)
-    _require_none(template_problems(columns, tokenizer, **settings), source=source)
-    texts = tokenize_texts(columns, tokenizer, **settings)
-    _require_none({names[-1]: learning_problems(texts, max_ptx_length)}, source=source)
-    if too_long := [len(text.ids) for text in texts if len(text.ids) > max_ptx_length]:
+    read, limit = rows.rows_read, Limit("max_ptx_length", max_ptx_length, "are cut on the right")
+    settings: dict[str, Any] = {"source": rows.source, "chat_template_kwargs": chat_template_kwargs}
+    good, names = _checked(rows, tokenizer, **settings)
+    texts = tokenize_texts(good.columns, tokenizer, **settings)
+    kept = good.good({names[-1]: learning_problems(texts, max_ptx_length)})
+    if len(kept) < len(texts):
+        good, texts = good.select(kept), [texts[row] for row in kept]
+    lengths = [len(text.ids) for text in texts]
+    if too_long := [length for length in lengths if length > max_ptx_length]:
         logger.warning(
             "%s: %d of %d texts have more than max_ptx_length=%d tokens (the longest %d) and are cut on the right",
-            source,
+            rows.source,
             len(too_long),
             len(texts),
             max_ptx_length,
             max(too_long),
         )
-    return _to_dataset(texts, max_ptx_length)
+    report = _report(rows, good, names, read, [texts[row] for row in measured_rows(len(texts))], tokenizer, role, limit)
+    made_with = text_settings(tokenizer, max_ptx_length, chat_template_kwargs)
+    return PreparedSet(_to_dataset(texts, max_ptx_length), report, good.place, made_with)
+
+
+def prepare_text_set(rows: LoadedRows, tokenizer: PreTrainedTokenizerBase, *, role: str, limit: Limit) -> PreparedSet:
+    """Check and report on demonstrations, for trl's `SFTTrainer`. Raises InputError for columns and values."""
+    read = rows.rows_read
+    good, names = _checked(rows, tokenizer, source=rows.source)
+    measured = good.select(measured_rows(len(good.dataset)))
+    texts = tokenize_texts(measured.columns, tokenizer, source=rows.source)
+    report = _report(rows, good, names, read, texts, tokenizer, role, limit)
+    different = frozenset(fingerprints(good.columns, [*names, *ROW_OPTIONS]))
+    return PreparedSet(select_for_trl(good.dataset, names), report, good.place, fingerprints=different)
+
+
+def _checked(
+    rows: LoadedRows,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    source: str,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+) -> tuple[LoadedRows, tuple[str, ...]]:
+    """The rows whose texts can be used, with the columns read that tokens are made of, and the names of the texts."""
+    names = find_columns(rows.dataset, source=source)
+    rows = rows.read(with_row_options(names, rows.dataset.column_names))
+    rows = rows.without(text_problems({name: rows.columns[name] for name in names}))
+    settings: dict[str, Any] = {"source": source, "chat_template_kwargs": chat_template_kwargs}
+    return rows.without(template_problems(rows.columns, tokenizer, **settings)), names
+
+
+def _report(
+    rows: LoadedRows,
+    good: LoadedRows,
+    names: Sequence[str],
+    rows_read: int,
+    measured: Sequence[TokenizedText],
+    tokenizer: PreTrainedTokenizerBase,
+    role: str,
+    limit: Limit,
+) -> SetReport:
+    layout, count = layout_of(rows.dataset, source=rows.source), len(good.dataset)
+    filled = sum(limit.tokens is not None and text.given >= limit.tokens for text in measured)
+    return report_set(
+        rows,
+        good.columns,
+        rows_read,
+        role=role,
+        layout=layout.taken_for(layout.texts_name),
+        columns=names,
+        left_out={},
+        noticed={
+            "that are there already": count - len(fingerprints(good.columns, [*names, *ROW_OPTIONS])),
+            f"of {len(measured)} whose prompt alone fills {limit.name}": filled,
+            BEGUN: begun([good.columns[names[0]]], tokenizer),
+        },
+        lengths=[Lengths.of("text", [len(text.ids) for text in measured], limit)],
+    )
 
 
 def find_columns(dataset: Dataset, *, source: str) -> tuple[str, ...]:
@@ -149,16 +236,6 @@ def learning_problems(texts: Sequence[TokenizedText], max_ptx_length: int) -> li
     full = f"the prompt alone fills max_ptx_length={max_ptx_length} tokens (raise it above {longest})"
     none = "no token to learn after the first or the prompt"
     return [none if len(ids) <= given else full if given >= max_ptx_length else None for ids, given in texts]
-
-
-def _require_none(found: Mapping[str, Sequence[str | None]], *, source: str) -> None:
-    """Raise one InputError that lists every column's problems with their rows."""
-    if problems := [line for name, each in found.items() for line in list_problems(name, each)]:
-        raise InputError(
-            f"{source}: texts that cannot be used (rows count from 0):\n  "
-            + "\n  ".join(problems)
-            + "\nMend these rows, or leave them out with dataset.filter(...)"
-        )
 
 
 def tokenize_texts(

@@ -1,21 +1,20 @@
 """Ragged sequences to rectangular tensors. Masks come from lengths, never from `ids != pad`."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
-if TYPE_CHECKING:
-    from torch import Tensor, dtype
+import torch
+from torch import Tensor
 
 
 def pad_sequences(
     sequences: Sequence[Sequence[int] | Sequence[float] | Tensor],
     padding_value: float,
     side: Literal["right", "left"] = "right",
-    dtype: dtype | None = None,
+    dtype: torch.dtype | None = None,
+    min_length: int = 0,
 ) -> Tensor:
-    """Pad `B` one-dimensional sequences to the longest of them: `(B, L)`.
+    """Pad `B` one-dimensional sequences to the longest of them, or to `min_length` if that is more: `(B, L)`.
 
     `side` is where the padding goes: "right" for completions, "left" for prompts that generation continues.
     Without `dtype`, the type is that of the first sequence that is not empty (int64 for lists of ints, float32 for
@@ -23,8 +22,6 @@ def pad_sequences(
 
     Raises ValueError for no sequences at all, another `side`, or a sequence that is not one-dimensional.
     """
-    import torch
-
     if side not in ("right", "left"):
         raise ValueError(f'side={side!r} is neither "right" nor "left"')
     if len(sequences) == 0:
@@ -36,7 +33,7 @@ def pad_sequences(
     typed = next((tensor for tensor in tensors if len(tensor)), None)
     if dtype is None:
         dtype = typed.dtype if typed is not None else torch.int64 if isinstance(padding_value, int) else torch.float32
-    length = max(len(tensor) for tensor in tensors)
+    length = max(min_length, *map(len, tensors))
     padded = torch.full((len(tensors), length), padding_value, dtype=dtype, device=tensors[0].device)
     for row, tensor in zip(padded, tensors, strict=True):
         if side == "right":
@@ -47,12 +44,10 @@ def pad_sequences(
 
 
 def lengths_to_mask(lengths: Tensor, length: int) -> Tensor:
-    """The mask of right-padded rows: `mask[b, t] = t < lengths[b]`, shape `(B, L)`, bool, with `L = length`.
+    """Return the mask of right-padded rows, `mask[b, t] = t < lengths[b]`: `(B, L)`, bool, with `L = length`.
 
     Raises ValueError when a length is below 0 or above `length`: the mask would count fewer tokens than there are.
     """
-    import torch
-
     if lengths.ndim != 1:
         raise ValueError(f"lengths has shape {tuple(lengths.shape)}; expected (B,)")
     if len(lengths) and (int(lengths.min()) < 0 or int(lengths.max()) > length):

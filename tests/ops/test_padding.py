@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from hf_rlhf.data import lengths_to_mask, pad_sequences
+from hf_rlhf.ops import lengths_to_mask, pad_sequences
 
 
 def test_padding_goes_to_the_side_that_is_named():
@@ -21,6 +21,10 @@ def test_dtype_is_that_of_the_first_sequence_with_values():
 def test_empty_sequences_are_all_padding(side):
     assert pad_sequences([[], []], 0, side=side).shape == (2, 0)
     assert pad_sequences([[], [5, 6]], 0, side=side).tolist() == [[0, 0], [5, 6]]
+    assert pad_sequences([[], [5]], 0, side=side, min_length=2).tolist() == [
+        [0, 0],
+        [5, 0] if side == "right" else [0, 5],
+    ]
 
 
 def test_wrong_calls_are_named():
