@@ -128,7 +128,7 @@ def plot(results: list[dict[str, Any]], file: Path) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(9, 0.9 + 1.2 * len(results)), layout="constrained")
-    colours = {"generate": "#8fb8de", "score": "#f2b872", "update": "#2a6fb0"}
+    colors = {"generate": "#8fb8de", "score": "#f2b872", "update": "#2a6fb0"}
     labels, rows = [], []
     for number, result in enumerate(results):
         sides = [side for side in NAMES if side in result]
@@ -139,7 +139,7 @@ def plot(results: list[dict[str, Any]], file: Path) -> None:
             labels.append(f"{NAMES[side]}, {size}, {trained_blocks(result['lora_layers'])}")
             for phase in PHASES:
                 width, label = result[side][phase], phase if len(rows) == 1 else None
-                axes.barh(row, width, 0.8 / len(sides), left=left, color=colours[phase], label=label)
+                axes.barh(row, width, 0.8 / len(sides), left=left, color=colors[phase], label=label)
                 left += width
             axes.text(left, row, f" {result[side]['peak_gb']:.1f} GB", va="center", fontsize=9)
     axes.set_yticks(rows, labels)

@@ -14,7 +14,7 @@ Two processes on CPU: `ACCELERATE_USE_CPU=true torchrun --nproc_per_node 2 recip
 
 import sys
 
-from hf_rlhf.cli.main import main
+from hf_rlhf.cli import main
 
 if __name__ == "__main__":
     sys.exit(main(["ppo", *sys.argv[1:]]))

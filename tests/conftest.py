@@ -5,7 +5,7 @@ import json
 import pytest
 from tiny import make_model, make_prompts, make_tokenizer
 
-from hf_rlhf.cli.main import main
+from hf_rlhf.cli import main
 
 
 @pytest.fixture

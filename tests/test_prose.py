@@ -21,7 +21,7 @@ IDIOMS = {
     "another way": "fall back",
     "the user's own": "the user's",
     "optimizer rests": "the optimizer skips",
-    "data sets?": "dataset",
+    "datasets?": "dataset",
     "(token|normal|renormal|optim|maxim|quant|dequant)is(e|es|ed|ing|ation)": "spell it with a z",
 }
 EXEMPT = re.compile(r"https?://|# fmt: skip$")

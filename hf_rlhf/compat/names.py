@@ -76,6 +76,7 @@ OF_THE_LAUNCHER = {
 """Flags of plan that a run takes from its launcher."""
 
 DEPRECATED = {
+    "skip_bad": "skip_bad_rows",
     "value_lam": "critic_lam",
     "score_while_sampling": "reward_while_sampling",
 }

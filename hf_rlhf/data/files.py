@@ -51,14 +51,14 @@ def load_rows(
     return dataset.to_iterable_dataset() if streaming else dataset
 
 
-def read_rows(name: str, *, split: str = "train", config_name: str | None = None, skip_bad: int = 0) -> LoadedRows:
-    """Like `load_rows`, but also return the place of each row. Up to `skip_bad` rows broken in their file are skipped.
+def read_rows(name: str, *, split: str = "train", config_name: str | None = None, skip_bad_rows: int = 0) -> LoadedRows:
+    """Like `load_rows`, but also return the place of each row. Up to `skip_bad_rows` rows broken in their file are skipped.
 
     Skipped rows are named. They are: lines and elements of JSON files that are no rows, or whose values do not fit
     their columns, and records of a .csv file with too many or too few fields.
     """
     path = local_path(name)
-    bad_rows = BadRows(skip_bad)
+    bad_rows = BadRows(skip_bad_rows)
     if not path.exists():
         if _looks_like_a_path(name):
             raise InputError(_no_such_path(path))

@@ -89,7 +89,7 @@ class SetReport:
         lines = [
             f"{self.role}: {self.source}, {self.rows} of {self.rows_read} rows [{self.layout}]",
             f"columns: {', '.join(self.columns)}{options}{others}",
-            *(f"left out, as skip_bad allows: {line}" for line in list_by_problem(self.bad_rows)),
+            *(f"left out, as skip_bad_rows allows: {line}" for line in list_by_problem(self.bad_rows)),
             *(f"left out: {count} {what}" for what, count in self.left_out.items() if count),
             *(f"kept: {count} {what}" for what, count in self.noticed.items() if count),
             *map(str, self.lengths),

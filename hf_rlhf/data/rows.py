@@ -27,11 +27,11 @@ class BadRow(NamedTuple):
 
 
 class BadRows:
-    """The bad rows of one set. `limit` of them may be skipped (`skip_bad`); None where there is no such flag."""
+    """The bad rows of one set. `limit` of them may be skipped (`skip_bad_rows`); None where there is no such flag."""
 
     def __init__(self, limit: int | None = 0):
         if limit is not None and limit < 0:
-            raise InputError(f"skip_bad={limit} must be 0 (none is left out) or above")
+            raise InputError(f"skip_bad_rows={limit} must be 0 (none is left out) or above")
         self.limit = limit
         self.found: list[BadRow] = []
 
@@ -44,8 +44,8 @@ class BadRows:
             raise InputError(f"{place}: {self.found[-1].problem}") from cause
         rows = "\n  ".join(f"{row.place}: {row.problem}" for row in self.found[:5])
         raise InputError(
-            f"{len(self.found)} rows cannot be used, and skip_bad={self.limit} leaves out {self.limit}. The first"
-            f" are\n  {rows}\nMend them, or raise skip_bad"
+            f"{len(self.found)} rows cannot be used, and skip_bad_rows={self.limit} leaves out {self.limit}. The first"
+            f" are\n  {rows}\nMend them, or raise skip_bad_rows"
         ) from cause
 
     def add_all(self, rows: Iterable[BadRow], *, source: str, total: int, rule: str = "") -> None:
@@ -63,8 +63,8 @@ class BadRows:
                 f"{rule}Mend these rows, or leave them out with dataset.filter(...)"
             )
         raise InputError(
-            f"{source}: {len(self.found)} of {total} rows cannot be used, more than skip_bad={self.limit} leaves"
-            f" out:\n  {problems}\nMend them, or set skip_bad to {len(self.found)} or more to leave them out"
+            f"{source}: {len(self.found)} of {total} rows cannot be used, more than skip_bad_rows={self.limit} leaves"
+            f" out:\n  {problems}\nMend them, or set skip_bad_rows to {len(self.found)} or more to leave them out"
         )
 
 
@@ -155,7 +155,9 @@ class LoadedRows:
         if named:
             self.bad_rows.add_all(named, source=self.source, total=self.rows_read, rule=rule)
         if named and len(bad) == len(self.dataset):
-            raise InputError(f"{self.source}: no row is left; skip_bad={self.bad_rows.limit} left out all {len(bad)}")
+            raise InputError(
+                f"{self.source}: no row is left; skip_bad_rows={self.bad_rows.limit} left out all {len(bad)}"
+            )
         return [row for row in range(len(self.dataset)) if row not in bad]
 
     def without(self, problems: Mapping[str, Sequence[str | None]], rule: str = "") -> LoadedRows:

@@ -357,13 +357,13 @@ def _embedded_folder() -> Path:
         )
     cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache) as scratch:
-        _dequantise(str(Path(package.origin).parent), Path(scratch) / "model")
+        _dequantize(str(Path(package.origin).parent), Path(scratch) / "model")
         if not (folder / "config.json").is_file():
             os.replace(Path(scratch) / "model", folder)
     return folder
 
 
-def _dequantise(gguf_folder: str, target: Path) -> None:
+def _dequantize(gguf_folder: str, target: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     logger.warning("Unpacking the embedded model once into %s", target.parent.parent)

@@ -51,7 +51,7 @@ def gae(
 ) -> Advantages:
     """Compute `A_t = d_t + gamma * lam * A_{t+1};  d_t = r_t + gamma * V_{t+1} - V_t;  R_t = A_t + V_t`.
 
-    Generalised advantage estimation (Schulman 2016, arXiv 1506.02438, eq. 16); t runs over the counted tokens of a row.
+    Generalized advantage estimation (Schulman 2016, arXiv 1506.02438, eq. 16); t runs over the counted tokens of a row.
 
     rewards, values: (B, T); mask: (B, T) bool.
     bootstrap: (B,), the value beyond the last counted token: 0 where the episode terminated, V(s) where a limit

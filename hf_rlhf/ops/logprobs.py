@@ -79,8 +79,8 @@ def token_logprobs(
             chosen = logprobs.gather(1, targets[:, None]).squeeze(1)
         else:
             allowed = _allowed(scaled, support)
-            logprobs, normaliser = allowed.log_softmax(dim=1), allowed.logsumexp(dim=1)
-            chosen = scaled.gather(1, targets[:, None]).squeeze(1) - normaliser
+            logprobs, normalizer = allowed.log_softmax(dim=1), allowed.logsumexp(dim=1)
+            chosen = scaled.gather(1, targets[:, None]).squeeze(1) - normalizer
         return chosen, _entropy(logprobs) if entropy else None
 
     chunk_size = chunk_rows(vocab_size, hidden.device) if chunk_size is None else chunk_size

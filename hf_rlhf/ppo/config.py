@@ -56,7 +56,7 @@ class PPOConfig(TrainingArguments):
     adam_epsilon: float = _flag(1e-5, "Epsilon of AdamW; 1e-5 is the one PPO was tuned with.")
     logging_steps: float = _flag(1, "Log at the end of the iteration in which every so many updates fall.")
     logging_nan_inf_filter: bool = _flag(False, "Must stay off: a NaN loss is never logged as 0.")
-    remove_unused_columns: bool = _flag(False, "Must stay off: columns of the data set are passed to the rewards.")
+    remove_unused_columns: bool = _flag(False, "Must stay off: columns of the dataset are passed to the rewards.")
     ignore_data_skip: bool = _flag(True, "Must stay on: the iteration alone says which prompts come next.")
     ddp_find_unused_parameters: bool | None = _flag(False, "Every trained parameter takes part in every update.")
 
@@ -70,7 +70,7 @@ class PPOConfig(TrainingArguments):
     )
     total_episodes: int | None = _flag(None, "Completions to train on in all; instead of max_steps or epochs.")
     gamma: float = _flag(1.0, "Discount per token.")
-    lam: float = _flag(0.95, "Lambda of generalised advantage estimation, for the policy's advantages.")
+    lam: float = _flag(0.95, "Lambda of generalized advantage estimation, for the policy's advantages.")
     critic_lam: float | None = _flag(None, "Lambda of the critic's targets; lam by default, 1 is Monte Carlo.")
     cliprange: float = _flag(0.2, "Clip range of the policy's probability ratio.")
     cliprange_high: float | None = _flag(None, "Upper clip range (DAPO's clip-higher); cliprange by default.")
@@ -134,7 +134,7 @@ class PPOConfig(TrainingArguments):
     )
 
     # PPO-ptx
-    ptx_coef: float = _flag(0.0, "Weight of a language-model loss on texts of a second data set (InstructGPT).")
+    ptx_coef: float = _flag(0.0, "Weight of a language-model loss on texts of a second dataset (InstructGPT).")
     max_ptx_length: int = _flag(512, "Longest of those texts, in tokens; longer ones are cut.")
 
     # Sampling

@@ -21,7 +21,7 @@ METRICS: dict[str, str] = {
     "time/forward_pass": "Seconds spent on log-probabilities, reference log-probabilities and values.",
     "time/update": "Seconds spent on optimizer updates.",
     "objective/scores": "Mean score of a completion: its reward after scaling, clipping and penalties.",
-    "objective/kl": "Mean over completions of the KL estimate summed over counted tokens; the KL that is penalised.",
+    "objective/kl": "Mean over completions of the KL estimate summed over counted tokens; the KL that is penalized.",
     "objective/kl_coef": "Weight of the KL during the iteration, in the per-token rewards or in the loss.",
     "objective/entropy": "Mean over completions of -log p summed over counted tokens.",
     "objective/non_score_reward": "Mean over completions of the KL penalty, -kl_coef * KL, wherever it is paid.",

@@ -37,7 +37,7 @@ STATE_FILE = "ppo_state.json"
 _BEHIND = {
     "rollout_batch_size": ("per_device_train_batch_size", "gradient_accumulation_steps", "num_mini_batches"),
     "updates_per_iteration": ("num_ppo_epochs", "num_mini_batches"),
-    "prompts": ("dataset_name", "dataset_config", "dataset_train_split", "max_train_samples", "skip_bad",
+    "prompts": ("dataset_name", "dataset_config", "dataset_train_split", "max_train_samples", "skip_bad_rows",
                 "overlong_prompts", "max_prompt_length", "chat_template_kwargs"),
 }  # fmt: skip
 """Flags from which others follow."""

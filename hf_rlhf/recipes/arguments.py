@@ -134,7 +134,7 @@ class DataArguments:
     eval_dataset_name: str | None = flag(None, "Separate dataset to evaluate on; by default a split of dataset_name.")
     max_train_samples: int | None = flag(None, "Use only the first rows.")
     max_eval_samples: int | None = flag(None, "Evaluate only on the first rows.")
-    skip_bad: int = flag(0, "Skip up to this many unusable rows of each dataset; one more is an error.")
+    skip_bad_rows: int = flag(0, "Skip up to this many unusable rows of each dataset; one more is an error.")
     resume: str | None = flag(
         None,
         "auto (the newest whole checkpoint of output_dir, or a new run if there is none), last (the same, but an error"

@@ -114,7 +114,7 @@ def load_split(data: DataArguments, *, evaluation: bool = False) -> LoadedRows:
     if limit is not None and limit < 1:
         flag = "max_eval_samples" if evaluation else "max_train_samples"
         raise InputError(f"{flag}={limit} leaves no row. Use at least 1, or omit it for all")
-    rows = read_rows(name, split=split, config_name=data.dataset_config, skip_bad=data.skip_bad)
+    rows = read_rows(name, split=split, config_name=data.dataset_config, skip_bad_rows=data.skip_bad_rows)
     return rows if limit is None or limit >= len(rows.dataset) else rows.select(range(limit))
 
 

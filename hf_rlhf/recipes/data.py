@@ -112,7 +112,7 @@ def _ptx_rows(script: PPOArguments) -> LoadedRows:
         str(script.ptx_dataset_name),
         split=script.ptx_dataset_split,
         config_name=script.ptx_dataset_config,
-        skip_bad=script.skip_bad,
+        skip_bad_rows=script.skip_bad_rows,
     )
 
 

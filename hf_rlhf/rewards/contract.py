@@ -67,7 +67,7 @@ class Rewards:
             there = sorted(set(columns) - {"prompt", "prompt_ids"})  # which rewards get as `prompts`
             if missing := required_arguments(function) - _RESERVED - set(there):
                 raise InputError(
-                    f"reward {name!r} takes {', '.join(sorted(missing))}, and the data set has no such column (besides"
+                    f"reward {name!r} takes {', '.join(sorted(missing))}, and the dataset has no such column (besides"
                     f" the prompt it has {', '.join(there) or 'none'}). Add it, or give the argument a default"
                 )
 

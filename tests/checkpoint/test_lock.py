@@ -11,7 +11,7 @@ from tiny import make_trainer
 from tiny_data import PPO_FLAGS, prompt_rows
 
 from hf_rlhf.checkpoint.lock import LOCK_FILE, FolderLock
-from hf_rlhf.cli.main import main
+from hf_rlhf.cli import main
 from hf_rlhf.errors import InputError
 
 

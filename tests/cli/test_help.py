@@ -4,8 +4,8 @@ from dataclasses import fields
 
 import pytest
 
+from hf_rlhf.cli import main
 from hf_rlhf.cli.help import USED_MOST, own_groups
-from hf_rlhf.cli.main import main
 from hf_rlhf.ppo.config import PPOConfig
 from hf_rlhf.recipes.arguments import DataArguments, ModelArguments, PPOArguments
 

@@ -15,7 +15,7 @@ from hf_rlhf.recipes.arguments import ModelArguments, PPOArguments
 
 PROGRAM = """
 import sys
-from hf_rlhf.cli.main import main
+from hf_rlhf.cli import main
 from hf_rlhf.ppo.config import PPOConfig
 from hf_rlhf.progress import say
 from hf_rlhf.recipes.arguments import ModelArguments, PPOArguments
@@ -67,7 +67,7 @@ def test_a_path_that_the_locale_cannot_name_is_refused(flag, tmp_path, write_row
     config = tmp_path / "ppo.yaml"
     config.write_text("".join(f"{key}: {value}\n" for key, value in (values | {flag: named}).items()), encoding="utf-8")
     environment = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
-    command = [sys.executable, "-m", "hf_rlhf.cli.main", "ppo", "--config", str(config)]
+    command = [sys.executable, "-m", "hf_rlhf.cli", "ppo", "--config", str(config)]
     environment["PYTHONPATH"] = str(Path(__file__).parents[2])
     done = subprocess.run(command, capture_output=True, encoding="ascii", env=environment, cwd=tmp_path)
     assert done.returncode == 2, done.stderr

@@ -8,7 +8,7 @@ import tiny
 from fake_hub import TOKEN, environment_for, fake_hub
 from tiny_data import PPO_FLAGS, conversational_pairs, prompt_rows
 
-from hf_rlhf.cli.main import main
+from hf_rlhf.cli import main
 from hf_rlhf.credentials import hide_tokens, names_a_secret, without_secrets
 from hf_rlhf.errors import InputError
 from hf_rlhf.recipes.arguments import ModelArguments, RewardArguments, RewardTrainingArguments
@@ -34,7 +34,7 @@ def start(flags, write_rows, tmp_path):
         login.parent.mkdir()
         login.write_text(TOKEN, encoding="utf-8")
         return subprocess.run(
-            [sys.executable, "-m", "hf_rlhf.cli.main", *argv],
+            [sys.executable, "-m", "hf_rlhf.cli", *argv],
             capture_output=True, text=True, env=environment_for(hub, tmp_path) | CANARIES, timeout=250,
         )  # fmt: skip
 

@@ -9,7 +9,7 @@ from tiny import CHAT_TEMPLATE
 from tiny_data import PPO_FLAGS, conversational_pairs, prompt_rows
 from transformers.utils import is_liger_kernel_available
 
-from hf_rlhf.cli.main import main
+from hf_rlhf.cli import main
 from hf_rlhf.cli.parsing import parse_arguments
 from hf_rlhf.errors import InputError
 from hf_rlhf.ppo.config import PPOConfig

@@ -27,10 +27,10 @@ CHECKS = {
 
 def outcome(number, folder, tokenizer):
     """`None` when the set can be used, else the message. Whatever else is raised ends the test."""
-    kind, file, skip_bad = make_case(number, folder)
+    kind, file, skip_bad_rows = make_case(number, folder)
     limit = Limit("max_length", 16, "are left out")
     try:
-        rows = read_rows(str(file), skip_bad=skip_bad)
+        rows = read_rows(str(file), skip_bad_rows=skip_bad_rows)
         checked = CHECKS[kind](rows, tokenizer, role="training", limit=limit)
     except InputError as error:
         return str(error)
@@ -38,7 +38,7 @@ def outcome(number, folder, tokenizer):
     filtered = report.lengths[0].above if kind == "prompts" else 0
     assert len(checked.dataset) == report.rows - filtered > 0
     assert report.rows_read == report.rows + len(report.bad_rows) + sum(report.left_out.values())
-    assert len(report.bad_rows) <= skip_bad
+    assert len(report.bad_rows) <= skip_bad_rows
     assert str(report).isprintable() or all(line.isprintable() for line in str(report).splitlines())
     json.dumps(str(report)).encode("utf-8")
     assert not ends_inside_quotes(file)

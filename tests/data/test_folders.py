@@ -151,7 +151,7 @@ def test_a_bad_line_of_a_shard_has_its_file_and_line(tmp_path):
         '{"prompt": "the", "n": 1}\n{"prompt": "the", "n": \n{"prompt": 3, "n": 2}\n'
     )
     assert error_of(tmp_path).startswith(f"{tmp_path / 'train-1.jsonl'}:2: not valid JSON")
-    rows = read_rows(str(tmp_path), skip_bad=2)
+    rows = read_rows(str(tmp_path), skip_bad_rows=2)
     assert [row.place for row in rows.bad_rows.found] == [f"{tmp_path / 'train-1.jsonl'}:{line}" for line in (2, 3)]
     assert rows.place(3) == f"{tmp_path / 'train-1.jsonl'}:1"
     assert len(rows.dataset) == 4

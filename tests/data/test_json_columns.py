@@ -104,7 +104,7 @@ def test_plain_messages_are_an_ordinary_column(tmp_path):
 def test_values_of_another_kind_than_dicts_and_half_characters_are_still_bad_rows(tmp_path):
     lines = [{"info": {"a": 1}}, {"info": {"b": "x"}}, {"info": "text"}, {"info": {"a": "\ud800"}}, {"info": [1]}]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in lines))
-    rows = read_rows(str(tmp_path / "rows.jsonl"), skip_bad=3)
+    rows = read_rows(str(tmp_path / "rows.jsonl"), skip_bad_rows=3)
     assert [row.place.rpartition(":")[2] for row in rows.bad_rows.found] == ["3", "4", "5"]
     assert rows.bad_rows.found[0].problem.startswith('column "info" holds a str, where most rows have a dict')
     assert list(rows.dataset) == lines[:2]

@@ -20,12 +20,12 @@ LIMIT = Limit("max_length", 5, "are left out")
 
 @pytest.fixture
 def load(tmp_path):
-    """Rows through a file, with `skip_bad`."""
+    """Rows through a file, with `skip_bad_rows`."""
 
-    def load(rows, skip_bad=0):
+    def load(rows, skip_bad_rows=0):
         file = tmp_path / "rows.jsonl"
         file.write_text("".join(row if isinstance(row, str) else json.dumps(row) + "\n" for row in rows))
-        return read_rows(str(file), skip_bad=skip_bad)
+        return read_rows(str(file), skip_bad_rows=skip_bad_rows)
 
     return load
 
@@ -76,7 +76,7 @@ def test_one_bad_value_too_many_names_lines_and_how_many_to_allow(load):
     rows = [pair("the", " cat", " dog"), pair("the", None, " cat"), pair("the", " a", None)]
     with pytest.raises(InputError) as caught:
         prepare_preference_set(load(rows, 1), make_tokenizer(), role="training", limit=LIMIT)
-    for part in ("2 of 3 rows", "skip_bad=1", "rows.jsonl:2", "rows.jsonl:3", "set skip_bad to 2"):
+    for part in ("2 of 3 rows", "skip_bad_rows=1", "rows.jsonl:2", "rows.jsonl:3", "set skip_bad_rows to 2"):
         assert part in str(caught.value)
 
 
@@ -173,7 +173,7 @@ def test_a_row_that_the_chat_template_refuses_is_named_and_may_be_left_out(load,
         InputError, match=r"(?s)2 of 10 rows.*refuses it \(no sadness\) in 1 row \(.*rows.jsonl:7\)"
     ) as caught:
         KINDS[kind](load(rows, 1), tokenizer, role="training", limit=limit)
-    assert "set skip_bad to 2" in str(caught.value)
+    assert "set skip_bad_rows to 2" in str(caught.value)
 
 
 @pytest.mark.parametrize(("column", "value"), [("tools", "[{"), ("chat_template_kwargs", "[1]")])

@@ -10,7 +10,7 @@ from peft import get_peft_model
 from tiny import make_lora, make_model, make_tokenizer
 from tiny_data import conversational_pairs
 
-from hf_rlhf.cli.main import main
+from hf_rlhf.cli import main
 from hf_rlhf.data import load_rows
 from hf_rlhf.errors import InputError
 from hf_rlhf.models.adapted import load_policy

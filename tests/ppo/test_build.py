@@ -253,7 +253,7 @@ def test_a_reward_that_needs_a_column_says_so_before_anything_is_sampled(tmp_pat
     def needs_answers(prompts, completions, answer):
         return [0.0 for _ in completions]
 
-    with pytest.raises(InputError, match="'needs_answers' takes answer, and the data set has no such column"):
+    with pytest.raises(InputError, match="'needs_answers' takes answer, and the dataset has no such column"):
         make_trainer(tmp_path, reward=needs_answers)
 
 

@@ -90,7 +90,7 @@ def test_fluency_by_hand():
     assert fluency("word") == 1.0
     assert fluency("") == 0.0
     assert fluency("a b a b") == pytest.approx(2 / 3)  # bigrams ab, ba, ab
-    assert fluency("a a b") == pytest.approx(1 / 2)  # both bigrams differ, one of two neighbours is a repeat
+    assert fluency("a a b") == pytest.approx(1 / 2)  # both bigrams differ, one of two neighbors is a repeat
 
 
 def test_preference_does_not_depend_on_the_order():

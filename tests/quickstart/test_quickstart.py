@@ -6,7 +6,7 @@ import pytest
 from peft import get_peft_model
 from tiny import make_base_tokenizer, make_lora, make_model
 
-from hf_rlhf.cli.main import main
+from hf_rlhf.cli import main
 from hf_rlhf.errors import InputError
 from hf_rlhf.models.adapters import base_of
 from hf_rlhf.quickstart import comparison, replies

@@ -11,7 +11,7 @@ from tiny import make_lora, make_model, make_sequences, make_tokenizer, perturb
 from tiny_data import conversational_pairs, saving_command
 from torch import nn
 
-from hf_rlhf.cli.main import main
+from hf_rlhf.cli import main
 from hf_rlhf.errors import InputError
 from hf_rlhf.models.adapters import POLICY, base_of
 from hf_rlhf.models.fast.trunk import find_trunk

@@ -7,7 +7,7 @@ import pytest
 from tiny import make_tokenizer
 from tiny_data import PPO_FLAGS, conversational_pairs, prompt_rows
 
-from hf_rlhf.cli.main import main
+from hf_rlhf.cli import main
 
 
 def test_empty_set(failing, flags, write_rows):
@@ -38,7 +38,7 @@ def test_none_in_a_row_names_the_row(failing, flags, write_rows):
     message = failing("reward", "--dataset_name", write_rows(rows), *flags)
     assert 'column "rejected": None' in message
     assert "rows.jsonl:6" in message
-    assert "skip_bad" in message
+    assert "skip_bad_rows" in message
 
 
 def test_chosen_equal_to_rejected_everywhere(failing, flags, write_rows):

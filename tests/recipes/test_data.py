@@ -12,7 +12,7 @@ from tiny import make_model, make_tokenizer
 from tiny_data import PPO_FLAGS, conversational_pairs, prompt_rows
 from transformers import LlamaForSequenceClassification, PreTrainedTokenizerBase
 
-from hf_rlhf.cli.main import main
+from hf_rlhf.cli import main
 from hf_rlhf.errors import InputError
 from hf_rlhf.ppo.trainer import PPOTrainer
 
@@ -66,9 +66,9 @@ def test_a_recipe_leaves_bad_rows_out_and_says_so_before_and_after(capsys, flags
         lines.write("{\n")
     extra = [*PPO_FLAGS, "--reward_funcs", "tiny:happy_reward"] if stage == "ppo" else []
     argv = [stage, "--dataset_name", file, *flags, *extra, "--max_steps", "1"]
-    assert main([*argv, "--skip_bad", "1"]) == 2
+    assert main([*argv, "--skip_bad_rows", "1"]) == 2
     assert not (tmp_path / "out").exists()
-    assert main([*argv, "--skip_bad", "2"]) == 0
+    assert main([*argv, "--skip_bad_rows", "2"]) == 0
     said = capsys.readouterr().out
     end = "saved to" if stage != "sft" else "train_runtime"
     assert 0 < said.index("9 of 11 rows") < said.index(end)
@@ -82,7 +82,7 @@ def test_texts_of_ppo_ptx_are_reported_too(capsys, flags, write_rows):
     argv = ["data", "ppo", "--dataset_name", write_rows(prompt_rows()), "--ptx_dataset_name", texts, *flags]
     assert main(argv) == 2
     assert "texts.jsonl:4" in capsys.readouterr().err
-    assert main([*argv, "--skip_bad", "1"]) == 0
+    assert main([*argv, "--skip_bad_rows", "1"]) == 0
     assert "PPO-ptx texts: " in capsys.readouterr().out
 
 
@@ -167,7 +167,7 @@ def test_a_row_that_the_template_refuses_ends_the_run_or_is_left_out(capsys, fla
     assert "the chat template refuses it (bad words)" in said
     assert "rows.jsonl:6" in said
     assert not (tmp_path / "out").exists()
-    assert main(["data", *argv, "--skip_bad", "1"]) == 0
+    assert main(["data", *argv, "--skip_bad_rows", "1"]) == 0
 
 
 LONG = {"ppo": "max_prompt_length", "reward": "max_length"}
@@ -232,7 +232,7 @@ def test_a_pair_in_both_sets_is_named_by_its_line(capsys, flags, write_rows):
     pairs = conversational_pairs(24)
     test = [pairs[20], pairs[20], pairs[20] | {"chosen": None}, pairs[21], pairs[20], pairs[3]]
     argv = ["--dataset_name", write_rows(pairs[:16]), "--eval_dataset_name", write_rows(test, "test.jsonl")]
-    assert main(["data", "reward", *argv, "--skip_bad", "1", *flags]) == 2
+    assert main(["data", "reward", *argv, "--skip_bad_rows", "1", *flags]) == 2
     assert "test.jsonl:6) of 3 pairs of" in capsys.readouterr().err
 
 
@@ -248,7 +248,7 @@ def test_names_and_rows_that_a_terminal_cannot_show(flags, tmp_path):
     file = os.fsencode(tmp_path) + b"/caf\xe9.jsonl"
     with open(file, "w", encoding="utf-8") as lines:
         lines.writelines(json.dumps({"prompt": "café the"}, ensure_ascii=False) + "\n" for _ in range(4))
-    argv = [sys.executable, "-m", "hf_rlhf.cli.main", "data", "ppo", "--dataset_name", file, *flags]
+    argv = [sys.executable, "-m", "hf_rlhf.cli", "data", "ppo", "--dataset_name", file, *flags]
     done = subprocess.run(
         [*argv, "--report_folder", str(tmp_path / "report")],
         capture_output=True,
@@ -273,9 +273,9 @@ def run(cases, capsys, flags, folder):
     """The statuses of the command on damaged files."""
     statuses = []
     for number in cases:
-        kind, file, skip_bad = make_case(number, folder)
+        kind, file, skip_bad_rows = make_case(number, folder)
         stage = {"pairs": "reward", "prompts": "ppo", "texts": "sft"}[kind]
-        argv = ["data", stage, "--dataset_name", str(file), "--skip_bad", str(skip_bad), *flags]
+        argv = ["data", stage, "--dataset_name", str(file), "--skip_bad_rows", str(skip_bad_rows), *flags]
         statuses.append(main([*argv, "--per_device_train_batch_size", "1"]))
         messages = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
         assert statuses[-1] in (0, 2), number
@@ -313,7 +313,7 @@ def test_prompts_are_tried_with_the_reward_models_template_before_any_model_is_l
         assert "helpful': the chat template refuses it (no system) in 1 row" in said
         assert "rows.jsonl:5" in said
         assert not (tmp_path / "out").exists()
-    assert main(["data", "ppo", *argv, "--skip_bad", "1"]) == 0
+    assert main(["data", "ppo", *argv, "--skip_bad_rows", "1"]) == 0
     assert "15 of 16 rows" in capsys.readouterr().out
 
 

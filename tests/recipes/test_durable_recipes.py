@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from tiny import metrics_of
 from tiny_data import saving_command
 
-from hf_rlhf.cli.main import main
+from hf_rlhf.cli import main
 
 PICKLES = {b"\x80": "a pickle", b"PK\x03\x04": "an archive as torch.save writes it"}
 
@@ -69,7 +69,7 @@ def test_two_ranks_save_and_go_on(tmp_path, flags, write_rows, command):
         "--nproc_per_node",
         "2",
         "-m",
-        "hf_rlhf.cli.main",
+        "hf_rlhf.cli",
     ]
     out = tmp_path / "out"
     expected = None

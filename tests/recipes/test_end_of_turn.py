@@ -8,7 +8,7 @@ from peft import PeftModel
 from tiny import CHAT_TEMPLATE, make_base_tokenizer, make_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from hf_rlhf.cli.main import main
+from hf_rlhf.cli import main
 from hf_rlhf.rollout.stops import _warn
 
 IM_END, END_OF_TEXT = 3, 29

@@ -8,7 +8,7 @@ from tiny import snapshot
 from tiny_data import PPO_FLAGS, conversational_pairs, prompt_rows
 from transformers import AutoModelForCausalLM
 
-from hf_rlhf.cli.main import main
+from hf_rlhf.cli import main
 
 
 def test_stages_on_the_same_blocks_leave_a_trunk(flags, write_rows, tmp_path, capsys):

@@ -492,7 +492,7 @@ def test_the_peak_of_a_real_run_is_within_15_percent_of_the_plan(tmp_path, flags
     prompt = " ".join(["the"] * 60)
     (tmp_path / "prompts.jsonl").write_text(f'{{"prompt": "{prompt}"}}\n' * 32, encoding="utf-8")
     (tmp_path / "reward.py").write_text("def zero(completions, **_):\n    return [0.0] * len(completions)\n")
-    command = [sys.executable, "-m", "hf_rlhf.cli.main", "ppo", "--dataset_name", str(tmp_path / "prompts.jsonl")]
+    command = [sys.executable, "-m", "hf_rlhf.cli", "ppo", "--dataset_name", str(tmp_path / "prompts.jsonl")]
     for name, value in {
         "reward_funcs": f"{tmp_path / 'reward.py'}:zero",
         "output_dir": str(tmp_path / "run"),

@@ -12,7 +12,7 @@ from huggingface_hub import ModelCard
 from ranks import run_ranks
 from tiny_data import PPO_FLAGS, conversational_pairs, plain_pairs, prompt_rows
 
-from hf_rlhf.cli.main import main
+from hf_rlhf.cli import main
 from hf_rlhf.errors import InputError
 from hf_rlhf.recipes.reward import RESULTS
 

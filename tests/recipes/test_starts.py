@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from tiny import make_model, make_tokenizer
 from tiny_data import PPO_FLAGS, conversational_pairs, prompt_rows
 
-from hf_rlhf.cli.main import main
+from hf_rlhf.cli import main
 from hf_rlhf.models.adapted import load_policy, load_reward_start
 from hf_rlhf.models.load import load_tokenizer
 from hf_rlhf.models.reward_model import load_reward_model
