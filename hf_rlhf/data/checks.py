@@ -20,6 +20,7 @@ OVERLONG_CHOICES = (
 
 
 def text_problem(value: Any) -> str | None:
+    """Return the problem with a text, None if it is valid."""
     if value is None:
         return "None"
     if not isinstance(value, str):
@@ -28,6 +29,7 @@ def text_problem(value: Any) -> str | None:
 
 
 def messages_problem(value: Any, *, may_end_empty: bool = False) -> str | None:
+    """Return the problem with a list of messages, None if it is valid."""
     if value is None:
         return "None"
     if not isinstance(value, list):
@@ -44,6 +46,7 @@ def messages_problem(value: Any, *, may_end_empty: bool = False) -> str | None:
 
 
 def margin_problem(value: Any) -> str | None:
+    """Return the problem with a margin, None if it is valid."""
     if value is None:
         return "None"
     if isinstance(value, bool) or not isinstance(value, (int, float)):

@@ -66,7 +66,7 @@ def before_answer(dialogue: Sequence[Message], prompt: str | None = None) -> lis
 
 
 def parse_hh(text: str) -> list[Message]:
-    r"""Messages of "\n\nHuman: ...\n\nAssistant: ..."; turns of one speaker in a row are joined into one.
+    r"""Parse the messages of "\n\nHuman: ...\n\nAssistant: ..."; turns of one speaker in a row are joined into one.
 
     Raises MalformedDialogue when the text does not start with a Human turn.
     """
@@ -83,7 +83,7 @@ def parse_hh(text: str) -> list[Message]:
 
 
 def split_dialogues(chosen: Sequence[Message], rejected: Sequence[Message]) -> Pair:
-    """The common leading messages as the prompt, what follows them as the answers.
+    """Return the common leading messages as the prompt, what follows them as the answers.
 
     Raises MalformedDialogue unless both end in an answer that is not empty and both part after a message of the user.
     """
@@ -105,5 +105,5 @@ def split_dialogues(chosen: Sequence[Message], rejected: Sequence[Message]) -> P
 
 
 def is_empty(message: Mapping[str, Any]) -> bool:
-    """No text and no tool call."""
+    """Return whether a message has no text and no tool call."""
     return not (message.get("content") or "").strip() and not message.get("tool_calls")

@@ -154,7 +154,7 @@ def _load_folder(folder: Path, split: str, config_name: str | None, bad_rows: Ba
 
 
 def _load_shards(folder: Path, split: str, shards: Shards, bad_rows: BadRows) -> Found:
-    """The files of a split as one set: read here, so that what is wrong has its file, where this is known how to do."""
+    """Load the files of a split as one set, by our own reader where it knows the kind, so that errors name the file."""
     files = shards.splits[split]
     if not shards.plain or not all(path.name.endswith(SUFFIXES) for path in files):
         return Found(read_split(shards, folder, split), None, files)

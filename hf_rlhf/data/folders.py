@@ -86,7 +86,7 @@ def _is_plain(config: Any) -> bool:
 
 
 def _named_files(folder: Path) -> Iterator[str]:
-    """The files and folders that `configs` in README.md and .huggingface.yaml name.
+    """Return the files and folders that `configs` in README.md and .huggingface.yaml name.
 
     Raises InputError for broken YAML.
     """

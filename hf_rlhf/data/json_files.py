@@ -29,7 +29,7 @@ MAX_LEVELS = 16
 
 
 def read_records(path: Path, bad_rows: BadRows) -> list[Record]:
-    """The rows of a .jsonl or .json file, .gz or not, with where each stands; bad ones go to `bad_rows`."""
+    """Read the rows of a .jsonl or .json file, .gz or not, with the place of each; bad ones go to `bad_rows`."""
     with _open(path) as file:
         if path.name.endswith((".json", ".json.gz")) and _is_array(file):
             content = file.read(MAX_ARRAY_BYTES + 1)
@@ -93,7 +93,7 @@ def _is_array(file: BinaryIO) -> bool:
 
 
 def _lines(file: BinaryIO) -> Iterator[bytes]:
-    """The lines, none kept in memory beyond one byte more than `MAX_LINE_BYTES`."""
+    """Yield the lines, none kept in memory beyond one byte more than `MAX_LINE_BYTES`."""
     while line := file.readline(MAX_LINE_BYTES + 1):
         yield line
         while len(line) > MAX_LINE_BYTES and not line.endswith(b"\n"):
@@ -124,7 +124,7 @@ def _broken_line(line: bytes, error: Exception, rule: str) -> str:
 
 
 def _is_torn(line: bytes, error: Exception) -> bool:
-    """A last line that ends before its row does; one that is whole may have another error."""
+    """Return whether a last line ends before its row does; one that is whole may have another error."""
     if line.endswith(b"\n") or line.rstrip().endswith(b"}"):
         return False
     return isinstance(error, (json.JSONDecodeError, UnicodeDecodeError))
@@ -142,7 +142,7 @@ def _is_deeper(value: Any, levels: int) -> bool:
 
 
 def _elements(path: Path, content: bytes, bad_rows: BadRows) -> Iterator[Record]:
-    """The objects of a JSON array, each with the line that it begins in."""
+    """Yield the objects of a JSON array, each with the line that it begins in."""
     try:
         text = content.removeprefix(BOM).decode("utf-8")
     except UnicodeDecodeError as error:
@@ -166,7 +166,7 @@ def _elements(path: Path, content: bytes, bad_rows: BadRows) -> Iterator[Record]
 
 
 def _array(text: str) -> Iterator[tuple[int, Any]]:
-    """(where it begins, element) of a JSON array; a ValueError for an element that says a key twice."""
+    """Yield (where it begins, element) of a JSON array. Raises ValueError for an element that has a key twice."""
     position = _skip_space(text, text.index("[") + 1)
     ends = text.startswith("]", position)
     while not ends:
@@ -199,7 +199,7 @@ _SPACE = re.compile(r"[ \t\n\r]*")
 
 
 def to_dataset(path: Path, records: Sequence[Record], bad_rows: BadRows) -> tuple[Dataset, list[str]]:
-    """The rows as a set, with where each stands; rows whose values do not fit into their columns go to `bad_rows`."""
+    """Return the rows as a set, with the place of each; rows whose values do not fit their columns go to `bad_rows`."""
     names = list(dict.fromkeys(key for _, row in records for key in row))
     if len(names) > MAX_COLUMNS:
         raise InputError(

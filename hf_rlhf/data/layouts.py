@@ -134,7 +134,7 @@ def _kind(values: Sequence[Any]) -> Literal["messages", "text", ""]:
 
 
 def split_row(row: Mapping[str, Any], layout: str) -> Pair:
-    """One checked row as a pair. Raises MalformedDialogue when whole dialogues cannot be split."""
+    """Split a checked row into a pair. Raises MalformedDialogue when whole dialogues cannot be split."""
     prompt, chosen, rejected = row.get("prompt"), row["chosen"], row["rejected"]
     if layout == HH:
         pair = split_dialogues(parse_hh(chosen), parse_hh(rejected))
@@ -151,7 +151,7 @@ def split_row(row: Mapping[str, Any], layout: str) -> Pair:
 
 
 def prompt_columns(layout: Layout, found: Sequence[str]) -> list[str]:
-    """The columns that prompts are made of."""
+    """Return the columns that prompts are made of."""
     names = {"pairs": PREFERENCE_COLUMNS, "messages": ("prompt", "messages")}.get(layout.prompts, ("prompt",))
     return [name for name in names if name in found]
 

@@ -174,7 +174,7 @@ def keep_pairs(
 
 
 def _read(rows: LoadedRows) -> LoadedRows:
-    """The rows with the columns of pairs read, those that there are. Raises InputError without chosen and rejected."""
+    """Read the columns of pairs that there are. Raises InputError without chosen and rejected."""
     found = rows.dataset.column_names
     if not {"chosen", "rejected"} <= set(found):
         holds = layout_of(rows.dataset, source=rows.source).sentence
@@ -188,7 +188,7 @@ def _with_good_values(rows: LoadedRows, layout: str) -> LoadedRows:
 
 
 def _split(row: Mapping[str, Any], layout: str) -> Pair | str:
-    """One checked row as a pair, or the reason why it cannot be split."""
+    """Split a checked row into a pair, or return the reason why that cannot be done."""
     try:
         return split_row(row, layout)
     except MalformedDialogue as error:
@@ -212,7 +212,7 @@ def _refusal(pair: Pair | str, options: Mapping[str, Any], tokenizer: PreTrained
 def _lengths(
     columns: Mapping[str, Sequence[Any]], rows: Sequence[int], tokenizer: PreTrainedTokenizerBase, *, source: str
 ) -> dict[str, list[int]]:
-    """Tokens of the prompt with each answer in these rows."""
+    """Return tokens of the prompt with each answer in these rows."""
     names = [name for name in (*Pair._fields, *ROW_OPTIONS) if name in columns]
     pairs = {name: [columns[name][row] for row in rows] for name in names}
     return {name: list(map(len, ids)) for name, ids in pair_ids(pairs, tokenizer, source=source).items()}
@@ -242,7 +242,7 @@ def _any_fits(lengths: Mapping[str, Sequence[int]], most: int) -> bool:
 
 
 def _with_pairs(dataset: Dataset, pairs: Sequence[Pair]) -> Dataset:
-    """The rows with their pairs in front of every other column."""
+    """Return the rows with their pairs in front of every other column."""
     columns = {name: [getattr(pair, name) for pair in pairs] for name in Pair._fields}
     if pairs[0].prompt is None:
         del columns["prompt"]
@@ -257,7 +257,7 @@ def _with_pairs(dataset: Dataset, pairs: Sequence[Pair]) -> Dataset:
 def check_no_leak(
     train: Dataset, test: Dataset, *, source: str = "the test set", place: Callable[[int], str] = str
 ) -> int:
-    """Number of distinct prompts that two prepared sets share.
+    """Count the distinct prompts that two prepared sets share.
 
     Raises InputError when a pair (one prompt and its two answers, in either order) is in both sets; `place` says where
     a row of the test set stands.
@@ -275,7 +275,7 @@ def check_no_leak(
 
 
 def _fingerprints(dataset: Dataset) -> tuple[list[bytes], list[bytes]]:
-    """(prompts, pairs without their order) of a prepared set; no prompts for implicit-prompt text."""
+    """Return (prompts, pairs without their order) of a prepared set; no prompts for implicit-prompt text."""
     require_columns(dataset.column_names, ("chosen", "rejected"), source="a set to check for leaks")
     columns = read_columns(dataset, [name for name in ("prompt", "chosen", "rejected") if name in dataset.column_names])
     answers = zip(columns["chosen"], columns["rejected"], strict=True)

@@ -64,7 +64,7 @@ def prepare_prompts(
     overlong_prompts: Overlong = "error",
     chat_template_kwargs: Mapping[str, Any] | None = None,
 ) -> LoadedOrStreamed:
-    """The set with `prompt` as given (text or messages), `prompt_ids` (list of int) and every other column unchanged.
+    """Add `prompt_ids` (list of int) to a set; `prompt` (text or messages) and every other column stay as given.
 
     Where the rows are dialogues, with or without their question as text in `prompt`, the prompt is the messages before
     the answer, and preference pairs give each of their prompts once. Messages go through the tokenizer's chat template
@@ -185,7 +185,7 @@ def prepare_prompt_set(
 
 
 def _with_prompts(rows: LoadedRows, layout: Layout) -> tuple[LoadedRows, PreferenceReport | None]:
-    """The rows with their prompts in a column that is read; of pairs the distinct ones, and the report on the pairs."""
+    """Return rows with their prompts in a column that is read; of pairs the distinct ones, and the report on them."""
     if layout.prompts == "prompt":
         return rows, None
     options = {name: values for name, values in rows.columns.items() if name in ROW_OPTIONS}
@@ -218,7 +218,7 @@ def _tokenized(
     chat_template_kwargs: Mapping[str, Any] | None,
     reward_tokenizers: Mapping[str, PreTrainedTokenizerBase],
 ) -> tuple[LoadedRows, list[list[int]], list[tuple[TokenizerState, list[int]]]]:
-    """The prompts that all chat templates take and that have tokens, their ids, and their lengths for each reward."""
+    """Return the prompts that all chat templates take and that have tokens, their ids, and their lengths per reward."""
     prompts, options = rows.columns["prompt"], options_by_row(rows.columns)
     texts = isinstance(prompts[0], str)
     if not texts:
@@ -254,7 +254,7 @@ def prompt_rows(
     max_prompt_length: int | None = None,
     chat_template_kwargs: Mapping[str, Any] | None = None,
 ) -> list[dict[str, Any]]:
-    """Rows with `prompt` and `prompt_ids` from prompts without a dataset: all text, all messages, or all token ids.
+    """Make rows with `prompt` and `prompt_ids` of prompts without a dataset: all text, all messages, or all ids.
 
     Token ids stay what they are. Raises InputError as `prepare_prompts` does.
     """

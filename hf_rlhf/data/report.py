@@ -184,7 +184,7 @@ def begun(columns: Sequence[Sequence[Any]], tokenizer: PreTrainedTokenizerBase) 
 
 
 def select_for_trl(dataset: Dataset, names: Sequence[str]) -> Dataset:
-    """The columns that a stage reads: trl would take a `messages` or `input_ids` beside them for another layout."""
+    """Select the columns of a stage: trl would take `messages` or `input_ids` beside them for another layout."""
     return dataset.select_columns([n for n in (*names, *ROW_OPTIONS) if n in dataset.column_names])
 
 

@@ -69,7 +69,7 @@ class BadRows:
 
 
 def list_by_problem(rows: Iterable[BadRow], shown: int = 5, kinds: int = 10) -> list[str]:
-    """`column "chosen": None in 2 rows (a.jsonl:3, a.jsonl:7)` for each kind of problem, the first `kinds` of them."""
+    """List the first `kinds` of problem: `column "chosen": None in 2 rows (a.jsonl:3, a.jsonl:7)`."""
     places: dict[str, list[str]] = {}
     for row in rows:
         places.setdefault(row.problem, []).append(row.place)
@@ -78,7 +78,7 @@ def list_by_problem(rows: Iterable[BadRow], shown: int = 5, kinds: int = 10) -> 
 
 
 def list_rows(rows: Sequence[int | str], shown: int = 5) -> str:
-    """Row numbers or places for a message: `3 rows (0, 4, 9)`, the first few of many followed by an ellipsis."""
+    """List row numbers or places for a message: `3 rows (0, 4, 9)`, the first few of many followed by an ellipsis."""
     numbers = ", ".join(str(row) for row in rows[:shown]) + (", ..." if len(rows) > shown else "")
     return f"{len(rows)} row{'s' if len(rows) != 1 else ''} ({numbers})"
 
@@ -132,7 +132,7 @@ class LoadedRows:
         return [dict(zip(self.columns, values, strict=True)) for values in zip(*self.columns.values(), strict=True)]
 
     def select(self, rows: Sequence[int]) -> LoadedRows:
-        """These rows alone."""
+        """Return these rows alone."""
         return replace(
             self,
             dataset=self.dataset.select(rows),
@@ -161,7 +161,7 @@ class LoadedRows:
         return [row for row in range(len(self.dataset)) if row not in bad]
 
     def without(self, problems: Mapping[str, Sequence[str | None]], rule: str = "") -> LoadedRows:
-        """The rows that are `good`."""
+        """Return the rows that are `good`."""
         good = self.good(problems, rule)
         return self if len(good) == len(self.dataset) else self.select(good)
 
@@ -247,6 +247,6 @@ def fingerprint(*values: Any) -> bytes:
 
 
 def fingerprints(columns: Mapping[str, Sequence[Any]], names: Sequence[str]) -> set[bytes]:
-    """One digest for each different row of these columns; one that is not there is None in all rows."""
+    """Return one digest for each different row of these columns; one that is not there is None in all rows."""
     nothing = [None] * len(next(iter(columns.values()), ()))
     return {fingerprint(*row) for row in zip(*(columns.get(name, nothing) for name in names), strict=True)}

@@ -36,7 +36,7 @@ def prepare_streamed_prompts(
     overlong_prompts: Overlong,
     chat_template_kwargs: Mapping[str, Any] | None,
 ) -> IterableDataset:
-    """See `prepare_prompts`, whose settings these are. Reads the first row."""
+    """Prepare a stream; the settings are those of `prepare_prompts`. Reads the first row."""
     dataset = keep_own_keys_of_stream(dataset.with_format(None))
     first = next(iter(dataset), None)
     if first is None:
@@ -84,7 +84,7 @@ def prepare_streamed_prompts(
 def _with_prompts(
     dataset: IterableDataset, layout: Layout, first: Mapping[str, Any], *, source: str
 ) -> IterableDataset:
-    """The stream with the messages before each row's answer as its prompt, and without the answers of pairs."""
+    """Return the stream with the messages before each row's answer as its prompt, and without the answers of pairs."""
     names = prompt_columns(layout, list(first))
 
     def with_prompt(row: Mapping[str, Any], number: int) -> dict[str, Any]:

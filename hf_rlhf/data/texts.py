@@ -47,7 +47,7 @@ def prepare_texts(
     source: str,
     chat_template_kwargs: Mapping[str, Any] | None = None,
 ) -> Dataset:
-    """The set as `prompt_ids`, which only condition, and `completion_ids`, whose tokens count; no other columns.
+    """Return a set of `prompt_ids`, which only condition, and `completion_ids`, whose tokens count.
 
     Rows have `text` or `messages`, where every token after the first counts, or `prompt` and `completion` (both text or
     both messages), where the completion counts. Messages go through the chat template, with the row's `tools` and
@@ -128,7 +128,7 @@ def _checked(
     source: str,
     chat_template_kwargs: Mapping[str, Any] | None = None,
 ) -> tuple[LoadedRows, tuple[str, ...]]:
-    """The rows whose texts can be used, with the columns read that tokens are made of, and the names of the texts."""
+    """Return the rows whose texts can be used, with the columns of their tokens read, and the names of the texts."""
     names = find_columns(rows.dataset, source=source)
     rows = rows.read(with_row_options(names, rows.dataset.column_names))
     rows = rows.without(text_problems({name: rows.columns[name] for name in names}))
@@ -166,7 +166,7 @@ def _report(
 
 
 def find_columns(dataset: Dataset, *, source: str) -> tuple[str, ...]:
-    """The columns with the texts of a set. Raises InputError, with the layout that it has, when there are none."""
+    """Return the columns with the texts of a set. Raises InputError, with its layout, when there are none."""
     layout = layout_of(dataset, source=source)
     if not layout.texts:
         raise InputError(
@@ -245,7 +245,7 @@ def tokenize_texts(
     source: str,
     chat_template_kwargs: Mapping[str, Any] | None = None,
 ) -> list[TokenizedText]:
-    """The checked rows, with the `ROW_OPTIONS` that they have, as ids that are not cut to any length."""
+    """Return the checked rows, with the `ROW_OPTIONS` that they have, as ids that are not cut to any length."""
     settings: dict[str, Any] = {"chat_template_kwargs": chat_template_kwargs, "source": source}
     settings["options"] = options_by_row(columns)
     for name in ("messages", "text"):
@@ -259,7 +259,7 @@ def tokenize_texts(
 
 
 def _given(prompt: Sequence[int], ids: Sequence[int]) -> int:
-    """A token that merges the prompt's end with the completion's beginning counts, as in trl."""
+    """Split ids into prompt and completion. A token that merges the end of one with the other's beginning counts."""
     return max(common_prefix_length(prompt, ids), 1)
 
 

@@ -140,7 +140,7 @@ def _render(
 
 
 def _without_none(keys: Mapping[str, Any]) -> dict[str, Any]:
-    """A message, or template arguments. `datasets` fills keys that only other rows have with None."""
+    """Remove the None with which `datasets` fills keys that only other rows have, from messages or arguments."""
     return {key: value for key, value in keys.items() if value is not None}
 
 
@@ -177,7 +177,7 @@ def begin_already(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> l
 
 
 def _parts(ids: list[int], special: Sequence[int]) -> tuple[list[int], list[int], list[int]]:
-    """(what the tokenizer put before, the text, what it put behind)."""
+    """Return (what the tokenizer put before, the text, what it put behind)."""
     before = next((index for index, added in enumerate(special) if not added), min(len(ids), 1))
     behind = next((index for index, added in enumerate(reversed(special)) if not added), max(len(ids) - 1, 0))
     return ids[:before], ids[before : len(ids) - behind], ids[len(ids) - behind :]

@@ -75,7 +75,7 @@ def _read_end(tokenizer: PreTrainedTokenizerBase, **settings: Any) -> TurnEnd | 
 
 
 def _written(dialogue: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, **settings: Any) -> str:
-    """The dialogue through the template; empty for one that takes it in no form, or does not write the answer."""
+    """Render the dialogue; return an empty text where the template refuses it, or does not write the answer."""
     if not tokenizer.chat_template:
         return ""
     in_parts = [{**turn, "content": [{"type": "text", "text": turn["content"]}]} for turn in dialogue]
@@ -91,7 +91,7 @@ def _written(dialogue: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase,
 
 
 def _own_tokens(text: str, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """The added tokens in a text: special ones, and others that no merge can break, but for white space."""
+    """Find the added tokens in a text: special ones, and others that no merge can break, but for white space."""
     ids: Any = tokenizer(text, add_special_tokens=False)["input_ids"]
     added = tokenizer.added_tokens_decoder
     known = (token for token in ids if token in added and token != tokenizer.unk_token_id)
@@ -136,7 +136,7 @@ def prefill(
 def _read_prefill(
     prompt: Sequence[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase, **settings: Any
 ) -> tuple[str, str]:
-    """(the generation prompt, or the whole where it cannot be told apart; what of it belongs to the answer)."""
+    """Return the generation prompt (the whole where it cannot be told apart) and what of it belongs to the answer."""
     opened = chat_text(prompt, tokenizer, continued=True, **settings)
     closed = _rendered(prompt, tokenizer, **settings)
     added = _beyond(closed, opened)
@@ -156,7 +156,7 @@ def _read_prefill(
 
 
 def _rendered(dialogue: Sequence[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase, **settings: Any) -> str:
-    """The dialogue through the template, without a generation prompt; empty for one that the template refuses."""
+    """Render the dialogue without a generation prompt; return an empty text where the template refuses it."""
     try:
         return chat_text(dialogue, tokenizer, continued=False, **settings)
     except RefusedByTemplate:
@@ -164,12 +164,12 @@ def _rendered(dialogue: Sequence[Mapping[str, Any]], tokenizer: PreTrainedTokeni
 
 
 def _beyond(closed: str, text: str) -> str:
-    """The text behind the rendered prompt; empty where it does not begin with the prompt."""
+    """Return the text behind the rendered prompt; empty where it does not begin with the prompt."""
     return text[len(closed) :] if closed and text.startswith(closed) else ""
 
 
 def _opened_tag(added: str, headers: Sequence[str]) -> str:
-    """The tag at the end of a generation prompt, unless it marks the role: it is all of it, or answers stand in it."""
+    """Return the tag at the end of a generation prompt, unless it marks the role: it is all of it, or holds answers."""
     tag = _OPEN_TAG.search(added)
     if not tag or not headers or not added[: tag.start()].strip():
         return ""

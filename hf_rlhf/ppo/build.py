@@ -111,7 +111,7 @@ def prepared_prompts(dataset, tokenizer, args: PPOConfig, source: str) -> Any:
 
 
 def prepared_evaluation(dataset, tokenizer, args: PPOConfig, source: str = "eval_dataset") -> Any:
-    """One set, or each of several by name."""
+    """Return one set, or each of several by name."""
     if dataset is None:
         return None
     if isinstance(dataset, IterableDataset):
@@ -122,7 +122,7 @@ def prepared_evaluation(dataset, tokenizer, args: PPOConfig, source: str = "eval
 
 
 def prepared_texts(dataset, tokenizer, args: PPOConfig):
-    """The texts of PPO-ptx, when both they and their weight are given; None for neither."""
+    """Return the texts of PPO-ptx, when both they and their weight are given; None for neither."""
     if (dataset is None) != (args.ptx_coef == 0):
         raise InputError("ptx_dataset and ptx_coef belong together: give both, or neither")
     if dataset is None:

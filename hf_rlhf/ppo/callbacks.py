@@ -54,6 +54,7 @@ class SettingsCallback(TrainerCallback):
         self.settings = settings
 
     def on_train_begin(self, args, state, control, **kwargs):
+        """Print the facts, and write the settings or say which of them changed."""
         if state.is_world_process_zero:
             say(self.facts)
             if state.global_step == 0 or not (self.folder / CONFIG_FILE).exists():

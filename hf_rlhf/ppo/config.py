@@ -213,7 +213,7 @@ class PPOConfig(TrainingArguments):
             )
 
     def _settle_batch_sizes(self) -> None:
-        """Work out `num_mini_batches` or `rollout_batch_size` from the other; `to_dict` leaves the derived one out."""
+        """Compute `num_mini_batches` or `rollout_batch_size` from the other; `to_dict` omits the derived one."""
         for name in ("per_device_train_batch_size", "gradient_accumulation_steps", "num_mini_batches"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise InputError(f"{name}={value} must be at least 1")
@@ -436,7 +436,7 @@ class PPOConfig(TrainingArguments):
         return self.kl_in_loss and self.kl_estimator == FULL_KL
 
     def kl_control(self) -> KLControl:
-        """A fresh controller of the KL coefficient."""
+        """Return A fresh controller of the KL coefficient."""
         if self.kl_target is None:
             return FixedKL(self.kl_coef)
         return AdaptiveKL(self.kl_coef, self.kl_target, self.kl_horizon)
@@ -468,7 +468,7 @@ class PPOConfig(TrainingArguments):
 
 
 def _mapping(name: str, value: object) -> dict | None:
-    """A setting that is a mapping, given as one or as JSON."""
+    """Return A setting that is a mapping, given as one or as JSON."""
     try:
         mapping = json.loads(value) if isinstance(value, str) else value
     except ValueError:

@@ -132,7 +132,7 @@ def fetch_share(rows: Sequence[int], index: RowIndex, row_at: Callable[[int], Ro
 
 
 def packed_size(row: Row) -> int:
-    """Bytes of `pack(row)`."""
+    """Return bytes of `pack(row)`."""
     return 8 * (1 + 2 * len(row)) + sum(tensor.nbytes for tensor in row if tensor is not None)
 
 

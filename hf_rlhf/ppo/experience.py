@@ -89,7 +89,7 @@ class Experience:
         return len(self.sequences)
 
     def __getitem__(self, rows: Tensor) -> "Experience":
-        """The completions `rows`, with the padding that they do not need cut off."""
+        """Return the completions `rows`, with the padding that they do not need cut off."""
         width = trimmed_width(self.mask[rows])
         tensors = {name: tensor for name in _TENSORS if (tensor := getattr(self, name)) is not None}
         return Experience(
@@ -99,7 +99,7 @@ class Experience:
         )
 
     def row(self, b: int) -> Row:
-        """Completion `b` without padding, as tensors that may travel to another rank."""
+        """Return completion `b` without padding, as tensors that may travel to another rank."""
         sequences, width = self.sequences, trimmed_width(self.mask[b : b + 1])
         of_row = None if sequences.support is None else sequences.support[b]
         support = None if of_row is None else TokenSupport.of(of_row)
@@ -136,7 +136,7 @@ class Experience:
         return cls(sequences, kl_coef, **tensors)
 
     def to(self, device: torch.device | str) -> "Experience":
-        """The same experience on `device`."""
+        """Return the same experience on `device`."""
         tensors = {name: tensor for name in _TENSORS if (tensor := getattr(self, name)) is not None}
         return Experience(
             self.sequences.to(device), self.kl_coef, **{name: tensor.to(device) for name, tensor in tensors.items()}
@@ -159,7 +159,7 @@ class MicroBatch:
 def micro_batches(
     experience: Experience, config: PPOConfig, iteration: int, texts: TextStream | None = None
 ) -> Iterator[MicroBatch]:
-    """This rank's micro-batches of an iteration, in the order of the updates.
+    """Yield this rank's micro-batches of an iteration, in the order of the updates.
 
     Every PPO epoch shuffles the completions of all ranks anew. Within a minibatch a rank keeps those that it sampled,
     as far as shares are equal, and lays them out by length, so that micro-batches hold little padding. The sums of a
@@ -183,7 +183,7 @@ def micro_batches(
 
 
 def _text_batches(texts: TextStream | None, update: int, config: PPOConfig) -> tuple[list[Sequences | None], int]:
-    """One batch of texts for each of this rank's micro-batches of an update, and the tokens of all of them."""
+    """Return one batch of texts for each of this rank's micro-batches of an update, and the tokens of all of them."""
     if texts is None:
         return [None] * config.gradient_accumulation_steps, 0
     rows = sorted(texts.rows(update), key=lambda row: len(row["prompt_ids"]) + len(row["completion_ids"]))
@@ -220,13 +220,13 @@ class ExperienceLoader:
         self.make_micro_batches = make_micro_batches
 
     def __len__(self) -> int:
-        """Micro-batches of one pass over the prompts, rounded up to whole iterations."""
+        """Return micro-batches of one pass over the prompts, rounded up to whole iterations."""
         if self.updates_per_pass is None:
             raise TypeError("a stream of prompts has no length")
         return self.updates_per_pass * self.config.gradient_accumulation_steps
 
     def __iter__(self) -> Iterator[dict[str, MicroBatch | None]]:
-        """One iteration after the other, without an end."""
+        """Yield one iteration after the other, without an end."""
         while True:
             for batch in self.make_micro_batches(self.next_iteration()):
                 yield {"micro_batch": batch}

@@ -68,7 +68,7 @@ class IterationLog:
             self._of_rewards.setdefault(name, []).extend(values)
 
     def reward_metrics(self) -> dict[str, float]:
-        """The means of what reward functions logged, over all ranks. Every rank takes part."""
+        """Return the means of what reward functions logged, over all ranks. Every rank takes part."""
         return mean_of_each(gather_in_order([self._of_rewards]))
 
     def add_rollout(self, iteration: int, trajectories: Sequence[Trajectory], metrics: dict[str, float]) -> None:
@@ -94,11 +94,11 @@ class IterationLog:
             self._first_ratio_error = max(self._first_ratio_error, (log_ratio.exp() - 1).abs().max().item())
 
     def count(self, name: str) -> None:
-        """One more of what a metric counts."""
+        """Count one more of what a metric counts."""
         self.metrics[name] += 1
 
     def finished(self) -> dict[str, float]:
-        """All numbers of the iteration, its updates summed over ranks. Every rank takes part."""
+        """Return all numbers of the iteration, its updates summed over ranks. Every rank takes part."""
         names = sorted(self._sums)
         totals = global_sum(torch.stack([self._sums[name].float() for name in names])).tolist()
         first_ratio_errors = gather_in_order([self._first_ratio_error])

@@ -24,7 +24,7 @@ class IterationTrainer(RunFiles):
     # What a subclass brings
 
     def make_micro_batches(self, iteration: int) -> Iterator[MicroBatch | None]:
-        """This rank's micro-batches of an iteration; None for one that is not learned from."""
+        """Yield this rank's micro-batches of an iteration; None for one that is not learned from."""
         raise NotImplementedError
 
     # Iterations as steps of Trainer
@@ -45,7 +45,7 @@ class IterationTrainer(RunFiles):
         return self.iteration < self.args.critic_warmup_iterations
 
     def get_train_dataloader(self):
-        """Micro-batches of experience; not a DataLoader, which would read a batch ahead of the policy's last update."""
+        """Return micro-batches of experience; not a DataLoader, which would read ahead of the policy's last update."""
         return ExperienceLoader(
             self.args,
             self.updates_per_pass,

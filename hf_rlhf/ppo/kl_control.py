@@ -10,7 +10,7 @@ class FixedKL:
     coef: float
 
     def update(self, sequence_kl: float, episodes: int) -> None:
-        """Nothing to do."""
+        """Do nothing."""
 
 
 @dataclass

@@ -24,7 +24,7 @@ class PPOLoss(NamedTuple):
 
 
 def ppo_loss(output: PolicyOutput, experience: Experience, config: PPOConfig, *, warming_up: bool = False) -> PPOLoss:
-    """`policy loss + vf_coef * value loss - entropy_coef * entropy + kl_coef * KL`, the last only with `kl_in_loss`.
+    """Compute `policy + vf_coef * value - entropy_coef * entropy + kl_coef * KL`, the last only with `kl_in_loss`.
 
     While the critic is warming up, the value loss alone counts.
     """
@@ -80,7 +80,7 @@ def ppo_loss(output: PolicyOutput, experience: Experience, config: PPOConfig, *,
 
 
 def text_loss(output: PolicyOutput, mask: Tensor) -> Tensor:
-    """`-sum log p` over the tokens of texts: the language-model loss of PPO-ptx.
+    """Compute `-sum log p` over the tokens of texts: the language-model loss of PPO-ptx.
 
     Ouyang 2022, arXiv 2203.02155, eq. 2.
     """

@@ -74,7 +74,7 @@ class ManualLoop(RolloutSetup):
         scores: Sequence[float | Sequence[float] | None] | Tensor,
         masks: Sequence[Sequence[bool]] | None = None,
     ) -> dict[str, float]:
-        """One iteration of PPO on completions that the user sampled and scored; `train` makes the same updates.
+        """Run one iteration of PPO on completions that the user sampled and scored; `train` makes the same updates.
 
         Args:
             prompts: as in `generate`.
@@ -151,7 +151,7 @@ class ManualLoop(RolloutSetup):
                 self._lock.release()
 
     def _begin_loop(self) -> StartedLoop:
-        """All that `Trainer.train` does before its first iteration."""
+        """Do all that `Trainer.train` does before its first iteration."""
         if self.args.resume_from_checkpoint:
             raise InputError(
                 "a loop of your own starts anew: resume_from_checkpoint is for train(), which goes on from its"

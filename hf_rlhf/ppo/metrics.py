@@ -108,7 +108,7 @@ def evaluation_metrics(
 
 
 def mean_sequence_kl(experience: Experience) -> float:
-    """Mean over the scored completions of all ranks of the KL summed over counted tokens, in nats."""
+    """Return mean over the scored completions of all ranks of the KL summed over counted tokens, in nats."""
     return global_mean(masked_sum(experience.kl, experience.mask, dim=1), experience.mask.any(dim=1)).item()
 
 
@@ -135,7 +135,7 @@ def rollout_metrics(trajectories: Sequence[Trajectory], rewards: Sequence[Reward
 
 
 def update_metrics(sums: dict[str, float]) -> dict[str, float]:
-    """Means over tokens and updates, from sums over both and over ranks, by the keys of `ppo_loss`."""
+    """Return means over tokens and updates, from sums over both and over ranks, by the keys of `ppo_loss`."""
     sums = dict(sums)
     tokens, text_loss, text_tokens = sums.pop("tokens"), sums.pop("text_loss", None), sums.pop("text_tokens", 0.0)
     metrics = {name: total / tokens for name, total in sums.items()}
@@ -148,13 +148,13 @@ def update_metrics(sums: dict[str, float]) -> dict[str, float]:
 
 
 def mean_of_each(parts: Sequence[Mapping[str, Sequence[float]]]) -> dict[str, float]:
-    """The mean of all numbers of a name, those of every part (rank) together."""
+    """Return the mean of all numbers of a name, those of every part (rank) together."""
     names = dict.fromkeys(name for part in parts for name in part)
     return {name: _mean([number for part in parts for number in part.get(name, ())]) for name in names}
 
 
 def _of_all(numbers: Sequence[float | None]) -> list[float]:
-    """The numbers of all ranks, without those that are None."""
+    """Return the numbers of all ranks, without those that are None."""
     return [number for number in gather_numbers(numbers) if number is not None]
 
 

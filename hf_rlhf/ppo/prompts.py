@@ -18,7 +18,7 @@ Row = Mapping[str, Any]
 def prompt_stream(
     dataset: Dataset | IterableDataset, batch_size: int, seed: int
 ) -> "ShuffledPrompts | StreamedPrompts":
-    """The prompts of a run, `batch_size` for an iteration over all ranks. A streamed set keeps its own order."""
+    """Return the prompts of a run, `batch_size` per iteration over all ranks. A streamed set keeps its own order."""
     if isinstance(dataset, IterableDataset):
         return StreamedPrompts(dataset, batch_size)
     return ShuffledPrompts(dataset, batch_size, seed)
@@ -38,14 +38,14 @@ class ShuffledRows:
         self.seed = seed
 
     def rows(self, number: int) -> list[Row]:
-        """The rows of batch `number`, over all ranks."""
+        """Return the rows of batch `number`, over all ranks."""
         positions = range(number * self.batch_size, (number + 1) * self.batch_size)
         length = len(self.dataset)
         orders = {n: self._order(n) for n in range(positions[0] // length, positions[-1] // length + 1)}
         return [self.dataset[int(orders[position // length][position % length])] for position in positions]
 
     def _order(self, number: int) -> Tensor:
-        """Every row number once, for pass `number`."""
+        """Return every row number once, for pass `number`."""
         generator = torch.Generator().manual_seed(row_seed(self.seed, self.purpose, number))
         return torch.randperm(len(self.dataset), generator=generator)
 
@@ -56,7 +56,7 @@ class ShuffledPrompts(ShuffledRows):
     purpose = "prompts"
 
     def rows(self, number: int) -> list[Row]:
-        """This rank's share of iteration `number`: prompts p of the batch with p % world_size equal to its rank."""
+        """Return this rank's share of iteration `number`: prompts p of the batch with p % world_size equal to rank."""
         return take_share(super().rows(number))
 
 
@@ -81,7 +81,7 @@ class StreamedPrompts:
         self._stream: Iterator[Row] = iter(())
 
     def rows(self, iteration: int) -> list[Row]:
-        """This rank's share of iteration `iteration`: prompts p of the batch with p % world_size equal to its rank.
+        """Return this rank's share of `iteration`: prompts p of the batch with p % world_size equal to its rank.
 
         Any iteration but the next one reads the stream again from its first row.
 

@@ -98,7 +98,7 @@ class RolloutSetup(IterationTrainer):
         self._started = None  # an iteration that is begun again sets it again
 
     def _seeds(self, purpose: str, iteration: int, count: int | None = None, first: int = 0) -> list[int]:
-        """A seed for each of this rank's draws: of the run, the iteration and the place in the whole batch."""
+        """Return A seed for each of this rank's draws: of the run, the iteration and the place in the whole batch."""
         whole = self.args.rollout_batch_size if count is None else sum(gather_in_order([count]))
         places = take_share(list(range(first, first + whole)))
         return [row_seed(self.args.seed, purpose, iteration, place) for place in places]
@@ -109,7 +109,7 @@ class RolloutSetup(IterationTrainer):
 
     @staticmethod
     def _turns(prompts: Any) -> Any:
-        """The columns of prompts that `stop_at_end_of_turn` reads; images stay encoded.
+        """Return the columns of prompts that `stop_at_end_of_turn` reads; images stay encoded.
 
         All of a stream that names none.
         """

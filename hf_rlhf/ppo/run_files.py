@@ -146,7 +146,7 @@ class RunFiles(DurableTrainer):
             raise InputError(f"{file} is not what this version writes ({error}); start the run anew") from error
 
     def _not_the_same_run(self, checkpoint: str, name: str, before: Any, now: Any) -> str:
-        """The message for a fixed flag that was changed; some follow from others, and those are named."""
+        """Return the message for a fixed flag that was changed; some follow from others, and those are named."""
         of_the_run = changed_settings(Path(checkpoint).parent, *(self.settings or (self.args,)))
         causes = {flag: values for flag, values in of_the_run.items() if flag in _BEHIND.get(name, ())}
         because = f" ({in_words(causes)})" if causes else ""
@@ -170,7 +170,7 @@ class RunFiles(DurableTrainer):
         return found
 
     def algorithm_state(self) -> dict[str, Any]:
-        """KL coefficient, running moments of the rewards, and counters."""
+        """Return KL coefficient, running moments of the rewards, and counters."""
         return {
             "kl_coef": self.kl_control.coef,
             "tokens_sampled": self.iteration_log.tokens_sampled,

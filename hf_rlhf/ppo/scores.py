@@ -53,7 +53,7 @@ class ScoreShaping:
             )
 
     def penalty(self, trajectory: Trajectory) -> float:
-        """`missing_eos_penalty * [not stopped] + length_penalty * n + overlong_penalty * excess(n)`.
+        """Compute `missing_eos_penalty * [not stopped] + length_penalty * n + overlong_penalty * excess(n)`.
 
         n is the number of counted tokens.
         """
@@ -62,7 +62,7 @@ class ScoreShaping:
         return missing_eos + self.length_penalty * tokens + self.overlong_penalty * self._excess(tokens)
 
     def _excess(self, tokens: int) -> float:
-        """`clip((n - (L - buffer)) / buffer, 0, 1)`, L the longest length.
+        """Compute `clip((n - (L - buffer)) / buffer, 0, 1)`, L the longest length.
 
         Yu 2025, arXiv 2503.14476, eq. 13, negated.
         """
@@ -105,7 +105,7 @@ class ScoreShaper:
         return Score(total - per_token.double().sum().item(), per_token)
 
     def state_dict(self) -> dict[str, float]:
-        """The running moments as plain numbers, to the last bit."""
+        """Return the running moments as plain numbers, to the last bit."""
         if self.moments is None:
             return {"mean": 0.0, "variance": 0.0, "count": 0}
         return {name: value.item() for name, value in self.moments._asdict().items()}

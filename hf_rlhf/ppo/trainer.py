@@ -287,7 +287,7 @@ class PPOTrainer(ManualLoop):
         return made
 
     def advantages(self, experience: Experience) -> tuple[Tensor, Tensor]:
-        """Advantages and returns `(B, T)` of the `B` completions that this rank sampled in the iteration.
+        """Return advantages and returns `(B, T)` of the `B` completions that this rank sampled in the iteration.
 
         For what depends on the completions of all ranks see `global_sum`, `global_mean` and `global_moments` of
         `hf_rlhf.distributed`; every rank takes part in them.

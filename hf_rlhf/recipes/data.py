@@ -48,7 +48,7 @@ class Sets(NamedTuple):
 
 
 def reward_sets(script: RewardArguments, training: RewardTrainingArguments, tokenizer) -> Sets:
-    """Preference pairs in TRL's format. Raises `InputError` for anything wrong in them, a leak included."""
+    """Prepare preference pairs in TRL's format. Raises `InputError` for anything wrong in them, a leak included."""
     limit = Limit("max_length", training.max_length, "are left out")
     train = prepare_preference_set(load_split(script), tokenizer, role=TRAINING, limit=limit)
     _require_batch(train, training)
@@ -62,7 +62,7 @@ def reward_sets(script: RewardArguments, training: RewardTrainingArguments, toke
 
 
 def sft_sets(script: DataArguments, training: SFTTrainingArguments, tokenizer) -> Sets:
-    """Demonstrations. Raises `InputError` for anything wrong in them; rows in both sets are a warning."""
+    """Prepare demonstrations. Raises `InputError` for anything wrong in them; warns of rows in both sets."""
     limit = Limit("max_length", training.max_length, "are cut on the right")
     train = prepare_text_set(load_split(script), tokenizer, role=TRAINING, limit=limit)
     require_fitting_loss(train, training, tokenizer)
@@ -75,7 +75,7 @@ def sft_sets(script: DataArguments, training: SFTTrainingArguments, tokenizer) -
 
 
 def ppo_sets(script: PPOArguments, training: PPOConfig, tokenizer, rewards: Sequence[Any] | None = None) -> Sets:
-    """Prompts and the texts of PPO-ptx. Raises `InputError` for anything wrong in them; shared prompts are a warning.
+    """Prepare prompts and texts of PPO-ptx. Raises `InputError` for anything wrong in them; warns of shared prompts.
 
     Prompts are tried with the chat template of each reward model among `rewards`, by default those of `script`.
     """

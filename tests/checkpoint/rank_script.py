@@ -10,10 +10,10 @@ from pathlib import Path
 
 import checkpoint.runs as runs
 import sharding_on_cpu
-from hf_rlhf.cli.main import COMMANDS, main
 from safetensors.torch import save
 from training.test_signals import at_update
 
+from hf_rlhf.cli.commands import COMMANDS, main
 from hf_rlhf.distributed import rank, world_size
 from hf_rlhf.training.durable import DurableTrainer
 
