@@ -38,7 +38,7 @@ def parse_arguments(dataclasses: Sequence[Any], argv: Sequence[str], prog: str) 
         raise SystemExit(0)
     known = [action.dest for action in parser._actions]
     argv, file = _without_config(argv)
-    argv = [_with_new_name(arg, known) for arg in argv]
+    argv = _with_new_names(argv, known)
     config = None if file is None else read_config_file(Path(file))
     try:
         if config is not None:
@@ -111,12 +111,18 @@ def _items(name: str, text: str) -> list[str]:
     return items if items and plain and name not in _TEXTS else [text]
 
 
-def _with_new_name(arg: str, known: Sequence[str]) -> str:
-    """Return a part of the command line with the name that its flag has now."""
-    name, given, value = arg.partition("=")
-    if not name.startswith("--"):
-        return arg
-    return f"--{new_name(name.removeprefix('--'), known, 'the command line')}{given}{value}"
+def _with_new_names(argv: Sequence[str], known: Sequence[str]) -> list[str]:
+    """Return the command line by the names that flags have now. Raises `InputError` for a flag under both names."""
+    renamed = []
+    options = {arg.partition("=")[0]: arg.partition("=")[0].removeprefix("--").replace("-", "_") for arg in argv}
+    for arg in argv:
+        option, equals, value = arg.partition("=")
+        name = options[option]
+        new = new_name(name, known, "the command line") if option.startswith("--") else name
+        if new != name and new in options.values():
+            raise InputError(f'the command line has both "{new}" and its old name "{name}". Give "{new}" alone')
+        renamed.append(arg if new == name else f"--{new}{equals}{value}")
+    return renamed
 
 
 def _without_config(argv: Sequence[str]) -> tuple[list[str], str | None]:

@@ -126,7 +126,7 @@ def with_new_names(values: Mapping[str, Any], known: Sequence[str], where: str) 
     for name, value in values.items():
         new = new_name(name, known, where)
         if new != name and new in values:
-            raise InputError(f'{where} has both "{new}" and its old name "{name}"; give "{new}" alone')
+            raise InputError(f'{where} has both "{new}" and its old name "{name}". Give "{new}" alone')
         renamed[new] = value
     return renamed
 

@@ -82,7 +82,7 @@ def require_causal_lm(model_or_config: Model, source: str) -> None:
     """
     if kind := _other_kind(model_or_config):
         raise InputError(
-            f"{source} is {kind}; PPO here trains causal language models on text, which go on from where a prompt"
+            f"{source} is {kind}; PPO here trains causal language models on text, which continue where a prompt"
             " ends\nGive a decoder-only text model, such as 'HuggingFaceTB/SmolLM2-135M-Instruct' or 'Qwen/Qwen3-0.6B'."
         )
 

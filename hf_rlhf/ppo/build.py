@@ -73,7 +73,7 @@ def require_arguments(args: PPOConfig, optimizers: tuple) -> None:
     if optimizers[0] is not None and args.critic_learning_rate is not None:
         raise InputError(
             "critic_learning_rate is for the optimizer that the trainer makes; give yours a parameter group for the"
-            " critic, or leave one of the two out"
+            " critic, or give only one of the two"
         )
     require_launcher(args)
 
@@ -115,7 +115,9 @@ def prepared_evaluation(dataset, tokenizer, args: PPOConfig, source: str = "eval
     if dataset is None:
         return None
     if isinstance(dataset, IterableDataset):
-        raise InputError(f"{source} is a stream, whose end nobody knows; give a Dataset: Dataset.from_list(list(...))")
+        raise InputError(
+            f"{source} is an IterableDataset: its length is unknown. Pass a Dataset: Dataset.from_list(list(...))"
+        )
     if isinstance(dataset, Mapping):
         return {key: prepared_evaluation(value, tokenizer, args, key) for key, value in dataset.items()}
     return prepared_prompts(dataset, tokenizer, args, source)

@@ -8,16 +8,15 @@ from transformers import TrainingArguments
 
 from hf_rlhf.compat.names import RENAMED, explain_names
 from hf_rlhf.errors import InputError
-from hf_rlhf.ops.kl import FULL_KL, KL_ESTIMATORS
+from hf_rlhf.ops.kl import FULL_KL
 from hf_rlhf.ppo.kl_control import AdaptiveKL, FixedKL, KLControl
+from hf_rlhf.ppo.rules import KL_CHOICES, require_rules
 from hf_rlhf.ppo.scores import ScoreShaping
 from hf_rlhf.rollout.sampling import Sampling
 from hf_rlhf.rollout.vllm.client import server_address, server_addresses
 from hf_rlhf.training.best import settle_best_metric
 
-KL_CHOICES = (*KL_ESTIMATORS, FULL_KL)
 VLLM_IMPORTANCE_CAP = 3.0  # as in TRL's GRPO
-CRITICS = ("value_head", "adapter", "model")
 EVALUATED: dict[str, bool | None] = {
     "reward": True,
     "kl": False,
@@ -159,7 +158,7 @@ class PPOConfig(TrainingArguments):
     rollout_forward_batch_size: int = _flag(64, "Sequences per forward pass where no gradient is needed.")
     reuse_trunk: bool = _flag(
         True,
-        "Compute the lowest blocks, where nobody trains them (lora_layers, num_layers_unfrozen), once per completion"
+        "Compute the lowest blocks, where they are not trained (lora_layers, num_layers_unfrozen), once per completion"
         " and iteration, and begin every pass and update above them. Takes memory for one hidden state of each token.",
     )
     gather_for_rollout: bool = _flag(
@@ -253,118 +252,7 @@ class PPOConfig(TrainingArguments):
         return {name: value for name, value in super().to_dict().items() if name != self._derived_size}
 
     def _check(self) -> None:
-        rules = {
-            "num_ppo_epochs": (self.num_ppo_epochs >= 1, "at least 1"),
-            "kl_estimator": (self.kl_estimator in KL_CHOICES, f"one of {', '.join(KL_CHOICES)}"),
-            "kl_in_loss": (
-                not self.kl_in_loss or self.kl_estimator != "k1",
-                "false with kl_estimator k1, whose gradient is zero on average; take k2 or full",
-            ),
-            "kl_coef": (self.kl_coef >= 0, "0 or above"),
-            "kl_target": (self.kl_target is None or self.kl_target > 0, "above 0"),
-            "kl_horizon": (self.kl_horizon >= 1, "at least 1"),
-            "cliprange": (self.cliprange > 0, "above 0"),
-            "cliprange_value": ((self.cliprange_value or 0) >= 0, "0 (off) or above"),
-            "cliprange_high": (self.cliprange_high is None or self.cliprange_high > 0, "above 0"),
-            "dual_clip": (self.dual_clip is None or self.dual_clip > 1, "above 1"),
-            "ratio_threshold": (self.ratio_threshold is None or self.ratio_threshold > 1, "above 1"),
-            "early_stop_kl": (self.early_stop_kl is None or self.early_stop_kl > 0, "above 0"),
-            "importance_sampling_cap": (
-                not self.importance_sampling_cap or self.importance_sampling_cap >= 1,
-                "at least 1, or 0 (off)",
-            ),
-            "num_layers_unfrozen": (
-                self.num_layers_unfrozen is None or self.num_layers_unfrozen >= 1,
-                "at least 1, or left out to train every block",
-            ),
-            "ref_model_sync_iterations": (
-                self.ref_model_sync_iterations is None or self.ref_model_sync_iterations >= 1,
-                "at least 1",
-            ),
-            "critic": (self.critic in CRITICS, f"one of {', '.join(CRITICS)}"),
-            "critic_warmup_iterations": (self.critic_warmup_iterations >= 0, "0 or above"),
-            "critic_learning_rate": ((self.critic_learning_rate or 0) >= 0, "0 or above"),
-            "value_head_mlp_size": (self.value_head_mlp_size is None or self.value_head_mlp_size >= 1, "at least 1"),
-            "value_head_init_std": (self.value_head_init_std >= 0, "0 or above"),
-            "value_head_detach": (
-                not self.value_head_detach or self.critic == "value_head",
-                "false: only critic=value_head shares weights with the policy",
-            ),
-            "vf_coef": (self.vf_coef >= 0, "0 or above"),
-            "entropy_coef": (self.entropy_coef >= 0, "0 or above"),
-            "ptx_coef": (self.ptx_coef >= 0, "0 or above"),
-            "max_ptx_length": (self.max_ptx_length >= 2, "at least 2"),
-            "rollout_forward_batch_size": (self.rollout_forward_batch_size >= 1, "at least 1"),
-            "reward_while_sampling": (
-                not self.reward_while_sampling or self.generation_batch_size is not None,
-                "given with generation_batch_size, which says how many completions are sampled, then rewarded, at once",
-            ),
-            "use_vllm": (
-                not (self.use_vllm and self.reward_while_sampling and self.world_size > 1),
-                "left out with reward_while_sampling on several ranks: each samples parts of its own, and all hand the"
-                " adapter to the server together",
-            ),
-            "use_transformers_continuous_batching": (
-                not (self.use_transformers_continuous_batching and self.use_vllm),
-                "left out with use_vllm: one of the two samples",
-            ),
-            "generation_batch_size": (
-                (self.generation_batch_size is None or self.generation_batch_size >= 1)
-                and (
-                    self.generation_batch_size is None
-                    or not self.use_transformers_continuous_batching
-                    or self.reward_while_sampling
-                ),
-                "at least 1, and left out with use_transformers_continuous_batching, whose max_requests_per_batch says"
-                " it",
-            ),
-            "transformers_continuous_batching_config": (
-                self.transformers_continuous_batching_config is None or self.use_transformers_continuous_batching,
-                "left out without use_transformers_continuous_batching",
-            ),
-            "vllm_server_timeout": (self.vllm_server_timeout > 0, "above 0"),
-            "vllm_server_base_url": (
-                self.vllm_server_base_url is None or (self.use_vllm and self.vllm_python is None),
-                "left out with vllm_python, which starts a server of the run's own, and without use_vllm",
-            ),
-            "vllm_server_base_urls": (
-                self.vllm_server_base_urls is None or (self.use_vllm and self.vllm_python is None),
-                "left out with vllm_python, which starts a server of the run's own, and without use_vllm",
-            ),
-            "vllm_python": (self.vllm_python is None or self.use_vllm, "left out without use_vllm"),
-            "vllm_server_args": (
-                self.vllm_server_args is None or self.vllm_python is not None,
-                "left out without vllm_python: a server that is running already has its arguments",
-            ),
-            "stop_strings": (not isinstance(self.stop_strings, str), "a list of strings"),
-            "stop_token_ids": (not isinstance(self.stop_token_ids, int), "a list of ids"),
-            "reward_weights": (not isinstance(self.reward_weights, (int, float)), "a list of numbers"),
-            "gamma": (0 <= self.gamma <= 1, "from 0 to 1"),
-            "lam": (0 <= self.lam <= 1, "from 0 to 1"),
-            "critic_lam": (self.critic_lam is None or 0 <= self.critic_lam <= 1, "from 0 to 1"),
-            "temperature": (self.temperature > 0, "above 0: a greedy policy has nothing to learn from its samples"),
-            "logging_nan_inf_filter": (not self.logging_nan_inf_filter, "false: it logs a NaN loss as 0"),
-            "remove_unused_columns": (not self.remove_unused_columns, "false: rewards read the columns"),
-            "ignore_data_skip": (self.ignore_data_skip, "true: there are no batches to skip when a run resumes"),
-            "overlong_prompts": (
-                self.overlong_prompts in ("error", "filter", "truncate_left"),
-                "error, filter or truncate_left",
-            ),
-            "neftune_noise_alpha": (
-                self.neftune_noise_alpha is None,
-                "left out: with noise in the embeddings, the policy that is trained is not the one that samples",
-            ),
-            "label_smoothing_factor": (self.label_smoothing_factor == 0, "0: PPO has no labels"),
-            "auto_find_batch_size": (not self.auto_find_batch_size, "false: it would change the batch algebra"),
-            "hub_strategy": (
-                not self.push_to_hub or str(self.hub_strategy) in ("HubStrategy.END", "end"),
-                "end: what Trainer pushes during training would lack the value head",
-            ),
-            "total_episodes": (self.total_episodes is None or self.max_steps <= 0, "unset when max_steps is given"),
-        }
-        for name, (holds, rule) in rules.items():
-            if not holds:
-                raise InputError(f"{name}={getattr(self, name)} must be {rule}")
+        require_rules(self)
         self.sampling  # noqa: B018 - checks its own values
         self.vllm_addresses  # noqa: B018 - checks its own values
         self.score_shaping()

@@ -123,7 +123,7 @@ class ManualLoop(RolloutSetup):
         """
         if self._loop is None:
             if self.state.global_step:
-                raise InputError("step() after train(): this run is over; make another trainer for a loop of your own")
+                raise InputError("step() after train(): this run is over. Make another trainer for a loop with step()")
             self._loop = self._begin_loop()
         elif self.control.should_training_stop:
             raise InputError(
@@ -154,7 +154,7 @@ class ManualLoop(RolloutSetup):
         """Do all that `Trainer.train` does before its first iteration."""
         if self.args.resume_from_checkpoint:
             raise InputError(
-                "a loop of your own starts anew: resume_from_checkpoint is for train(), which goes on from its"
+                "a loop with step() starts anew: resume_from_checkpoint is for train(), which resumes from its"
                 " checkpoints when it has a train_dataset and rewards"
             )
         self._require_fresh_folder()
@@ -193,7 +193,7 @@ class ManualLoop(RolloutSetup):
     def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
         """Like `DurableTrainer.train`, but refuse a run without prompts, and one whose loop the user writes."""
         if self.prompt_set is None:
-            raise InputError("train() needs a train_dataset; without one, own the loop with generate() and step()")
+            raise InputError("train() needs a train_dataset; without one, write a loop with generate() and step()")
         anew = resume_from_checkpoint in (None, False, NEVER)
         if self._loop is not None:
             raise InputError("this trainer's loop is the user's since the first step(); make another one for train()")

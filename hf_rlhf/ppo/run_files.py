@@ -154,7 +154,7 @@ class RunFiles(DurableTrainer):
         harm = "train other weights" if name == "num_layers_unfrozen" else "see other prompts"
         return (
             f"{checkpoint} is of a run with {name}={before}, and this one has {now}{because}: it would"
-            f" {harm} than that run; go on with {back}, or start a new run in another folder"
+            f" {harm} than that run; resume with {back}, or start a new run in another folder"
         )
 
     def _load_best_model(self) -> None:

@@ -40,7 +40,7 @@ class ScoreShaping:
                 " deviation; switch both on"
             )
         if self.clip is not None and self.clip <= 0:
-            raise InputError(f"score_clip={self.clip} must be above 0; leave it out for no clipping")
+            raise InputError(f"score_clip={self.clip} must be above 0. Unset it for no clipping")
         if not 0 <= self.overlong_buffer <= self.max_completion_length:
             raise InputError(
                 f"overlong_buffer={self.overlong_buffer} must be from 0 to max_completion_length="

@@ -58,7 +58,7 @@ def choose_trunk(
         return TrunkChoice(None, f"computed anew in every pass, since {reason}")
     if trunk is None:
         return TrunkChoice(None, "")
-    blocks = f"the lowest {trunk.depth} of {trunk.blocks} blocks, which nobody trains,"
+    blocks = f"the lowest {trunk.depth} of {trunk.blocks} blocks, which are not trained,"
     if sharded:
         return TrunkChoice(None, f"{blocks} are computed anew in every pass, since FSDP or DeepSpeed owns them")
     if not args.disable_dropout:

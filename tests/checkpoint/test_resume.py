@@ -289,9 +289,9 @@ def test_what_a_callback_adds_does_no_harm(run):
 @pytest.mark.parametrize(
     ("flag", "message"),
     {
-        "seed": (7, "a run with seed=42, and this one has 7: it would see other prompts than that run; go on with seed=42"),
+        "seed": (7, "a run with seed=42, and this one has 7: it would see other prompts than that run; resume with seed=42"),
         "per_device_train_batch_size": (2, r"rollout_batch_size=8, and this one has 4 \(per_device_train_batch_size 4 -> 2\)"),
-        "num_mini_batches": (1, r"has 4 \(num_mini_batches 2 -> 1\).*go on with --num_mini_batches 2, or start a new run"),
+        "num_mini_batches": (1, r"has 4 \(num_mini_batches 2 -> 1\).*resume with --num_mini_batches 2, or start a new run"),
         "num_ppo_epochs": (1, r"updates_per_iteration=4, and this one has 2 \(num_ppo_epochs 2 -> 1\)"),
     }.items(),
 )  # fmt: skip

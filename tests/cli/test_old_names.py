@@ -3,18 +3,20 @@
 from dataclasses import fields
 
 import pytest
+import yaml
 
 from hf_rlhf.cli.parsing import parse_arguments
-from hf_rlhf.compat.names import OF_THE_LAUNCHER, RENAMED, REPLACED, TRAINER_ARGUMENTS
+from hf_rlhf.compat.names import DEPRECATED, OF_THE_LAUNCHER, RENAMED, REPLACED, TRAINER_ARGUMENTS
 from hf_rlhf.errors import InputError
 from hf_rlhf.ppo.config import PPOConfig
-from hf_rlhf.ppo.trainer import PPOTrainer
+from hf_rlhf.ppo.trainer import RENAMED_STAGES, PPOTrainer
 from hf_rlhf.recipes.arguments import (
     ModelArguments,
     PPOArguments,
     RewardArguments,
     RewardTrainingArguments,
 )
+from hf_rlhf.records import append_json_line, iteration_rows
 
 PPO = [PPOArguments, PPOConfig, ModelArguments]
 REWARD = [RewardArguments, RewardTrainingArguments, ModelArguments]
@@ -68,7 +70,7 @@ def test_every_old_name_has_an_answer_of_its_own(old):
     assert "see --help" not in answer
 
 
-@pytest.mark.parametrize("old", ["init_kl_coef", "batch_size"])
+@pytest.mark.parametrize("old", ["init_kl_coef", "backward_batch_size"])
 def test_other_commands_do_not_name_flags_that_they_lack(old):
     answer = message(REWARD, old)
     assert f'unknown key "{old}"' in answer
@@ -81,7 +83,9 @@ def test_names_that_stayed_are_still_flags(name):
     assert name in FLAGS
 
 
-@pytest.mark.parametrize(("old", "answer"), [("init_kl_coef", 'called "kl_coef"'), ("batch_size", "follows from")])
+@pytest.mark.parametrize(
+    ("old", "answer"), [("init_kl_coef", 'called "kl_coef"'), ("backward_batch_size", "follows from")]
+)
 def test_python_is_answered_as_the_command_line_is(old, answer):
     with pytest.raises(InputError, match=answer):
         PPOConfig(output_dir="nowhere", **{old: 1})
@@ -93,3 +97,44 @@ def test_arguments_of_the_trainer_by_their_old_names():
             PPOTrainer("nowhere", None, None, **{old: None})
     with pytest.raises(InputError, match="the order is"):
         PPOTrainer(None, "nowhere", None)
+
+
+@pytest.mark.parametrize(("old", "new"), DEPRECATED.items())
+def test_a_renamed_flag_is_taken_under_its_old_name_with_a_warning(tmp_path, caplog, old, new):
+    value = {"critic_lam": "0.5", "reward_while_sampling": "true", "skip_bad_rows": "3"}[new]
+    flags = ["--output_dir", str(tmp_path), "--report_to", "none", "--use_cpu", "true", "--generation_batch_size", "2"]
+    file = tmp_path / "ppo.yaml"
+    file.write_text(f"{old}: {value}\n", encoding="utf-8")
+    for argv in ([f"--{old}", value], [f"--{old.replace('_', '-')}={value}"], ["--config", str(file)]):
+        caplog.clear()
+        parsed = parse_arguments(PPO, [*flags, *argv], "hf-rlhf ppo")
+        values = {name: found for part in parsed for name, found in vars(part).items()}
+        assert values[new] == yaml.safe_load(value)
+        assert f'is called "{new}" now' in caplog.text
+
+
+def test_a_renamed_flag_under_both_names_is_refused(tmp_path):
+    file = tmp_path / "ppo.yaml"
+    file.write_text("value_lam: 0.5\ncritic_lam: 0.6\n", encoding="utf-8")
+    with pytest.raises(InputError, match='"value_lam", the old name of "critic_lam"'):
+        parse_arguments(PPO, ["--config", str(file)], "hf-rlhf ppo")
+    with pytest.raises(InputError, match='both "critic_lam" and its old name "value_lam"'):
+        PPOConfig(output_dir=str(tmp_path), value_lam=0.5, critic_lam=0.6)
+    with pytest.raises(InputError, match='both "critic_lam" and its old name "value_lam"'):
+        parse_arguments(PPO, ["--critic_lam", "0.6", "--value_lam", "0.5"], "hf-rlhf ppo")
+
+
+def test_a_renamed_flag_works_from_python(tmp_path, caplog):
+    assert PPOConfig(output_dir=str(tmp_path), value_lam=0.5, report_to="none", use_cpu=True).critic_lam == 0.5
+    assert 'is called "critic_lam" now' in caplog.text
+
+
+@pytest.mark.parametrize("old", RENAMED_STAGES)
+def test_a_stage_under_its_old_name_is_refused(old):
+    with pytest.raises(TypeError, match=f"Changed.{old} is never called: the stage is {RENAMED_STAGES[old]} now"):
+        type("Changed", (PPOTrainer,), {old: lambda self: None})
+
+
+def test_metrics_of_an_earlier_run_are_read_by_their_new_names(tmp_path):
+    append_json_line(tmp_path / "metrics.jsonl", {"iteration": 1, "time/score": 2.0, "time/sample": 1.0})
+    assert iteration_rows(tmp_path) == [{"iteration": 1, "time/reward": 2.0, "time/sample": 1.0}]

@@ -70,7 +70,7 @@ WRONG = [
     (("ppo",), "--num_layers_unfrozen 0 --use_peft false", "num_layers_unfrozen=0 must be at least 1"),
     (("ppo",), "--entropy_coef -1", "entropy_coef=-1.0 must be 0 or above"),
     (("ppo",), "--length_penalty nan", "length_penalty=nan is invalid"),
-    (("ppo",), "--neftune_noise_alpha 5", "neftune_noise_alpha=5.0 must be left out"),
+    (("ppo",), "--neftune_noise_alpha 5", "neftune_noise_alpha=5.0 must be unset"),
     (("sft", "reward"), "--eos_token <EOS_TOKEN>", "eos_token=<EOS_TOKEN> is invalid"),
     (("sft", "reward"), "--pad_token <P>", "Its special tokens are"),
     (("sft",), "--assistant_only_loss true", "{% generation %}"),

@@ -107,7 +107,7 @@ STATES = {
     ),
     "logits": (({}, f"{-(-(2**23) // 29)} tokens at a time"), ({"on_gpu": True}, f"{2**24 // 29} tokens at a time")),
     "trunk": (
-        ({"lora": LAST_BLOCK}, "the lowest 1 of 2 blocks, which nobody trains, are computed once"),
+        ({"lora": LAST_BLOCK}, "the lowest 1 of 2 blocks, which are not trained, are computed once"),
         (
             {"lora": LAST_BLOCK, "disable_dropout": False},
             "are computed anew in every pass, since disable_dropout=false",
@@ -121,6 +121,12 @@ def test_the_table_of_states_has_every_line_of_the_block(tmp_path):
     assert list(STATES) == list(chosen(tmp_path))
 
 
+def pretend_gpu(monkeypatch):
+    """Give every config a CUDA device, of one rank."""
+    monkeypatch.setattr(PPOConfig, "device", torch.device("cuda", 0))
+    monkeypatch.setattr(PPOConfig, "distributed_state", None, raising=False)
+
+
 @pytest.mark.parametrize("state", [0, 1], ids=["on", "off"])
 @pytest.mark.parametrize("line", STATES)
 def test_every_line_of_the_block_with_its_fast_path_on_and_off(tmp_path, monkeypatch, line, state):
@@ -130,12 +136,12 @@ def test_every_line_of_the_block_with_its_fast_path_on_and_off(tmp_path, monkeyp
     flags = dict(flags)
     if flags.pop("on_gpu", False):
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100")
-        monkeypatch.setattr(PPOConfig, "device", torch.device("cuda", 0))
+        pretend_gpu(monkeypatch)
     assert words in chosen(tmp_path, **flags)[line]
 
 
 def test_a_step_that_cannot_be_a_graph_is_said_why(tmp_path, monkeypatch):
-    monkeypatch.setattr(PPOConfig, "device", torch.device("cuda", 0))
+    pretend_gpu(monkeypatch)
     base = make_model(make_tokenizer())
     base.is_quantized = True
     assert _engine(base, make_config(tmp_path), sharded=False).endswith("each step launched anew: a quantized base")

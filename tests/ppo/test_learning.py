@@ -7,7 +7,7 @@ import torch
 from tiny import make_model, make_prompts, make_tokenizer, make_trainer, metrics_of
 from transformers import LlamaForSequenceClassification
 
-from hf_rlhf.ppo.config import CRITICS
+from hf_rlhf.ppo.rules import CRITICS
 
 TOKENIZER = make_tokenizer()
 HAPPY = TOKENIZER.convert_tokens_to_ids("happy")

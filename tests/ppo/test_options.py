@@ -25,10 +25,10 @@ from transformers import TrainerCallback
 
 from hf_rlhf.errors import InputError
 from hf_rlhf.ops import kl_estimate, masked_sum, whiten
-from hf_rlhf.ppo.config import KL_CHOICES
 from hf_rlhf.ppo.experience import MicroBatch, micro_batches
 from hf_rlhf.ppo.guard import UpdateGuard
 from hf_rlhf.ppo.iteration_log import IterationLog
+from hf_rlhf.ppo.rules import KL_CHOICES
 
 TOKENIZER = make_tokenizer()
 TEXTS = Dataset.from_dict({"text": [" ".join(WORDS[i : i + 3 + i % 3]) for i in range(6)]})

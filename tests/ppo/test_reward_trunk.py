@@ -10,7 +10,7 @@ from hf_rlhf.ops.padding import pad_sequences
 from hf_rlhf.rewards.learned import LearnedReward
 from hf_rlhf.types import Completion, Sequences, Trajectory
 
-ONCE = "the lowest 1 of 2 blocks, which nobody trains, are computed once per completion and iteration"
+ONCE = "the lowest 1 of 2 blocks, which are not trained, are computed once per completion and iteration"
 SPECIAL, ASSISTANT = 2, 6  # the prompt ends with the latter
 BATCH = 8  # completions of an iteration; rewards read all of them at once, and so do policy and reference
 

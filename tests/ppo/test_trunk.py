@@ -23,7 +23,7 @@ from hf_rlhf.errors import InputError
 from hf_rlhf.ppo.trainer import PPOTrainer
 
 LAST = {"target_modules": ["q_proj", "down_proj"], "layers_to_transform": [1], "layers_pattern": "layers"}
-ONCE = "the lowest 1 of 2 blocks, which nobody trains, are computed once per completion and iteration"
+ONCE = "the lowest 1 of 2 blocks, which are not trained, are computed once per completion and iteration"
 
 
 def last_block_trainer(folder, **settings):

@@ -1,0 +1,154 @@
+"""The rules that the flags of `PPOConfig` keep: of each flag whether it holds, and the rule in words."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from hf_rlhf.errors import InputError
+from hf_rlhf.ops.kl import FULL_KL, KL_ESTIMATORS
+
+if TYPE_CHECKING:
+    from hf_rlhf.ppo.config import PPOConfig
+
+KL_CHOICES = (*KL_ESTIMATORS, FULL_KL)
+CRITICS = ("value_head", "adapter", "model")
+
+Rules = dict[str, tuple[bool, str]]
+
+
+def require_rules(config: PPOConfig) -> None:
+    """Raise `InputError` for the first flag that breaks its rule."""
+    for rules in (rules_of_algorithm, rules_of_models, rules_of_sampling, rules_of_trainer):
+        for name, (holds, rule) in rules(config).items():
+            if not holds:
+                raise InputError(f"{name}={getattr(config, name)} must be {rule}")
+
+
+def rules_of_algorithm(config: PPOConfig) -> Rules:
+    """Return the rules of the algorithm: losses, KL and estimates."""
+    return {
+        "num_ppo_epochs": (config.num_ppo_epochs >= 1, "at least 1"),
+        "kl_estimator": (config.kl_estimator in KL_CHOICES, f"one of {', '.join(KL_CHOICES)}"),
+        "kl_in_loss": (
+            not config.kl_in_loss or config.kl_estimator != "k1",
+            "false with kl_estimator k1, whose gradient is zero on average; take k2 or full",
+        ),
+        "kl_coef": (config.kl_coef >= 0, "0 or above"),
+        "kl_target": (config.kl_target is None or config.kl_target > 0, "above 0"),
+        "kl_horizon": (config.kl_horizon >= 1, "at least 1"),
+        "cliprange": (config.cliprange > 0, "above 0"),
+        "cliprange_value": ((config.cliprange_value or 0) >= 0, "0 (off) or above"),
+        "cliprange_high": (config.cliprange_high is None or config.cliprange_high > 0, "above 0"),
+        "dual_clip": (config.dual_clip is None or config.dual_clip > 1, "above 1"),
+        "ratio_threshold": (config.ratio_threshold is None or config.ratio_threshold > 1, "above 1"),
+        "early_stop_kl": (config.early_stop_kl is None or config.early_stop_kl > 0, "above 0"),
+        "importance_sampling_cap": (
+            not config.importance_sampling_cap or config.importance_sampling_cap >= 1,
+            "at least 1, or 0 (off)",
+        ),
+        "ref_model_sync_iterations": (
+            config.ref_model_sync_iterations is None or config.ref_model_sync_iterations >= 1,
+            "at least 1",
+        ),
+        "vf_coef": (config.vf_coef >= 0, "0 or above"),
+        "entropy_coef": (config.entropy_coef >= 0, "0 or above"),
+        "ptx_coef": (config.ptx_coef >= 0, "0 or above"),
+        "max_ptx_length": (config.max_ptx_length >= 2, "at least 2"),
+        "gamma": (0 <= config.gamma <= 1, "from 0 to 1"),
+        "lam": (0 <= config.lam <= 1, "from 0 to 1"),
+        "critic_lam": (config.critic_lam is None or 0 <= config.critic_lam <= 1, "from 0 to 1"),
+    }
+
+
+def rules_of_models(config: PPOConfig) -> Rules:
+    """Return the rules of what is trained: layers, critic and value head."""
+    return {
+        "num_layers_unfrozen": (
+            config.num_layers_unfrozen is None or config.num_layers_unfrozen >= 1,
+            "at least 1, or unset to train every block",
+        ),
+        "critic": (config.critic in CRITICS, f"one of {', '.join(CRITICS)}"),
+        "critic_warmup_iterations": (config.critic_warmup_iterations >= 0, "0 or above"),
+        "critic_learning_rate": ((config.critic_learning_rate or 0) >= 0, "0 or above"),
+        "value_head_mlp_size": (config.value_head_mlp_size is None or config.value_head_mlp_size >= 1, "at least 1"),
+        "value_head_init_std": (config.value_head_init_std >= 0, "0 or above"),
+        "value_head_detach": (
+            not config.value_head_detach or config.critic == "value_head",
+            "false: only critic=value_head shares weights with the policy",
+        ),
+    }
+
+
+def rules_of_sampling(config: PPOConfig) -> Rules:
+    """Return the rules of prompts, sampling and rewards."""
+    return {
+        "rollout_forward_batch_size": (config.rollout_forward_batch_size >= 1, "at least 1"),
+        "reward_while_sampling": (
+            not config.reward_while_sampling or config.generation_batch_size is not None,
+            "given with generation_batch_size, which says how many completions are sampled, then rewarded, at once",
+        ),
+        "use_vllm": (
+            not (config.use_vllm and config.reward_while_sampling and config.world_size > 1),
+            "unset with reward_while_sampling on several ranks: each samples parts of its own, and all hand the"
+            " adapter to the server together",
+        ),
+        "use_transformers_continuous_batching": (
+            not (config.use_transformers_continuous_batching and config.use_vllm),
+            "unset with use_vllm: one of the two samples",
+        ),
+        "generation_batch_size": (
+            (config.generation_batch_size is None or config.generation_batch_size >= 1)
+            and (
+                config.generation_batch_size is None
+                or not config.use_transformers_continuous_batching
+                or config.reward_while_sampling
+            ),
+            "at least 1, and unset with use_transformers_continuous_batching, whose max_requests_per_batch says it",
+        ),
+        "transformers_continuous_batching_config": (
+            config.transformers_continuous_batching_config is None or config.use_transformers_continuous_batching,
+            "unset without use_transformers_continuous_batching",
+        ),
+        "vllm_server_timeout": (config.vllm_server_timeout > 0, "above 0"),
+        "vllm_server_base_url": (
+            config.vllm_server_base_url is None or (config.use_vllm and config.vllm_python is None),
+            "unset with vllm_python, which starts a server of the run's own, and without use_vllm",
+        ),
+        "vllm_server_base_urls": (
+            config.vllm_server_base_urls is None or (config.use_vllm and config.vllm_python is None),
+            "unset with vllm_python, which starts a server of the run's own, and without use_vllm",
+        ),
+        "vllm_python": (config.vllm_python is None or config.use_vllm, "unset without use_vllm"),
+        "vllm_server_args": (
+            config.vllm_server_args is None or config.vllm_python is not None,
+            "unset without vllm_python: a server that is running already has its arguments",
+        ),
+        "stop_strings": (not isinstance(config.stop_strings, str), "a list of strings"),
+        "stop_token_ids": (not isinstance(config.stop_token_ids, int), "a list of ids"),
+        "reward_weights": (not isinstance(config.reward_weights, (int, float)), "a list of numbers"),
+        "temperature": (config.temperature > 0, "above 0: a greedy policy has nothing to learn from its samples"),
+        "overlong_prompts": (
+            config.overlong_prompts in ("error", "filter", "truncate_left"),
+            "error, filter or truncate_left",
+        ),
+    }
+
+
+def rules_of_trainer(config: PPOConfig) -> Rules:
+    """Return the rules of flags of `TrainingArguments` that have one value for PPO."""
+    return {
+        "logging_nan_inf_filter": (not config.logging_nan_inf_filter, "false: it logs a NaN loss as 0"),
+        "remove_unused_columns": (not config.remove_unused_columns, "false: rewards read the columns"),
+        "ignore_data_skip": (config.ignore_data_skip, "true: there are no batches to skip when a run resumes"),
+        "neftune_noise_alpha": (
+            config.neftune_noise_alpha is None,
+            "unset: with noise in the embeddings, the policy that is trained is not the one that samples",
+        ),
+        "label_smoothing_factor": (config.label_smoothing_factor == 0, "0: PPO has no labels"),
+        "auto_find_batch_size": (not config.auto_find_batch_size, "false: it would change the batch algebra"),
+        "hub_strategy": (
+            not config.push_to_hub or str(config.hub_strategy) in ("HubStrategy.END", "end"),
+            "end: what Trainer pushes during training would lack the value head",
+        ),
+        "total_episodes": (config.total_episodes is None or config.max_steps <= 0, "unset when max_steps is given"),
+    }
