@@ -191,7 +191,10 @@ class ManualLoop(RolloutSetup):
         return StartedLoop(model, time.time(), num_samples)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
-        """Like `DurableTrainer.train`, but refuse a run without prompts, and one whose loop the user writes."""
+        """Like `DurableTrainer.train`, but refuse a run without prompts, and one whose loop the user writes.
+
+        Resets the attention and the kept states at the end.
+        """
         if self.prompt_set is None:
             raise InputError("train() needs a train_dataset; without one, write a loop with generate() and step()")
         anew = resume_from_checkpoint in (None, False, NEVER)
@@ -199,7 +202,10 @@ class ManualLoop(RolloutSetup):
             raise InputError("this trainer's loop is the user's since the first step(); make another one for train()")
         if anew:
             self._require_fresh_folder()
-        return super().train(resume_from_checkpoint, *args, **kwargs)
+        try:
+            return super().train(resume_from_checkpoint, *args, **kwargs)
+        finally:
+            self._reset_attention()
 
 
 class TokenRules(NamedTuple):

@@ -44,6 +44,13 @@ class RolloutSetup(IterationTrainer):
         if isinstance(self.engine, VLLMEngine):
             self.engine.close()
 
+    # Updates
+
+    def drop_update(self) -> None:
+        """Like `DurableTrainer.drop_update`, but also tell the guard, so that the update does not count as made."""
+        super().drop_update()
+        self.guard.refused = True
+
     # Sharded weights
 
     @property

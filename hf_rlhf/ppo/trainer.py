@@ -337,18 +337,6 @@ class PPOTrainer(ManualLoop):
         mean = mean * args.world_size
         return (mean, output) if return_outputs else mean
 
-    def drop_update(self) -> None:
-        """Like `DurableTrainer.drop_update`, but also tell the guard, so that the update does not count as made."""
-        super().drop_update()
-        self.guard.refused = True
-
-    def train(self, *args, **kwargs):
-        """Like `ManualLoop.train`, but reset the attention and the kept states at the end."""
-        try:
-            return super().train(*args, **kwargs)
-        finally:
-            self._reset_attention()
-
     # Evaluation
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
