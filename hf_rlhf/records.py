@@ -11,7 +11,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from hf_rlhf.compat.names import RENAMED_METRICS
+from hf_rlhf.compat.names import DEPRECATED, RENAMED_METRICS
 from hf_rlhf.credentials import without_secrets
 from hf_rlhf.models.machine import device_name
 from hf_rlhf.types import Reward, Score, Trajectory
@@ -164,6 +164,7 @@ def changed_settings(folder: Path, *configs: Any) -> dict[str, tuple[Any, Any]]:
     if not (folder / CONFIG_FILE).is_file():
         return {}
     written, now = yaml.safe_load((folder / CONFIG_FILE).read_text(encoding="utf-8")), _settings_of(*configs)
+    written = {DEPRECATED.get(name, name): value for name, value in written.items()}
     common = [name for name in now if name in written and name not in _OF_THE_START]
     return {name: (written[name], now[name]) for name in common if written[name] != now[name]}
 

@@ -21,7 +21,7 @@ IDIOMS = {
     "another way": "fall back",
     "the user's own": "the user's",
     "optimizer rests": "the optimizer skips",
-    "datasets?": "dataset",
+    "data sets?": "dataset",
     "(token|normal|renormal|optim|maxim|quant|dequant)is(e|es|ed|ing|ation)": "spell it with a z",
 }
 EXEMPT = re.compile(r"https?://|# fmt: skip$")

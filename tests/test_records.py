@@ -1,8 +1,16 @@
 import json
+from dataclasses import dataclass
 
 import torch
 
-from hf_rlhf.records import append_json_line, keep_whole_parts, read_json_lines, sample_row, write_json_lines
+from hf_rlhf.records import (
+    append_json_line,
+    changed_settings,
+    keep_whole_parts,
+    read_json_lines,
+    sample_row,
+    write_json_lines,
+)
 from hf_rlhf.types import Completion, Reward, Score, Trajectory
 
 
@@ -46,3 +54,12 @@ def test_parts_that_a_kill_has_torn_are_cut_off(tmp_path):
     write_json_lines(file, [{"row": number} for number in range(5)])
     assert keep_whole_parts(file, 2, 5) == 5
     assert len(read_json_lines(file)) == 5
+
+
+def test_a_changed_flag_is_found_under_the_name_it_had_in_an_earlier_run(tmp_path):
+    @dataclass
+    class Flags:
+        critic_lam: float = 0.9
+
+    (tmp_path / "config.yaml").write_text("value_lam: 0.5\n", encoding="utf-8")
+    assert changed_settings(tmp_path, Flags()) == {"critic_lam": (0.5, 0.9)}

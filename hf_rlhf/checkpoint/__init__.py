@@ -1,4 +1,4 @@
-"""Runs that may be killed at any moment: whole checkpoints, resuming, signals, and one run to a folder."""
+"""The files of checkpoints: written whole, verified, rotated, and one run to a folder."""
 
 from typing import TYPE_CHECKING
 

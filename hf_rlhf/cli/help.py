@@ -42,6 +42,7 @@ def help_page(prog: str, dataclasses: Sequence[Any], width: int = 100) -> str:
     """Return the page of a command whose flags are the fields of `dataclasses`."""
     groups = [group for each in dataclasses for group in own_groups(each)]
     own = {field.name for _, group in groups for field in group}
+    groups = [(title, [field for field in group if not _has_one_value(field)]) for title, group in groups]
     used_most = [field for field in _fields_by_name(dataclasses, USED_MOST) if field.name not in own]
     if used_most:
         groups.append(("Of transformers and trl, the most used", used_most))
@@ -98,6 +99,11 @@ def _lines_of(field: Field, width: int) -> list[str]:
         return [name, *meaning]
     first, *rest = meaning or [""]
     return [name.ljust(_COLUMN) + first.lstrip(), *rest]
+
+
+def _has_one_value(field: Field) -> bool:
+    """Return whether a flag has to stay as it is, so that `--help all` is the place for it."""
+    return str(field.metadata.get("help", "")).startswith("Must stay")
 
 
 def _as_flag(value: Any) -> str:

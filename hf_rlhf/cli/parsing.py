@@ -114,12 +114,13 @@ def _items(name: str, text: str) -> list[str]:
 def _with_new_names(argv: Sequence[str], known: Sequence[str]) -> list[str]:
     """Return the command line by the names that flags have now. Raises `InputError` for a flag under both names."""
     renamed = []
-    options = {arg.partition("=")[0]: arg.partition("=")[0].removeprefix("--").replace("-", "_") for arg in argv}
+    given = [arg.partition("=")[0] for arg in argv if arg.startswith("--")]
+    names = {option: option.removeprefix("--").replace("-", "_") for option in given}
     for arg in argv:
         option, equals, value = arg.partition("=")
-        name = options[option]
-        new = new_name(name, known, "the command line") if option.startswith("--") else name
-        if new != name and new in options.values():
+        name = names.get(option, "")
+        new = new_name(name, known, "the command line")
+        if new != name and new in names.values():
             raise InputError(f'the command line has both "{new}" and its old name "{name}". Give "{new}" alone')
         renamed.append(arg if new == name else f"--{new}{equals}{value}")
     return renamed

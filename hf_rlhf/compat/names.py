@@ -16,7 +16,6 @@ logger = logging.getLogger(__name__)
 RENAMED = {
     # TRL 0.11 and before
     "adap_kl_ctrl": "kl_target",
-    "batch_size": "rollout_batch_size",
     "early_stopping": "early_stop_kl",
     "exp_name": "run_name",
     "forward_batch_size": "per_device_train_batch_size",
@@ -54,6 +53,7 @@ RENAMED = {
 
 REPLACED = {
     "backward_batch_size": "follows from per_device_train_batch_size x gradient_accumulation_steps",
+    "batch_size": 'is "rollout_batch_size" here, over all ranks; in TRL 0.11 it was that of each rank',
     "is_encoder_decoder": "is not needed: PPO trains decoder-only models",
     "is_peft_model": "is not needed: an adapter folder as model_name_or_path says it itself",
     "model_adapter_name": "is not needed: the adapter that model_name_or_path names is trained",

@@ -52,7 +52,7 @@ def load_rows(
 
 
 def read_rows(name: str, *, split: str = "train", config_name: str | None = None, skip_bad_rows: int = 0) -> LoadedRows:
-    """Like `load_rows`, but also return the place of each row. Up to `skip_bad_rows` rows broken in their file are skipped.
+    """Like `load_rows`, but also return the place of each row. Up to `skip_bad_rows` broken rows of a file are skipped.
 
     Skipped rows are named. They are: lines and elements of JSON files that are no rows, or whose values do not fit
     their columns, and records of a .csv file with too many or too few fields.

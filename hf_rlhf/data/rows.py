@@ -113,7 +113,7 @@ class LoadedRows:
     @property
     def counted(self) -> str:
         """Words for a message on what `place` counts from; empty where each place says it."""
-        return ", counted from 0" if self.places is None and self.bad_rows.limit is None else ""
+        return ", counted from 0" if self.bad_rows.limit is None else ""
 
     def place(self, row: int) -> str:
         """Return the place of a row: `file:line`, or `row 3 (from 0)`; of a set that was given in Python, `3`."""

@@ -205,9 +205,9 @@ def plan_memory(model: MemoryModel, args: PPOConfig, layout: Layout | None = Non
         {name: size for name, size in fixed.items() if size},
         {
             name: besides[name]
-            + kept * (name != "generate")
+            + kept * (name != "sample")
             + size(model, args) * (_SLACK_CPU if args.device.type == "cpu" else 1.0)
-            for name, size in (("generate", _generate), ("score", _score), ("update", _update))
+            for name, size in (("sample", _sample), ("forward_pass", _forward_pass), ("update", _update))
         },
     )
 
@@ -241,10 +241,10 @@ def _gathered(model: MemoryModel, args: PPOConfig, layout: Layout, base: float) 
     roles = {"value_head": 1, "adapter": 1, "model": 2}[args.critic] + (0 if model.lora else 1)
     of_rollout = layout.gathered(base + trained, root, shape.layers, blocks=args.gather_for_rollout)
     of_update = layout.gathered(base + 2 * trained, root, shape.layers, blocks=False)  # with the gradients of a block
-    return {"generate": of_rollout * roles, "score": of_rollout * roles, "update": of_update}
+    return {"sample": of_rollout * roles, "forward_pass": of_rollout * roles, "update": of_update}
 
 
-def _generate(model: MemoryModel, args: PPOConfig) -> float:
+def _sample(model: MemoryModel, args: PPOConfig) -> float:
     """Return the bytes of keys and values, and of a step's logits in the few forms that sampling gives them."""
     shape = model.shape
     batch = args.generation_batch_size or args.rank_batch_size
@@ -252,15 +252,15 @@ def _generate(model: MemoryModel, args: PPOConfig) -> float:
     return cache + batch * shape.vocab * (model.itemsize + 5 * 4)
 
 
-def _score(model: MemoryModel, args: PPOConfig) -> float:
+def _forward_pass(model: MemoryModel, args: PPOConfig) -> float:
     """Return the bytes of a pass without gradients, which holds one block's tensors at a time."""
-    batch = scored_at_once(args)
+    batch = passed_at_once(args)
     return batch * model.length * model.block_activations + _logits(
         model, batch * args.max_completion_length, args.device
     )
 
 
-def scored_at_once(args: PPOConfig) -> int:
+def passed_at_once(args: PPOConfig) -> int:
     """Return how many sequences a rank scores in one forward pass."""
     return min(args.rollout_forward_batch_size, args.rank_batch_size)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from hf_rlhf.errors import InputError
 from hf_rlhf.planning.layout import Layout
-from hf_rlhf.planning.memory import MemoryModel, MemoryPlan, plan_memory, scored_at_once
+from hf_rlhf.planning.memory import MemoryModel, MemoryPlan, passed_at_once, plan_memory
 from hf_rlhf.ppo.config import PPOConfig
 
 _KINDS = _SIZES, _STRATEGY, _TRAINED = range(3)  # of changes to a run that does not fit, the mildest first
@@ -124,7 +124,7 @@ def _changes(setup: Setup) -> Iterator[tuple[int, Flags]]:
     sampled = args.generation_batch_size or args.rank_batch_size
     if sampled > 1 and not args.use_transformers_continuous_batching:
         yield _SIZES, {"generation_batch_size": sampled // 2}
-    scored = scored_at_once(args)
+    scored = passed_at_once(args)
     if scored > 1:
         yield _SIZES, {"rollout_forward_batch_size": scored // 2}
     if not args.gradient_checkpointing:

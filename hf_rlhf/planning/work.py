@@ -121,7 +121,7 @@ def _flops(dtype: torch.dtype, device: torch.device | str, products: Sequence[Pr
 
 
 def roofline(shape: ModelShape, size: IterationSize, machine: Machine, itemsize: int) -> dict[str, float]:
-    """Return the fewest seconds that `generate`, `score` and `update` can take.
+    """Return the fewest seconds that `sample`, `forward_pass` and `update` can take.
 
     A decoding step reads every weight and the keys and values so far; all else is arithmetic. Scoring is a pass of the
     policy with its critic, one of the reference and one of the reward model; a critic of its own is a pass more, here
@@ -138,14 +138,14 @@ def roofline(shape: ModelShape, size: IterationSize, machine: Machine, itemsize:
     cache = 2 * shape.layers * shape.kv_width * itemsize * (size.prompt_length + size.completion_length / 2)
     step_bytes = (weights + size.completions * cache) / machine.bandwidth
     step_flops = size.completions * (forward + head) / machine.flops
-    generate = prefill + size.completion_length * max(step_bytes, step_flops)
+    sample = prefill + size.completion_length * max(step_bytes, step_flops)
 
     from_trunk = size.trained_share if size.reuse_trunk else 1.0  # of a pass, all but the first
     passes = 1 + from_trunk * (1 + size.own_critic) + size.reward_model
-    score = (passes * size.tokens * forward + 2 * size.completion_tokens * head) / machine.flops
+    forward_pass = (passes * size.tokens * forward + 2 * size.completion_tokens * head) / machine.flops
     trained, heads = (adapter, 2) if size.lora_rank else (shape.linear * size.trained_share, 3)
     backward = size.trained_share * (2 * shape.linear + 2 * attention) + 2 * adapter + 2 * trained
     trained_tokens = (1 + size.own_critic) * size.tokens
     of_tokens = trained_tokens * (from_trunk * forward + backward)
     update = size.num_ppo_epochs * (of_tokens + size.completion_tokens * heads * head)
-    return {"generate": generate, "score": score, "update": update / machine.flops}
+    return {"sample": sample, "forward_pass": forward_pass, "update": update / machine.flops}

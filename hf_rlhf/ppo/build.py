@@ -96,7 +96,7 @@ def prepare_data(train_dataset, eval_dataset, ptx_dataset, tokenizer, args: PPOC
 
 
 def prepared_prompts(dataset, tokenizer, args: PPOConfig, source: str) -> Any:
-    """Return the set with its prompts checked and tokenized. One that was prepared before is only checked; a stream stays."""
+    """Return the set with its prompts checked and tokenized, one that was prepared before as it is; None for None."""
     length, kwargs, overlong = args.max_prompt_length, args.chat_template_kwargs, args.overlong_prompts
     if dataset is None:
         return None
@@ -280,7 +280,7 @@ def build_rewards(
 
 
 def build_engine(model: Model, tokenizer, args: PPOConfig, *, in_step: bool = False, sharded: bool = False) -> Engine:
-    """Build the engine that samples completions: the model itself, or vLLM servers.
+    """Build the engine that samples completions: the model itself, its continuous batching, or vLLM servers.
 
     Raises `InputError` for what either cannot do.
 

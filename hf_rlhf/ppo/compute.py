@@ -1,4 +1,4 @@
-"""The ways in which a PPO run computes: attention, the kept trunk, kernels and compiled blocks, chosen before it starts."""
+"""The computation of a PPO run: attention, the kept trunk, kernels and compiled blocks, chosen before it starts."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,7 +21,7 @@ from hf_rlhf.types import Model
 
 
 class Compute(NamedTuple):
-    """What was chosen for a run."""
+    """Choices of a run."""
 
     attention: dict[Model, str]  # of the models that train with another attention than they were loaded with
     trunk: TrunkChoice

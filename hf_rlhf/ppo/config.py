@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from transformers import TrainingArguments
 
-from hf_rlhf.compat.names import RENAMED, explain_names
+from hf_rlhf.compat.names import DEPRECATED, RENAMED, explain_names, new_name
 from hf_rlhf.errors import InputError
 from hf_rlhf.ops.kl import FULL_KL
 from hf_rlhf.ppo.kl_control import AdaptiveKL, FixedKL, KLControl
@@ -30,6 +30,14 @@ EVALUATED: dict[str, bool | None] = {
     "rewards/<name>/std": None,
 }
 """The metrics of an evaluation, without `eval_`: whether more is better, None where that depends."""
+
+
+_SIZES = ("per_device_train_batch_size", "gradient_accumulation_steps", "num_mini_batches", "rollout_batch_size")
+_RENAMED = tuple(DEPRECATED.values())
+
+
+class Derived(int):
+    """A batch size that follows from the others."""
 
 
 def _flag(default, text: str):
@@ -211,17 +219,33 @@ class PPOConfig(TrainingArguments):
                 " with CUDA_VISIBLE_DEVICES"
             )
 
+    def __setattr__(self, name: str, value: object) -> None:
+        """Set a flag; of the batch sizes, the one that was not given follows."""
+        new = new_name(name, _SIZES + _RENAMED, type(self).__name__) if name in DEPRECATED else name
+        super().__setattr__(new, value)
+        if new in _SIZES and self.__dict__.get("_settled"):
+            self._settle_batch_sizes()
+
     def _settle_batch_sizes(self) -> None:
-        """Compute `num_mini_batches` or `rollout_batch_size` from the other; `to_dict` omits the derived one."""
-        for name in ("per_device_train_batch_size", "gradient_accumulation_steps", "num_mini_batches"):
+        """Compute `num_mini_batches` or `rollout_batch_size` from the other."""
+        for name in _SIZES[:3]:
             if (value := getattr(self, name)) is not None and value < 1:
                 raise InputError(f"{name}={value} must be at least 1")
-        self._derived_size = "rollout_batch_size" if self.rollout_batch_size is None else "num_mini_batches"
-        if self.rollout_batch_size is None:
-            self.num_mini_batches = 1 if self.num_mini_batches is None else self.num_mini_batches
-            self.rollout_batch_size = self.minibatch_size * self.num_mini_batches
+        minibatches, rollout = self._given("num_mini_batches"), self._given("rollout_batch_size")
+        if rollout is None:
+            minibatches = minibatches or 1
+            self.__dict__["num_mini_batches"] = minibatches
+            self.__dict__["rollout_batch_size"] = Derived(self.minibatch_size * minibatches)
+        elif minibatches is None:
+            self.__dict__["num_mini_batches"] = Derived(self._minibatches_of_a_rollout(self.world_size))
         else:
-            self.num_mini_batches = self._minibatches_of_a_rollout(self.world_size)
+            self._minibatches_of_a_rollout(self.world_size)
+        self.__dict__["_settled"] = True
+
+    def _given(self, name: str) -> int | None:
+        """Return a size, None if it follows from the others."""
+        value = getattr(self, name)
+        return None if isinstance(value, Derived) else value
 
     def _minibatches_of_a_rollout(self, ranks: int) -> int:
         minibatch_size = self.per_device_train_batch_size * self.gradient_accumulation_steps * ranks
@@ -233,23 +257,35 @@ class PPOConfig(TrainingArguments):
                 f" {self.gradient_accumulation_steps} accumulated x {_count(ranks, 'rank')}). Take"
                 f" {max(minibatches, 1) * minibatch_size}, or change per_device_train_batch_size"
             )
-        if ranks == self.world_size and self.num_mini_batches not in (None, minibatches):
+        if self._given("num_mini_batches") not in (None, minibatches):
             raise InputError(
-                f"num_mini_batches={self.num_mini_batches} is invalid: rollout_batch_size={self.rollout_batch_size} holds"
-                f" {_count(minibatches, 'minibatch', 'es')} of {minibatch_size} completions. Give one of the two"
+                f"num_mini_batches={self.num_mini_batches} is invalid: rollout_batch_size={self.rollout_batch_size}"
+                f" holds {_count(minibatches, 'minibatch', 'es')} of {minibatch_size} completions on"
+                f" {_count(ranks, 'rank')}. Give one of the two"
             )
         return minibatches
 
     def on_ranks(self, ranks: int) -> "PPOConfig":
-        """Return the settings as a run on `ranks` ranks has them: a given `rollout_batch_size` stays."""
+        """Return the settings with the batch sizes of a run on `ranks` ranks: a given `rollout_batch_size` stays.
+
+        Raises `InputError` where that is no multiple of the minibatch there.
+        """
         config = copy.copy(self)
-        if self._derived_size == "num_mini_batches":
-            config.num_mini_batches = self._minibatches_of_a_rollout(ranks)
+        if self._given("rollout_batch_size") is None:
+            config.__dict__["rollout_batch_size"] = Derived(self.rank_batch_size * ranks)
+        else:
+            minibatches = self._minibatches_of_a_rollout(ranks)
+            if self._given("num_mini_batches") is None:
+                config.__dict__["num_mini_batches"] = Derived(minibatches)
         return config
 
     def to_dict(self):
         """Like `TrainingArguments.to_dict`, but of `num_mini_batches` and `rollout_batch_size` only what was given."""
-        return {name: value for name, value in super().to_dict().items() if name != self._derived_size}
+        return {
+            name: value
+            for name, value in super().to_dict().items()
+            if not isinstance(getattr(self, name, None), Derived)
+        }
 
     def _check(self) -> None:
         require_rules(self)
@@ -324,7 +360,7 @@ class PPOConfig(TrainingArguments):
         return self.kl_in_loss and self.kl_estimator == FULL_KL
 
     def kl_control(self) -> KLControl:
-        """Return A fresh controller of the KL coefficient."""
+        """Return a fresh controller of the KL coefficient."""
         if self.kl_target is None:
             return FixedKL(self.kl_coef)
         return AdaptiveKL(self.kl_coef, self.kl_target, self.kl_horizon)
@@ -356,7 +392,7 @@ class PPOConfig(TrainingArguments):
 
 
 def _mapping(name: str, value: object) -> dict | None:
-    """Return A setting that is a mapping, given as one or as JSON."""
+    """Return a setting that is a mapping, given as one or as JSON."""
     try:
         mapping = json.loads(value) if isinstance(value, str) else value
     except ValueError:

@@ -125,7 +125,7 @@ class Experience:
             input_ids,
             lengths_to_mask(lengths, input_ids.shape[1]),
             torch.cat(prompt_lengths),
-            pad_sequences(masks, False),
+            pad_sequences(masks, False, dtype=torch.bool),
             [None if n is None else TokenSupport(flat, n) for flat, n in zip(support, counts, strict=True)],
         )
         tensors: dict[str, Any] = {

@@ -105,7 +105,7 @@ class RolloutSetup(IterationTrainer):
         self._started = None  # an iteration that is begun again sets it again
 
     def _seeds(self, purpose: str, iteration: int, count: int | None = None, first: int = 0) -> list[int]:
-        """Return A seed for each of this rank's draws: of the run, the iteration and the place in the whole batch."""
+        """Return a seed for each of this rank's draws: of the run, the iteration and the place in the whole batch."""
         whole = self.args.rollout_batch_size if count is None else sum(gather_in_order([count]))
         places = take_share(list(range(first, first + whole)))
         return [row_seed(self.args.seed, purpose, iteration, place) for place in places]

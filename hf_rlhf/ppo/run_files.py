@@ -1,4 +1,4 @@
-"""The files of a PPO run: its logs and samples, what is saved of the models, and the algorithm's state to resume from."""
+"""The files of a PPO run: logs and samples, what is saved of the models, and the algorithm's state to resume from."""
 
 import json
 from collections.abc import Sequence
@@ -34,9 +34,12 @@ from hf_rlhf.training.durable import DurableTrainer
 from hf_rlhf.types import Score
 
 STATE_FILE = "ppo_state.json"
+_SIZES = (
+    "rollout_batch_size", "per_device_train_batch_size", "gradient_accumulation_steps", "num_mini_batches"
+)  # fmt: skip
 _BEHIND = {
-    "rollout_batch_size": ("per_device_train_batch_size", "gradient_accumulation_steps", "num_mini_batches"),
-    "updates_per_iteration": ("num_ppo_epochs", "num_mini_batches"),
+    "rollout_batch_size": _SIZES,
+    "updates_per_iteration": ("num_ppo_epochs", *_SIZES),
     "prompts": ("dataset_name", "dataset_config", "dataset_train_split", "max_train_samples", "skip_bad_rows",
                 "overlong_prompts", "max_prompt_length", "chat_template_kwargs"),
 }  # fmt: skip

@@ -73,7 +73,7 @@ class ScoreShaping:
 
 
 class ScoreShaper:
-    """Turns the rewards of one iteration after the other into scores.
+    """Shaper of rewards into scores, one iteration after the other.
 
     Attributes:
         shaping: the settings.

@@ -16,7 +16,7 @@ One iteration, from its prompts to its updates:
     training_step, for each micro-batch      Trainer's own
         compute_loss
             loss                             policy loss + vf_coef * value loss (+ entropy, KL, texts)
-        backward; after the minibatch: UpdateGuard, clipping, one optimizer step
+        backward; after the minibatch: clipping, NaN check, UpdateGuard, one optimizer step
     log, evaluate, save                      when IterationCallback lets them, at the end of the iteration
 
 To change a stage, override `sample`, `compute_rewards`, `advantages` or `loss`; each returns what it makes. The classes
@@ -158,8 +158,14 @@ class PPOTrainer(ManualLoop):
         """Refuse a stage by its old name, which no run would call."""
         super().__init_subclass__(**kwargs)
         for old, new in RENAMED_STAGES.items():
-            if old in vars(cls):
+            if hasattr(cls, old):
                 raise TypeError(f"{cls.__name__}.{old} is never called: the stage is {new} now (docs/how-to/stages.md)")
+
+    def _start_iteration(self, iteration: int) -> None:
+        for old, new in RENAMED_STAGES.items():
+            if hasattr(self, old):
+                raise InputError(f"PPOTrainer.{old} was set and is never called: the stage is {new} now")
+        super()._start_iteration(iteration)
 
     # One iteration, as in the paper
 
@@ -180,14 +186,12 @@ class PPOTrainer(ManualLoop):
 
         With `reward_while_sampling`, part by part: each is rewarded while the next is sampled.
         """
-        with self._sampling():
-            size = self.args.generation_batch_size
-            if self.args.reward_while_sampling and size is not None:
-                return sample_and_reward_in_parts(
-                    self.sample, self.compute_rewards, rows, seeds, size, waiting=self.iteration_log.timed("reward")
-                )
-            trajectories = self.sample(rows, seeds)
-            return Rollout(trajectories, self.compute_rewards(trajectories))
+        size = self.args.generation_batch_size
+        if self.args.reward_while_sampling and size is not None:
+            waiting = self.iteration_log.timed("reward")
+            return sample_and_reward_in_parts(self.sample, self.compute_rewards, rows, seeds, size, waiting=waiting)
+        trajectories = self.sample(rows, seeds)
+        return Rollout(trajectories, self.compute_rewards(trajectories))
 
     def make_experience(self, iteration: int, rollout: Rollout | None = None) -> Experience:
         """Return everything that the updates of an iteration need, of this rank's completions.
@@ -203,7 +207,9 @@ class PPOTrainer(ManualLoop):
         if rollout is None:
             self._start_iteration(iteration)
             assert self.prompts is not None
-            rollout = self.rollout(self.prompts.rows(iteration), self._seeds("train", iteration))
+            seeds = self._seeds("train", iteration)
+            with self._sampling():
+                rollout = self.rollout(self.prompts.rows(iteration), seeds)
         with self._weights(), self._failing():
             passes = self.forward_pass(rollout.trajectories)
         scores = self.shaper.shape(rollout.rewards, rollout.trajectories)
@@ -212,11 +218,11 @@ class PPOTrainer(ManualLoop):
         mask = experience.mask
         if not global_sum(mask.sum()):
             raise InputError(f"no completion of iteration {iteration + 1} has a score; there is nothing to learn")
-        penalty = 0.0 if args.kl_in_loss else experience.kl_coef
-        rewards = per_token_rewards(experience.scores, experience.kl, mask, penalty) + experience.scores_per_token
+        kl_coef = 0.0 if args.kl_in_loss else experience.kl_coef
+        paid = per_token_rewards(experience.scores, experience.kl, mask, kl_coef) + experience.scores_per_token
         if args.whiten_rewards:
-            rewards = whiten(rewards, mask, center=False, moments=global_moments(rewards, mask))
-        experience.per_token_rewards = rewards
+            paid = whiten(paid, mask, center=False, moments=global_moments(paid, mask))
+        experience.per_token_rewards = paid
         experience.advantages, experience.returns = self.advantages(experience)
 
         if not self.warming_up:
@@ -364,7 +370,9 @@ class PPOTrainer(ManualLoop):
         start = time.perf_counter()
         rows = take_share(list(range(len(prepared))))
         with self.iteration_log.outside_iteration(), self.kept_states.keep_nothing():
-            rollout = self.rollout([prepared[row] for row in rows], self._seeds("eval", 0, len(rows)))
+            seeds = self._seeds("eval", 0, len(rows))
+            with self._sampling():
+                rollout = self.rollout([prepared[row] for row in rows], seeds)
             with self._weights(), self._failing():
                 passes = self.forward_pass(rollout.trajectories, kl_only=True)
             logged = self.iteration_log.reward_metrics()

@@ -122,7 +122,7 @@ def plan_run(plan: PlanArguments, script: PPOArguments, training: PPOConfig, mod
     if any("strategy" in flags for flags, _ in steps):
         console.print("A run gets its strategy from its launcher: recipes/accelerate_configs/fsdp2.yaml")
     if training.num_layers_unfrozen is not None and any("use_peft" in flags for flags, _ in steps):
-        console.print("With use_peft, leave out num_layers_unfrozen")
+        console.print("With use_peft, omit num_layers_unfrozen")
     if not helps:
         raise InputError(
             f"{model.model_name_or_path} does not fit into {available / 1e9:.1f} GB by any of these changes. Take"
@@ -147,9 +147,12 @@ def _as_typed(flags: Flags) -> str:
 def _more_devices(setup: Setup, available: float) -> str:
     """Return how many devices FSDP2 needs to make a run fit that has been made as small as it gets, as text."""
     setup = replace(setup, model=replace(setup.model, quantized=False)).changed({"gather_for_rollout": False})
-    for ranks in (2**power for power in range(1, 11)):
-        wider = replace(setup, layout=Layout("fsdp2", ranks))
-        if ranks > setup.layout.ranks and wider.is_accepted() and wider.plan.peak <= available:
+    for ranks in (2**power for power in range(1, 11) if 2**power > setup.layout.ranks):
+        try:
+            wider = replace(setup, layout=Layout("fsdp2", ranks), args=setup.args.on_ranks(ranks))
+        except InputError:  # a given rollout_batch_size is no multiple of the minibatch there
+            continue
+        if wider.is_accepted() and wider.plan.peak <= available:
             return f" {ranks} devices (--strategy fsdp2 --num_processes {ranks} --gather_for_rollout false),"
     return ""
 

@@ -109,7 +109,7 @@ def require_batchable(sampling: Sampling) -> None:
     if sampling.truncated:
         raise InputError(
             "continuous batching does not say which tokens top_k, top_p or min_p left to choose from, and without them"
-            " the log-probabilities would be of another distribution. Omit these, or"
+            " the log-probabilities would be of another distribution. Omit these, or omit"
             " use_transformers_continuous_batching"
         )
     if sampling.stop_strings:

@@ -1,6 +1,7 @@
 """Engines turn prompt ids into completions.
 
-Here `transformers`, static batches sorted by length; `vllm_engine` has the other.
+Here that of transformers, with static batches sorted by length. `continuous_batching.py` and `vllm/engine.py` have
+the others.
 """
 
 import logging

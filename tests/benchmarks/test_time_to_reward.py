@@ -89,7 +89,7 @@ def test_without_a_search_the_settings_of_an_earlier_one_are_kept(script, tmp_pa
 
 def test_the_search_and_the_result_are_judged_on_different_messages_of_the_same_topics(script):
     topics = {"train": {}, "test": {}}
-    for line in (REPOSITORY / "hf_rlhf" / "data" / "quickstart_prompts.jsonl").read_text("utf-8").splitlines():
+    for line in (REPOSITORY / "hf_rlhf" / "quickstart" / "prompts.jsonl").read_text("utf-8").splitlines():
         row = json.loads(line)
         topics[row["split"]][row["prompt"]] = row["topic"]
     halves = [script.messages_of(list(topics["test"]), half) for half in (script.SEARCH, script.RESULT)]

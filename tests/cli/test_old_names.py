@@ -4,6 +4,7 @@ from dataclasses import fields
 
 import pytest
 import yaml
+from tiny import make_trainer
 
 from hf_rlhf.cli.parsing import parse_arguments
 from hf_rlhf.compat.names import DEPRECATED, OF_THE_LAUNCHER, RENAMED, REPLACED, TRAINER_ARGUMENTS
@@ -131,8 +132,23 @@ def test_a_renamed_flag_works_from_python(tmp_path, caplog):
 
 @pytest.mark.parametrize("old", RENAMED_STAGES)
 def test_a_stage_under_its_old_name_is_refused(old):
-    with pytest.raises(TypeError, match=f"Changed.{old} is never called: the stage is {RENAMED_STAGES[old]} now"):
+    named = f"Changed.{old} is never called: the stage is {RENAMED_STAGES[old]} now"
+    with pytest.raises(TypeError, match=named):
         type("Changed", (PPOTrainer,), {old: lambda self: None})
+    with pytest.raises(TypeError, match=named):
+        type("Changed", (type("Mixin", (), {old: lambda self: None}), PPOTrainer), {})
+
+
+def test_a_stage_that_is_set_on_a_trainer_by_its_old_name_is_refused(tmp_path):
+    trainer = make_trainer(tmp_path)
+    trainer.score = lambda trajectories: None
+    with pytest.raises(InputError, match="PPOTrainer[.]score was set and is never called"):
+        trainer.train()
+
+
+def test_a_value_with_the_name_of_a_flag_is_no_flag(tmp_path):
+    argv = ["--skip_bad", "1", "--run_name", "skip_bad_rows", "--output_dir", str(tmp_path), "--report_to", "none"]
+    assert parse_arguments(PPO, argv, "hf-rlhf ppo")[0].skip_bad_rows == 1
 
 
 def test_metrics_of_an_earlier_run_are_read_by_their_new_names(tmp_path):

@@ -52,7 +52,10 @@ def test_sizes_that_do_not_fit_are_one_message(tmp_path, flags, message):
 
 def test_the_rollout_stays_on_other_numbers_of_ranks(tmp_path):
     assert sizes(tmp_path, rollout_batch_size=64).on_ranks(4).num_mini_batches == 2
-    assert sizes(tmp_path, num_mini_batches=8).on_ranks(4).num_mini_batches == 8
+    by_minibatches = sizes(tmp_path, num_mini_batches=8).on_ranks(4)
+    assert (by_minibatches.num_mini_batches, by_minibatches.rollout_batch_size) == (8, 256)
+    with pytest.raises(InputError, match="holds 2 minibatches of 32 completions on 4 ranks"):
+        sizes(tmp_path, rollout_batch_size=64, num_mini_batches=8).on_ranks(4)
     with pytest.raises(InputError, match="4 ranks"):
         sizes(tmp_path, rollout_batch_size=16).on_ranks(4)
 
@@ -78,5 +81,29 @@ def test_config_yaml_holds_what_was_given_and_starts_the_same_run(tmp_path, give
     assert larger.rollout_batch_size == 32
 
 
-def test_a_copy_with_another_setting_keeps_the_sizes(tmp_path):
-    assert replace(sizes(tmp_path, rollout_batch_size=32), learning_rate=1.0).num_mini_batches == 4
+def test_a_copy_with_another_setting_derives_the_same_size(tmp_path):
+    given = sizes(tmp_path, rollout_batch_size=32)
+    assert replace(given, learning_rate=1.0).to_dict()["rollout_batch_size"] == 32
+    assert replace(given, per_device_train_batch_size=8).num_mini_batches == 2
+    other = replace(sizes(tmp_path, num_mini_batches=4), learning_rate=1.0)
+    assert "rollout_batch_size" not in other.to_dict()
+    assert replace(other, num_mini_batches=2).rollout_batch_size == 16
+
+
+def test_a_size_that_is_set_later_changes_the_derived_one(tmp_path):
+    config = sizes(tmp_path)
+    config.num_mini_batches = 3
+    assert config.rollout_batch_size == 24
+    config.set_dataloader(train_batch_size=2)
+    assert config.rollout_batch_size == 12
+    given = sizes(tmp_path, rollout_batch_size=32)
+    given.gradient_accumulation_steps = 4
+    assert given.num_mini_batches == 2
+    with pytest.raises(InputError, match="Give one of the two"):
+        given.num_mini_batches = 3
+
+
+def test_a_flag_that_is_set_by_its_old_name_is_set(tmp_path):
+    config = sizes(tmp_path)
+    config.value_lam = 0.5  # pyright: ignore
+    assert config.critic_lam == 0.5

@@ -2,6 +2,7 @@ import contextlib
 import json
 import math
 import re
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -307,7 +308,7 @@ def test_unscored_completions_count_for_nothing(tmp_path):
     scored = torch.tensor([row["number"] for row in trainer.prompts.rows(0)]) % 2 == 0
     assert 0 < scored.sum() < len(experience)
     assert torch.equal(experience.mask.any(dim=1), scored)
-    names = "logprobs sampler_logprobs reference_logprobs kl values entropy rewards advantages returns"
+    names = "logprobs sampler_logprobs reference_logprobs kl values entropy per_token_rewards advantages returns"
     for name in names.split():
         assert not getattr(experience, name)[~experience.mask].any(), name
         assert getattr(experience, name)[experience.mask].any(), name
@@ -713,3 +714,27 @@ def test_a_number_that_could_not_be_computed_is_null_on_the_console_too():
     assert (
         numbers_of({"a": float("nan"), "b": 1.0}, (("a", "first", 2), ("b", "second", 1))) == "first null  second 1.0"
     )
+
+
+def test_rows_are_read_and_sampled_where_ranks_fail_together(tmp_path, monkeypatch):
+    """A rank whose stream breaks must not leave the others waiting."""
+    trainer = make_trainer(tmp_path)
+    held, seen = [], []
+
+    @contextmanager
+    def sampling():
+        held.append(True)
+        yield
+        held.pop()
+
+    for owner, name in ((trainer.prompts, "rows"), (trainer, "sample"), (trainer, "compute_rewards")):
+        method = getattr(owner, name)
+
+        def watched(*args, method=method, name=name):
+            seen.append((name, bool(held)))
+            return method(*args)
+
+        monkeypatch.setattr(owner, name, watched)
+    monkeypatch.setattr(trainer, "_sampling", sampling)
+    trainer.make_experience(0)
+    assert seen == [("rows", True), ("sample", True), ("compute_rewards", True)]

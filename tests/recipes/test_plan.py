@@ -113,7 +113,7 @@ def test_fewer_blocks_take_less(tmp_path):
     assert kept_states(quarter, plain, ddp) == 0
     with_states, without = (plan_memory(quarter, each, ddp).phases for each in (args, plain))
     assert with_states["update"] - without["update"] == pytest.approx(8 * 40 * 576 * 2)
-    assert with_states["generate"] == without["generate"]
+    assert with_states["sample"] == without["sample"]
 
 
 @pytest.mark.parametrize("critic", ["value_head", "model"])
@@ -387,7 +387,7 @@ def test_the_time_says_what_is_trained(tmp_path, monkeypatch, capsys, flags, sai
     plan_run(PlanArguments(), PPOArguments(), make_config(tmp_path, **flags), model)
     printed = " ".join(capsys.readouterr().out.split())
     assert said in printed
-    assert re.search(r"\(generate [\d.]+ s, score [\d.]+ s, update [\d.]+ (s|min)\)", printed)
+    assert re.search(r"\(sample [\d.]+ s, forward_pass [\d.]+ s, update [\d.]+ (s|min)\)", printed)
 
 
 def test_times_of_this_machine_are_not_those_of_a_device_with_other_memory(tmp_path, capsys):
@@ -421,15 +421,15 @@ def test_the_roofline_by_hand():
     seconds = roofline(shape, size, Machine(flops=1.0, bandwidth=1e12), itemsize=2)
     attention = 2 * 4 * 8
     forward, head = 2 * 100 + attention, 2 * 10 * 4
-    assert seconds["generate"] == pytest.approx(2 * 3 * forward + 5 * 2 * (forward + head))
-    assert seconds["score"] == 2 * 16 * forward + 2 * 10 * head
+    assert seconds["sample"] == pytest.approx(2 * 3 * forward + 5 * 2 * (forward + head))
+    assert seconds["forward_pass"] == 2 * 16 * forward + 2 * 10 * head
     assert seconds["update"] == 16 * (forward + 2 * 100 + 2 * attention) + 10 * 2 * head
     slow = roofline(shape, size, Machine(flops=1e12, bandwidth=1.0), itemsize=2)
     whole = roofline(shape, replace(size, lora_rank=0), Machine(flops=1.0, bandwidth=1e12), itemsize=2)
     assert whole["update"] == seconds["update"] + 16 * 2 * 100 + 10 * head  # the gradient of the weights
     critic = roofline(shape, replace(size, own_critic=True), Machine(flops=1.0, bandwidth=1e12), itemsize=2)
-    assert critic["score"] == seconds["score"] + 16 * forward
-    assert slow["generate"] == pytest.approx(5 * (2 * 140 + 2 * 2 * 4 * 2 * (3 + 2.5)), rel=1e-6)
+    assert critic["forward_pass"] == seconds["forward_pass"] + 16 * forward
+    assert slow["sample"] == pytest.approx(5 * (2 * 140 + 2 * 2 * 4 * 2 * (3 + 2.5)), rel=1e-6)
 
 
 def test_a_measurement_of_a_slow_dtype_takes_no_longer_than_its_limit(monkeypatch):

@@ -334,7 +334,7 @@ def test_collect_pairs_rows_with_their_completions(engine, tokenizer):
         assert trajectory.prompt_ids == row["prompt_ids"]
         assert trajectory.completion.ids == completion.ids
         assert trajectory.text == tokenizer.decode(completion.ids, skip_special_tokens=True)
-        assert trajectory.score is None
+        assert trajectory.completion_mask == [True] * len(completion.ids)
 
 
 def test_every_sampled_token_is_counted_for_a_progress_bar(tokenizer):

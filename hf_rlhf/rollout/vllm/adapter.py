@@ -83,7 +83,7 @@ def require_servable(model: Model) -> None:
         "alora_invocation_tokens", "use_qalora", "use_bdlora",
     )  # fmt: skip
     if found := [name for name in refused if getattr(config, name, None)]:
-        raise InputError(f"a vLLM server cannot load an adapter with {', '.join(found)}. Omit it, or use_vllm")
+        raise InputError(f"a vLLM server cannot load an adapter with {', '.join(found)}. Omit it, or omit use_vllm")
     causal_lm = base_of(model)
     if getattr(causal_lm, "has_own_vocabulary", False):
         raise InputError(
