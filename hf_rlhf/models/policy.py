@@ -149,7 +149,10 @@ class PolicyWithValue(nn.Module):
     def _by_reference(
         self, sequences: Sequences, ids: Tensor, entry: TrunkStates | None, *, score: bool, **scoring: Any
     ) -> tuple[Tensor | None, Tensor]:
-        """Return log-probabilities `(N,)` of the counted tokens under the reference, if wanted, and its states `(N, H)`."""
+        """Return the reference's states `(N, H)` and, if wanted, its log-probabilities `(N,)`, of the counted tokens.
+
+        The log-probabilities come first.
+        """
         with self.reference() as model:
             hidden = counted_states(base_of(model), sequences, entry if self.reference_has_trunk else None)
             scored = token_logprobs(hidden, ids, logits_head(base_of(model)), **scoring).logprobs if score else None

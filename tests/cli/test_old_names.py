@@ -142,7 +142,7 @@ def test_a_stage_under_its_old_name_is_refused(old):
 def test_a_stage_that_is_set_on_a_trainer_by_its_old_name_is_refused(tmp_path):
     trainer = make_trainer(tmp_path)
     trainer.score = lambda trajectories: None
-    with pytest.raises(InputError, match="PPOTrainer[.]score was set and is never called"):
+    with pytest.raises(InputError, match=r"PPOTrainer\.score was set and is never called"):
         trainer.train()
 
 

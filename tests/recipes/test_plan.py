@@ -318,7 +318,7 @@ def test_a_plan_of_upper_blocks(tmp_path, capsys):
     plan_run(PlanArguments(memory_gb=2.0), PPOArguments(), training, model)
     printed = capsys.readouterr().out
     assert "--use_peft true" in printed
-    assert "With use_peft, leave out num_layers_unfrozen" in printed
+    assert "With use_peft, omit num_layers_unfrozen" in printed
 
 
 @pytest.mark.parametrize(("given", "said"), [(None, "without num_processes"), (1, "with num_processes=1")])
