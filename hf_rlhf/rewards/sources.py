@@ -132,8 +132,8 @@ def _function(
     else:
         raise InputError(
             f"{type(source).__name__} is not a reward. Give a function of prompts and completions that returns a list"
-            " of numbers, a transformers sequence classifier with num_labels=1, a text-classification pipeline of one, or"
-            " the folder or Hub name of a trained reward model"
+            " of numbers, a transformers sequence classifier with num_labels=1, a text-classification pipeline of one,"
+            " or the folder or Hub name of a trained reward model"
         )
     if isinstance(scorer, SeparateRewardModel):
         scorer.model.to(device)
