@@ -174,7 +174,6 @@ class PPOTrainer(ManualLoop):
 
         Those are what is left after the guard stopped the iteration, and minibatches in which nothing counts: no token
         of a completion and, unless only the critic learns, no text. Every rank knows that of the whole minibatch.
-
         """
         experience = self.make_experience(iteration, rollout)
         for batch in micro_batches(experience, self.args, iteration, self.texts):
