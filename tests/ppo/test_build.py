@@ -147,7 +147,7 @@ def test_a_reference_with_another_vocabulary_is_refused(tmp_path):
 
 def test_a_stream_among_several_evaluation_sets_is_refused(tmp_path):
     sets = {"seen": make_prompts(4), "endless": make_prompts(4).to_iterable_dataset()}
-    with pytest.raises(InputError, match="endless is a stream"):
+    with pytest.raises(InputError, match="endless is an IterableDataset"):
         make_trainer(tmp_path, trainer_kwargs={"eval_dataset": sets})
 
 

@@ -613,7 +613,7 @@ def test_a_stream_without_a_length_of_the_run_is_an_error(tmp_path):
 
 
 def test_a_stream_is_no_evaluation_set(tmp_path):
-    with pytest.raises(InputError, match="eval_dataset is a stream"):
+    with pytest.raises(InputError, match="eval_dataset is an IterableDataset"):
         make_trainer(tmp_path, trainer_kwargs={"eval_dataset": stream()})
 
 
