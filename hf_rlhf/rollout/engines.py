@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from hf_rlhf.distributed import in_step
 from hf_rlhf.models.adapters import base_of, compute_in_base_dtype, keep_modes
-from hf_rlhf.models.fast.cache import cache_of_rows
+from hf_rlhf.models.fast.cache import cache_argument, cache_of_rows
 from hf_rlhf.ops.padding import pad_sequences
 from hf_rlhf.rollout.graphs import GraphedSteps, GraphsDiffer
 from hf_rlhf.rollout.sampling import Sampling, uniform_draws
@@ -109,7 +109,7 @@ class TransformersEngine:
         width, longest = ids.shape[1], sampling.max_completion_length
         draws = uniform_draws(seeds, longest).to(device)
         stop_ids, stop_strings = self._stop_ids(sampling), self._stop_strings(sampling)
-        cache = cache_of_rows(causal_lm, width + longest)
+        cache, cache_name = cache_of_rows(causal_lm, width + longest), str(cache_argument(causal_lm))
         completions = [Completion([], [], False, [] if sampling.truncated else None) for _ in prompts]
         running, done = list(range(len(prompts))), 0
         with (
@@ -134,7 +134,7 @@ class TransformersEngine:
                 ids = causal_lm.generate(
                     input_ids=ids,
                     attention_mask=attention_mask,
-                    past_key_values=cache,
+                    **({} if cache is None else {cache_name: cache}),
                     max_new_tokens=longest - done,
                     logits_processor=[*_warpers(sampling), draw],
                     stopping_criteria=[stop],

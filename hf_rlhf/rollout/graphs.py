@@ -17,7 +17,7 @@ from torch import Tensor
 
 from hf_rlhf.errors import InputError
 from hf_rlhf.models.fast.attention import FUSED
-from hf_rlhf.models.fast.cache import RoomyLayer
+from hf_rlhf.models.fast.cache import CACHE_NAMES, RoomyLayer
 from hf_rlhf.types import Model
 
 logger = logging.getLogger(__name__)
@@ -28,7 +28,7 @@ _KNOWN = {
     "input_ids",
     "position_ids",
     "attention_mask",
-    "past_key_values",
+    *CACHE_NAMES,
     "logits_to_keep",
     "use_cache",
     "return_dict",
@@ -140,7 +140,7 @@ class Steps:
         known = (
             kwargs.keys() <= _KNOWN
             and isinstance(kwargs.get("position_ids"), Tensor)
-            and kwargs.get("past_key_values") is self.cache
+            and any(kwargs.get(name) is self.cache for name in CACHE_NAMES)
             and isinstance(mask, Tensor)
             and mask.dim() == 2
             and mask.shape[1] > 1

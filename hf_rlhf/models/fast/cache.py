@@ -82,9 +82,18 @@ class RoomyLayer(DynamicLayer):
         self.rooms = None
 
 
+CACHE_NAMES = ("cache", "past_key_values")  # of the argument, since transformers 5.24 and before
+
+
+def cache_argument(causal_lm: Model) -> str | None:
+    """Return the name of the argument that takes a cache of keys and values; None for a model without one."""
+    parameters = inspect.signature(causal_lm.forward).parameters
+    return next((name for name in CACHE_NAMES if name in parameters), None)
+
+
 def cache_of_rows(causal_lm: Model, longest: int) -> DynamicCache | None:
     """Return a cache from which rows can be dropped; None where a layer keeps more than keys and values."""
-    if "past_key_values" not in inspect.signature(causal_lm.forward).parameters:
+    if cache_argument(causal_lm) is None:
         return None
     cache = DynamicCache(config=causal_lm.config.get_text_config(decoder=True))
     if any(type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer) for layer in cache.layers):
