@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from hf_rlhf.distributed import take_share
+from hf_rlhf.distributed import global_sum, take_share
+from hf_rlhf.errors import InputError
 from hf_rlhf.models.policy import PolicyOutput
 from hf_rlhf.ops.padding import lengths_to_mask, pad_sequences
 from hf_rlhf.ppo.config import PPOConfig
@@ -248,6 +249,15 @@ def split_by_completion(output: PolicyOutput, kl: Tensor, lengths: Sequence[int]
         )
         for b in range(len(lengths))
     ]
+
+
+def require_counted(mask: Tensor, iteration: int) -> None:
+    """Raise `InputError` when no token `(B, T)` of an iteration counts, over all ranks; every rank takes part."""
+    if not global_sum(mask.sum()):
+        raise InputError(
+            f"no completion of iteration {iteration + 1} has a score and a token that counts: there is nothing to learn."
+            " A reward of None is no score. Return a number for at least one, and do not mask all of its tokens"
+        )
 
 
 def require_finite(passes: Sequence[ForwardPass], trajectories: Sequence[Trajectory]) -> None:

@@ -38,7 +38,6 @@ from hf_rlhf.compat.names import TRAINER_ARGUMENTS, explain_names
 from hf_rlhf.data.prepared import rows_of
 from hf_rlhf.distributed import (
     global_moments,
-    global_sum,
     in_step,
     take_share,
 )
@@ -63,7 +62,15 @@ from hf_rlhf.ppo.callbacks import PPO_WATCHED, IterationCallback, SettingsCallba
 from hf_rlhf.ppo.choices import in_lines
 from hf_rlhf.ppo.compute import choose_compute, hidden_from_trainer
 from hf_rlhf.ppo.config import PPOConfig
-from hf_rlhf.ppo.experience import Experience, MicroBatch, Rollout, micro_batches, require_finite, split_by_completion
+from hf_rlhf.ppo.experience import (
+    Experience,
+    MicroBatch,
+    Rollout,
+    micro_batches,
+    require_counted,
+    require_finite,
+    split_by_completion,
+)
 from hf_rlhf.ppo.guard import UpdateGuard
 from hf_rlhf.ppo.iteration_log import IterationLog
 from hf_rlhf.ppo.loss import PPOLoss, ppo_loss, text_loss
@@ -215,8 +222,7 @@ class PPOTrainer(ManualLoop):
 
         experience = Experience.from_rollout(rollout.trajectories, scores, passes, self.kl_control.coef)
         mask = experience.mask
-        if not global_sum(mask.sum()):
-            raise InputError(f"no completion of iteration {iteration + 1} has a score; there is nothing to learn")
+        require_counted(mask, iteration)
         kl_coef = 0.0 if args.kl_in_loss else experience.kl_coef
         paid = per_token_rewards(experience.scores, experience.kl, mask, kl_coef) + experience.scores_per_token
         if args.whiten_rewards:
