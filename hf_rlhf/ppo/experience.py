@@ -255,8 +255,8 @@ def require_counted(mask: Tensor, iteration: int) -> None:
     """Raise `InputError` when no token `(B, T)` of an iteration counts, over all ranks; every rank takes part."""
     if not global_sum(mask.sum()):
         raise InputError(
-            f"no completion of iteration {iteration + 1} has a score and a token that counts: there is nothing to learn."
-            " A reward of None is no score. Return a number for at least one, and do not mask all of its tokens"
+            f"no completion of iteration {iteration + 1} has a score and a token that counts: there is nothing to learn"
+            ". A reward of None is no score. Return a number for at least one, and do not mask all of its tokens"
         )
 
 
