@@ -24,6 +24,7 @@ from hf_rlhf.planning.work import IterationSize, Machine, ModelShape, roofline
 
 WORKLOADS = Path(__file__).parent / "workloads"
 PHASES = ("generate", "score", "update")
+_ROOFLINE = {"generate": "sample", "score": "forward_pass", "update": "update"}  # the same phases in `roofline`
 NAMES = {"trl": "TRL 1.12.0", "rloo": "RLOO of TRL 1.16", "own": "hf_rlhf"}
 FILES = {"trl": "trl_ppo.py", "rloo": "trl_rloo.py", "own": "own_ppo.py"}
 PROMPT_LENGTH, COMPLETION_LENGTH, PPO_EPOCHS = 24, 32, 4
@@ -107,7 +108,7 @@ def table(results: list[dict[str, Any]]) -> str:
             ratios = " | ".join(f"{peer[phase] / own[phase]:.1f}x" for phase in (*PHASES, "total"))
             memory = own["peak_gb"] / peer["peak_gb"]
             lines.append(f"{place}| times as fast as {NAMES[side]} | {ratios} | {memory:.2f} of it |")
-        fractions = " | ".join(f"{ideal[phase] / own[phase]:.0%}" for phase in PHASES)
+        fractions = " | ".join(f"{ideal[_ROOFLINE[phase]] / own[phase]:.0%}" for phase in PHASES)
         lines.append(f"{place}| of the roofline | {fractions} | {sum(ideal.values()) / own['total']:.0%} | |")
     return "\n".join(lines)
 
