@@ -1,4 +1,4 @@
-"""Fixtures of tiny models, which `tiny.py` makes, and of the files and flags that a user gives. None needs a network."""
+"""Fixtures of tiny models, made by `tiny.py`, and of the files and flags that a user gives. None needs a network."""
 
 import json
 
