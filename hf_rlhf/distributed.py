@@ -148,7 +148,9 @@ def in_step(batches: Sequence[T], empty: T) -> Iterator[T]:
 def failing_together() -> Iterator[None]:
     """Raise an exception of any rank in the block on every rank, with the message of the first one.
 
-    The block holds no collective of its own: a rank that failed would not come to it.
+    A rank that fails does not come to the collectives that are left in the block. So the block holds either none, or
+    only those that every rank reaches: each stands in a `failing_together` of its own, with nothing before it that can
+    fail on one rank alone.
     """
     try:
         yield

@@ -9,11 +9,13 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from hf_rlhf.distributed import rank
 from hf_rlhf.errors import InputError
 from hf_rlhf.ppo.callbacks import IterationCallback
 from hf_rlhf.ppo.experience import ExperienceLoader, MicroBatch
 from hf_rlhf.ppo.guard import drop_gradients
 from hf_rlhf.ppo.run_files import RunFiles
+from hf_rlhf.progress import say
 
 
 class IterationTrainer(RunFiles):
@@ -62,8 +64,14 @@ class IterationTrainer(RunFiles):
         else:
             *_, max_steps = super().set_initial_training_values(args, dataloader)
             iterations = -(-max_steps // self.args.updates_per_iteration)
+        whole = iterations * self.args.updates_per_iteration
+        if 0 < args.max_steps < whole and rank() == 0:
+            say(
+                f"max_steps: {whole} updates instead of {args.max_steps}, since an iteration makes"
+                f" {self.args.updates_per_iteration}"
+            )
         args = copy.copy(args)
-        args.max_steps = iterations * self.args.updates_per_iteration
+        args.max_steps = whole
         return super().set_initial_training_values(args, dataloader)
 
     @property

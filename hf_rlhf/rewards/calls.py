@@ -2,13 +2,10 @@
 
 import asyncio
 import inspect
-import sys
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
 from typing import Any
-
-from hf_rlhf.errors import InputError
 
 ALWAYS_PASSED = ("prompts", "completions")
 
@@ -27,11 +24,13 @@ def call_all(
     with ExitStack() as stack:
         loop = None
         for i in sorted(range(len(functions)), key=lambda i: not _is_async(functions[i])):
-            with _naming(names[i]):
+            with _naming(names[i], arguments[i].get("completions", ())):
                 results[i] = functions[i](**accepted(functions[i], arguments[i]))
             if inspect.isawaitable(results[i]):
                 loop = loop or stack.enter_context(_event_loop())
-                results[i] = asyncio.run_coroutine_threadsafe(_awaited(results[i], names[i]), loop)
+                results[i] = asyncio.run_coroutine_threadsafe(
+                    _awaited(results[i], names[i], arguments[i].get("completions", ())), loop
+                )
                 pending.append(results[i])
         wait(pending, return_when=FIRST_EXCEPTION)
         for future in pending:
@@ -77,8 +76,8 @@ def _is_async(function: Callable[..., Any]) -> bool:
     return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)
 
 
-async def _awaited(result: Awaitable[Any], name: str) -> Any:
-    with _naming(name):
+async def _awaited(result: Awaitable[Any], name: str, completions: Sequence[Any]) -> Any:
+    with _naming(name, completions):
         return await result
 
 
@@ -102,13 +101,15 @@ def _event_loop() -> Iterator[asyncio.AbstractEventLoop]:
 
 
 @contextmanager
-def _naming(name: str) -> Iterator[None]:
-    """Add the name of the reward to an exception that it raised, as a note."""
+def _naming(name: str, completions: Sequence[Any]) -> Iterator[None]:
+    """Add notes to an exception that a reward raised: its name, and what it was given where it may have taken text."""
     try:
         yield
     except Exception as error:
-        note = f"raised by the reward {name!r}"
-        if sys.version_info < (3, 11):  # which has no add_note
-            raise error from InputError(note)
-        error.add_note(note)
+        error.add_note(f"raised by the reward {name!r}")
+        if isinstance(error, (TypeError, AttributeError)) and completions and isinstance(completions[0], list):
+            error.add_note(
+                "The prompts are chat messages, so each completion is a list of messages, such as"
+                f" {str(completions[0])[:100]}. Its text is completion[0]['content']."
+            )
         raise

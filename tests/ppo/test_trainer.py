@@ -107,9 +107,10 @@ def test_one_epoch_passes_over_the_prompts_once(tmp_path):
     assert sorted(seen) == list(range(16))
 
 
-def test_steps_that_end_inside_an_iteration_take_effect_at_its_end(tmp_path):
+def test_steps_that_end_inside_an_iteration_take_effect_at_its_end(tmp_path, capsys):
     trainer = make_trainer(tmp_path, max_steps=5, save_strategy="steps", save_steps=3)
     trainer.train()
+    assert "max_steps: 8 updates instead of 5, since an iteration makes 4" in capsys.readouterr().out
     assert trainer.state.global_step == 8
     assert [row["step"] for row in iterations_of(tmp_path)] == [4, 8]
     assert sorted(folder.name for folder in tmp_path.glob("checkpoint-*")) == ["checkpoint-4", "checkpoint-8"]

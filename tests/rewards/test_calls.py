@@ -1,6 +1,5 @@
 import asyncio
 import functools
-import sys
 import threading
 import time
 
@@ -172,5 +171,22 @@ def test_an_exception_is_raised_as_it_is_and_ends_the_other_rewards(broken, posi
 def test_an_exception_tells_whose_it_is(broken):
     with pytest.raises(KeyError) as caught:
         call(lambda prompts, completions: None, broken)
-    notes = caught.value.__notes__ if sys.version_info >= (3, 11) else [str(caught.value.__cause__)]
-    assert notes == ["raised by the reward 'reward 1'"]
+    assert caught.value.__notes__ == ["raised by the reward 'reward 1'"]
+
+
+def takes_text(prompts, completions):
+    return [len(text.split()) for text in completions]
+
+
+async def takes_text_later(prompts, completions):
+    return takes_text(prompts, completions)
+
+
+@pytest.mark.parametrize("reward", [takes_text, takes_text_later])
+def test_a_reward_that_takes_messages_for_text_is_told_where_the_text_is(reward):
+    messages = [[{"role": "assistant", "content": "four words are here"}]]
+    with pytest.raises(AttributeError) as caught:
+        call_all([reward], ["words"], [{"prompts": [[]], "completions": messages}])
+    name, advice = caught.value.__notes__
+    assert name == "raised by the reward 'words'"
+    assert "completion[0]['content']" in advice
