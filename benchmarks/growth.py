@@ -115,7 +115,7 @@ def seconds_of_an_iteration(trainer: TimedTrainer, size: Size) -> dict[str, floa
     prompts = [[1 + (7 * b + 3 * p) % 20 for p in range(PROMPT_LENGTH)] for b in range(size.completions)]
     completions = trainer.generate(prompts)
     assert all(len(completion.ids) == size.length for completion in completions)
-    trainer.step(prompts, completions, scores=[float(b % 2) for b in range(size.completions)])
+    trainer.step(prompts, completions, rewards=[float(b % 2) for b in range(size.completions)])
     return trainer.seconds
 
 

@@ -5,11 +5,12 @@ import functools
 import inspect
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from hf_rlhf.errors import InputError
 
 Class = TypeVar("Class", bound=type)
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 logger = logging.getLogger(__name__)
 
@@ -85,6 +86,9 @@ DEPRECATED = {
 RENAMED_METRICS = {"time/score": "time/reward", "time/evaluate": "time/forward_pass"}
 """Keys of metrics.jsonl in runs of an earlier checkout, and what they are called now."""
 
+STEP_ARGUMENTS = {"scores": "rewards"}
+"""Arguments of `PPOTrainer.step` by the names that they had in an earlier checkout, which are taken until 0.2."""
+
 TRAINER_ARGUMENTS = {
     "config": "args",
     "tokenizer": "processing_class",
@@ -94,6 +98,9 @@ TRAINER_ARGUMENTS = {
     "policy": "model",
 }
 """Names that arguments of `PPOTrainer` had."""
+
+
+_RENAMED_NOW = '"%s" in %s is called "%s" now. The old name works until 0.2: change it'
 
 
 def unknown_name(name: str, known: Sequence[str], where: str, renamed: Mapping[str, str] = RENAMED) -> str:
@@ -116,7 +123,7 @@ def new_name(name: str, known: Sequence[str], where: str) -> str:
     new = DEPRECATED.get(name.replace("-", "_"))
     if new is None or new not in known or name in known:
         return name
-    logger.warning('"%s" in %s is called "%s" now. The old name works until 0.2: change it', name, where, new)
+    logger.warning(_RENAMED_NOW, name, where, new)
     return new
 
 
@@ -129,6 +136,33 @@ def with_new_names(values: Mapping[str, Any], known: Sequence[str], where: str) 
             raise InputError(f'{where} has both "{new}" and its old name "{name}". Give "{new}" alone')
         renamed[new] = value
     return renamed
+
+
+def take_old_arguments(renamed: Mapping[str, str]) -> Callable[[Function], Function]:
+    """Decorate a method so that it takes keyword arguments by their old names too, with one warning for each.
+
+    Raises `InputError` for an argument under both names.
+    """
+
+    def decorate(method: Function) -> Function:
+        positions = {name: index for index, name in enumerate(inspect.signature(method).parameters)}
+        warned: set[str] = set()
+
+        @functools.wraps(method)
+        def renaming(*args: Any, **kwargs: Any) -> Any:
+            for old in kwargs.keys() & renamed.keys():
+                new, where = renamed[old], f"{method.__name__}(...)"
+                if new in kwargs or positions[new] < len(args):
+                    raise InputError(f'{where} has both "{new}" and its old name "{old}". Give "{new}" alone')
+                if old not in warned:
+                    warned.add(old)
+                    logger.warning(_RENAMED_NOW, old, where, new)
+                kwargs[new] = kwargs.pop(old)
+            return method(*args, **kwargs)
+
+        return cast(Function, renaming)
+
+    return decorate
 
 
 def explain_names(renamed: Mapping[str, str]) -> Callable[[Class], Class]:

@@ -255,7 +255,7 @@ def build_policy(
 def build_rewards(
     reward_funcs, reward_processing_classes, policy: PolicyWithValue, data: PPOData, tokenizer, args: PPOConfig
 ) -> Rewards | None:
-    """Make reward functions of what `PPOTrainer` got; None where it got none, for a loop that brings its scores.
+    """Make reward functions of what `PPOTrainer` got; None where it got none, for a loop that brings its rewards.
 
     Raises `InputError` for sources that are no rewards, and for data that they could not score.
     """

@@ -1,4 +1,4 @@
-"""A loop that the user writes: `generate` samples, the user scores, `step` makes the updates of one iteration."""
+"""A loop that the user writes: `generate` samples, the user rewards, `step` makes the updates of one iteration."""
 
 import math
 import time
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from hf_rlhf.checkpoint.lock import FolderLock
 from hf_rlhf.checkpoint.resume import NEVER
+from hf_rlhf.compat.names import STEP_ARGUMENTS, take_old_arguments
 from hf_rlhf.data.prompts import prompt_rows
 from hf_rlhf.distributed import failing_together, gather_in_order
 from hf_rlhf.errors import InputError
@@ -67,24 +68,26 @@ class ManualLoop(RolloutSetup):
         self._drawn += sum(gather_in_order([len(rows)]))
         return [trajectory.completion for trajectory in trajectories]
 
+    @take_old_arguments(STEP_ARGUMENTS)
     def step(
         self,
         prompts: Sequence[Prompt | Sequence[int]],
         completions: Sequence[Completion | Sequence[int]],
-        scores: Sequence[float | Sequence[float] | None] | Tensor,
+        rewards: Sequence[float | Sequence[float] | None] | Tensor,
         masks: Sequence[Sequence[bool]] | None = None,
     ) -> dict[str, float]:
-        """Run one iteration of PPO on completions that the user sampled and scored; `train` makes the same updates.
+        """Run one iteration of PPO on completions and rewards of the user; `train` makes the same updates.
 
         Args:
             prompts: as in `generate`.
             completions: of `generate`, or token ids from elsewhere; `rollout_batch_size` of them over all ranks. Ids
                 have to be among those that `top_k`, `top_p` and `min_p` leave to the policy as it is now.
-            scores: a number for each completion, a list with one for each of its tokens, or None for unscored.
+            rewards: a number for each completion, a list with one for each of its tokens, or None for a completion
+                without a reward. Normalizing, clipping and penalties make scores of them, as in `train`.
             masks: for each completion, True where the policy sampled the token; by default everywhere.
 
         Returns the metrics of the iteration. Saves, logs and evaluates as the arguments say, and ends the run with the
-        last of `max_steps`; a step beyond it raises `InputError`, as do scores and lengths that cannot be right.
+        last of `max_steps`; a step beyond it raises `InputError`, as do rewards and lengths that cannot be right.
         """
         if self._started != self.iteration:
             self._start_iteration(self.iteration)
@@ -97,7 +100,7 @@ class ManualLoop(RolloutSetup):
                 sampling=self.args.sampling,
                 chat_template_kwargs=self.args.chat_template_kwargs,  # pyright: ignore
             )
-            rollout = given_rollout(rows, completions, scores, masks, self.processing_class, rules)
+            rollout = given_rollout(rows, completions, rewards, masks, self.processing_class, rules)
         total = sum(gather_in_order([len(rollout.trajectories)]))
         if total != self.args.rollout_batch_size:
             raise InputError(f"step() got {total} completions over all ranks; {self.args.batch_algebra()}")
@@ -220,14 +223,14 @@ class TokenRules(NamedTuple):
 def given_rollout(
     rows: Sequence[Mapping[str, Any]],
     completions: Sequence[Completion | Sequence[int]],
-    scores: Sequence[float | Sequence[float] | None] | Tensor,
+    rewards: Sequence[float | Sequence[float] | None] | Tensor,
     masks: Sequence[Sequence[bool]] | None,
     tokenizer,
     rules: TokenRules,
 ) -> Rollout:
-    """Return completions and rewards. Raises `InputError` when lengths do not fit or a score is no finite number."""
-    given: Sequence[Any] = scores.tolist() if isinstance(scores, Tensor) else scores
-    for name, values in (("completions", completions), ("scores", given), ("masks", masks)):
+    """Return completions and rewards. Raises `InputError` when lengths do not fit or a reward is no finite number."""
+    given: Sequence[Any] = rewards.tolist() if isinstance(rewards, Tensor) else rewards
+    for name, values in (("completions", completions), ("rewards", given), ("masks", masks)):
         if values is not None and len(values) != len(rows):
             raise InputError(f"step() got {len(rows)} prompts and {len(values)} {name}; give one of each")
     trajectories = []
@@ -250,15 +253,18 @@ def given_rollout(
             require_supported(trajectory, b, tokenizer, rules.sampling)
         trajectories.append(trajectory)
 
-    def score(prompts, completions):
+    def score(prompts, completions):  # its name is in the metrics: rewards/score/mean
         return given
 
-    rewards, _ = Rewards([score]).compute(trajectories)
-    for b, (reward, trajectory) in enumerate(zip(rewards, trajectories, strict=True)):
+    checked, _ = Rewards([score]).compute(trajectories)
+    for b, (reward, trajectory) in enumerate(zip(checked, trajectories, strict=True)):
         per_token, mask = reward.per_token, trajectory.mask
         if per_token is not None and mask is not None and per_token[~torch.tensor(mask)].any():
-            raise InputError(f"score {b} (counted from 0) pays a token that its mask does not count; give it 0 there")
-    return Rollout(trajectories, rewards)
+            raise InputError(
+                f"rewards[{b}] is invalid: it pays a token that masks[{b}] does not count. Give that token a reward of"
+                " 0."
+            )
+    return Rollout(trajectories, checked)
 
 
 def _require_possible(completion: Completion, rules: TokenRules, b: int) -> None:

@@ -98,7 +98,7 @@ class PPOTrainer(ManualLoop):
         model: path or name, model, or `PeftModel`, whose active adapter is both the start and the frozen reference: it
             becomes the adapters `policy`, which is trained and active, and `reference`.
         reward_funcs: one or more of: a callable by TRL's reward-function contract, the path of a reward model, a
-            sequence-classification model. May be omitted by those who give scores to `step`.
+            sequence-classification model. May be None for those who give rewards to `step`.
         args: see `PPOConfig`.
         train_dataset: rows with `prompt` (text or messages) and any columns the rewards want; a stream of them; or a
             `PreparedSet` of the same settings. May be omitted by those who give prompts to `generate` and `step`.

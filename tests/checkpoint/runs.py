@@ -237,8 +237,8 @@ def other_uses(folder, **launch):
         texts = [
             [{"content": loop.processing_class.decode(each.ids, skip_special_tokens=True)}] for each in completions
         ]
-        scores = number_reward(None, texts, [row["number"] for row in rows])
-        metrics = loop.step([row["prompt"] for row in rows], completions, scores)
+        rewards = number_reward(None, texts, [row["number"] for row in rows])
+        metrics = loop.step([row["prompt"] for row in rows], completions, rewards)
     loop.save_model()
     numbers["loop"] = {name: value for name, value in metrics.items() if name.startswith(("objective", "loss", "val"))}
     return numbers

@@ -132,7 +132,7 @@ def own_loop(folder, own):
         prompts = [[7 + number % 5, 9] for number in own]
         support = [torch.arange(7, 19)] * 12
         completions = [Completion([8 + number % 9] * (1 + number), [], True, support[: 1 + number]) for number in own]
-        scores = [None if number == 5 else float(number % 4) for number in own]
-        metrics.append(trainer.step(prompts, completions, scores))
+        rewards = [None if number == 5 else float(number % 4) for number in own]
+        metrics.append(trainer.step(prompts, completions, rewards))
     weights = [parameter for parameter in trainer.policy.parameters() if parameter.requires_grad]
     return [{**row, "norm of the weights": sum(weight.norm().item() for weight in weights)} for row in metrics]

@@ -35,7 +35,7 @@ def score(prompts, completions):
     return [words.count("happy") / max(len(words), 1) + len(words) / 100 for words in texts]
 
 
-def scores_of(completions):
+def rewards_for(completions):
     texts = TOKENIZER.batch_decode([completion.ids for completion in completions], skip_special_tokens=True)
     return score(None, [[{"role": "assistant", "content": text}] for text in texts])
 
@@ -58,7 +58,7 @@ def loop(trainer, iterations):
     for iteration in range(iterations):
         prompts = [row["prompt"] for row in trainer.prompts.rows(iteration)]
         completions = trainer.generate(prompts)
-        metrics.append(trainer.step(prompts, completions, scores_of(completions)))
+        metrics.append(trainer.step(prompts, completions, rewards_for(completions)))
     return metrics
 
 
@@ -130,7 +130,7 @@ def test_the_draws_of_a_second_call_follow_those_of_all_ranks(tmp_path, monkeypa
 def test_the_same_prompts_get_new_completions_at_each_call_and_in_each_iteration(tmp_path):
     trainer = own(tmp_path, learning_rate=0.0)
     first, second = trainer.generate(PROMPTS), trainer.generate(PROMPTS)
-    trainer.step(PROMPTS, first, scores_of(first))
+    trainer.step(PROMPTS, first, rewards_for(first))
     third = trainer.generate(PROMPTS)
     assert len({str([completion.ids for completion in each]) for each in (first, second, third)}) == 3
 
@@ -234,48 +234,48 @@ def test_step_returns_the_metrics_of_its_iteration(tmp_path, logging_steps):
 # What may be given
 
 
-def rewards_of(folder, completions, scores, masks=None, prompts=PROMPTS, **config):
+def experience_of(folder, completions, rewards, masks=None, prompts=PROMPTS, **config):
     """The experience that step() learns from, without the updates."""
     trainer = own(folder, **config)
     perturb(trainer.policy, only="lora")
     seen = []
     trainer.advantages = lambda experience: seen.append(experience) or PPOTrainer.advantages(trainer, experience)
-    metrics = trainer.step(prompts, completions, scores, masks)
+    metrics = trainer.step(prompts, completions, rewards, masks)
     return seen[0], metrics
 
 
 def test_token_ids_are_completions_that_stopped_if_they_end_in_an_end_token(tmp_path):
     completions = ids(*[3] * 8)
     completions[2][-1] = TOKENIZER.eos_token_id
-    experience, metrics = rewards_of(tmp_path, completions, [1.0] * 8, missing_eos_penalty=0.25)
+    experience, metrics = experience_of(tmp_path, completions, [1.0] * 8, missing_eos_penalty=0.25)
     assert experience.scores.tolist() == [0.75, 0.75, 1.0, *[0.75] * 5]
     assert metrics["completions/mean_length"] == 3
     assert metrics["sampling/logp_gap"] == 0
 
 
-def test_tensors_do_as_ids_and_scores(tmp_path):
-    scores = [0.5, -1.0, 2.0, 0.0, 1.0, 0.25, 3.0, -0.5]
-    lists, _ = rewards_of(tmp_path / "lists", ids(1, 2, 3, 4, 5, 6, 7, 8), scores)
-    tensors, _ = rewards_of(
+def test_tensors_do_as_ids_and_rewards(tmp_path):
+    rewards = [0.5, -1.0, 2.0, 0.0, 1.0, 0.25, 3.0, -0.5]
+    lists, _ = experience_of(tmp_path / "lists", ids(1, 2, 3, 4, 5, 6, 7, 8), rewards)
+    tensors, _ = experience_of(
         tmp_path / "tensors",
         [torch.tensor(each) for each in ids(1, 2, 3, 4, 5, 6, 7, 8)],
-        torch.tensor(scores, requires_grad=True),
+        torch.tensor(rewards, requires_grad=True),
     )
     assert torch.equal(lists.per_token_rewards, tensors.per_token_rewards)
     assert torch.equal(lists.logprobs, tensors.logprobs)
 
 
-def test_scores_by_token_are_paid_on_their_tokens(tmp_path):
+def test_rewards_by_token_are_paid_on_their_tokens(tmp_path):
     by_token = [[0.1 * (b + t) for t in range(3)] for b in range(8)]
-    experience, metrics = rewards_of(tmp_path, ids(*[3] * 8), by_token, kl_coef=0.0)
+    experience, metrics = experience_of(tmp_path, ids(*[3] * 8), by_token, kl_coef=0.0)
     torch.testing.assert_close(experience.per_token_rewards, torch.tensor(by_token))
     assert metrics["reward"] == pytest.approx(sum(map(sum, by_token)) / 8)
 
 
-def test_a_completion_without_a_score_does_not_count(tmp_path):
-    scores = [1.0, None, 2.0, None, 3.0, 4.0, 5.0, 6.0]
-    experience, metrics = rewards_of(tmp_path, ids(*[3] * 8), scores)
-    assert experience.mask.any(dim=1).tolist() == [score is not None for score in scores]
+def test_a_completion_without_a_reward_does_not_count(tmp_path):
+    rewards = [1.0, None, 2.0, None, 3.0, 4.0, 5.0, 6.0]
+    experience, metrics = experience_of(tmp_path, ids(*[3] * 8), rewards)
+    assert experience.mask.any(dim=1).tolist() == [reward is not None for reward in rewards]
     assert metrics["rewards/unscored"] == 0.25
     assert metrics["objective/scores"] == 3.5
 
@@ -284,13 +284,13 @@ NOTHING = [False] * 3
 
 
 @pytest.mark.parametrize(
-    ("scores", "masks"),
+    ("rewards", "masks"),
     [([1.0, *[None] * 7], None), ([1.0] * 8, [[True] * 3, *[NOTHING] * 7])],
-    ids=["unscored", "masked"],
+    ids=["without a reward", "masked"],
 )
-def test_minibatches_in_which_nothing_counts_make_no_update(tmp_path, scores, masks):
+def test_minibatches_in_which_nothing_counts_make_no_update(tmp_path, rewards, masks):
     trainer = own(tmp_path)
-    metrics = trainer.step(PROMPTS, ids(*[3] * 8), scores, masks)
+    metrics = trainer.step(PROMPTS, ids(*[3] * 8), rewards, masks)
     assert (metrics["policy/updates"], metrics["policy/empty_updates"]) == (2, 2)
     states = trainer.optimizer.state_dict()["state"].values()
     assert {int(state["step"]) for state in states} == {2}
@@ -301,7 +301,7 @@ MASKS = [[True, False, True, True], [True, True, True, False], *[[True] * 4] * 5
 
 def test_what_the_policy_did_not_sample_earns_and_costs_nothing(tmp_path):
     completions = ids(*[4] * 8)
-    experience, metrics = rewards_of(tmp_path, completions, [float(b) for b in range(8)], MASKS, kl_coef=0.5)
+    experience, metrics = experience_of(tmp_path, completions, [float(b) for b in range(8)], MASKS, kl_coef=0.5)
     mask = torch.tensor(MASKS)
     assert torch.equal(experience.mask, mask)
     expected = -0.5 * (experience.logprobs - experience.reference_logprobs)
@@ -333,7 +333,7 @@ def test_prompts_may_be_token_ids(tmp_path):
     for name, prompts in (("messages", PROMPTS), ("ids", as_ids)):
         trainer = own(tmp_path / name)
         completions = trainer.generate(prompts)
-        metrics = trainer.step(prompts, completions, scores_of(completions))
+        metrics = trainer.step(prompts, completions, rewards_for(completions))
         results.append(({key: metrics[key] for key in ("reward", "loss/policy_avg")}, snapshot(trainer.policy)))
     assert results[0][0] == results[1][0]
     assert all(torch.equal(weight, results[1][1][name]) for name, weight in results[0][1].items())
@@ -351,10 +351,10 @@ def test_ids_are_read_as_if_generate_had_said_what_they_were_chosen_from(tmp_pat
         trainer = own(tmp_path / name, max_steps=8, **TRUNCATED)
         for _ in range(2):
             completions = trainer.generate(PROMPTS)
-            scores = scores_of(completions)
+            rewards = rewards_for(completions)
             if name != "generated":
                 completions = [each if name == "mixed" and b % 2 else each.ids for b, each in enumerate(completions)]
-            metrics = trainer.step(PROMPTS, completions, scores)
+            metrics = trainer.step(PROMPTS, completions, rewards)
         assert metrics["val/first_ratio_error"] < 1e-5
         results.append((metrics["objective/kl"], metrics["policy/entropy_avg"], snapshot(trainer.policy)))
     assert results[0][:2] == results[1][:2]
@@ -381,10 +381,10 @@ def test_the_likeliest_token_of_one_is_certain(tmp_path):
 
 def test_in_a_run_that_cuts_nothing_off_a_completion_may_still_say_what_it_was_chosen_from(tmp_path):
     pair = Completion([DOG], [], stopped=False, support=[torch.tensor([DOG, HAPPY])])
-    both, _ = rewards_of(tmp_path / "both", [pair, *[[DOG]] * 7], [1.0] * 8)
-    plain, _ = rewards_of(tmp_path / "plain", [[DOG]] * 8, [1.0] * 8)
+    both, _ = experience_of(tmp_path / "both", [pair, *[[DOG]] * 7], [1.0] * 8)
+    plain, _ = experience_of(tmp_path / "plain", [[DOG]] * 8, [1.0] * 8)
     torch.testing.assert_close(both.logprobs[1:], plain.logprobs[1:])
-    other, _ = rewards_of(tmp_path / "other", [[HAPPY]] * 8, [1.0] * 8)
+    other, _ = experience_of(tmp_path / "other", [[HAPPY]] * 8, [1.0] * 8)
     dog, happy = plain.logprobs[0, 0].exp(), other.logprobs[0, 0].exp()
     torch.testing.assert_close(both.logprobs[0, 0], (dog / (dog + happy)).log())
 
@@ -392,26 +392,39 @@ def test_in_a_run_that_cuts_nothing_off_a_completion_may_still_say_what_it_was_c
 # Mistakes
 
 
+def test_the_rewards_of_step_are_taken_by_their_old_name_with_one_warning(tmp_path, caplog):
+    trainer = own(tmp_path, max_steps=8)
+    for _ in range(2):
+        completions = trainer.generate(PROMPTS)
+        metrics = trainer.step(prompts=PROMPTS, completions=completions, scores=[0.5] * 8)
+        assert metrics["reward"] == 0.5
+    assert caplog.text.count('"scores" in step(...) is called "rewards" now') == 1
+    with pytest.raises(InputError, match='both "rewards" and its old name "scores"'):
+        trainer.step(**full(), scores=[0.5] * 8)
+    with pytest.raises(InputError, match='both "rewards" and its old name "scores"'):
+        trainer.step(PROMPTS, completions, [0.5] * 8, scores=[0.5] * 8)
+
+
 def full(**changes):
-    return {"prompts": PROMPTS, "completions": ids(*[3] * 8), "scores": [0.0] * 8, **changes}
+    return {"prompts": PROMPTS, "completions": ids(*[3] * 8), "rewards": [0.0] * 8, **changes}
 
 
 WRONG = {
     "too few completions": (full(completions=ids(*[3] * 7)), "8 prompts and 7 completions"),
-    "too many scores": (full(scores=torch.zeros(9)), "8 prompts and 9 scores"),
+    "too many rewards": (full(rewards=torch.zeros(9)), "8 prompts and 9 rewards"),
     "too few masks": (full(masks=[[True] * 3] * 2), "8 prompts and 2 masks"),
     "fewer than an iteration takes": (
-        {"prompts": PROMPTS[:4], "completions": ids(*[3] * 4), "scores": [0.0] * 4},
+        {"prompts": PROMPTS[:4], "completions": ids(*[3] * 4), "rewards": [0.0] * 4},
         r"4 completions .* 8 completions an iteration",
     ),
-    "nan": (full(scores=[0.0, 0.0, math.nan, *[0.0] * 5]), "(?s)returned nan.*number: 2"),
-    "infinite tensor": (full(scores=torch.tensor([0.0] * 7 + [math.inf])), "(?s)returned inf.*number: 7"),
-    "text": (full(scores=["good", *[0.0] * 7]), "(?s)returned 'good'.*number: 0"),
+    "nan": (full(rewards=[0.0, 0.0, math.nan, *[0.0] * 5]), "(?s)returned nan.*number: 2"),
+    "infinite tensor": (full(rewards=torch.tensor([0.0] * 7 + [math.inf])), "(?s)returned inf.*number: 7"),
+    "text": (full(rewards=["good", *[0.0] * 7]), "(?s)returned 'good'.*number: 0"),
     "too few by token": (
-        full(scores=[[0.0] * 3, [0.0] * 2, *[0.0] * 6]),
+        full(rewards=[[0.0] * 3, [0.0] * 2, *[0.0] * 6]),
         "(?s)list of 2 for a completion of 3 .*number: 1",
     ),
-    "nan of a token": (full(scores=[0.0, [0.0, 0.0, math.nan], *[0.0] * 6]), "(?s)position 2 of 3.*number: 1"),
+    "nan of a token": (full(rewards=[0.0, [0.0, 0.0, math.nan], *[0.0] * 6]), "(?s)position 2 of 3.*number: 1"),
     "short mask": (full(masks=[[True] * 3, [True] * 2, *[[True] * 3] * 6]), "mask 1 .* 2 entries .* 3 tokens"),
     "unknown token": (full(completions=[*ids(*[3] * 7), [DOG, 99]]), r"completion 7 .* \[99\] .* vocabulary of 29"),
     "too long": (full(completions=[[DOG] * 9, *ids(*[3] * 7)]), "completion 0 .* 9 tokens.* max_completion_length=8"),
@@ -432,7 +445,11 @@ WRONG = {
         ),
         r"completion 7 .* its token 1, 'dog' \(id 10\), is not among the 1 that its support left",
     ),
-    "no score at all": (full(scores=[None] * 8), "no completion of iteration 1"),
+    "no reward at all": (full(rewards=[None] * 8), "no completion of iteration 1"),
+    "a reward of a masked token": (
+        full(rewards=[[0.0, 1.0, 0.0], *[0.0] * 7], masks=[[True, False, True], *[[True] * 3] * 7]),
+        r"rewards\[0\] is invalid: it pays a token that masks\[0\] does not count",
+    ),
     "everything masked": (full(masks=[[False] * 3] * 8), "no completion of iteration 1"),
     "too long a prompt": (full(prompts=[[DOG] * 40] * 8), "max_prompt_length=32"),
     "an empty prompt": (full(prompts=[[DOG], [], *[[DOG]] * 6]), r"1 row \(1\) .*ids"),

@@ -103,7 +103,7 @@ def test_the_own_loop_stops_at_the_end_of_the_turn(tmp_path):
 
 def test_ids_that_end_with_the_turn_are_completions_that_stopped(tmp_path):
     trainer, prompts = own(tmp_path, make_base_tokenizer()), make_prompts(8)["prompt"]
-    metrics = trainer.step(prompts, [[9, IM_END]] * 3 + [[9, 10]] * 5, scores=[1.0] * 8)
+    metrics = trainer.step(prompts, [[9, IM_END]] * 3 + [[9, 10]] * 5, rewards=[1.0] * 8)
     assert metrics["val/num_eos_tokens"] == 3
 
 
@@ -132,5 +132,5 @@ def test_rewards_and_samples_have_what_the_generation_prompt_began(tmp_path, thi
 
 def test_samples_of_the_own_loop_have_what_the_generation_prompt_began(tmp_path, thinking):
     trainer, prompts = own(tmp_path, thinking), make_prompts(8)["prompt"]
-    trainer.step(prompts, [thinking("happy dog")["input_ids"]] * 8, scores=[1.0] * 8)
+    trainer.step(prompts, [thinking("happy dog")["input_ids"]] * 8, rewards=[1.0] * 8)
     assert {row["completion"] for row in rows_of(tmp_path, "samples.jsonl")} == {"<think> happy dog"}
