@@ -41,7 +41,7 @@ def main() -> None:
     if args.one is not None:
         print(json.dumps(measure(*json.loads(args.one), args.rounds)))
         return
-    print("| blocks trained | trunk computed | scoring, s | an update, s | peak, GB |\n|---|---|---|---|---|")
+    print("| blocks trained | trunk computed | forward pass, s | an update, s | peak, GB |\n|---|---|---|---|---|")
     for layers, reuse in ((None, True), (args.layers, False), (args.layers, True)):
         command = [sys.executable, __file__, "--rounds", str(args.rounds), "--one", json.dumps([layers, reuse])]
         done = subprocess.run(command, check=True, capture_output=True, text=True)

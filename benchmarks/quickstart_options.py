@@ -64,21 +64,21 @@ def run(name: str, flags: dict[str, Any], source: Path, folder: Path, seed: int)
 def table(results: list[dict[str, Any]]) -> str:
     """Return the results as Markdown."""
     lines = [
-        "| option | annotator score | wins (95 %) | KL, nats a reply | surprise, nats a token | reward | seconds |",
+        "| option | annotator rating | wins (95 %) | KL, nats a reply | surprise, nats a token | reward | seconds |",
         "|---|---|---|---|---|---|---|",
     ]
     for result in results:
         wins = result["win_rate"]
         lines.append(
-            f"| {result['name']} | {_value(result, 'annotator score'):.2f} | {wins['rate']:.0%}"
+            f"| {result['name']} | {_value(result, 'annotator rating'):.2f} | {wins['rate']:.0%}"
             f" ({wins['low']:.0%}-{wins['high']:.0%}) | {_value(result, 'KL to'):.1f} |"
-            f" {_value(result, 'surprise'):.2f} | {_value(result, 'reward model'):.2f} | {result['seconds']:.0f} |"
+            f" {_value(result, 'surprise'):.2f} | {_value(result, 'reward by'):.2f} | {result['seconds']:.0f} |"
         )
     return "\n".join(lines)
 
 
 def plot(results: list[dict[str, Any]], file: Path) -> None:
-    """Draw the annotator's score against the KL, a point for each option."""
+    """Draw the annotator's rating against the KL, a point for each option."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -86,11 +86,11 @@ def plot(results: list[dict[str, Any]], file: Path) -> None:
 
     figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
     for result in results:
-        x, y = _value(result, "KL to"), _value(result, "annotator score")
+        x, y = _value(result, "KL to"), _value(result, "annotator rating")
         axes.scatter(x, y, color="#2a6fb0", zorder=3)
         axes.annotate(result["name"], (x, y), xytext=(6, 4), textcoords="offset points", fontsize=9)
     axes.set_xlabel("KL to the starting model (nats a reply)")
-    axes.set_ylabel("annotator score on held-out messages")
+    axes.set_ylabel("annotator rating on held-out messages")
     axes.margins(x=0.25, y=0.15)
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)

@@ -452,7 +452,7 @@ def replies_of(
         args.sampling,
         [row_seed(args.seed, half, number) for number in range(len(rows))],
         adapter=adapter is not None,
-        judge=lambda trajectory: annotator.score(trajectory.text, trajectory.completion.stopped),
+        judge=lambda trajectory: annotator.rate(trajectory.text, trajectory.completion.stopped),
         reward=LearnedReward(scorer, reward_tokenizer, device=current_device()),
     )
 
@@ -700,7 +700,7 @@ def table(summary: dict[str, Any]) -> str:
         row(f"reward at the end (start {summary['start']:.2f})", sides, lambda of: number(of["end_reward"], 2)),
         row("KL at the end", sides, lambda of: number(of["end_kl"], 1)),
         row("seeds whose training broke off", sides, lambda of: ", ".join(map(str, of["failed"])) or "none"),
-        row("annotator's score at the end", sides, lambda of: number(of["end_annotator"], 2)),
+        row("annotator's rating at the end", sides, lambda of: number(of["end_annotator"], 2)),
     ]
     if len(sides) == len(NAMES):
         lines += ["", comparison(sides["own"], sides["trl"])]

@@ -1,4 +1,4 @@
-"""Time scoring and updates with LoRA on all, half and a quarter of the blocks, the trunk computed once or each time.
+"""Time forward passes and updates with LoRA on all, half and a quarter of the blocks, the trunk computed once or each time.
 
     OMP_NUM_THREADS=1 python benchmarks/trunk.py --dtypes bfloat16 float32
 
@@ -25,7 +25,7 @@ VARIANTS = [("all", True), ("0.5", False), ("0.5", True), ("0.25", False), ("0.2
 
 
 class TimedTrainer(PPOTrainer):
-    """A trainer that counts seconds of the processor of scoring (policy, reference, values) and of updates."""
+    """A trainer that counts seconds of the processor of forward passes (policy, reference, values) and of updates."""
 
     seconds: dict[str, float]
 
@@ -67,7 +67,7 @@ def make_trainer(folder: str, dtype: str, layers: str, reuse: bool) -> TimedTrai
 
 
 def one_round(trainer: TimedTrainer, seed: int) -> dict[str, float]:
-    """Return the seconds of scoring a rollout of random tokens and of one of its updates."""
+    """Return the seconds of the forward pass over a rollout of random tokens and of one of its updates."""
     rng = random.Random(seed)
     prompts = [[rng.randrange(1000, 40000) for _ in range(rng.randint(16, 32))] for _ in range(COMPLETIONS)]
     completions = [[rng.randrange(1000, 40000) for _ in range(LENGTH)] for _ in range(COMPLETIONS)]
@@ -83,7 +83,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    print("| dtype | blocks with LoRA | trunk | score, s | update, s |\n|---|---|---|---|---|")
+    print("| dtype | blocks with LoRA | trunk | forward pass, s | update, s |\n|---|---|---|---|---|")
     for dtype in args.dtypes:
         with tempfile.TemporaryDirectory() as folder:
             trainers = [make_trainer(f"{folder}/{n}", dtype, *variant) for n, variant in enumerate(VARIANTS)]

@@ -25,8 +25,8 @@ def draw(run: Path) -> Path:
     device = json.loads((run / "policy" / "versions.json").read_text(encoding="utf-8"))["device"]
 
     figure = plots._new_figure(13.0, 4.5)
-    reward, kl, scores = figure.subplots(1, 3)
-    plots._style(reward, "Reward of the sampled replies", "reward model's score")
+    reward, kl, ratings = figure.subplots(1, 3)
+    plots._style(reward, "Reward of the sampled replies", "by the reward model")
     plots._line(reward, rows, "reward", plots.BLUE, "mean of 32 replies")
     plots._style(kl, "KL divergence from the start", "nats per reply")
     plots._line(kl, rows, "objective/kl", plots.GREEN, "mean of 32 replies")
@@ -35,15 +35,15 @@ def draw(run: Path) -> Path:
         plots._whole_numbers(ax.xaxis)
         plots._legend(ax)
 
-    plots._style(scores, "Annotator's score on held-out messages", "messages")
-    before, after = ([sample[key] for sample in samples] for key in ("score_before", "score_after"))
+    plots._style(ratings, "Annotator's rating on held-out messages", "messages")
+    before, after = ([sample[key] for sample in samples] for key in ("rating_before", "rating_after"))
     labels = [f"before, mean {fmean(before):.2f}", f"after, mean {fmean(after):.2f}"]
     bins = [i / 10 for i in range(11)]
-    scores.hist([before, after], bins=bins, color=[plots.MUTED, plots.ORANGE], label=labels, rwidth=0.85, zorder=2)
-    scores.set_xlabel("score of a reply", color=plots.MUTED, fontsize=9.5)
-    scores.set_xlim(0, 1)
-    plots._whole_numbers(scores.yaxis)
-    plots._legend(scores)
+    ratings.hist([before, after], bins=bins, color=[plots.MUTED, plots.ORANGE], label=labels, rwidth=0.85, zorder=2)
+    ratings.set_xlabel("rating of a reply", color=plots.MUTED, fontsize=9.5)
+    ratings.set_xlim(0, 1)
+    plots._whole_numbers(ratings.yaxis)
+    plots._legend(ratings)
 
     wins = results["win_rate"]
     command = f"hf-rlhf quickstart --minutes {flags['minutes']:g} --seed {flags['seed']}"

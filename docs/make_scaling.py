@@ -114,10 +114,13 @@ def settings(**flags) -> PPOConfig:
 def tables() -> str:
     """Return memory and time as Markdown."""
     memory = [
-        "| policy | base | fixed | + sampling | + scoring | + update | + update, checkpointing | peak, checkpointing |",
+        "| policy | base | fixed | + sampling | + forward pass | + update | + update, checkpointing | peak, checkpointing |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    seconds = ["| policy | sampling | scoring | update | iteration | tokens a second |", "|---|---|---|---|---|---|"]
+    seconds = [
+        "| policy | sampling | forward pass | update | iteration | tokens a second |",
+        "|---|---|---|---|---|---|",
+    ]
     plain, checkpointing = settings(), settings(gradient_checkpointing=True)
     for name, shape in SIZES.items():
         known = known_of(shape, plain)

@@ -103,7 +103,7 @@ class Trajectory:
 class Reward:
     """The reward of one completion: what the reward functions gave it, untouched."""
 
-    total: float | None  # weighted sum of the parts; None: unscored, and then the completion does not count
+    total: float | None  # weighted sum of the parts; None: no reward, and then the completion does not count
     parts: dict[str, float | None] = field(default_factory=dict)  # by name, unweighted, its tokens added up
     per_token: Tensor | None = None  # (T,) float64, the part of `total` that was given token by token, if any
     extra: dict[str, Any] = field(default_factory=dict)  # what reward functions logged about this completion

@@ -1,4 +1,4 @@
-"""Conversion of a row to token ids: the one way for checks, lengths, prompts, training and scoring."""
+"""Conversion of a row to token ids: the one way for checks, lengths, prompts, training and reward models."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rows as the ids that trl's trainers train on, so that training, the data report and scoring read a row alike."""
+"""Rows as the ids that trl's trainers train on: training, the data report and reward models read a row alike."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ class WinRate:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """Mean and sample standard deviation of some scores; `low` and `high` bound the mean at 95%."""
+    """Mean and sample standard deviation of some numbers; `low` and `high` bound the mean at 95%."""
 
     n: int
     mean: float
@@ -71,17 +71,17 @@ class BeforeAfter:
         )
 
 
-def win_rate(before_scores: Sequence[float], after_scores: Sequence[float], *, tie_margin: float = 1e-9) -> WinRate:
-    """Compare scores prompt by prompt; differences up to `tie_margin` are ties.
+def win_rate(before: Sequence[float], after: Sequence[float], *, tie_margin: float = 1e-9) -> WinRate:
+    """Compare ratings prompt by prompt; differences up to `tie_margin` are ties.
 
-    rate = (wins + ties / 2) / n, with the Wilson (1927) score interval. Raises `ValueError` where the scores are empty,
-    of different length or not finite.
+    rate = (wins + ties / 2) / n, with the Wilson (1927) score interval. Raises `ValueError` where the ratings are
+    empty, of different length or not finite.
     """
-    if len(before_scores) != len(after_scores):
-        raise ValueError(f"{len(before_scores)} scores before and {len(after_scores)} after: give one pair per prompt")
-    _check(before_scores, "before_scores")
-    _check(after_scores, "after_scores")
-    gains = [after - before for before, after in zip(before_scores, after_scores, strict=True)]
+    if len(before) != len(after):
+        raise ValueError(f"{len(before)} ratings before and {len(after)} after: give one pair per prompt")
+    _check(before, "before")
+    _check(after, "after")
+    gains = [later - earlier for earlier, later in zip(before, after, strict=True)]
     wins = sum(gain > tie_margin for gain in gains)
     losses = sum(gain < -tie_margin for gain in gains)
     ties = len(gains) - wins - losses
@@ -101,18 +101,20 @@ def wilson_interval(rate: float, n: int, z: float = Z_95) -> tuple[float, float]
     return max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale)
 
 
-def summarize(scores: Sequence[float]) -> Summary:
-    """Return mean +- z * std / sqrt(n) of scores. Raises `ValueError` where they are empty or not finite."""
-    _check(scores, "scores")
-    mean = fmean(scores)
-    std = stdev(scores) if len(scores) > 1 else 0.0
-    half = Z_95 * std / math.sqrt(len(scores))
-    return Summary(n=len(scores), mean=mean, std=std, low=mean - half, high=mean + half)
+def summarize(numbers: Sequence[float]) -> Summary:
+    """Return mean +- z * std / sqrt(n) of numbers. Raises `ValueError` where they are empty or not finite."""
+    _check(numbers, "numbers")
+    mean = fmean(numbers)
+    std = stdev(numbers) if len(numbers) > 1 else 0.0
+    half = Z_95 * std / math.sqrt(len(numbers))
+    return Summary(n=len(numbers), mean=mean, std=std, low=mean - half, high=mean + half)
 
 
-def _check(scores: Sequence[float], name: str) -> None:
-    if not scores:
+def _check(numbers: Sequence[float], name: str) -> None:
+    if not numbers:
         raise ValueError(f"{name} is empty: nothing was evaluated")
-    for i, score in enumerate(scores):
-        if not math.isfinite(score):
-            raise ValueError(f"{name}[{i}]={score} is not a finite number: score every reply before comparing")
+    for i, number in enumerate(numbers):
+        if not math.isfinite(number):
+            raise ValueError(
+                f"{name}[{i}]={number} is invalid: it is no finite number. Rate every reply before you compare."
+            )

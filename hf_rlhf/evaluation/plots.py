@@ -43,24 +43,24 @@ def plot_training(rows: Rows, path_png: str | Path, *, title: str = "PPO trainin
     return _save(figure, path_png)
 
 
-def plot_score_histogram(
-    before: Sequence[float], after: Sequence[float], path: str | Path, *, label: str = "annotator score"
+def plot_rating_histogram(
+    before: Sequence[float], after: Sequence[float], path: str | Path, *, label: str = "annotator rating"
 ) -> Path:
-    """Draw the two distributions of scores and their means into one PNG. Returns the path.
+    """Draw the two distributions of ratings and their means into one PNG. Returns the path.
 
     Raises `ValueError` where either is empty and `InputError` without matplotlib.
     """
     if not before or not after:
-        raise ValueError(f"{len(before)} scores before and {len(after)} after: both are needed for a histogram")
+        raise ValueError(f"{len(before)} ratings before and {len(after)} after: both are needed for a histogram")
     figure = _new_figure(10.0, 4.0)
     ax = figure.subplots()
     low, high = min(0.0, *before, *after), max(1.0, *before, *after)
     bins = [low + (high - low) * i / 20 for i in range(21)]
-    _style(ax, "Scores on held-out prompts, before and after training")
-    for scores, color, name in ((before, MUTED, "before"), (after, BLUE, "after")):
-        mean = fmean(scores)
-        ax.hist(scores, bins=bins, color=color, alpha=0.45, edgecolor="white", linewidth=0.8, zorder=2)
-        ax.hist(scores, bins=bins, histtype="step", color=color, linewidth=1.4, zorder=3)
+    _style(ax, "Ratings on held-out prompts, before and after training")
+    for ratings, color, name in ((before, MUTED, "before"), (after, BLUE, "after")):
+        mean = fmean(ratings)
+        ax.hist(ratings, bins=bins, color=color, alpha=0.45, edgecolor="white", linewidth=0.8, zorder=2)
+        ax.hist(ratings, bins=bins, histtype="step", color=color, linewidth=1.4, zorder=3)
         ax.axvline(mean, color=color, linewidth=1.8, linestyle=(0, (4, 2)), zorder=4, label=f"{name}, mean {mean:.2f}")
     ax.set_xlim(low, high)
     ax.set_xlabel(label, color=MUTED, fontsize=9.5)

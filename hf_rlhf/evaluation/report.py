@@ -22,13 +22,13 @@ class ReportFigure:
 
 @dataclass(frozen=True, slots=True)
 class SamplePair:
-    """One held-out prompt with the reply of each model and, where there are any, the annotator's scores."""
+    """One held-out prompt with the reply of each model and, where there are any, the annotator's ratings."""
 
     prompt: str
     before: str
     after: str
-    score_before: float | None = None
-    score_after: float | None = None
+    rating_before: float | None = None
+    rating_after: float | None = None
 
 
 def write_report(
@@ -100,7 +100,7 @@ tbody th { font-weight: 500; }
 figure { margin: 0 0 20px; }
 figure .card { background: #fff; padding: 10px; }
 img { display: block; width: 100%; max-width: 100%; height: auto; }
-figcaption, .score, .empty { color: var(--muted); font-size: 14px; }
+figcaption, .empty { color: var(--muted); font-size: 14px; }
 figcaption { margin-top: 8px; }
 .sample { margin-bottom: 16px; }
 .prompt { margin: 0; padding: 12px 18px; font-weight: 600; overflow-wrap: anywhere; }
@@ -156,8 +156,8 @@ pre { margin: 0; padding: 16px 18px; overflow-x: auto; font: 14px/1.5 ui-monospa
 <article class="card sample">
 <p class="prompt">{{ sample.prompt }}</p>
 <div class="replies">
-{% for name, text, score in (("Before", sample.before, sample.score_before), ("After", sample.after, sample.score_after)) %}
-<div class="reply"><header><span>{{ name }}</span>{% if score is not none %}<span>score {{ "%.2f" | format(score) }}</span>{% endif %}</header>
+{% for name, text, rating in (("Before", sample.before, sample.rating_before), ("After", sample.after, sample.rating_after)) %}
+<div class="reply"><header><span>{{ name }}</span>{% if rating is not none %}<span>rating {{ "%.2f" | format(rating) }}</span>{% endif %}</header>
 {% if text.strip() %}<p>{{ text }}</p>{% else %}<p class="empty">(empty reply)</p>{% endif %}
 </div>
 {% endfor %}

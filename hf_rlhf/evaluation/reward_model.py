@@ -30,18 +30,20 @@ class Pairs(NamedTuple):
         options = {name: columns[name] for name in ROW_OPTIONS if name in columns}
         return cls(prompts, columns["chosen"], columns["rejected"], options)
 
-    def scores(self, reward: Callable[..., list[float]], answers: list[Any]) -> list[float]:
+    def rewards(self, reward: Callable[..., list[float]], answers: list[Any]) -> list[float]:
         """Return the rewards of `chosen` or `rejected` by a function of TRL's contract."""
         return reward(**accepted(reward, {"prompts": self.prompts, "completions": answers, **self.options}))
 
 
 def reward_accuracy(reward: Callable[..., list[float]], pairs: Pairs) -> dict[str, float]:
-    """Return the share of pairs whose chosen answer scores higher, with a 95% Wilson interval, and the mean margin.
+    """Return the share of pairs whose chosen answer gets the higher reward, and the mean margin.
 
-    A tie counts half.
+    A tie counts half. The share has a 95% Wilson interval.
     """
-    chosen, rejected = pairs.scores(reward, pairs.chosen), pairs.scores(reward, pairs.rejected)
-    accuracy = preference_accuracy(*(torch.tensor(scores, dtype=torch.float64) for scores in (chosen, rejected))).item()
+    chosen, rejected = pairs.rewards(reward, pairs.chosen), pairs.rewards(reward, pairs.rejected)
+    accuracy = preference_accuracy(
+        *(torch.tensor(rewards, dtype=torch.float64) for rewards in (chosen, rejected))
+    ).item()
     margins = [c - r for c, r in zip(chosen, rejected, strict=True)]
     low, high = wilson_interval(accuracy, len(margins))
     return {

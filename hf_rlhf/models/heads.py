@@ -95,7 +95,7 @@ class ValueHead(nn.Module):
 
     @classmethod
     def from_score(cls, weight: Tensor, bias: Tensor | None = None) -> "ValueHead":
-        """Make the head whose value is a reward model's score: `weight` `(1, H)`, `bias` `(1,)`."""
+        """Make the head whose value is a reward model's reward: `weight` `(1, H)`, `bias` `(1,)`."""
         head = cls(weight.shape[1])
         with torch.no_grad():
             head.summary.weight.copy_(weight)

@@ -104,7 +104,7 @@ class PolicyWithValue(nn.Module):
         by the policy at temperature 1. With `trunk_states` of `sequences` (see the method) the passes of all roles that
         have the trunk begin above it.
         """
-        scoring = {
+        settings = {
             "temperature": temperature,
             "support": sequences.counted_support(),
             "vocab_size": self.config.get_text_config().vocab_size,
@@ -117,17 +117,17 @@ class PolicyWithValue(nn.Module):
         with compute_in_base_dtype(self.model):
             hidden = counted_states(base_of(self.model), sequences, entry)  # (N, H)
             head = logits_head(base_of(self.model))
-            scored = token_logprobs(hidden, ids, head, entropy=entropy, **scoring)
+            scored = token_logprobs(hidden, ids, head, entropy=entropy, **settings)
         kl = of_reference = of_texts = None
         if reference or full_kl:
-            of_reference, reference_hidden = self._by_reference(sequences, ids, entry, score=reference, **scoring)
+            of_reference, reference_hidden = self._by_reference(sequences, ids, entry, logprobs=reference, **settings)
             if full_kl:
                 with compute_in_base_dtype(self.model):
-                    kl = token_kl(hidden, head, reference_hidden, self._reference_head, **scoring)
+                    kl = token_kl(hidden, head, reference_hidden, self._reference_head, **settings)
         if texts is not None:
             with compute_in_base_dtype(self.model):
                 states = counted_states(base_of(self.model), texts)
-                of_texts = token_logprobs(states, counted_ids(texts), head, vocab_size=scoring["vocab_size"]).logprobs
+                of_texts = token_logprobs(states, counted_ids(texts), head, vocab_size=settings["vocab_size"]).logprobs
         of_states = self.critic(self.model, sequences, hidden, entry) if values else None
         return PolicyOutput(
             logprobs=_as_columns(scored.logprobs, sequences),
@@ -147,7 +147,7 @@ class PolicyWithValue(nn.Module):
 
     @torch.no_grad()
     def _by_reference(
-        self, sequences: Sequences, ids: Tensor, entry: TrunkStates | None, *, score: bool, **scoring: Any
+        self, sequences: Sequences, ids: Tensor, entry: TrunkStates | None, *, logprobs: bool, **settings: Any
     ) -> tuple[Tensor | None, Tensor]:
         """Return the reference's states `(N, H)` and, if wanted, its log-probabilities `(N,)`, of the counted tokens.
 
@@ -155,7 +155,7 @@ class PolicyWithValue(nn.Module):
         """
         with self.reference() as model:
             hidden = counted_states(base_of(model), sequences, entry if self.reference_has_trunk else None)
-            scored = token_logprobs(hidden, ids, logits_head(base_of(model)), **scoring).logprobs if score else None
+            scored = token_logprobs(hidden, ids, logits_head(base_of(model)), **settings).logprobs if logprobs else None
         return scored, hidden
 
     @contextmanager

@@ -1,6 +1,6 @@
 """Reward models: an adapter and score head on the policy's own backbone, or a separate sequence classifier.
 
-Both map token ids to one score a sequence, read at the last real token.
+Both map token ids to one reward for each sequence, read at the last real token.
 """
 
 import difflib
@@ -52,7 +52,7 @@ class SharedRewardModel:
 
     @torch.no_grad()
     def __call__(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Return scores `(B,)` in fp32 of right-padded `(B, L)` sequences."""
+        """Return rewards `(B,)` in fp32 of right-padded `(B, L)` sequences."""
         entry = self.trunk_states(input_ids, attention_mask)
         with use_adapter(self.model, self.name, inference=True), compute_in_base_dtype(self.model):
             last = _last_states(base_of(self.model), input_ids, attention_mask, self.pad_token_id, entry)
@@ -67,7 +67,7 @@ class SeparateRewardModel:
 
     @torch.no_grad()
     def __call__(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Return scores `(B,)` in fp32 of right-padded `(B, L)` sequences."""
+        """Return rewards `(B,)` in fp32 of right-padded `(B, L)` sequences."""
         classifier = base_of(self.model)
         with compute_in_base_dtype(self.model):
             if hasattr(classifier, "score"):  # a decoder: its own forward refuses a batch when it knows no padding id
@@ -170,13 +170,13 @@ def load_classifier(name_or_path: str, dtype, **kwargs: Any) -> Model:
     if missing := [key for key in info["missing_keys"] if key.split(".")[0] in ("score", "classifier")]:
         raise InputError(
             f"reward model {name_or_path!r} has no trained score head: {', '.join(missing)} is not in its weights, so "
-            "its scores would be random\nGive a model trained with `hf-rlhf reward` (or trl.RewardTrainer)."
+            "its rewards would be random\nGive a model trained with `hf-rlhf reward` (or trl.RewardTrainer)."
         )
     return classifier
 
 
 def score_head(folder: str | os.PathLike) -> Tensor:
-    """Return the score weight `(1, H)` in fp32 from a reward adapter's file."""
+    """Return the weight of the score head, `(1, H)` in fp32 from a reward adapter's file."""
     head = require_saved_head(folder)
     if len(head) != 1:
         raise InputError(

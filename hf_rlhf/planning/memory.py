@@ -261,7 +261,7 @@ def _forward_pass(model: MemoryModel, args: PPOConfig) -> float:
 
 
 def passed_at_once(args: PPOConfig) -> int:
-    """Return how many sequences a rank scores in one forward pass."""
+    """Return how many sequences of a rank one forward pass takes."""
     return min(args.rollout_forward_batch_size, args.rank_batch_size)
 
 

@@ -123,9 +123,10 @@ def _flops(dtype: torch.dtype, device: torch.device | str, products: Sequence[Pr
 def roofline(shape: ModelShape, size: IterationSize, machine: Machine, itemsize: int) -> dict[str, float]:
     """Return the fewest seconds that `sample`, `forward_pass` and `update` can take.
 
-    A decoding step reads every weight and the keys and values so far; all else is arithmetic. Scoring is a pass of the
-    policy with its critic, one of the reference and one of the reward model; a critic of its own is a pass more, here
-    and in an update. An update is a forward pass, and a backward pass that needs no gradient of the frozen weights.
+    A decoding step reads every weight and the keys and values so far; all else is arithmetic. `forward_pass` holds a
+    pass of the policy with its critic, one of the reference and one of the reward model; a critic of its own is a pass
+    more, here and in an update. An update is a forward pass, and a backward pass that needs no gradient of the frozen
+    weights.
     """
     length = size.prompt_length + size.completion_length
     adapter = size.lora_rank * shape.linear_features * size.trained_share

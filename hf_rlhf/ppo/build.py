@@ -137,7 +137,7 @@ def prepared_texts(dataset, tokenizer, args: PPOConfig):
 
 
 def require_scorable(rewards: Rewards, prepared, tokenizer, args: PPOConfig, source: str) -> None:
-    """Raise `InputError` for prepared prompts that a reward model could not score once they are answered.
+    """Raise `InputError` for prepared prompts that are too long for a reward model once they are answered.
 
     Tried are its chat template, and the longest prompt with a completion against its positions; of a stream, the first.
     """
@@ -257,7 +257,7 @@ def build_rewards(
 ) -> Rewards | None:
     """Make reward functions of what `PPOTrainer` got; None where it got none, for a loop that brings its rewards.
 
-    Raises `InputError` for sources that are no rewards, and for data that they could not score.
+    Raises `InputError` for sources that are no rewards, and for data that they cannot take.
     """
     if reward_funcs is None:
         return None

@@ -34,7 +34,7 @@ class Experience:
 
     sequences: Sequences
     kl_coef: float  # weight of the KL in this iteration
-    scores: Tensor  # (B,) paid on the last counted token, 0 where unscored
+    scores: Tensor  # (B,) paid on the last counted token, 0 without a reward
     scores_per_token: Tensor  # (B, T) paid besides on each token
     logprobs: Tensor  # (B, T) of the policy that sampled, by the trainer's own forward pass
     sampler_logprobs: Tensor  # (B, T) of the same tokens, by the sampler
@@ -255,8 +255,8 @@ def require_counted(mask: Tensor, iteration: int) -> None:
     """Raise `InputError` when no token `(B, T)` of an iteration counts, over all ranks; every rank takes part."""
     if not global_sum(mask.sum()):
         raise InputError(
-            f"no completion of iteration {iteration + 1} has a score and a token that counts: there is nothing to learn"
-            ". A reward of None is no score. Return a number for at least one, and do not mask all of its tokens"
+            f"no completion of iteration {iteration + 1} has a reward and a token that counts, so there is nothing to"
+            " learn. Return a number and not None for at least one completion, and do not mask all of its tokens."
         )
 
 

@@ -28,12 +28,12 @@ METRICS: dict[str, str] = {
     "objective/rlhf_reward": "Mean over completions of score plus KL penalty.",
     "reward": "Mean weighted sum of the rewards, before scaling and penalties.",
     "reward_std": "Standard deviation of that sum over completions.",
-    "rewards/<name>/mean": "Mean of one reward over the completions it scored.",
+    "rewards/<name>/mean": "Mean of one reward over the completions that it gave a number.",
     "rewards/<name>/std": "Its standard deviation.",
-    "rewards/unscored": "Share of completions that no reward scored; they do not count.",
+    "rewards/unscored": "Share of completions without a reward; they do not count.",
     "policy/updates": "Optimizer updates made in the iteration.",
     "policy/skipped_updates": "Updates not made because their mean ratio was above ratio_threshold.",
-    "policy/empty_updates": "Updates not made because nothing in their minibatch counts: all of it is unscored or"
+    "policy/empty_updates": "Updates not made because nothing in their minibatch counts: all of it is without reward or"
     " masked.",
     "nonfinite_updates": "Updates of the whole run that were not made because their loss or gradients were NaN or"
     " infinite.",
@@ -108,7 +108,7 @@ def evaluation_metrics(
 
 
 def mean_sequence_kl(experience: Experience) -> float:
-    """Return mean over the scored completions of all ranks of the KL summed over counted tokens, in nats."""
+    """Return mean over the counted completions of all ranks of the KL summed over counted tokens, in nats."""
     return global_mean(masked_sum(experience.kl, experience.mask, dim=1), experience.mask.any(dim=1)).item()
 
 

@@ -85,7 +85,7 @@ class ScoreShaper:
         self.moments: Moments | None = None
 
     def shape(self, rewards: Sequence[Reward], trajectories: Sequence[Trajectory]) -> list[Score | None]:
-        """Return the score of each reward, None for the unscored, by moments that hold these rewards already.
+        """Return the score of each reward, None without a reward, by moments that hold these rewards already.
 
         Every rank gives its own completions and takes part; all hold the same moments, of the rewards of all. A reward
         that was given token by token is divided by token as the whole is. What centering, clipping and penalties

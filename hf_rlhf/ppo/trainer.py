@@ -249,7 +249,7 @@ class PPOTrainer(ManualLoop):
             return collect(self.engine, rows, self.processing_class, self.args.sampling, seeds, kwargs)
 
     def compute_rewards(self, trajectories: Sequence[Trajectory]) -> list[Reward]:
-        """Return the reward of each completion; its `total` is None where no reward function scored it."""
+        """Return the reward of each completion; its `total` is None where no reward function gave a number."""
         if self.rewards is None:
             raise InputError("no reward: give reward_funcs, or write a loop with generate() and step()")
         with self.iteration_log.timed("reward"), self.kept_states.share(trajectories):

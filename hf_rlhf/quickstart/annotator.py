@@ -62,7 +62,7 @@ class Preference:
 class CheerfulAnnotator:
     """A person who prefers short, warm, cheerful replies, and whose choices are partly random.
 
-    score = warmth * brevity * craft, each in [0, 1]:
+    rating = warmth * brevity * craft, each in [0, 1]:
 
     - warmth  = 0.2 + 0.8 * (1 - exp(-n / 2)); n = distinct warm word families and phrases, not negated,
                 plus one when n > 0 and there is an exclamation mark.
@@ -70,8 +70,8 @@ class CheerfulAnnotator:
     - craft   = fluency^2 * density * glue * tidiness: no repetition, warm words inside sentences rather than alone,
                 enough small words to hold a sentence together, real letters and ordinary punctuation.
 
-    `noise` is the temperature of the choice (see `prefer`): 0 always takes the higher score. Two replies whose scores
-    differ by no more than `tie_margin` are alike to this annotator.
+    `noise` is the temperature of the choice (see `prefer`): 0 always takes the higher rating. Two replies whose
+    ratings differ by no more than `tie_margin` are alike to this annotator.
     """
 
     noise: float = 0.1
@@ -81,11 +81,11 @@ class CheerfulAnnotator:
     def __post_init__(self) -> None:
         if not (math.isfinite(self.noise) and self.noise >= 0):
             raise ValueError(
-                f"noise={self.noise} must be a finite number of at least 0; 0 always prefers the higher score"
+                f"noise={self.noise} must be a finite number of at least 0; 0 always prefers the higher rating"
             )
 
-    def score(self, completion: str, finished: bool = True) -> float:
-        """Return this annotator's liking of a reply, in [0, 1]. The same text always gets the same score."""
+    def rate(self, completion: str, finished: bool = True) -> float:
+        """Return this annotator's rating of a reply, in [0, 1]. The same text always gets the same rating."""
         words = _words(completion)
         if not words:
             return 0.0
@@ -101,11 +101,11 @@ class CheerfulAnnotator:
     def prefer(self, prompt: str, a: Candidate, b: Candidate) -> Preference | None:
         """Choose between two replies, or give None where both are alike.
 
-        P(a preferred) = sigmoid((score(a) - score(b)) / noise)  (Bradley and Terry 1952). The draw comes from
+        P(a preferred) = sigmoid((rate(a) - rate(b)) / noise)  (Bradley and Terry 1952). The draw comes from
         (seed, prompt, the two replies as a set), so it is reproducible and does not depend on the order of a and b.
         """
         first, second = sorted((a, b))
-        margin = self.score(first.text, first.finished) - self.score(second.text, second.finished)
+        margin = self.rate(first.text, first.finished) - self.rate(second.text, second.finished)
         if abs(margin) < max(self.tie_margin, 1e-9):  # equal but for rounding
             return None
         p_first = _sigmoid(margin / self.noise) if self.noise > 0 else float(margin > 0)

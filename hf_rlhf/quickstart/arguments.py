@@ -60,7 +60,7 @@ class QuickstartArguments:
     max_completion_length: int = flag(32, "Longest reply, in tokens.")
     temperature: float = flag(0.7, "Sampling temperature, in every stage.")
     annotator_noise: float = flag(0.05, "Temperature of the annotator's choice; 0 always takes the better reply.")
-    annotator_tie_margin: float = flag(0.1, "Scores closer than this give no preference.")
+    annotator_tie_margin: float = flag(0.1, "Ratings closer than this give no preference.")
     max_preferences: int | None = flag(None, "Preferences to train the reward model on, at most; 400 at the full size.")
     lora_target_modules: str = flag("q_proj,v_proj,o_proj", "Layers that get LoRA, separated by commas.")
     reward_learning_rate: float = flag(5e-4, "Peak learning rate of the reward model.")

@@ -57,8 +57,8 @@ class Comparison:
             return BeforeAfter(name, before, after, digits, percent)
 
         return [
-            row(f"{judge_name} score (0 to 1)", lambda side: side.judgements),
-            row("reward model score", lambda side: side.rewards),
+            row(f"{judge_name} rating (0 to 1)", lambda side: side.judgements),
+            row("reward by the reward model", lambda side: side.rewards),
             row("replies finished", lambda side: [t.completion.stopped for t in side.trajectories], 0, True),
             row("length (tokens)", lambda side: [len(t.completion.ids) for t in side.trajectories], 1),
             row("distinct word pairs", lambda side: [fluency(t.text) for t in side.trajectories], 0, True),
@@ -88,7 +88,7 @@ def measure_side(
         sampling: the same for both sides.
         seeds: one a row, the same for both sides.
         adapter: whether it is on.
-        judge: scores one completion.
+        judge: rates one completion.
         reward: by TRL's reward-function contract.
         chat_template_kwargs: those that the prompts were rendered with.
     """

@@ -47,14 +47,14 @@ class Plan:
         tokens, held_out = args.max_completion_length, len(quickstart_prompts()["test"])
         replies = {split: len(texts) * size.candidates_per_prompt for split, texts in messages_of(args).items()}
         sampling = speed.replies(ROLLOUT_SIZE, ROLLOUT_SIZE, tokens)
-        scoring = 3 * speed.forward  # by the policy, the reference and the reward model
+        passes = 3 * speed.forward  # by the policy, the reference and the reward model
         return {
             CANDIDATES: speed.load + sum(speed.replies(count, BATCH_SIZE, tokens) for count in replies.values()),
             PREFERENCES: 1.0,
             REWARD_MODEL: 2 * speed.load + 2 * (size.max_preferences * speed.update + replies["test"] * speed.forward),
             POLICY: 2 * speed.load
-            + size.ppo_iterations * (sampling + ROLLOUT_SIZE * (scoring + args.num_ppo_epochs * speed.update)),
-            EVALUATION: 2 * speed.load + 2 * (speed.replies(held_out, held_out, tokens) + held_out * scoring),
+            + size.ppo_iterations * (sampling + ROLLOUT_SIZE * (passes + args.num_ppo_epochs * speed.update)),
+            EVALUATION: 2 * speed.load + 2 * (speed.replies(held_out, held_out, tokens) + held_out * passes),
         }
 
     @property

@@ -61,7 +61,7 @@ def _measured(
                 args.sampling,
                 [row_seed(args.seed, "evaluation", number) for number in range(len(rows))],
                 adapter=SIDES[name],
-                judge=lambda trajectory: annotator.score(trajectory.text, trajectory.completion.stopped),
+                judge=lambda trajectory: annotator.rate(trajectory.text, trajectory.completion.stopped),
                 reward=LearnedReward(scorer, tokenizer, device=current_device()),
             )
 

@@ -52,8 +52,8 @@ def _samples(comparison: Comparison) -> list[SamplePair]:
     """Return every held-out message in the order of the file, without any selection."""
     before, after = comparison.before, comparison.after
     return [
-        SamplePair(b.row["text"], _as_shown(b), _as_shown(a), score_b, score_a)
-        for b, a, score_b, score_a in zip(
+        SamplePair(b.row["text"], _as_shown(b), _as_shown(a), rating_b, rating_a)
+        for b, a, rating_b, rating_a in zip(
             before.trajectories, after.trajectories, before.judgements, after.judgements, strict=True
         )
     ]
@@ -121,15 +121,15 @@ def write_results(
 
 
 def _draw_figures(root: Path, comparison: Comparison, policy: Path) -> list[ReportFigure]:
-    from hf_rlhf.evaluation.plots import plot_score_histogram, plot_training
+    from hf_rlhf.evaluation.plots import plot_rating_histogram, plot_training
 
     curves = plot_training(iteration_rows(policy), policy / CURVES_FILE)
-    scores = plot_score_histogram(
-        comparison.before.judgements, comparison.after.judgements, root / "scores.png", label="annotator score"
+    ratings = plot_rating_histogram(
+        comparison.before.judgements, comparison.after.judgements, root / "ratings.png", label="annotator rating"
     )
     return [
         ReportFigure(curves, "Training: reward by the reward model, KL to the start, critic and lengths."),
-        ReportFigure(scores, "Annotator scores of replies to held-out messages, before and after."),
+        ReportFigure(ratings, "Annotator ratings of replies to held-out messages, before and after."),
     ]
 
 
@@ -152,8 +152,8 @@ def _notes(reward_model: Path, settings: dict[str, Any], system_message: str) ->
         f" preferences (95% interval {accuracy['eval_accuracy_low']:.0%} to {accuracy['eval_accuracy_high']:.0%}).",
         "The annotator is a program that counts warm words in short, finished, non-repeating replies; it knows nothing"
         " of truth, and neither does what was learned from it.",
-        "PPO trained against the reward model, not against the annotator: where their scores part, the reward model was"
-        " exploited.",
+        "PPO trained against the reward model, not against the annotator: where the reward rises and the annotator's"
+        " rating does not, the policy exploited the reward model.",
     ]
 
 

@@ -53,16 +53,16 @@ from hf_rlhf.training.trl_setup import (
 
 RESULT_FILE = "evaluation.json"
 _PROBE_ROWS = 8
-_ROUNDING, _BF16_ROUNDING = 1e-3, 5e-2  # by how much scores may differ, relatively, where all computes in fp32, or not
+_ROUNDING, _BF16_ROUNDING = 1e-3, 5e-2  # by how much rewards may differ, relatively, where all computes in fp32, or not
 RESULTS = {
     "train_rows": "Pairs that were trained on.",
-    "reload_gap": f"Largest difference between the scores of {_PROBE_ROWS} training pairs in memory and after the saved"
-    " model was loaded again: 0 but for rounding.",
-    "eval_accuracy": "Share of the evaluation pairs in which the chosen completion has the higher score; a tie counts"
+    "reload_gap": f"Largest difference between the rewards of {_PROBE_ROWS} training pairs in memory and after the"
+    " saved model was loaded again: 0 but for rounding.",
+    "eval_accuracy": "Share of the evaluation pairs in which the chosen completion has the higher reward; a tie counts"
     " half.",
     "eval_accuracy_low": "Lower bound of its 95 % interval (Wilson).",
     "eval_accuracy_high": "Upper bound of it.",
-    "eval_margin": "Mean score of the chosen completion minus that of the rejected one.",
+    "eval_margin": "Mean reward of the chosen completion minus that of the rejected one.",
     "eval_rows": "Pairs that were evaluated.",
 }
 """Results of `train_reward_model`; without an evaluation set, the first two."""
@@ -74,7 +74,7 @@ def train_reward_model(script: RewardArguments, training: RewardTrainingArgument
     """Train a reward model and save adapter, score head, tokenizer, evaluation and card to `training.output_dir`.
 
     With LoRA, `merged/` beside the adapter is a plain `AutoModelForSequenceClassification`. The saved model is loaded
-    again and must give the scores that it gave in memory.
+    again and must give the rewards that it gave in memory.
 
     Raises `InputError` for anything wrong in the flags or the data, before training starts.
     """
@@ -119,14 +119,14 @@ def _train(
     trained = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)  # without Trainer's autocast
     probe = Pairs.from_dataset(train_set.select(range(min(_PROBE_ROWS, len(train_set)))))
     in_memory = LearnedReward(_OwnForward(trained), tokenizer, device=training.device)
-    expected = probe.scores(in_memory, probe.chosen)  # by every rank, since each may hold a shard of the weights
+    expected = probe.rewards(in_memory, probe.chosen)  # by every rank, since each may hold a shard of the weights
     metrics = {"train_rows": float(len(train_set))}
     if trainer.is_world_process_zero():
         write_settings(folder, training, model, script)
         as_trained = model.load_kwargs() | {"dtype": base_of(trained).dtype}
         scorer, reward = _reload(folder, as_trained, training)
         rounding = _BF16_ROUNDING if _fsdp_casts_weights(trainer) else _ROUNDING
-        metrics["reload_gap"] = _require_equal_scores(folder, expected, probe.scores(reward, probe.chosen), rounding)
+        metrics["reload_gap"] = _require_equal_rewards(folder, expected, probe.rewards(reward, probe.chosen), rounding)
         if eval_set is not None:
             metrics |= reward_accuracy(reward, Pairs.from_dataset(eval_set))
         if script.save_merged:
@@ -158,24 +158,24 @@ def _reload(folder: Path, load_kwargs: dict[str, Any], training) -> tuple[Separa
 
 
 def _fsdp_casts_weights(trainer) -> bool:
-    """Return whether FSDP computes in another dtype than that of the weights (`bf16`): then so do scores in memory."""
+    """Return whether FSDP computes in another dtype than that of the weights (`bf16`): then so do rewards in memory."""
     plugin: Any = getattr(trainer.accelerator.state, "fsdp_plugin", None)
     return plugin is not None and plugin.mixed_precision_policy is not None
 
 
-def _require_equal_scores(folder: Path, expected: list[float], found: list[float], rounding: float) -> float:
-    """Return the largest difference between the scores in memory and after loading; raise above relative `rounding`."""
+def _require_equal_rewards(folder: Path, expected: list[float], found: list[float], rounding: float) -> float:
+    """Return the largest difference of the rewards in memory and after loading; raise above relative `rounding`."""
     gap = max(abs(a - b) for a, b in zip(expected, found, strict=True))
     if gap > rounding * max(1.0, *map(abs, expected)):
         raise RuntimeError(
-            f"the reward model saved in {folder} scores {_PROBE_ROWS} training pairs differently after loading (largest"
-            f" difference {gap:.3g}). Do not use it"
+            f"the reward model saved in {folder} gives {_PROBE_ROWS} training pairs other rewards after loading"
+            f" (largest difference {gap:.3g}). Do not use it"
         )
     return gap
 
 
 class _OwnForward:
-    """The trained model's scores by its own forward pass, as `RewardTrainer` saw them."""
+    """The trained model's rewards by its own forward pass, as `RewardTrainer` saw them."""
 
     def __init__(self, model):
         self.model = model.eval()

@@ -1,7 +1,7 @@
 """TRL's contract for reward functions, and the weighted sum of several.
 
 The contract: `fn(prompts, completions, ...) -> list`, sync or async, with one value for each completion: a number; a
-list of numbers, one for each of its tokens; or None, unscored. Anything else, NaN and infinity included, ends the run.
+list of numbers, one for each of its tokens; or None for no reward. Anything else ends the run, NaN and infinity too.
 
 A completion is the whole answer: where the chat template begins it in the generation prompt (`<think>`), it begins so.
 
@@ -76,7 +76,7 @@ class Rewards:
     ) -> ComputedRewards:
         """Call all reward functions on `B` trajectories and return one `Reward` for each.
 
-        Its `total` is the weighted sum of all parts, and None where no function scored the completion.
+        Its `total` is the weighted sum of all parts, and None where no function gave the completion a reward.
         """
         if not trajectories:
             return ComputedRewards([], {})

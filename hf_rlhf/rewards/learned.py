@@ -32,10 +32,10 @@ class LearnedReward:
     included.
 
     Args:
-        model: `(input_ids (B, L), attention_mask (B, L)) -> scores (B,)`, right-padded.
+        model: `(input_ids (B, L), attention_mask (B, L)) -> rewards (B,)`, right-padded.
         tokenizer: the reward model's.
         name: under which the reward is logged.
-        batch_size: sequences scored at once.
+        batch_size: sequences in one pass.
         max_length: most tokens a sequence may have, such as the model's positions; None for no limit.
         device: where the model is.
     """
@@ -58,14 +58,14 @@ class LearnedReward:
         self.device = device
 
     def __call__(self, prompts: Sequence[Prompt], completions: Sequence[Any], **columns: Any) -> list[float]:
-        """Return one score for each completion; see `hf_rlhf.rewards.contract`.
+        """Return one reward for each completion; see `hf_rlhf.rewards.contract`.
 
         Raises `InputError` when one is too long, and when the chat template refuses one.
         """
         options = _options(prompts, columns)
-        ids = [self._score_ids(*row) for row in zip(prompts, completions, options, strict=True)]
+        ids = [self._text_ids(*row) for row in zip(prompts, completions, options, strict=True)]
         self._require_short_enough(ids, prompts, completions)
-        scores = torch.empty(len(ids))
+        rewards = torch.empty(len(ids))
         by_length = sorted(range(len(ids)), key=lambda b: len(ids[b]))
         for start in range(0, len(ids), self.batch_size):
             rows = by_length[start : start + self.batch_size]
@@ -73,8 +73,8 @@ class LearnedReward:
             input_ids = pad_sequences(batch, self.tokenizer.pad_token_id or 0).to(self.device)
             lengths = torch.tensor(list(map(len, batch)))
             attention_mask = lengths_to_mask(lengths, input_ids.shape[1]).long().to(self.device)
-            scores[rows] = self.model(input_ids, attention_mask).float().cpu()
-        return scores.tolist()
+            rewards[rows] = self.model(input_ids, attention_mask).float().cpu()
+        return rewards.tolist()
 
     def tokenize(self, prompt: Prompt, completion: Any, **options: Any) -> list[int]:
         """Return the ids of prompt + completion: messages by the chat template, plain text with one end token.
@@ -93,7 +93,7 @@ class LearnedReward:
         same_tokens: bool,
         lengths: Sequence[int] | None = None,
     ) -> None:
-        """Raise `InputError` for prompts that could not be scored once they are answered.
+        """Raise `InputError` for prompts that would be too long for the reward model once they are answered.
 
         Args:
             prompts: one or more, all text or all messages.
@@ -140,7 +140,7 @@ class LearnedReward:
             )
         return lengths
 
-    def _score_ids(self, prompt: Prompt, completion: Any, options: Mapping[str, Any]) -> list[int]:
+    def _text_ids(self, prompt: Prompt, completion: Any, options: Mapping[str, Any]) -> list[int]:
         try:
             return self.tokenize(prompt, completion, **options)
         except RefusedByTemplate as refusal:

@@ -82,16 +82,16 @@ def require_functions(rewards: Rewards) -> None:
 def separate_dtypes(rewards: Rewards) -> dict[str, torch.dtype]:
     """Return the dtype of each reward model that has a base of its own, by the reward's name."""
     return {
-        name: base_of(scorer.model).dtype
-        for name, scorer in reward_models(rewards).items()
-        if isinstance(scorer, SeparateRewardModel)
+        name: base_of(each.model).dtype
+        for name, each in reward_models(rewards).items()
+        if isinstance(each, SeparateRewardModel)
     }
 
 
 def reward_models(rewards: Rewards) -> dict[str, Callable[..., Any]]:
     """Return the models among the rewards, by the reward's name.
 
-    Each of them scores token ids, such as a `SharedRewardModel`.
+    Each of them takes token ids, such as a `SharedRewardModel`.
     """
     return {
         name: function.model
@@ -103,7 +103,7 @@ def reward_models(rewards: Rewards) -> dict[str, Callable[..., Any]]:
 def _function(
     source: Any, tokenizer, number: int, policy: Model | None, device: torch.device, share_base: bool
 ) -> RewardFunction:
-    if isinstance(source, TextClassificationPipeline):  # its own call gives labels, and squashes the score
+    if isinstance(source, TextClassificationPipeline):  # its own call gives labels, and squashes the logit
         source, tokenizer = source.model, tokenizer or source.tokenizer
     if isinstance(source, (str, os.PathLike)):
         path = os.fspath(source)
@@ -112,7 +112,7 @@ def _function(
         dtype = native_dtype(device)
         if not share_base and policy is not None and is_peft_model(policy) and stands_on(adapter_folder(path), policy):
             dtype = base_of(policy).dtype
-        scorer, loaded_tokenizer = load_reward_model(
+        model, loaded_tokenizer = load_reward_model(
             path, policy=policy if share_base else None, name=adapter, dtype=dtype
         )
         tokenizer = tokenizer or loaded_tokenizer
@@ -125,7 +125,7 @@ def _function(
                 f"the reward model {type(source).__name__} was loaded from no folder that could hold its tokenizer; "
                 "give the tokenizer in reward_processing_classes"
             )
-        scorer = SeparateRewardModel(source)
+        model = SeparateRewardModel(source)
         tokenizer = tokenizer or load_tokenizer(path, distinct_padding=False)
     elif callable(source) and not isinstance(source, Pipeline):
         return source
@@ -135,6 +135,6 @@ def _function(
             " of numbers, a transformers sequence classifier with num_labels=1, a text-classification pipeline of one,"
             " or the folder or Hub name of a trained reward model"
         )
-    if isinstance(scorer, SeparateRewardModel):
-        scorer.model.to(device)
-    return LearnedReward(scorer, tokenizer, name=name, max_length=positions(scorer.model), device=device)
+    if isinstance(model, SeparateRewardModel):
+        model.model.to(device)
+    return LearnedReward(model, tokenizer, name=name, max_length=positions(model.model), device=device)

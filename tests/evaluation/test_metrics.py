@@ -40,13 +40,13 @@ def test_wilson_interval_stays_inside_and_has_width_at_the_ends(rate):
 @pytest.mark.parametrize(
     ("before", "after", "message"),
     [
-        ([0.1], [0.1, 0.2], "1 scores before and 2 after"),
+        ([0.1], [0.1, 0.2], "1 ratings before and 2 after"),
         ([], [], "empty"),
-        ([0.1], [math.nan], r"after_scores\[0\]=nan"),
-        ([math.inf], [0.0], r"before_scores\[0\]=inf"),
+        ([0.1], [math.nan], r"after\[0\]=nan"),
+        ([math.inf], [0.0], r"before\[0\]=inf"),
     ],
 )
-def test_bad_scores_are_refused(before, after, message):
+def test_bad_ratings_are_refused(before, after, message):
     with pytest.raises(ValueError, match=message):
         win_rate(before, after)
 
@@ -59,7 +59,7 @@ def test_summary_by_hand():
     assert summary.mean - summary.low == pytest.approx(1.959964)
 
 
-def test_summary_of_one_score_and_of_none():
+def test_summary_of_one_number_and_of_none():
     assert summarize([0.4]).std == 0.0
     with pytest.raises(ValueError, match="empty"):
         summarize([])

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from hf_rlhf.errors import InputError
-from hf_rlhf.evaluation.plots import DPI, plot_score_histogram, plot_training
+from hf_rlhf.evaluation.plots import DPI, plot_rating_histogram, plot_training
 
 pytest.importorskip("matplotlib")
 
@@ -71,14 +71,14 @@ def test_only_panels_without_data_say_not_logged(tmp_path, monkeypatch):
 
 
 def test_histogram(tmp_path):
-    path = plot_score_histogram([0.1, 0.2, 0.2], [0.7, 0.8, 1.0], tmp_path / "scores.png")
+    path = plot_rating_histogram([0.1, 0.2, 0.2], [0.7, 0.8, 1.0], tmp_path / "ratings.png")
     assert png_size(path) == (10 * DPI, 4 * DPI)
     assert path.stat().st_size > 8_000
 
 
 def test_histogram_needs_both_sides(tmp_path):
-    with pytest.raises(ValueError, match="0 scores before"):
-        plot_score_histogram([], [0.5], tmp_path / "scores.png")
+    with pytest.raises(ValueError, match="0 ratings before"):
+        plot_rating_histogram([], [0.5], tmp_path / "ratings.png")
 
 
 def test_no_matplotlib_names_the_extra(tmp_path, monkeypatch):

@@ -39,7 +39,7 @@ def report(tmp_path):
         fields = {
             "title": "A run",
             "headline": "It got better.",
-            "summary_rows": [BeforeAfter("annotator score", 0.25, 0.8)],
+            "summary_rows": [BeforeAfter("annotator rating", 0.25, 0.8)],
             "figures": [ReportFigure(tmp_path / "curve.png", "Reward over iterations")],
             "samples": [SamplePair("Hello", "no", "yes", 0.1, 0.9)],
             "settings": {"lr": 5e-4},
@@ -55,13 +55,13 @@ def test_the_page_says_what_changed(report):
     for words in (
         "A run",
         "It got better.",
-        "annotator score",
+        "annotator rating",
         "0.25",
         "0.80",
         "+0.55",
         "Hello",
         "yes",
-        "score 0.90",
+        "rating 0.90",
         "lr",
     ):
         assert words in page.text

@@ -27,7 +27,7 @@ def test_accuracy_is_measured_with_the_tools_of_a_row():
 
 def test_a_function_that_takes_no_tools_gets_none():
     pairs = Pairs.from_dataset(rows(tools="[1]"))
-    assert pairs.scores(lambda prompts, completions: [7.0], pairs.chosen) == [7.0]
+    assert pairs.rewards(lambda prompts, completions: [7.0], pairs.chosen) == [7.0]
 
 
 def test_whole_texts_have_an_empty_prompt():

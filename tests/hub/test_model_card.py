@@ -100,7 +100,7 @@ def test_policy_body():
         r"| \_\_odd\_\_ | a\|b |",
         "](my%20curves.png)",
         "The reward came from someone/judge.",
-        "After (score 0.90):\n\n```text\nyes\n```",
+        "After (rating 0.90):\n\n```text\nyes\n```",
         "came from a program and not from people",
         "not meant for production",
         "- Only English.",

@@ -27,7 +27,7 @@ variance."""
 
 
 def number_reward(prompts, completions, number, **columns):
-    """A score that needs the right row's column, and leaves some rows unscored."""
+    """A reward that needs the right row's column, and gives some rows none."""
     texts = [completion[0]["content"] for completion in completions]
     return [None if n % 5 == 0 else text.split().count("happy") - n / 10 for n, text in zip(number, texts, strict=True)]
 

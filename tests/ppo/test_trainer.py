@@ -233,7 +233,7 @@ def test_a_reward_that_is_no_number_ends_the_run_and_is_named(tmp_path, bad):
 
 
 def test_an_iteration_without_any_score_is_an_error(tmp_path):
-    with pytest.raises(InputError, match="no completion of iteration 1 has a score"):
+    with pytest.raises(InputError, match="no completion of iteration 1 has a reward"):
         make_trainer(tmp_path, reward=lambda prompts, **_: [None] * len(prompts)).train()
 
 

@@ -38,51 +38,51 @@ HACKS = [
 
 
 @pytest.mark.parametrize("reply", GOOD)
-def test_short_warm_replies_score_high(reply):
-    assert 0.75 < CheerfulAnnotator().score(reply, finished=True) <= 1.0
+def test_short_warm_replies_are_rated_high(reply):
+    assert 0.75 < CheerfulAnnotator().rate(reply, finished=True) <= 1.0
 
 
 @pytest.mark.parametrize("reply", NEUTRAL)
-def test_neutral_replies_score_low_to_middle(reply):
-    assert 0.1 <= CheerfulAnnotator().score(reply, finished=True) <= 0.35
+def test_neutral_replies_are_rated_low_to_middle(reply):
+    assert 0.1 <= CheerfulAnnotator().rate(reply, finished=True) <= 0.35
 
 
 @pytest.mark.parametrize("reply", HACKS)
-def test_hacks_score_low(reply):
-    assert CheerfulAnnotator().score(reply, finished=True) < 0.4
+def test_hacks_are_rated_low(reply):
+    assert CheerfulAnnotator().rate(reply, finished=True) < 0.4
 
 
 @pytest.mark.parametrize("reply", GOOD)
-def test_a_reply_that_was_cut_off_scores_low(reply):
-    assert CheerfulAnnotator().score(reply, finished=False) < 0.4
+def test_a_reply_that_was_cut_off_is_rated_low(reply):
+    assert CheerfulAnnotator().rate(reply, finished=False) < 0.4
 
 
 @pytest.mark.parametrize("reply", ["", "   ", "123 456", "\n"])
-def test_a_reply_without_words_scores_zero(reply):
-    assert CheerfulAnnotator().score(reply) == 0.0
+def test_a_reply_without_words_is_rated_zero(reply):
+    assert CheerfulAnnotator().rate(reply) == 0.0
 
 
-def test_score_by_hand():
+def test_rating_by_hand():
     # lovely, hope, enjoy and the exclamation mark: n = 4, and every other factor is 1.
-    score = CheerfulAnnotator().score("That sounds lovely! I hope you enjoy every minute of it.")
-    assert score == pytest.approx(0.2 + 0.8 * (1 - math.exp(-2)))
+    rating = CheerfulAnnotator().rate("That sounds lovely! I hope you enjoy every minute of it.")
+    assert rating == pytest.approx(0.2 + 0.8 * (1 - math.exp(-2)))
 
 
 def test_forms_of_one_word_count_once():
     annotator = CheerfulAnnotator()
-    one = annotator.score("I am happy that the long walk to the market was so short today.")
-    two = annotator.score("I am happily happy that the long walk to the market was so short.")
+    one = annotator.rate("I am happy that the long walk to the market was so short today.")
+    two = annotator.rate("I am happily happy that the long walk to the market was so short.")
     assert two == pytest.approx(one)
 
 
-def test_long_replies_score_less():
+def test_long_replies_are_rated_lower():
     numbers = "and then we walked past one more old house by the river bank"
     annotator = CheerfulAnnotator()
     short = "I am glad you are happy with the fun garden."
     long = (
         short + " " + " ".join(f"{word}{suffix}" for suffix in ("", "s", "es", "ed") for word in numbers.split()) + "."
     )
-    assert annotator.score(long) < 0.5 * annotator.score(short)
+    assert annotator.rate(long) < 0.5 * annotator.rate(short)
 
 
 def test_fluency_by_hand():
@@ -117,7 +117,7 @@ def test_the_same_text_finished_is_preferred_to_cut_off():
 def test_noise_frequency_follows_bradley_terry():
     annotator = CheerfulAnnotator(noise=0.5, seed=1)
     better, worse = Candidate(GOOD[0]), Candidate(NEUTRAL[0])
-    expected = 1 / (1 + math.exp(-(annotator.score(better.text) - annotator.score(worse.text)) / 0.5))
+    expected = 1 / (1 + math.exp(-(annotator.rate(better.text) - annotator.rate(worse.text)) / 0.5))
     n = 4000
     draws = [annotator.prefer(f"prompt {i}", worse, better) for i in range(n)]
     wins = sum(draw is not None and draw.chosen == better for draw in draws)
