@@ -222,7 +222,7 @@ class Sequences:
         rows, columns = self.counted
         by_row = [None if row is None else list(row) for row in self.support]
         return [
-            None if (of_row := by_row[b]) is None else of_row[t]
+            None if (allowed := by_row[b]) is None else allowed[t]
             for b, t in zip(rows.tolist(), columns.tolist(), strict=True)
         ]
 

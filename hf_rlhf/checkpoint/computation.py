@@ -52,13 +52,13 @@ class Computation(NamedTuple):
         return cls(facts.get("device", ""), facts.get("dtypes", {}))
 
 
-def require_same_dtypes(of_ranks: Sequence[Mapping[str, str]]) -> None:
+def require_same_dtypes(rank_dtypes: Sequence[Mapping[str, str]]) -> None:
     """Raise `InputError` where ranks compute in different dtypes, as `native` is on machines of several kinds."""
-    roles = dict.fromkeys(role for dtypes in of_ranks for role in dtypes)  # in order, each once
-    if several := [role for role in roles if len({dtypes.get(role) for dtypes in of_ranks}) > 1]:
+    roles = dict.fromkeys(role for dtypes in rank_dtypes for role in dtypes)  # in order, each once
+    if several := [role for role in roles if len({dtypes.get(role) for dtypes in rank_dtypes}) > 1]:
         each = "; ".join(
             f"rank {rank}: {', '.join(f'{role} {name}' for role, name in dtypes.items())}"
-            for rank, dtypes in enumerate(of_ranks)
+            for rank, dtypes in enumerate(rank_dtypes)
         )
         raise InputError(
             f"the ranks would compute in several dtypes ({each}), since their machines differ in the dtypes that they"

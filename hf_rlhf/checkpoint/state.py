@@ -79,10 +79,10 @@ def random_state() -> dict[str, Any]:
 
     import numpy as np
 
-    of_numpy: Any = np.random.get_state(legacy=False)
+    numpy_state: Any = np.random.get_state(legacy=False)
     state = {
         "python": random.getstate(),
-        "numpy": {**of_numpy, "state": {key: _as_plain(value) for key, value in of_numpy["state"].items()}},
+        "numpy": {**numpy_state, "state": {key: _as_plain(value) for key, value in numpy_state["state"].items()}},
         "torch": torch.get_rng_state(),
     }
     if torch.accelerator.is_available():
@@ -96,12 +96,12 @@ def set_random_state(state: dict[str, Any]) -> None:
 
     import numpy as np
 
-    of_numpy = state["numpy"]
+    numpy_state = state["numpy"]
     inner = {
-        key: np.array(value, dtype=np.uint32) if key == "key" else value for key, value in of_numpy["state"].items()
+        key: np.array(value, dtype=np.uint32) if key == "key" else value for key, value in numpy_state["state"].items()
     }
     random.setstate(state["python"])
-    np.random.set_state({**of_numpy, "state": inner})
+    np.random.set_state({**numpy_state, "state": inner})
     torch.set_rng_state(state["torch"])
     if "device" in state and torch.accelerator.is_available():
         torch.get_device_module().set_rng_state(state["device"])

@@ -68,12 +68,12 @@ def data(argv: Sequence[str]) -> None:
         raise InputError(
             f"the stage is missing. Name it, as in `hf-rlhf data {' | '.join(STAGES)}`, and then give its flags"
         )
-    of_stage = {
+    stage_classes = {
         "sft": [of.DataArguments, of.SFTTrainingArguments],
         "reward": [of.RewardArguments, of.RewardTrainingArguments],
         "ppo": [of.PPOArguments, PPOConfig],
     }[stage]
-    classes = [DataCommandArguments, *of_stage, of.ModelArguments]
+    classes = [DataCommandArguments, *stage_classes, of.ModelArguments]
     report_data(stage, *parse_arguments(classes, flags, f"hf-rlhf data {stage}"))
 
 

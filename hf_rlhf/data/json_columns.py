@@ -107,8 +107,8 @@ def _without_empty_keys(value: Any, feature: Any) -> Any:
     if isinstance(feature, Json):
         return value
     if isinstance(value, dict):
-        of_key = feature if isinstance(feature, dict) else {}
-        return {k: _without_empty_keys(each, of_key.get(k)) for k, each in value.items() if each is not None}
+        key_features = feature if isinstance(feature, dict) else {}
+        return {k: _without_empty_keys(each, key_features.get(k)) for k, each in value.items() if each is not None}
     if isinstance(value, list):
         return [_without_empty_keys(each, getattr(feature, "feature", None)) for each in value]
     return value

@@ -68,8 +68,8 @@ def _read_end(tokenizer: PreTrainedTokenizerBase, **settings: Any) -> TurnEnd | 
     )
     if last:
         tokens = _own_tokens(last, tokenizer)
-        of_each_turn = set(_own_tokens(behind, tokenizer))  # the last may have the end of the whole dialogue besides
-        return TurnEnd(last, tuple(token for token in tokens if token in of_each_turn) or tokens)
+        turn_tokens = set(_own_tokens(behind, tokenizer))  # the last may have the end of the whole dialogue besides
+        return TurnEnd(last, tuple(token for token in tokens if token in turn_tokens) or tokens)
     tokens = _own_tokens(behind, tokenizer)[:1]
     return TurnEnd(str(tokenizer.convert_ids_to_tokens(tokens[0])), tokens, trained=False) if tokens else None
 

@@ -61,13 +61,13 @@ class BeforeAfter:
 
         The change is that of the numbers as they are shown, so that a reader who subtracts them finds it.
         """
-        scale, unit, of_change = (100, "%", " pp") if self.percent else (1, "", "")
+        scale, unit, change_unit = (100, "%", " pp") if self.percent else (1, "", "")
         before, after = (round(scale * number, self.digits) for number in (self.before, self.after))
         change = round(after - before, self.digits) + 0.0  # and never -0
         return (
             f"{before:.{self.digits}f}{unit}",
             f"{after:.{self.digits}f}{unit}",
-            f"{change:+.{self.digits}f}{of_change}",
+            f"{change:+.{self.digits}f}{change_unit}",
         )
 
 

@@ -127,7 +127,7 @@ def find_config(name_or_path: str, **kwargs: Any):
     """
     from transformers import AutoConfig
 
-    of_the_hub = (
+    hub_arguments = (
         "cache_dir",
         "local_files_only",
         "revision",
@@ -136,7 +136,7 @@ def find_config(name_or_path: str, **kwargs: Any):
         "trust_remote_code",
         "code_revision",
     )
-    kwargs = {"trust_remote_code": False} | {name: value for name, value in kwargs.items() if name in of_the_hub}
+    kwargs = {"trust_remote_code": False} | {name: value for name, value in kwargs.items() if name in hub_arguments}
     try:
         return AutoConfig.from_pretrained(resolve_model(name_or_path), **kwargs)
     except (OSError, ValueError, TypeError, ImportError):  # TypeError: a config.json that is a list, in some versions

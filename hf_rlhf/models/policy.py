@@ -118,24 +118,28 @@ class PolicyWithValue(nn.Module):
             hidden = counted_states(base_of(self.model), sequences, entry)  # (N, H)
             head = logits_head(base_of(self.model))
             scored = token_logprobs(hidden, ids, head, entropy=entropy, **settings)
-        kl = of_reference = of_texts = None
+        kl = reference_logprobs = text_logprobs = None
         if reference or full_kl:
-            of_reference, reference_hidden = self._by_reference(sequences, ids, entry, logprobs=reference, **settings)
+            reference_logprobs, reference_hidden = self._by_reference(
+                sequences, ids, entry, logprobs=reference, **settings
+            )
             if full_kl:
                 with compute_in_base_dtype(self.model):
                     kl = token_kl(hidden, head, reference_hidden, self._reference_head, **settings)
         if texts is not None:
             with compute_in_base_dtype(self.model):
                 states = counted_states(base_of(self.model), texts)
-                of_texts = token_logprobs(states, counted_ids(texts), head, vocab_size=settings["vocab_size"]).logprobs
-        of_states = self.critic(self.model, sequences, hidden, entry) if values else None
+                text_logprobs = token_logprobs(
+                    states, counted_ids(texts), head, vocab_size=settings["vocab_size"]
+                ).logprobs
+        state_values = self.critic(self.model, sequences, hidden, entry) if values else None
         return PolicyOutput(
             logprobs=_as_columns(scored.logprobs, sequences),
-            values=None if of_states is None else _as_columns(of_states, sequences),
+            values=None if state_values is None else _as_columns(state_values, sequences),
             entropy=None if scored.entropy is None else _as_columns(scored.entropy, sequences),
-            reference_logprobs=None if of_reference is None else _as_columns(of_reference, sequences),
+            reference_logprobs=None if reference_logprobs is None else _as_columns(reference_logprobs, sequences),
             kl=None if kl is None else _as_columns(kl, sequences),
-            text_logprobs=None if of_texts is None or texts is None else _as_columns(of_texts, texts),
+            text_logprobs=None if text_logprobs is None or texts is None else _as_columns(text_logprobs, texts),
         )
 
     @torch.no_grad()

@@ -107,9 +107,9 @@ class ChosenLogprob(torch.autograd.Function):
         """Compute `dz = g / temperature * ([v = target] - softmax(z / temperature)_v)`."""
         logits, targets = ctx.saved_tensors
         weight = (gradients[0] / ctx.temperature)[:, None]
-        of_logits = _scaled(logits, ctx.temperature).softmax(dim=1).mul_(-weight)
-        of_logits.scatter_add_(1, targets[:, None], weight)
-        return of_logits.to(logits.dtype), None, None
+        logits_gradient = _scaled(logits, ctx.temperature).softmax(dim=1).mul_(-weight)
+        logits_gradient.scatter_add_(1, targets[:, None], weight)
+        return logits_gradient.to(logits.dtype), None, None
 
 
 def _scaled(logits: Tensor, temperature: float) -> Tensor:

@@ -239,9 +239,15 @@ def _gathered(model: MemoryModel, args: PPOConfig, layout: Layout, base: float) 
     root = 2 * embeddings if base >= 2 * embeddings + blocks else embeddings
     trained = 4 * model.trained if model.lora else 0
     roles = {"value_head": 1, "adapter": 1, "model": 2}[args.critic] + (0 if model.lora else 1)
-    of_rollout = layout.gathered(base + trained, root, shape.layers, blocks=args.gather_for_rollout)
-    of_update = layout.gathered(base + 2 * trained, root, shape.layers, blocks=False)  # with the gradients of a block
-    return {"sample": of_rollout * roles, "forward_pass": of_rollout * roles, "update": of_update}
+    gathered_in_rollout = layout.gathered(base + trained, root, shape.layers, blocks=args.gather_for_rollout)
+    gathered_in_update = layout.gathered(
+        base + 2 * trained, root, shape.layers, blocks=False
+    )  # with the gradients of a block
+    return {
+        "sample": gathered_in_rollout * roles,
+        "forward_pass": gathered_in_rollout * roles,
+        "update": gathered_in_update,
+    }
 
 
 def _sample(model: MemoryModel, args: PPOConfig) -> float:

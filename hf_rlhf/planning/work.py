@@ -147,6 +147,6 @@ def roofline(shape: ModelShape, size: IterationSize, machine: Machine, itemsize:
     trained, heads = (adapter, 2) if size.lora_rank else (shape.linear * size.trained_share, 3)
     backward = size.trained_share * (2 * shape.linear + 2 * attention) + 2 * adapter + 2 * trained
     trained_tokens = (1 + size.own_critic) * size.tokens
-    of_tokens = trained_tokens * (from_trunk * forward + backward)
-    update = size.num_ppo_epochs * (of_tokens + size.completion_tokens * heads * head)
+    token_flops = trained_tokens * (from_trunk * forward + backward)
+    update = size.num_ppo_epochs * (token_flops + size.completion_tokens * heads * head)
     return {"sample": sample, "forward_pass": forward_pass, "update": update / machine.flops}

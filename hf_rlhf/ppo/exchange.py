@@ -51,8 +51,8 @@ class RowIndex:
         sizes = torch.tensor([packed_size(row) for row in rows], dtype=torch.long)
         ranks = torch.full_like(sizes, rank())
         table = gather_rows(torch.stack([ranks, lengths.long(), counted.long(), sizes], dim=1))  # (B, 4)
-        of_ranks = table[:, 0].bincount(minlength=world_size()).tolist()
-        return cls(homes(of_ranks), *table[:, 1:].T.tolist())
+        rows_per_rank = table[:, 0].bincount(minlength=world_size()).tolist()
+        return cls(homes(rows_per_rank), *table[:, 1:].T.tolist())
 
     def __len__(self) -> int:
         return len(self.homes)
@@ -126,8 +126,8 @@ def fetch_share(rows: Sequence[int], index: RowIndex, row_at: Callable[[int], Ro
                 incoming[holder].append(row)
         sizes = [[index.sizes[row] for row in part] for part in incoming]
         received = exchange([torch.cat(messages) for messages in outgoing], [sum(part) for part in sizes])
-        for part, of_rows, messages in zip(incoming, sizes, received, strict=True):
-            arrived |= dict(zip(part, map(unpack, messages.split(of_rows)), strict=True))
+        for part, row_sizes, messages in zip(incoming, sizes, received, strict=True):
+            arrived |= dict(zip(part, map(unpack, messages.split(row_sizes)), strict=True))
     return [arrived[row] if row in arrived else row_at(index.homes[row].place) for row in shares[here]]
 
 

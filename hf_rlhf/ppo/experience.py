@@ -102,8 +102,8 @@ class Experience:
     def row(self, b: int) -> Row:
         """Return completion `b` without padding, as tensors that may travel to another rank."""
         sequences, width = self.sequences, trimmed_width(self.mask[b : b + 1])
-        of_row = None if sequences.support is None else sequences.support[b]
-        support = None if of_row is None else TokenSupport.of(of_row)
+        row_support = None if sequences.support is None else sequences.support[b]
+        support = None if row_support is None else TokenSupport.of(row_support)
         columns = [getattr(self, name) for name in _TENSORS]
         return [
             sequences.prompt_lengths[b : b + 1],

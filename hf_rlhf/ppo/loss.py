@@ -61,22 +61,22 @@ def ppo_loss(output: PolicyOutput, experience: Experience, config: PPOConfig, *,
     }
     if config.dual_clip is not None:
         stats["policy/dual_clipfrac_avg"] = policy.stats["dual_clip_fraction"]
-    of_policy = policy.loss
+    policy_loss = policy.loss
     if config.entropy_coef:
         assert output.entropy is not None
         entropy = masked_sum(output.entropy, mask)
         stats["loss/entropy_avg"] = entropy.detach()
-        of_policy = of_policy - config.entropy_coef * entropy
+        policy_loss = policy_loss - config.entropy_coef * entropy
     if config.kl_in_loss:
         kl = output.kl
         if kl is None:
             kl = kl_estimate(config.kl_estimator, output.logprobs, experience.reference_logprobs)
         kl = masked_sum(kl, mask)
         stats["loss/kl_avg"] = kl.detach()
-        of_policy = of_policy + experience.kl_coef * kl
+        policy_loss = policy_loss + experience.kl_coef * kl
     if warming_up:
-        of_policy = 0.0 * of_policy  # and not omitted: DDP waits for a gradient of every parameter
-    return PPOLoss(of_policy + config.vf_coef * value.loss, stats)
+        policy_loss = 0.0 * policy_loss  # and not omitted: DDP waits for a gradient of every parameter
+    return PPOLoss(policy_loss + config.vf_coef * value.loss, stats)
 
 
 def text_loss(output: PolicyOutput, mask: Tensor) -> Tensor:

@@ -127,7 +127,7 @@ def rollout_metrics(trajectories: Sequence[Trajectory], rewards: Sequence[Reward
         "rewards/unscored": (len(lengths) - len(totals)) / len(lengths),
     }
     names = gather_in_order([list(rewards[0].parts) if rewards else []])  # a rank may have no completion
-    for name in dict.fromkeys(name for of_rank in names for name in of_rank):
+    for name in dict.fromkeys(name for rank_names in names for name in rank_names):
         values = _of_all([reward.parts[name] for reward in rewards])
         metrics[f"rewards/{name}/mean"] = _mean(values)
         metrics[f"rewards/{name}/std"] = _std(values)

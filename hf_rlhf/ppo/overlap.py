@@ -42,7 +42,7 @@ def sample_and_reward_in_parts(
         rewarder.shutdown(cancel_futures=True)
     rewards = {
         row: reward
-        for part, of_part in zip(parts, by_part, strict=True)
-        for row, reward in zip(part, of_part, strict=True)
+        for part, part_rewards in zip(parts, by_part, strict=True)
+        for row, reward in zip(part, part_rewards, strict=True)
     }
     return Rollout([trajectories[row] for row in range(len(rows))], [rewards[row] for row in range(len(rows))])

@@ -150,8 +150,8 @@ class RunFiles(DurableTrainer):
 
     def _not_the_same_run(self, checkpoint: str, name: str, before: Any, now: Any) -> str:
         """Return the message for a fixed flag that was changed; some follow from others, and those are named."""
-        of_the_run = changed_settings(Path(checkpoint).parent, *(self.settings or (self.args,)))
-        causes = {flag: values for flag, values in of_the_run.items() if flag in _BEHIND.get(name, ())}
+        changed_flags = changed_settings(Path(checkpoint).parent, *(self.settings or (self.args,)))
+        causes = {flag: values for flag, values in changed_flags.items() if flag in _BEHIND.get(name, ())}
         because = f" ({in_words(causes)})" if causes else ""
         back = " ".join(f"--{flag} {value}" for flag, (value, _) in causes.items()) or f"{name}={before}"
         harm = "train other weights" if name == "num_layers_unfrozen" else "see other prompts"

@@ -86,7 +86,7 @@ class Rewards:
         arguments = [_arguments(trajectories, columns, trainer_state, log, name) for name in self.names]
         results = call_all(self.functions, self.names, arguments)
         values = [checked_values(name, result, trajectories) for name, result in zip(self.names, results, strict=True)]
-        rewards = [self._weighted_sum(of_completion) for of_completion in zip(*values, strict=True)]
+        rewards = [self._weighted_sum(completion_values) for completion_values in zip(*values, strict=True)]
         for b, reward in enumerate(rewards):
             reward.extra = {column: extra[b] for column, extra in log.extras.items()}
         return ComputedRewards(rewards, log.metrics)

@@ -57,7 +57,7 @@ def load_function(name: str) -> Callable[..., Any]:
         module = _imported(where, Path.cwd(), name)
     else:
         raise _no_module(where, name)
-    return _function(module, attribute, name)
+    return _find_function(module, attribute, name)
 
 
 class _Finder:
@@ -182,9 +182,9 @@ def _first_on_path(folder: str) -> Iterator[None]:
             del sys.modules[name]
         sys.path.remove(folder)
         if folder not in sys.path:
-            of_files = (index for index, each in enumerate(sys.path) if Path(each) in _folders)
-            is_of_file = Path(folder) in _folders
-            sys.path.insert(len(sys.path) if is_of_file else next(of_files, len(sys.path)), folder)
+            reward_folders = (index for index, each in enumerate(sys.path) if Path(each) in _folders)
+            is_reward_folder = Path(folder) in _folders
+            sys.path.insert(len(sys.path) if is_reward_folder else next(reward_folders, len(sys.path)), folder)
         importlib.invalidate_caches()
 
 
@@ -219,7 +219,7 @@ def _places(spec: ModuleSpec) -> set[Path]:
     return {file.parent.parent if spec.submodule_search_locations is not None else file.parent}
 
 
-def _function(module: ModuleType, attribute: str, name: str) -> Callable[..., Any]:
+def _find_function(module: ModuleType, attribute: str, name: str) -> Callable[..., Any]:
     defined = [
         key
         for key, value in vars(module).items()

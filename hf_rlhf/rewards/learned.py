@@ -62,7 +62,7 @@ class LearnedReward:
 
         Raises `InputError` when one is too long, and when the chat template refuses one.
         """
-        options = _options(prompts, columns)
+        options = _row_options(prompts, columns)
         ids = [self._text_ids(*row) for row in zip(prompts, completions, options, strict=True)]
         self._require_short_enough(ids, prompts, completions)
         rewards = torch.empty(len(ids))
@@ -127,7 +127,7 @@ class LearnedReward:
         if not isinstance(prompts[0], str):
             require_chat_template(self.tokenizer, source=named)
         lengths, refused = [0] * len(prompts), {}
-        for row, (prompt, options) in enumerate(zip(prompts, _options(prompts, columns), strict=True)):
+        for row, (prompt, options) in enumerate(zip(prompts, _row_options(prompts, columns), strict=True)):
             try:
                 lengths[row] = scored_length(prompt, self.tokenizer, options)
             except RefusedByTemplate as refusal:
@@ -160,7 +160,7 @@ class LearnedReward:
             )
 
 
-def _options(prompts: Sequence[Prompt], columns: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+def _row_options(prompts: Sequence[Prompt], columns: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """Return the `ROW_OPTIONS` of each row."""
     given = {name: columns[name] for name in ROW_OPTIONS if columns.get(name) is not None}
     return options_by_row({"prompts": prompts, **given})

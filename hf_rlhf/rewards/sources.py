@@ -58,7 +58,7 @@ def resolve_rewards(
     if len(tokenizers) != len(given):
         raise InputError(f"reward_processing_classes has {len(tokenizers)} entries for {len(given)} rewards")
     functions = [
-        _function(source, tokenizer, number, policy, device, share_base)
+        _to_function(source, tokenizer, number, policy, device, share_base)
         for number, (source, tokenizer) in enumerate(zip(given, tokenizers, strict=True))
     ]
     return Rewards(functions, weights)
@@ -100,9 +100,10 @@ def reward_models(rewards: Rewards) -> dict[str, Callable[..., Any]]:
     }
 
 
-def _function(
+def _to_function(
     source: Any, tokenizer, number: int, policy: Model | None, device: torch.device, share_base: bool
 ) -> RewardFunction:
+    """Return the reward `source`, the one at `number` in the list, as a function by the contract."""
     if isinstance(source, TextClassificationPipeline):  # its own call gives labels, and squashes the logit
         source, tokenizer = source.model, tokenizer or source.tokenizer
     if isinstance(source, (str, os.PathLike)):
@@ -112,7 +113,7 @@ def _function(
         dtype = native_dtype(device)
         if not share_base and policy is not None and is_peft_model(policy) and stands_on(adapter_folder(path), policy):
             dtype = base_of(policy).dtype
-        model, loaded_tokenizer = load_reward_model(
+        reward_model, loaded_tokenizer = load_reward_model(
             path, policy=policy if share_base else None, name=adapter, dtype=dtype
         )
         tokenizer = tokenizer or loaded_tokenizer
@@ -125,7 +126,7 @@ def _function(
                 f"the reward model {type(source).__name__} was loaded from no folder that could hold its tokenizer; "
                 "give the tokenizer in reward_processing_classes"
             )
-        model = SeparateRewardModel(source)
+        reward_model = SeparateRewardModel(source)
         tokenizer = tokenizer or load_tokenizer(path, distinct_padding=False)
     elif callable(source) and not isinstance(source, Pipeline):
         return source
@@ -135,6 +136,6 @@ def _function(
             " of numbers, a transformers sequence classifier with num_labels=1, a text-classification pipeline of one,"
             " or the folder or Hub name of a trained reward model"
         )
-    if isinstance(model, SeparateRewardModel):
-        model.model.to(device)
-    return LearnedReward(model, tokenizer, name=name, max_length=positions(model.model), device=device)
+    if isinstance(reward_model, SeparateRewardModel):
+        reward_model.model.to(device)
+    return LearnedReward(reward_model, tokenizer, name=name, max_length=positions(reward_model.model), device=device)

@@ -22,7 +22,7 @@ def checked_values(name: str, values: Any, trajectories: Sequence[Trajectory]) -
             f"reward {name!r} returned {len(values)} values for {len(trajectories)} completions; "
             "it must return one for each, with None where it cannot score"
         )
-    return [_checked(name, value, trajectories[b], b) for b, value in enumerate(values)]
+    return [_require_value(name, value, trajectories[b], b) for b, value in enumerate(values)]
 
 
 def finite_number(value: Any) -> float | None:
@@ -36,31 +36,31 @@ def finite_number(value: Any) -> float | None:
 
 def episode(prompt: Any, completion: Any) -> str:
     """Return two lines that show in an error message which prompt and completion it is about."""
-    return f"\n  prompt: {_shown(prompt)}\n  completion: {_shown(completion)}"
+    return f"\n  prompt: {_shortened(prompt)}\n  completion: {_shortened(completion)}"
 
 
-def _checked(name: str, value: Any, trajectory: Trajectory, b: int) -> Value:
+def _require_value(name: str, value: Any, trajectory: Trajectory, b: int) -> Value:
     if value is None:
         return None
     plain = value.tolist() if hasattr(value, "tolist") else value
     if isinstance(plain, (list, tuple)):
-        return _checked_by_token(name, plain, trajectory, b)
+        return _require_token_numbers(name, plain, trajectory, b)
     number = finite_number(plain)
     if number is None:
         raise InputError(
             f"reward {name!r} returned {value!r}. Return a finite number, or None for a completion that cannot be "
-            f"scored{_where(trajectory, b)}"
+            f"scored{_shown_episode(trajectory, b)}"
         )
     return number
 
 
-def _checked_by_token(name: str, values: Sequence[Any], trajectory: Trajectory, b: int) -> list[float]:
+def _require_token_numbers(name: str, values: Sequence[Any], trajectory: Trajectory, b: int) -> list[float]:
     tokens = len(trajectory.completion.ids)
     if len(values) != tokens:
         raise InputError(
             f"reward {name!r} returned a list of {len(values)} for a completion of {tokens} tokens. Give a number for "
             "each of its completion_ids, or one number that is no list for all of it"
-            f"{_where(trajectory, b)}"
+            f"{_shown_episode(trajectory, b)}"
         )
     numbers = []
     for position, value in enumerate(values):
@@ -68,16 +68,16 @@ def _checked_by_token(name: str, values: Sequence[Any], trajectory: Trajectory, 
         if number is None:
             raise InputError(
                 f"reward {name!r} returned {value!r} for the token at position {position} of {tokens}, counted from 0; "
-                f"give a finite number for each token{_where(trajectory, b)}"
+                f"give a finite number for each token{_shown_episode(trajectory, b)}"
             )
         numbers.append(number)
     return numbers
 
 
-def _where(trajectory: Trajectory, b: int) -> str:
+def _shown_episode(trajectory: Trajectory, b: int) -> str:
     return f"{episode(trajectory.prompt, trajectory.text)}\n  number: {b}, counted from 0"
 
 
-def _shown(content: Any, limit: int = 300) -> str:
+def _shortened(content: Any, limit: int = 300) -> str:
     text = content if isinstance(content, str) else repr(content)
     return repr(text if len(text) <= limit else text[:limit] + "…")

@@ -307,9 +307,9 @@ class _RowSampler:
                 completion.support = [*completion.support, *(ids[b] for ids in self.support[:count])]
 
 
-def _require_numbers(of_each_row: Tensor, step: int) -> None:
+def _require_numbers(probe: Tensor, step: int) -> None:
     """Raise for NaN logits: one makes every probability of its row NaN, and the largest logit too."""
-    if of_each_row.isnan().any():
+    if probe.isnan().any():
         raise FloatingPointError(
             f"the model returned NaN logits for token {step + 1} of a completion; its weights are damaged or its dtype"
             " overflows (try dtype bfloat16 or float32)"

@@ -38,8 +38,8 @@ def settle_best_metric(args: Any, directions: Directions) -> None:
     if args.greater_is_better is not None:
         return
     name = re.sub(r"rewards/.+/mean", "rewards/<name>/mean", args.metric_for_best_model.removeprefix("eval_"))
-    of_a_set = (each for each in directions if name == each or name.endswith(f"_{each}"))  # eval_<set>_<metric>
-    known = next(of_a_set, None)
+    matches = (each for each in directions if name == each or name.endswith(f"_{each}"))  # eval_<set>_<metric>
+    known = next(matches, None)
     args.greater_is_better = not name.endswith("loss") if known is None else directions[known]
     if args.greater_is_better is None:
         raise InputError(

@@ -216,12 +216,12 @@ def _can_pack(model: Model, longest: int) -> bool:
     others[0] = ids[0].flip(0)
     real = torch.ones_like(ids)
     real[0, 4:] = 0
-    of_second = torch.ones(length, dtype=torch.long, device=device), torch.arange(length, device=device)
+    second_row = torch.ones(length, dtype=torch.long, device=device), torch.arange(length, device=device)
 
     def states_of_second(ids: Tensor, kind: str) -> Tensor:
         with attention(model, kind):
             layout = packed(ids, real) if kind == PACKED else padded(ids, real)
-            return layout.take(layout.run(backbone_of(model)), *of_second).float()
+            return layout.take(layout.run(backbone_of(model)), *second_row).float()
 
     with keep_modes(model), compute_in_base_dtype(model):
         model.eval()

@@ -42,19 +42,19 @@ class LoraProduct(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor):
         """Compute, with `g = dL/dy`: `dx = g W + s (g B) A`, `dA = s (g B)' x`, `dB = s g' (x A')`."""
         rows, low, weight, a, b = ctx.saved_tensors
-        of_x_dtype, of_a_dtype, of_b_dtype = ctx.dtypes
+        x_dtype, a_dtype, b_dtype = ctx.dtypes
         gradient = gradients[0].reshape(-1, gradients[0].shape[-1]).to(weight.dtype)
-        of_low = (gradient @ b).mul_(ctx.scaling)
-        of_x = of_a = of_b = None
+        low_gradient = (gradient @ b).mul_(ctx.scaling)
+        x_gradient = a_gradient = b_gradient = None
         if ctx.needs_input_grad[0]:
-            of_x = gradient @ weight
-            of_x.addmm_(of_low, a)
-            of_x = of_x.to(of_x_dtype).view(*gradients[0].shape[:-1], weight.shape[1])
+            x_gradient = gradient @ weight
+            x_gradient.addmm_(low_gradient, a)
+            x_gradient = x_gradient.to(x_dtype).view(*gradients[0].shape[:-1], weight.shape[1])
         if ctx.needs_input_grad[3]:
-            of_a = (of_low.T @ rows).to(of_a_dtype)
+            a_gradient = (low_gradient.T @ rows).to(a_dtype)
         if ctx.needs_input_grad[4]:
-            of_b = (low.T @ gradient).mul_(ctx.scaling).T.to(of_b_dtype)  # three times as fast as gradient.T @ low
-        return of_x, None, None, of_a, of_b, None
+            b_gradient = (low.T @ gradient).mul_(ctx.scaling).T.to(b_dtype)  # three times as fast as gradient.T @ low
+        return x_gradient, None, None, a_gradient, b_gradient, None
 
 
 def _product_of_few_rows(x: Tensor, base: Any, lora_a: Tensor, lora_b: Tensor, scaling: float) -> Tensor:
