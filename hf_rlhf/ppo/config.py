@@ -1,6 +1,5 @@
 """`PPOConfig`: every flag of the PPO trainer, on top of `transformers.TrainingArguments`."""
 
-import copy
 import json
 from dataclasses import dataclass, field
 
@@ -9,6 +8,7 @@ from transformers import TrainingArguments
 from hf_rlhf.compat.names import DEPRECATED, RENAMED, explain_names, new_name
 from hf_rlhf.errors import InputError
 from hf_rlhf.ops.kl import FULL_KL
+from hf_rlhf.ppo.batch_sizes import SIZES, BatchSizes, Derived
 from hf_rlhf.ppo.kl_control import AdaptiveKL, FixedKL, KLControl
 from hf_rlhf.ppo.rules import KL_CHOICES, require_rules
 from hf_rlhf.ppo.scores import ScoreShaping
@@ -32,12 +32,7 @@ EVALUATED: dict[str, bool | None] = {
 """The metrics of an evaluation, without `eval_`: whether more is better, None where that depends."""
 
 
-_SIZES = ("per_device_train_batch_size", "gradient_accumulation_steps", "num_mini_batches", "rollout_batch_size")
 _RENAMED = tuple(DEPRECATED.values())
-
-
-class Derived(int):
-    """A batch size that follows from the others."""
 
 
 def _flag(default, text: str):
@@ -46,7 +41,7 @@ def _flag(default, text: str):
 
 @explain_names(RENAMED)
 @dataclass
-class PPOConfig(TrainingArguments):
+class PPOConfig(BatchSizes, TrainingArguments):
     """Arguments of `PPOTrainer`. Names follow TRL's PPO where it had one.
 
     One iteration samples `rollout_batch_size` completions and learns from them in `num_ppo_epochs` passes over
@@ -211,7 +206,7 @@ class PPOConfig(TrainingArguments):
         settle_best_metric(self, EVALUATED)
         self.chat_template_kwargs = _mapping("chat_template_kwargs", self.chat_template_kwargs)
         super().__post_init__()
-        self._settle_batch_sizes()
+        self.settle_batch_sizes()
         self._check()
         if self.n_gpu > 1:
             raise InputError(
@@ -221,63 +216,10 @@ class PPOConfig(TrainingArguments):
 
     def __setattr__(self, name: str, value: object) -> None:
         """Set a flag; of the batch sizes, the one that was not given follows."""
-        new = new_name(name, _SIZES + _RENAMED, type(self).__name__) if name in DEPRECATED else name
+        new = new_name(name, SIZES + _RENAMED, type(self).__name__) if name in DEPRECATED else name
         super().__setattr__(new, value)
-        if new in _SIZES and self.__dict__.get("_settled"):
-            self._settle_batch_sizes()
-
-    def _settle_batch_sizes(self) -> None:
-        """Compute `num_mini_batches` or `rollout_batch_size` from the other."""
-        for name in _SIZES[:3]:
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise InputError(f"{name}={value} must be at least 1")
-        minibatches, rollout = self._given("num_mini_batches"), self._given("rollout_batch_size")
-        if rollout is None:
-            minibatches = minibatches or 1
-            self.__dict__["num_mini_batches"] = minibatches
-            self.__dict__["rollout_batch_size"] = Derived(self.minibatch_size * minibatches)
-        elif minibatches is None:
-            self.__dict__["num_mini_batches"] = Derived(self._minibatches_of_a_rollout(self.world_size))
-        else:
-            self._minibatches_of_a_rollout(self.world_size)
-        self.__dict__["_settled"] = True
-
-    def _given(self, name: str) -> int | None:
-        """Return a size, None if it follows from the others."""
-        value = getattr(self, name)
-        return None if isinstance(value, Derived) else value
-
-    def _minibatches_of_a_rollout(self, ranks: int) -> int:
-        minibatch_size = self.per_device_train_batch_size * self.gradient_accumulation_steps * ranks
-        minibatches, rest = divmod(self.rollout_batch_size, minibatch_size)
-        if rest or minibatches < 1:
-            raise InputError(
-                f"rollout_batch_size={self.rollout_batch_size} is invalid: it is no multiple of the minibatch's"
-                f" {minibatch_size} completions ({self.per_device_train_batch_size} per device x"
-                f" {self.gradient_accumulation_steps} accumulated x {_count(ranks, 'rank')}). Take"
-                f" {max(minibatches, 1) * minibatch_size}, or change per_device_train_batch_size"
-            )
-        if self._given("num_mini_batches") not in (None, minibatches):
-            raise InputError(
-                f"num_mini_batches={self.num_mini_batches} is invalid: rollout_batch_size={self.rollout_batch_size}"
-                f" holds {_count(minibatches, 'minibatch', 'es')} of {minibatch_size} completions on"
-                f" {_count(ranks, 'rank')}. Give one of the two"
-            )
-        return minibatches
-
-    def on_ranks(self, ranks: int) -> "PPOConfig":
-        """Return the settings with the batch sizes of a run on `ranks` ranks: a given `rollout_batch_size` stays.
-
-        Raises `InputError` where that is no multiple of the minibatch there.
-        """
-        config = copy.copy(self)
-        if self._given("rollout_batch_size") is None:
-            config.__dict__["rollout_batch_size"] = Derived(self.rank_batch_size * ranks)
-        else:
-            minibatches = self._minibatches_of_a_rollout(ranks)
-            if self._given("num_mini_batches") is None:
-                config.__dict__["num_mini_batches"] = Derived(minibatches)
-        return config
+        if new in SIZES and self.__dict__.get("_settled"):
+            self.settle_batch_sizes()
 
     def to_dict(self):
         """Like `TrainingArguments.to_dict`, but of `num_mini_batches` and `rollout_batch_size` only what was given."""
@@ -365,31 +307,6 @@ class PPOConfig(TrainingArguments):
             return FixedKL(self.kl_coef)
         return AdaptiveKL(self.kl_coef, self.kl_target, self.kl_horizon)
 
-    @property
-    def minibatch_size(self) -> int:
-        """Completions per optimizer update, over all ranks."""
-        return self.per_device_train_batch_size * self.gradient_accumulation_steps * self.world_size
-
-    @property
-    def rank_batch_size(self) -> int:
-        """Completions per iteration that each rank samples."""
-        return self.per_device_train_batch_size * self.gradient_accumulation_steps * self.num_mini_batches
-
-    @property
-    def updates_per_iteration(self) -> int:
-        """Optimizer updates per iteration."""
-        return self.num_ppo_epochs * self.num_mini_batches
-
-    def batch_algebra(self, ranks: int | None = None) -> str:
-        """Return the sizes of an iteration on `ranks` ranks in words; by default on those of this run."""
-        ranks = ranks or self.world_size
-        return (
-            f"{self.rank_batch_size * ranks} completions an iteration = {self.per_device_train_batch_size} per device"
-            f" x {self.gradient_accumulation_steps} accumulated x {_count(self.num_mini_batches, 'minibatch', 'es')}"
-            f" x {_count(ranks, 'rank')}; {_count(self.updates_per_iteration, 'optimizer update')} an iteration"
-            f" = {_count(self.num_ppo_epochs, 'PPO epoch')} x {_count(self.num_mini_batches, 'minibatch', 'es')}"
-        )
-
 
 def _mapping(name: str, value: object) -> dict | None:
     """Return a setting that is a mapping, given as one or as JSON."""
@@ -402,7 +319,3 @@ def _mapping(name: str, value: object) -> dict | None:
             f'{name}={value!r} is invalid: it is no mapping. Write JSON, such as {{"enable_thinking": false}}'
         )
     return mapping
-
-
-def _count(number: int, noun: str, plural: str = "s") -> str:
-    return f"{number} {noun}{'' if number == 1 else plural}"
