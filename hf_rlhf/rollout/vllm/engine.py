@@ -4,14 +4,14 @@ import contextlib
 import logging
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from hf_rlhf.distributed import by_first_rank, failing_together, gather_in_order, rank, world_size
+from hf_rlhf.distributed import by_first_rank, gather_in_order, rank, world_size
 from hf_rlhf.errors import InputError
 from hf_rlhf.models.adapters import saved_names
 from hf_rlhf.models.sharding import gather_weights, is_sharded
@@ -21,14 +21,13 @@ from hf_rlhf.rollout.vllm.client import Answer, ServerLost
 from hf_rlhf.rollout.vllm.completion import completion_of, completion_request, failure_of, vocabulary_of
 from hf_rlhf.rollout.vllm.pool import NoServerLeft, Server, ServerPool, addresses, on_each
 from hf_rlhf.rollout.vllm.probe import PROBE, base_name, probe_request, require_same_model
-from hf_rlhf.rollout.vllm.server import VLLMServer, how_to_start
+from hf_rlhf.rollout.vllm.server import VLLMServer, how_to_start, keep_running
 from hf_rlhf.types import Completion, Model
 
 logger = logging.getLogger(__name__)
 
 _ATTEMPTS = 3  # at one completion, each after the server came back
 _CONCURRENCY = 512  # a process may have about 1000 connections
-_WATCH_SECONDS = 1.0  # between looks at whether the run's own server has ended
 _LOOK_SECONDS = 5.0  # for a server that was lost, so that one behind a dead network does not delay an iteration
 
 
@@ -90,7 +89,8 @@ class VLLMEngine:
         request = completion_request(self.model, self.tokenizer, sampling)
         self._failure = None
         self._hand_over_adapter(prompts)
-        with self._keeping_own_server():
+        watched = self._own is not None and world_size() > 1
+        with keep_running(self.server, self._recovering, self._has_failed) if watched else contextlib.nullcontext():
             requests = [
                 {**request, "model": self._adapter, "prompt": list(ids), "seed": seed}
                 for ids, seed in zip(prompts, seeds, strict=True)
@@ -188,34 +188,6 @@ class VLLMEngine:
 
     # Servers that come and go
 
-    @contextlib.contextmanager
-    def _keeping_own_server(self) -> Iterator[None]:
-        """Restart the run's own server if it ends before every rank has left the block, which all leave together.
-
-        Only the main rank can, and it may have its completions long before the others.
-        """
-        if self._own is None or world_size() == 1:
-            yield
-            return
-        left = threading.Event()
-        watcher = threading.Thread(target=self._watch_own_server, args=(left,), daemon=True)
-        watcher.start()
-        try:
-            with failing_together():
-                yield
-        finally:
-            left.set()
-            watcher.join()
-
-    def _watch_own_server(self, left: threading.Event) -> None:
-        while self.server is not None and not left.wait(_WATCH_SECONDS):
-            with self._recovering:  # unless this rank has noticed too, and starts it itself
-                if not self.server.running and self._failure is None:
-                    logger.warning(
-                        "%s has ended, and is started again for the other ranks.", addresses(self.pool.servers)
-                    )
-                    self.server.start()
-
     def _stop_using(self, server: Server, turn: int, reason: str) -> None:
         """Take a lost server out of use; of all threads that notice, one says so."""
         unfinished = self.pool.stop_using(server, turn, reason)
@@ -283,6 +255,9 @@ class VLLMEngine:
                 f"no vLLM server answered at {urls} within vllm_server_timeout={self.timeout:g} seconds{others}\n{hint}"
             )
         return healthy
+
+    def _has_failed(self) -> bool:
+        return self._failure is not None
 
     def _raise_failure(self) -> None:
         """Raise `InputError` when the batch has failed in another thread, for the reason it has there."""

@@ -1,16 +1,22 @@
-"""A stock vLLM server as a process of this run: its arguments, its start and its end."""
+"""A stock vLLM server as a process of this run: its arguments, its start, its watch and its end."""
 
+import contextlib
+import logging
 import os
 import shlex
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from hf_rlhf.distributed import failing_together
 from hf_rlhf.errors import InputError
 from hf_rlhf.models.adapters import POLICY, base_of
 from hf_rlhf.types import Model
+
+logger = logging.getLogger(__name__)
 
 MODULE = "vllm.entrypoints.openai.api_server"
 RUNTIME_LORA = "VLLM_ALLOW_RUNTIME_LORA_UPDATING"
@@ -24,6 +30,7 @@ _SECONDS_TO_END = 15  # a little more than the guard takes
 # Nothing can be captured in graphs there, and vLLM 0.32 fails at a prompt that it cuts in two when requests have seeds.
 _ON_CPU = ["--enforce-eager", "--no-enable-chunked-prefill"]
 _ON_GPU = ["--gpu-memory-utilization", "0.3"]  # which the trainer shares; vLLM would take almost all of its memory
+_WATCH_SECONDS = 1.0  # between looks at whether a server has ended
 _LOG_LINES = 15  # of a server that failed, shown in the message
 
 
@@ -92,6 +99,34 @@ class VLLMServer:
                 f"the vLLM server that vllm_python={self.python!r} started has ended; the whole log is in"
                 f" {self.log_file}, and ends with:\n" + "\n".join(lines)
             )
+
+
+@contextlib.contextmanager
+def keep_running(server: VLLMServer | None, restarting: threading.Lock, given_up: Callable[[], bool]) -> Iterator[None]:
+    """Restart this rank's server if it ends before every rank has left the block, which all leave together.
+
+    Only the main rank has one, and it may have its completions long before the others. `restarting` is held while a
+    server is restarted, and nothing is restarted once `given_up`.
+    """
+    left = threading.Event()
+    watcher = threading.Thread(target=_watch, args=(server, restarting, given_up, left), daemon=True)
+    watcher.start()
+    try:
+        with failing_together():
+            yield
+    finally:
+        left.set()
+        watcher.join()
+
+
+def _watch(
+    server: VLLMServer | None, restarting: threading.Lock, given_up: Callable[[], bool], left: threading.Event
+) -> None:
+    while server is not None and not left.wait(_WATCH_SECONDS):
+        with restarting:  # unless this rank has noticed too, and starts it itself
+            if not server.running and not given_up():
+                logger.warning("the vLLM server at %s has ended, and is started again for the other ranks.", server.url)
+                server.start()
 
 
 def how_to_start(model: Model) -> str:
