@@ -89,6 +89,9 @@ RENAMED_METRICS = {"time/score": "time/reward", "time/evaluate": "time/forward_p
 STEP_ARGUMENTS = {"scores": "rewards"}
 """Arguments of `PPOTrainer.step` by the names that they had in an earlier checkout, which are taken until 0.2."""
 
+RENAMED_STAGES = {"score": "compute_rewards", "evaluate_policy": "forward_pass", "sample_and_score": "rollout"}
+"""Stages of `PPOTrainer` by the names that they had in an earlier checkout, which are refused."""
+
 TRAINER_ARGUMENTS = {
     "config": "args",
     "tokenizer": "processing_class",

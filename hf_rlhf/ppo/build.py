@@ -164,6 +164,17 @@ def require_scorable(rewards: Rewards, prepared, tokenizer, args: PPOConfig, sou
         )
 
 
+def evaluation_rows(dataset, rewards: Rewards | None, tokenizer, args: PPOConfig) -> Any:
+    """Prepare a set that is given to `evaluate`, and return its rows.
+
+    Raises `InputError` for what `prepared_evaluation` refuses, and for prompts that a reward model cannot take.
+    """
+    prompts = prepared_evaluation(dataset, tokenizer, args)
+    if rewards is not None:
+        require_scorable(rewards, prompts, tokenizer, args, "eval_dataset")
+    return rows_of(prompts)
+
+
 def require_measured_best(args: PPOConfig, rewards: Rewards, eval_sets) -> None:
     """Raise `InputError` when no evaluation on `eval_sets` can measure `metric_for_best_model`.
 

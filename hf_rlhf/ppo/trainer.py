@@ -34,13 +34,8 @@ import torch
 from torch import Tensor
 from transformers import TrainerCallback, set_seed
 
-from hf_rlhf.compat.names import TRAINER_ARGUMENTS, explain_names
-from hf_rlhf.data.prepared import rows_of
-from hf_rlhf.distributed import (
-    global_moments,
-    in_step,
-    take_share,
-)
+from hf_rlhf.compat.names import RENAMED_STAGES, TRAINER_ARGUMENTS, explain_names
+from hf_rlhf.distributed import global_moments, in_step, take_share
 from hf_rlhf.errors import InputError
 from hf_rlhf.models.adapters import keep_modes
 from hf_rlhf.models.fast.compile import uncompiled
@@ -51,12 +46,11 @@ from hf_rlhf.ppo.build import (
     build_engine,
     build_policy,
     build_rewards,
+    evaluation_rows,
     load_policy_tokenizer,
     prepare_data,
-    prepared_evaluation,
     require_arguments,
     require_roles_of_their_own,
-    require_scorable,
 )
 from hf_rlhf.ppo.callbacks import PPO_WATCHED, IterationCallback, SettingsCallback
 from hf_rlhf.ppo.choices import in_lines
@@ -86,8 +80,6 @@ from hf_rlhf.rollout.collect import collect
 from hf_rlhf.rollout.support import fill_in_support
 from hf_rlhf.rollout.vllm.engine import VLLMEngine
 from hf_rlhf.types import ForwardPass, Model, Reward, Sequences, Trajectory
-
-RENAMED_STAGES = {"score": "compute_rewards", "evaluate_policy": "forward_pass", "sample_and_score": "rollout"}
 
 
 @explain_names(TRAINER_ARGUMENTS)
@@ -366,10 +358,7 @@ class PPOTrainer(ManualLoop):
         if prepared is None:
             raise InputError("evaluation needs an eval_dataset; give one to PPOTrainer or to evaluate()")
         if not any(prepared is each for each in self._eval_sets):
-            prompts = prepared_evaluation(prepared, self.processing_class, self.args)
-            if self.rewards is not None:
-                require_scorable(self.rewards, prompts, self.processing_class, self.args, "eval_dataset")
-            prepared = rows_of(prompts)
+            prepared = evaluation_rows(prepared, self.rewards, self.processing_class, self.args)
         self._stop_at_end_of_turn(self._turns(prepared)[0])
 
         start = time.perf_counter()

@@ -7,10 +7,10 @@ import yaml
 from tiny import make_trainer
 
 from hf_rlhf.cli.parsing import parse_arguments
-from hf_rlhf.compat.names import DEPRECATED, OF_THE_LAUNCHER, RENAMED, REPLACED, TRAINER_ARGUMENTS
+from hf_rlhf.compat.names import DEPRECATED, OF_THE_LAUNCHER, RENAMED, RENAMED_STAGES, REPLACED, TRAINER_ARGUMENTS
 from hf_rlhf.errors import InputError
 from hf_rlhf.ppo.config import PPOConfig
-from hf_rlhf.ppo.trainer import RENAMED_STAGES, PPOTrainer
+from hf_rlhf.ppo.trainer import PPOTrainer
 from hf_rlhf.recipes.arguments import (
     ModelArguments,
     PPOArguments,
