@@ -133,18 +133,11 @@ def prepare_prompt_set(
     For the columns of the set see `prepare_prompts`, which raises what this does. A prompt that the chat template of a
     reward model refuses is a bad row too; `reward_tokenizers` has their names.
     """
-    read, found, source = rows.rows_read, rows.dataset.column_names, rows.source
-    layout = layout_of(rows.dataset, source=source)
-    require_prompts(layout, found, source=source)
+    read, found = rows.rows_read, rows.dataset.column_names
+    layout = layout_of(rows.dataset, source=rows.source)
+    require_prompts(layout, found, source=rows.source)
     names = prompt_columns(layout, found)
-    good = rows.read(with_row_options(names, found))
-    rule = f"{PROMPT_RULE}. "
-    good = good.without(prompt_problems({name: good.columns[name] for name in names}, layout), rule)
-    good, pairs = _with_prompts(good, layout)
-    left_out = count_left_out(pairs, len(good.dataset), _AGAIN)
-    if layout.prompts != "prompt":
-        told = [prompt_problem(prompt, conversational=True) for prompt in good.columns["prompt"]]
-        good = good.without({"prompt": told}, rule)
+    good, left_out = _checked_prompts(rows.read(with_row_options(names, found)), layout, names)
     good, ids, scored = _tokenized(good, tokenizer, chat_template_kwargs, reward_tokenizers)
     lengths, kept = list(map(len, ids)), range(len(ids))
     if limit.tokens is not None and (longer := require_fitting(ids, limit.tokens, overlong, rows=good)):
@@ -182,6 +175,18 @@ def prepare_prompt_set(
         [(state, [each[row] for row in kept]) for state, each in scored],
         frozenset(different),
     )
+
+
+def _checked_prompts(rows: LoadedRows, layout: Layout, names: Sequence[str]) -> tuple[LoadedRows, dict[str, int]]:
+    """Return the rows whose prompt can be used, with it in a column, and how many others were skipped, by reason."""
+    rule = f"{PROMPT_RULE}. "
+    good = rows.without(prompt_problems({name: rows.columns[name] for name in names}, layout), rule)
+    good, pairs = _with_prompts(good, layout)
+    left_out = count_left_out(pairs, len(good.dataset), _AGAIN)
+    if layout.prompts != "prompt":
+        told = [prompt_problem(prompt, conversational=True) for prompt in good.columns["prompt"]]
+        good = good.without({"prompt": told}, rule)
+    return good, left_out
 
 
 def _with_prompts(rows: LoadedRows, layout: Layout) -> tuple[LoadedRows, PreferenceReport | None]:
