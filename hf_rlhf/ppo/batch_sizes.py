@@ -1,7 +1,7 @@
 """The sizes of an iteration: completions of a rollout, a minibatch and a rank, of which some follow from the others."""
 
 import copy
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from hf_rlhf.errors import InputError
 
@@ -18,12 +18,13 @@ class Derived(int):
 class BatchSizes:
     """The batch sizes of `PPOConfig`, whose flags they are computed from."""
 
-    per_device_train_batch_size: int
-    gradient_accumulation_steps: int
-    num_mini_batches: int
-    rollout_batch_size: int
-    num_ppo_epochs: int
-    world_size: int
+    if TYPE_CHECKING:  # the fields are those of `PPOConfig`
+        per_device_train_batch_size: int
+        gradient_accumulation_steps: int
+        num_mini_batches: int
+        rollout_batch_size: int
+        num_ppo_epochs: int
+        world_size: int
 
     def settle_batch_sizes(self) -> None:
         """Compute `num_mini_batches` or `rollout_batch_size` from the other."""
