@@ -52,12 +52,16 @@ class Rewards:
 
     def __init__(self, functions: Sequence[RewardFunction], weights: Sequence[float] | None = None):
         if not functions:
-            raise InputError("no reward: give at least one reward function or reward model")
+            raise InputError(
+                "reward_funcs=[] is invalid: there is no reward. Give at least one reward function or reward model."
+            )
         self.functions = list(functions)
         self.weights = [1.0] * len(functions) if weights is None else list(weights)
         if len(self.weights) != len(self.functions):
             raise InputError(
-                f"reward_weights has {len(self.weights)} numbers for {len(self.functions)} rewards. Give one for each"
+                f"reward_weights={self.weights} is invalid: it has {len(self.weights)} numbers for"
+                f" {len(self.functions)} rewards."
+                " Give one number for each reward."
             )
         self.names = _unique([reward_name(function) for function in functions])
 
@@ -68,7 +72,7 @@ class Rewards:
             if missing := required_arguments(function) - _RESERVED - set(there):
                 raise InputError(
                     f"reward {name!r} takes {', '.join(sorted(missing))}, and the dataset has no such column (besides"
-                    f" the prompt it has {', '.join(there) or 'none'}). Add it, or give the argument a default"
+                    f" the prompt it has {', '.join(there) or 'none'}). Add it, or give the argument a default."
                 )
 
     def compute(
@@ -136,19 +140,19 @@ class _Log:
     def extra(self, reward: str, column: str, values: Sequence[Any]) -> None:
         if len(values) != self.completions:
             raise InputError(
-                f"reward {reward!r} logged {len(values)} values as {column!r} for {self.completions} completions; "
-                "log_extra takes one for each"
+                f"reward {reward!r} logged {len(values)} values as {column!r} for {self.completions} completions. "
+                "log_extra takes one for each."
             )
         if column in self.extras:
             raise InputError(
-                f"reward {reward!r} logged {column!r}, which exists already. log_extra takes each name once"
+                f"reward {reward!r} logged {column!r}, which exists already. log_extra takes each name once."
             )
         self.extras[column] = [value.tolist() if hasattr(value, "tolist") else value for value in values]
 
     def metric(self, reward: str, name: str, value: float) -> None:
         number = finite_number(value)
         if number is None:
-            raise InputError(f"reward {reward!r} logged {value!r} as {name!r}; log_metric takes a finite number")
+            raise InputError(f"reward {reward!r} logged {value!r} as {name!r}. log_metric takes a finite number.")
         self.metrics.setdefault(name, []).append(number)
 
 
@@ -156,7 +160,7 @@ def _columns(trajectories: Sequence[Trajectory]) -> list[str]:
     columns = {key for trajectory in trajectories for key in trajectory.row} - {"prompt", "prompt_ids"}
     if taken := columns & _RESERVED:
         raise InputError(
-            f"the dataset's columns {sorted(taken)} have the names of arguments that every reward gets. Rename them"
+            f"the dataset's columns {sorted(taken)} have the names of arguments that every reward gets. Rename them."
         )
     return sorted(columns)
 

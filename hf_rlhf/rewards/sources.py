@@ -56,7 +56,10 @@ def resolve_rewards(
     given: list[Any] = list(sources) if isinstance(sources, (list, tuple)) else [sources]
     tokenizers = list(tokenizers) if isinstance(tokenizers, (list, tuple)) else [tokenizers] * len(given)
     if len(tokenizers) != len(given):
-        raise InputError(f"reward_processing_classes has {len(tokenizers)} entries for {len(given)} rewards")
+        raise InputError(
+            f"reward_processing_classes is invalid: it has {len(tokenizers)} entries for {len(given)} rewards. Give one"
+            " for each, and None for a function."
+        )
     functions = [
         _to_function(source, tokenizer, number, policy, device, share_base)
         for number, (source, tokenizer) in enumerate(zip(given, tokenizers, strict=True))
@@ -74,8 +77,8 @@ def require_functions(rewards: Rewards) -> None:
     """Raise `InputError` when a reward is a model: it would share the device, or the policy's base, with sampling."""
     if models := reward_models(rewards):
         raise InputError(
-            f"reward_while_sampling is for rewards that are functions, such as calls to a server; {', '.join(models)}"
-            " is a model here, which computes where the policy does. Omit it"
+            f"reward_while_sampling=True is invalid: {', '.join(models)} is a model, which computes where the policy"
+            " does. Omit it, or use rewards that are functions, such as calls to a server."
         )
 
 
@@ -123,8 +126,8 @@ def _to_function(
         require_reward_model(source, path or name)
         if not tokenizer and not path:
             raise InputError(
-                f"the reward model {type(source).__name__} was loaded from no folder that could hold its tokenizer; "
-                "give the tokenizer in reward_processing_classes"
+                f"the reward model {type(source).__name__} was loaded from no folder that could hold its tokenizer. "
+                "Give the tokenizer in reward_processing_classes."
             )
         reward_model = SeparateRewardModel(source)
         tokenizer = tokenizer or load_tokenizer(path, distinct_padding=False)
@@ -132,9 +135,9 @@ def _to_function(
         return source
     else:
         raise InputError(
-            f"{type(source).__name__} is not a reward. Give a function of prompts and completions that returns a list"
-            " of numbers, a transformers sequence classifier with num_labels=1, a text-classification pipeline of one,"
-            " or the folder or Hub name of a trained reward model"
+            f"reward_funcs={type(source).__name__} is invalid: it is no reward. Give a function of prompts and"
+            " completions that returns a list of numbers, a transformers sequence classifier with num_labels=1, a"
+            " text-classification pipeline of one, or the folder or Hub name of a trained reward model."
         )
     if isinstance(reward_model, SeparateRewardModel):
         reward_model.model.to(device)

@@ -16,11 +16,11 @@ def checked_values(name: str, values: Any, trajectories: Sequence[Trajectory]) -
     Raises `InputError` for anything but finite numbers, lists as long as the completion's ids, and None.
     """
     if values is None or isinstance(values, str) or not hasattr(values, "__len__"):
-        raise InputError(f"reward {name!r} returned {type(values).__name__}; it must return a list of numbers or None")
+        raise InputError(f"reward {name!r} returned {type(values).__name__}. It must return a list of numbers or None.")
     if len(values) != len(trajectories):
         raise InputError(
-            f"reward {name!r} returned {len(values)} values for {len(trajectories)} completions; "
-            "it must return one for each, with None where it cannot score"
+            f"reward {name!r} returned {len(values)} values for {len(trajectories)} completions. "
+            "It must return one for each, and None where it has no reward."
         )
     return [_require_value(name, value, trajectories[b], b) for b, value in enumerate(values)]
 
@@ -48,8 +48,8 @@ def _require_value(name: str, value: Any, trajectory: Trajectory, b: int) -> Val
     number = finite_number(plain)
     if number is None:
         raise InputError(
-            f"reward {name!r} returned {value!r}. Return a finite number, or None for a completion that cannot be "
-            f"scored{_shown_episode(trajectory, b)}"
+            f"reward {name!r} returned {value!r}. Return a finite number, or None where there is no "
+            f"reward.{_shown_episode(trajectory, b)}"
         )
     return number
 
@@ -59,7 +59,7 @@ def _require_token_numbers(name: str, values: Sequence[Any], trajectory: Traject
     if len(values) != tokens:
         raise InputError(
             f"reward {name!r} returned a list of {len(values)} for a completion of {tokens} tokens. Give a number for "
-            "each of its completion_ids, or one number that is no list for all of it"
+            "each of its completion_ids, or a single number for all of it."
             f"{_shown_episode(trajectory, b)}"
         )
     numbers = []
@@ -67,8 +67,8 @@ def _require_token_numbers(name: str, values: Sequence[Any], trajectory: Traject
         number = finite_number(value)
         if number is None:
             raise InputError(
-                f"reward {name!r} returned {value!r} for the token at position {position} of {tokens}, counted from 0; "
-                f"give a finite number for each token{_shown_episode(trajectory, b)}"
+                f"reward {name!r} returned {value!r} for the token at position {position} of {tokens}, counted from 0. "
+                f"Give a finite number for each token.{_shown_episode(trajectory, b)}"
             )
         numbers.append(number)
     return numbers
