@@ -71,14 +71,13 @@ def plot_rating_histogram(
 
 
 def _reward(ax: Axes, rows: Rows) -> None:
-    _style(ax, "Reward", "mean score per reply")
-    key = "objective/scores" if _series(rows, "objective/scores")[0] else "reward"
-    x, y = _series(rows, key)
+    _style(ax, "Reward", "mean reward per reply")
+    x, y = _series(rows, "reward")
     std = dict(zip(*_series(rows, "reward_std"), strict=True))
     if x and all(i in std for i in x):
         low, high = ([v + sign * std[i] for i, v in zip(x, y, strict=True)] for sign in (-1, 1))
         ax.fill_between(x, low, high, color=BLUE, alpha=0.12, linewidth=0, label="± std")
-    _line(ax, rows, key, BLUE, "training")
+    _line(ax, rows, "reward", BLUE, "training")
     _points(ax, rows, "eval_reward", ORANGE, "held-out")
     _finish(ax)
 

@@ -43,7 +43,7 @@ def test_training_figure(tmp_path, n):
     [
         [],
         [{}],
-        [{"iteration": 1, "objective/scores": 0.3}, {"iteration": 2}],
+        [{"iteration": 1, "reward": 0.3}, {"iteration": 2}],
         [{"objective/kl": None, "loss/value_avg": float("nan"), "policy/entropy_avg": "n/a"}],
         [{"iteration": 1, "completions/clipped_ratio": 0.5}, {"iteration": 2, "eval_kl": 1.0, "reward_std": 0.1}],
     ],
@@ -52,19 +52,30 @@ def test_missing_keys_do_not_stop_the_figure(tmp_path, rows):
     assert png_size(plot_training(rows, tmp_path / "curves.png")) == (14 * DPI, 8 * DPI)
 
 
-def panel_texts(rows, tmp_path, monkeypatch):
-    """The words written inside each panel of the training figure."""
+def panels(rows, tmp_path, monkeypatch):
+    """The panels of the training figure by their titles."""
     from matplotlib.figure import Figure
 
     figures = []
     monkeypatch.setattr(Figure, "savefig", lambda figure, *args, **options: figures.append(figure))
     plot_training(rows, tmp_path / "curves.png")
-    panels = [ax for ax in figures[0].axes if ax.get_title(loc="left")]
-    return {ax.get_title(loc="left"): [text.get_text() for text in ax.texts] for ax in panels}
+    return {ax.get_title(loc="left"): ax for ax in figures[0].axes if ax.get_title(loc="left")}
+
+
+def panel_texts(rows, tmp_path, monkeypatch):
+    """The words written inside each panel of the training figure."""
+    named = panels(rows, tmp_path, monkeypatch)
+    return {title: [text.get_text() for text in ax.texts] for title, ax in named.items()}
+
+
+def test_the_reward_of_training_is_drawn_beside_that_of_evaluation_and_not_its_score(tmp_path, monkeypatch):
+    rows = [{"iteration": i, "reward": 5.0 + i, "objective/scores": 0.1 * i, "eval_reward": 4.0} for i in (1, 2)]
+    training, _ = panels(rows, tmp_path, monkeypatch)["Reward"].lines
+    assert list(training.get_ydata()) == [6.0, 7.0]
 
 
 def test_only_panels_without_data_say_not_logged(tmp_path, monkeypatch):
-    rows = [{"iteration": 1, "objective/scores": 0.3, "completions/clipped_ratio": 0.5, "objective/kl": None}]
+    rows = [{"iteration": 1, "reward": 0.3, "completions/clipped_ratio": 0.5, "objective/kl": None}]
     texts = panel_texts(rows, tmp_path, monkeypatch)
     assert len(texts) == 6
     assert {title for title, words in texts.items() if "not logged" not in words} == {"Reward", "Length of the replies"}

@@ -103,9 +103,8 @@ def own_loop(folder, own):
 
     Advantages are those of docs/how-to/stages.md.
     """
-    (block,) = [
-        part for part in re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL) if "LeaveOneOut" in part
-    ]
+    blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    (block,) = [part for part in blocks if "class LeaveOneOut" in part]
     page: dict = {"PPOTrainer": PPOTrainer}
     exec(block, page)
     tokenizer = make_tokenizer()
