@@ -168,7 +168,10 @@ def head_name(classifier: Model) -> str:
     for name in SCORE_HEADS:
         if isinstance(getattr(classifier, name, None), nn.Module):
             return name
-    raise InputError(f"{type(classifier).__name__} has no head named score or classifier; it cannot be a reward model")
+    raise InputError(
+        f"{type(classifier).__name__} cannot be a reward model: it has no head named score or classifier. Give another"
+        " architecture."
+    )
 
 
 def require_saved_head(folder: str | os.PathLike) -> dict[str, Tensor]:
@@ -186,7 +189,9 @@ def require_saved_head(folder: str | os.PathLike) -> dict[str, Tensor]:
             'Train it with `hf-rlhf reward`, or with modules_to_save=["score"] in its LoraConfig.'
         )
     if len(lasts[0]) != 1:
-        raise InputError(f"reward adapter {str(folder)!r} has {len(lasts[0])} labels; a reward model has one")
+        raise InputError(
+            f"reward adapter {str(folder)!r} is invalid: it has {len(lasts[0])} labels. Give one with num_labels=1."
+        )
     return head
 
 

@@ -15,27 +15,25 @@ def require_trainable_adapter(config: Any) -> None:
     of its weights (`bias`) nor by how it starts (`init_lora_weights`).
     """
     peft_type = getattr(config.peft_type, "value", config.peft_type)
-    supported = f"use LoRA (also with use_dora or use_rslora), or one of {', '.join(SUPPORTED[1:])}"
+    supported = f"Use LoRA (also with use_dora or use_rslora), or one of {', '.join(SUPPORTED[1:])}."
     if config.is_prompt_learning:
-        raise InputError(
-            f"peft_type={peft_type} changes the prompt, not the weights, and is not supported; {supported}"
-        )
+        raise InputError(f"peft_type={peft_type} is invalid: it changes the prompt and not the weights. {supported}")
     if peft_type == "ADALORA":
         raise InputError(
-            "peft_type=ADALORA moves its ranks about in calls of update_and_allocate, which PPO does not make;"
-            f" {supported}"
+            "peft_type=ADALORA is invalid: it changes its ranks in calls of update_and_allocate, which PPO does not"
+            f" make. {supported}"
         )
     if peft_type not in SUPPORTED:
-        raise InputError(f"peft_type={peft_type} has not been tried with PPO and is not supported; {supported}")
+        raise InputError(f"peft_type={peft_type} is invalid: it has not been tried with PPO. {supported}")
     if (bias := getattr(config, "bias", "none")) not in ("none", False):
         raise InputError(
-            f"bias={bias!r} trains biases of the base model, which the reference shares, so the KL to it would be"
-            " wrong. Use bias='none'"
+            f"bias={bias!r} is invalid: it trains biases of the base, which the reference shares, so the KL would be"
+            " wrong. Set it to 'none'."
         )
     start = str(getattr(config, "init_lora_weights", True)).lower()
     if start.startswith(_WEIGHTS_THAT_CHANGE_THE_BASE):
         raise InputError(
-            f"init_lora_weights={start!r} changes the weights of the base model, which the reference shares. Use True"
-            " or 'gaussian'. PEFT turns an adapter trained that way into plain LoRA: save_pretrained(...,"
-            " path_initial_model_for_weight_conversion=...)"
+            f"init_lora_weights={start!r} is invalid: it changes the weights of the base, which the reference shares."
+            " Set it to True or 'gaussian'. PEFT turns an adapter trained that way into plain LoRA: save_pretrained(...,"
+            " path_initial_model_for_weight_conversion=...)."
         )

@@ -315,14 +315,18 @@ def load_adapter_weights(model: Model, folder: str | os.PathLike, name: str) -> 
     result = set_peft_model_state_dict(model, weights, adapter_name=name)
     if result.unexpected_keys:
         raise InputError(
-            f"{folder} holds weights that the adapter {name!r} has not, such as {result.unexpected_keys[0]}"
+            f"{folder} is invalid: it holds weights that the adapter {name!r} has not, such as"
+            f" {result.unexpected_keys[0]}. Save it again from the run that trained it."
         )
 
 
 def require_adapter_weights(folder: str | os.PathLike, name: str, own: Iterable[str], found: Iterable[str]) -> None:
     """Raise `InputError` unless all that adapter `name` has of its `own` was `found` in the file in `folder`."""
     if missing := sorted(set(own) - set(found)):
-        raise InputError(f"{folder} lacks weights of the adapter {name!r}, such as {missing[0]}")
+        raise InputError(
+            f"{folder} is invalid: it lacks weights of the adapter {name!r}, such as {missing[0]}. Save it again from"
+            " the run that trained it."
+        )
 
 
 def overwrite_adapter(model: Model, source: str, target: str) -> None:

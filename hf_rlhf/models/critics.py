@@ -208,14 +208,16 @@ def build_critic(
     if value_model is not None and kind != "model":
         raise InputError(f'critic={kind!r} is invalid with value_model, which is a separate model. Set critic="model"')
     if value_model is not None and start is not None:
-        raise InputError(f"value_model and critic_path={start!r} both say where the critic starts. Give one of them")
+        raise InputError(
+            f"critic_path={start!r} is invalid with value_model: both say where the critic starts. Give one."
+        )
     fresh = ValueHead(state_width(base_of(policy)), mlp_size, init_std)
     folder = None if start is None else run_folder(start)
     if kind == "value_head":
         if folder is not None and not (folder / WEIGHTS_NAME).is_file():
             raise InputError(
-                f"critic_path={start!r} has no {WEIGHTS_NAME}: a value head starts from an earlier run's value head. A"
-                ' reward model can start a critic of kind "adapter" or "model"'
+                f"critic_path={start!r} is invalid: it has no {WEIGHTS_NAME}, and a value head starts from an earlier"
+                " run's value head. To start from a reward model, set critic to adapter or model."
             )
         critic = ValueHeadCritic(fresh if folder is None else ValueHead.from_pretrained(folder), detach=detach)
     elif kind == "adapter":
@@ -234,7 +236,9 @@ def build_critic(
 def require_adapter_for_critic(kind: CriticKind, *, has_adapter: bool) -> None:
     """Raise `InputError` for a critic that is an adapter beside a policy that has none."""
     if kind == "adapter" and not has_adapter:
-        raise InputError('critic="adapter" needs a policy with LoRA (use_peft, peft_config); or take "model"')
+        raise InputError(
+            "critic=adapter is invalid without LoRA on the policy (use_peft, peft_config). Set critic to model."
+        )
 
 
 def saved_critics(folder: Path) -> list[str]:
@@ -292,8 +296,8 @@ def _model_critic(
         classifier, head = _classifier_on_base_of(policy), fresh
     else:
         raise InputError(
-            'critic="model" starts from the base that the policy was loaded from, and this one was made in memory. Give'
-            " critic_path or value_model"
+            "critic=model is invalid: it starts from the base that the policy was loaded from, and this policy was made"
+            " in memory. Give critic_path or value_model."
         )
     _score_layer(classifier)
     classifier = _made_trainable(classifier, peft_config, num_layers_unfrozen)

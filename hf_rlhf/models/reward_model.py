@@ -134,8 +134,8 @@ def require_reward_model(model: Model, source: str) -> None:
     labels = getattr(model.config, "num_labels", None)
     if labels != 1 or not any(hasattr(base_of(model), name) for name in ("score", "classifier")):
         raise InputError(
-            f"reward model {source!r} is a {type(base_of(model)).__name__} with {labels} labels; a reward model is a"
-            " sequence classifier with num_labels=1"
+            f"reward model {source!r} is invalid: it is a {type(base_of(model)).__name__} with {labels} labels. Give a"
+            " sequence classifier with num_labels=1."
         )
 
 
@@ -163,9 +163,12 @@ def load_classifier(name_or_path: str, dtype, **kwargs: Any) -> Model:
     )
     for key, found, wanted in info["mismatched_keys"]:
         if key.split(".")[0] in ("score", "classifier"):
-            raise InputError(f"reward model {name_or_path!r} has {found[0]} labels; a reward model has one")
+            raise InputError(
+                f"reward model {name_or_path!r} is invalid: it has {found[0]} labels. Give a model with num_labels=1."
+            )
         raise InputError(
-            f"reward model {name_or_path!r}: {key} has shape {tuple(found)} where its config says {tuple(wanted)}"
+            f"reward model {name_or_path!r} is invalid: {key} has shape {tuple(found)} where its config says"
+            f" {tuple(wanted)}. Save it again with the config that it was trained with."
         )
     if missing := [key for key in info["missing_keys"] if key.split(".")[0] in ("score", "classifier")]:
         raise InputError(
@@ -180,7 +183,7 @@ def score_head(folder: str | os.PathLike) -> Tensor:
     head = require_saved_head(folder)
     if len(head) != 1:
         raise InputError(
-            f"reward adapter {str(folder)!r} has a head of {len(head)} tensors, and only a linear one without a bias"
-            " can be read from a policy's hidden states"
+            f"reward adapter {str(folder)!r} is invalid: its head has {len(head)} tensors, and only a linear head"
+            " without a bias can be read from a policy's hidden states. Train it with `hf-rlhf reward`."
         )
     return next(iter(head.values())).float()

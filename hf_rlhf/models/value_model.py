@@ -81,7 +81,10 @@ def load_value_model(name_or_path: str, *, dtype: str | None = None) -> ValueMod
         return ValueModel(model, ValueHeadCritic(ValueHead.from_pretrained(folder)), tokenizer)
     inner = folder / CRITIC_FOLDER
     if not inner.is_dir():
-        raise InputError(f"{name_or_path!r} holds no critic: neither {WEIGHTS_NAME} nor {CRITIC_FOLDER}/")
+        raise InputError(
+            f"{name_or_path!r} holds no critic: neither {WEIGHTS_NAME} nor {CRITIC_FOLDER}/. Give the folder of a PPO"
+            " run."
+        )
     head, facts = ValueHead.from_pretrained(inner), saved_facts(inner)
     dtype = dtype or str(facts["dtype"])
     if facts["critic"] == AdapterCritic.kind:

@@ -314,7 +314,7 @@ def test_lambda_of_the_critic_changes_its_targets_and_no_advantage(places, tmp_p
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ({"critic": "adapter", "lora": None}, "needs a policy with LoRA"),
+        ({"critic": "adapter", "lora": None}, "critic=adapter is invalid without LoRA"),
         ({"critic": "nobody"}, "value_head, adapter, model"),
         ({"critic": "adapter", "value_head_detach": True}, "value_head_detach"),
         ({"critic_warmup_iterations": -1}, "critic_warmup_iterations"),

@@ -361,7 +361,7 @@ def test_the_sizes_of_a_run_are_those_of_the_planned_ranks(tmp_path, capsys):
         ({"optim": "adafactor"}, {}, "fsdp2", "optim=adafactor is invalid under FSDP2"),
         ({}, {"load_in_4bit": True}, "fsdp2", "load_in_4bit and load_in_8bit are invalid under FSDP2"),
         ({"use_vllm": True}, {"use_peft": False}, "ddp", "use_vllm needs a LoRA policy"),
-        ({"critic": "adapter"}, {"use_peft": False}, "ddp", 'critic="adapter" needs a policy with LoRA'),
+        ({"critic": "adapter"}, {"use_peft": False}, "ddp", "critic=adapter is invalid without LoRA"),
         ({"num_layers_unfrozen": 1}, {}, "ddp", "num_layers_unfrozen=1 is invalid with LoRA.*set lora_layers=1"),
         ({"num_layers_unfrozen": 99}, {"use_peft": False}, "ddp", "num_layers_unfrozen=99 is invalid: the model has"),
     ],
