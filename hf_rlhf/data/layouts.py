@@ -19,6 +19,7 @@ from hf_rlhf.data.dialogues import (
     split_dialogues,
     with_question,
 )
+from hf_rlhf.data.public_formats import LABELS, find_format, format_columns
 from hf_rlhf.data.rows import read_columns
 
 if TYPE_CHECKING:
@@ -45,23 +46,25 @@ class Layout:
     `pairs` says how they are written, `texts` names the columns, and both are empty where the set has none. `prompts`
     are the column of that name, or the messages before the answers of `pairs` or of `messages`: there a prompt that is
     text only says which message is the question, so that every stage has the same messages before the answer. Where
-    most `messages` do not ask it, the column `prompt` is the prompt, whatever stands beside it.
+    most `messages` do not ask it, the column `prompt` is the prompt, whatever stands beside it. Rows of a `public`
+    format have prompts once they are converted.
     """
 
     pairs: str
     texts: tuple[str, ...]
-    prompts: Literal["prompt", "pairs", "messages", ""]
+    prompts: Literal["prompt", "pairs", "messages", "public", ""]
     prompt: Literal["messages", "text", ""]  # what the column of that name holds
+    public: str = ""  # the name of the public format, see `public_formats.py`
 
     def __str__(self) -> str:
-        held = [f"preference pairs ({self.pairs})"] if self.pairs else []
+        held = [self.public] if self.public else [f"preference pairs ({self.pairs})"] if self.pairs else []
         held += [self.texts_name] if self.texts else []
         return " and ".join(held) or (f"prompts ({self.prompt})" if self.prompt else "no layout that is known")
 
     @property
     def sentence(self) -> str:
         """The sentence that an error says of a set that a stage cannot use; nothing of one that no stage can."""
-        return f" The set holds {self}." if self.pairs or self.texts or self.prompt else ""
+        return f" The set holds {self}." if self.public or self.pairs or self.texts or self.prompt else ""
 
     @property
     def texts_name(self) -> str:
@@ -73,19 +76,20 @@ class Layout:
     @property
     def prompts_name(self) -> str:
         """The rows as PPO takes them."""
-        return {"pairs": "messages before the answers", "messages": "messages before the last answer"}.get(
-            self.prompts, self.prompt
-        )
+        names = {"pairs": "messages before the answers", "messages": "messages before the last answer"}
+        return {**names, "public": self.public}.get(self.prompts, self.prompt)
 
     def taken_for(self, use: str) -> str:
         """Return what a stage takes the set for, and what else the set holds."""
         held = str(self)
-        return use if held in (use, f"preference pairs ({use})", f"prompts ({use})") else f"{use}; the set holds {held}"
+        known = use == self.public or held in (use, f"preference pairs ({use})", f"prompts ({use})")
+        return use if known else f"{use}; the set holds {held}"
 
 
 def layout_of(dataset: Dataset, *, source: str = "the set") -> Layout:
     """Return the layout that most rows have; of a large set, a sample spread evenly over it is read."""
     names = [name for name in LAYOUT_COLUMNS if name in dataset.column_names]
+    names = list(dict.fromkeys([*names, *format_columns(dataset.column_names)]))
     step = max(len(dataset) / _SAMPLED_ROWS, 1)
     rows = [int(number * step) for number in range(min(len(dataset), _SAMPLED_ROWS))]
     return find_layout(read_columns(dataset.select(rows), names, source=source) if names else {})
@@ -99,6 +103,8 @@ def find_layout(columns: Mapping[str, Sequence[Any]]) -> Layout:
     prompt = _kind(columns.get("prompt", ()))
     pairs = _pairs(columns, prompt) if {"chosen", "rejected"} <= found else ""
     texts = next((names for names in _TEXTS if found.issuperset(names)), ())
+    if not pairs and "messages" not in found and (public := find_format(columns)):
+        return Layout("", texts, "prompt" if public == LABELS else "public", prompt, public)
     in_messages = "messages" in found and not (
         prompt == "text" and not _is_asked(columns["prompt"], columns["messages"])
     )

@@ -9,23 +9,25 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hf_rlhf.data.checks import value_problems
 from hf_rlhf.data.dialogues import MalformedDialogue, Pair
 from hf_rlhf.data.json_columns import make_dataset, put_beside
-from hf_rlhf.data.layouts import IMPLICIT_TEXT, PREFERENCE_COLUMNS, TEXT, layout_of, split_row
+from hf_rlhf.data.layouts import IMPLICIT_TEXT, PREFERENCE_COLUMNS, TEXT, split_row
+from hf_rlhf.data.pair_rows import PairRows, read_pairs
 from hf_rlhf.data.prepared import PreparedSet
 from hf_rlhf.data.report import BEGUN, Lengths, Limit, begun, count_left_out, measured_rows, report_set, select_for_trl
 from hf_rlhf.data.rows import LoadedRows, fingerprint, list_rows, read_columns, require_columns
+from hf_rlhf.data.shapes import KEPT
 from hf_rlhf.data.tokens import (
+    NOTHING,
     ROW_OPTIONS,
     RefusedByTemplate,
     chat_text,
     options_by_row,
     require_chat_template,
-    with_row_options,
 )
 from hf_rlhf.data.training_rows import pair_ids
 from hf_rlhf.errors import InputError
@@ -37,10 +39,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class PreferenceReport:
-    """Counts of the rows of a preference set: `rows_in = rows_out + malformed + identical + duplicates`.
+    """Counts of the rows of a preference set: `rows_in = rows_out + malformed + identical + duplicates + ties`.
 
     `contradictions` counts pairs that are also there the other way round (A > B and B > A); both rows are kept.
-    `malformed_reasons` maps each reason to its number of rows.
+    `malformed_reasons` maps each reason to its number of rows. Of groups of rated completions, the rows are all pairs
+    of one group, and `ties` are those with equal ratings.
     """
 
     source: str
@@ -52,6 +55,7 @@ class PreferenceReport:
     contradictions: int
     malformed: int
     malformed_reasons: Mapping[str, int] = field(default_factory=dict)
+    ties: int = 0
 
     def __str__(self) -> str:
         reasons = ", ".join(f"{reason}: {count}" for reason, count in self.malformed_reasons.items())
@@ -59,6 +63,7 @@ class PreferenceReport:
             f"{self.malformed} malformed ({reasons})" if self.malformed else "",
             f"{self.identical} with chosen equal to rejected" if self.identical else "",
             f"{self.duplicates} duplicates" if self.duplicates else "",
+            f"{self.ties} with equal ratings" if self.ties else "",
         ]
         summary = f"{self.source}: {self.rows_out} of {self.rows_in} pairs kept [{self.layout}]"
         summary += f"; dropped {', '.join(filter(None, dropped))}" if any(dropped) else ""
@@ -72,30 +77,37 @@ class PreparedPreferences(NamedTuple):
     report: PreferenceReport
 
 
-def prepare_preferences(dataset: Dataset, *, source: str) -> PreparedPreferences:
+def prepare_preferences(
+    dataset: Dataset, *, source: str, rating_weights: Mapping[str, float] = NOTHING
+) -> PreparedPreferences:
     """Check every row, then give the set in the TRL preference format with a report of what was dropped.
+
+    Rows of the public formats (`public_formats.py`) are converted. For `rating_weights` see `in_shape`.
 
     Raises InputError for missing columns, for values that are None, empty or of the wrong kind (row numbers count
     from 0), for a `margin` that is no number, and when no row is left.
     """
-    rows = _read(LoadedRows.given(dataset, source=source))
-    layout = layout_of(rows.dataset, source=source).pairs
-    rows, pairs, report = keep_pairs(_with_good_values(rows, layout), layout)
+    read = read_pairs(LoadedRows.given(dataset, source=source), rating_weights)
+    rows, pairs, report = _keep(read)
     return PreparedPreferences(_with_pairs(rows.dataset, pairs), report)
 
 
 def prepare_preference_set(
-    rows: LoadedRows, tokenizer: PreTrainedTokenizerBase, *, role: str, limit: Limit
+    rows: LoadedRows,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    role: str,
+    limit: Limit,
+    rating_weights: Mapping[str, float] = NOTHING,
 ) -> PreparedSet:
     """Check, split and report on pairs, for trl's `RewardTrainer`. Raises InputError as `prepare_preferences` does.
 
-    A pair that the chat template refuses is a bad row too.
+    A pair that the chat template refuses is a bad row too. The set keeps `margin`, `source` and SHP's
+    `score_ratio`, where they are known.
     """
-    read, source = rows.rows_read, rows.source
-    good = _read(rows)
-    columns = [name for name in PREFERENCE_COLUMNS if name in good.columns]
-    layout = layout_of(rows.dataset, source=source)
-    good, pairs, found = keep_pairs(_with_good_values(good, layout.pairs), layout.pairs, tokenizer)
+    source = rows.source
+    read = read_pairs(rows, rating_weights)
+    good, pairs, found = _keep(read, tokenizer)
     dataset = _with_pairs(good.dataset, pairs)
     names = [name for name in Pair._fields if name in dataset.column_names]
     prepared = {**good.columns, **{name: [getattr(pair, name) for pair in pairs] for name in names}}
@@ -103,22 +115,37 @@ def prepare_preference_set(
     lengths = _lengths(prepared, measured, tokenizer, source=source)
     _require_one_that_fits(prepared, lengths, tokenizer, limit, source=source)
     longer = sum(len(str(pairs[row].chosen)) > len(str(pairs[row].rejected)) for row in measured)
+    margins = prepared.get("margin", ())
+    contradicting = sum(margin < 0 for margin in margins)
     report = report_set(
         rows,
         prepared,
-        read,
+        found.rows_in + len(rows.bad_rows.found),
         role=role,
-        layout=layout.taken_for(layout.pairs),
-        columns=columns,
+        layout=read.shaped.layout.taken_for(read.name),
+        columns=read.columns,
+        shown=names,
         left_out=count_left_out(found, len(pairs), "that are there already"),
         noticed={
             "that contradict another (the same answers the other way round)": found.contradictions,
             f"of {len(measured)} whose chosen answer is the longer one": longer,
             BEGUN: begun([prepared[name] for name in (names[:1] if "prompt" in names else names)], tokenizer),
+            **({"whose margin is below 0: it contradicts the choice": contradicting} if contradicting else {}),
         },
         lengths=[Lengths.of(f"prompt and {name}", tokens, limit) for name, tokens in lengths.items()],
+        counted="pairs" if read.groups else "rows",
+        notes=read.notes(margins),
     )
-    return PreparedSet(select_for_trl(dataset, PREFERENCE_COLUMNS), report, good.place)
+    kept = [name for name in ("source", KEPT) if name in (*good.columns, *read.shaped.columns)]
+    return PreparedSet(select_for_trl(dataset, (*PREFERENCE_COLUMNS, *kept)), report, good.place)
+
+
+def _keep(
+    read: PairRows, tokenizer: PreTrainedTokenizerBase | None = None
+) -> tuple[LoadedRows, list[Pair], PreferenceReport]:
+    """Return what `keep_pairs` does of the pairs with good values, with the ties in the report."""
+    rows, pairs, report = keep_pairs(_with_good_values(read.rows, read.layout), read.layout, tokenizer)
+    return rows, pairs, replace(report, layout=read.name, rows_in=report.rows_in + read.ties, ties=read.ties)
 
 
 def keep_pairs(
@@ -171,15 +198,6 @@ def keep_pairs(
         raise InputError(f"{report}. No pair is left: every row needs two different answers to one prompt")
     numbers, pairs = zip(*kept.values(), strict=True)
     return rows.select(numbers), list(pairs), report
-
-
-def _read(rows: LoadedRows) -> LoadedRows:
-    """Read the columns of pairs that there are. Raises InputError without chosen and rejected."""
-    found = rows.dataset.column_names
-    if not {"chosen", "rejected"} <= set(found):
-        holds = layout_of(rows.dataset, source=rows.source).sentence
-        require_columns(found, ("chosen", "rejected"), source=rows.source, holds=holds)
-    return rows.read(with_row_options([name for name in PREFERENCE_COLUMNS if name in found], found))
 
 
 def _with_good_values(rows: LoadedRows, layout: str) -> LoadedRows:

@@ -16,7 +16,7 @@ from hf_rlhf.data.checks import (
     require_prompts,
 )
 from hf_rlhf.data.json_columns import make_dataset, put_beside
-from hf_rlhf.data.layouts import Layout, layout_of, prompt_columns, prompt_of
+from hf_rlhf.data.layouts import PREFERENCE_COLUMNS, Layout, layout_of, prompt_columns, prompt_of
 from hf_rlhf.data.preferences import PreferenceReport, keep_pairs
 from hf_rlhf.data.prepared import PreparedSet, TokenizerState
 from hf_rlhf.data.report import (
@@ -29,6 +29,7 @@ from hf_rlhf.data.report import (
     report_set,
 )
 from hf_rlhf.data.rows import BadRow, BadRows, LoadedRows, fingerprint, fingerprints, list_rows
+from hf_rlhf.data.shapes import ANSWER_COLUMNS, in_shape
 from hf_rlhf.data.streamed_prompts import prepare_streamed_prompts
 from hf_rlhf.data.tokens import (
     NOTHING,
@@ -136,8 +137,13 @@ def prepare_prompt_set(
     read, found = rows.rows_read, rows.dataset.column_names
     layout = layout_of(rows.dataset, source=rows.source)
     require_prompts(layout, found, source=rows.source)
-    names = prompt_columns(layout, found)
-    good, left_out = _checked_prompts(rows.read(with_row_options(names, found)), layout, names)
+    if layout.prompts == "public":
+        shaped = in_shape(rows)
+        good, names = _each_prompt_once(shaped.rows), shaped.columns
+        left_out = {_AGAIN: shaped.rows_in - len(good.dataset)}
+    else:
+        names = prompt_columns(layout, found)
+        good, left_out = _checked_prompts(rows.read(with_row_options(names, found)), layout, names)
     good, ids, scored = _tokenized(good, tokenizer, chat_template_kwargs, reward_tokenizers)
     lengths, kept = list(map(len, ids)), range(len(ids))
     if limit.tokens is not None and (longer := require_fitting(ids, limit.tokens, overlong, rows=good)):
@@ -206,15 +212,30 @@ def _with_prompts(rows: LoadedRows, layout: Layout) -> tuple[LoadedRows, Prefere
             )
         options = {name: rows.columns[name] for name in options}
         keys = [fingerprint(pair.prompt, *own) for pair, *own in zip(kept, *options.values(), strict=True)]
-        first = sorted({key: row for row, key in reversed(list(enumerate(keys)))}.values())
+        first = _first_of_each(keys)
         logger.info("%s; %d distinct prompts", pairs, len(first))
         rows, prompts = rows.select(first), [kept[row].prompt for row in first]
         options = {name: rows.columns[name] for name in options}
-    used = ("prompt", "chosen", "rejected", "margin") if pairs else ("prompt",)
+    used = PREFERENCE_COLUMNS if pairs else ("prompt",)
     others = rows.dataset.with_format(None).remove_columns([n for n in used if n in rows.dataset.column_names])
     made = make_dataset({"prompt": prompts})
     dataset = put_beside(made, others) if others.column_names else made
     return replace(rows, dataset=dataset, columns={"prompt": prompts, **options}), pairs
+
+
+def _each_prompt_once(rows: LoadedRows) -> LoadedRows:
+    """Return the rows of a public format with each prompt once, and without the answers."""
+    options = {name: rows.columns[name] for name in ROW_OPTIONS if name in rows.columns}
+    keys = [fingerprint(*row) for row in zip(rows.columns["prompt"], *options.values(), strict=True)]
+    rows = rows.select(_first_of_each(keys))
+    answers = [name for name in ANSWER_COLUMNS if name in rows.dataset.column_names]
+    columns = {name: rows.columns[name] for name in ("prompt", *options)}
+    return replace(rows, dataset=rows.dataset.remove_columns(answers), columns=columns)
+
+
+def _first_of_each(keys: Sequence[bytes]) -> list[int]:
+    """Return the numbers of the rows whose key is none of an earlier row."""
+    return sorted({key: row for row, key in reversed(list(enumerate(keys)))}.values())
 
 
 def _tokenized(

@@ -66,7 +66,10 @@ class Lengths:
 
 @dataclass(frozen=True)
 class SetReport:
-    """One set. `rows_read` = `rows` + `bad_rows` + all of `left_out`; what is only `noticed` stays in the set."""
+    """One set. `rows_read` = `rows` + `bad_rows` + all of `left_out`; what is only `noticed` stays in the set.
+
+    Where groups of rated completions became pairs, these count pairs, but for the bad rows.
+    """
 
     role: str
     source: str
@@ -82,13 +85,16 @@ class SetReport:
     lengths: list[Lengths]
     examples: list[dict[str, str]] = field(default_factory=list)
     others_are: str = "not used"  # what becomes of the other columns
+    counted: str = "rows"  # what `rows_read` and `rows` count
+    notes: list[str] = field(default_factory=list)  # how the rows became those that are used
 
     def __str__(self) -> str:
         others = f"; {self.others_are}: {', '.join(self.other_columns)}" if self.other_columns else ""
         options = f"; for the chat template: {', '.join(self.row_options)}" if self.row_options else ""
         lines = [
-            f"{self.role}: {self.source}, {self.rows} of {self.rows_read} rows [{self.layout}]",
+            f"{self.role}: {self.source}, {self.rows} of {self.rows_read} {self.counted} [{self.layout}]",
             f"columns: {', '.join(self.columns)}{options}{others}",
+            *self.notes,
             *(f"left out, as skip_bad_rows allows: {line}" for line in list_by_problem(self.bad_rows)),
             *(f"left out: {count} {what}" for what, count in self.left_out.items() if count),
             *(f"kept: {count} {what}" for what, count in self.noticed.items() if count),
@@ -167,6 +173,7 @@ def count_left_out(pairs: PreferenceReport | None, kept: int, repeats: str) -> d
         return {}
     reasons = {f"malformed: {reason}": count for reason, count in pairs.malformed_reasons.items()}
     reasons["with chosen equal to rejected"] = pairs.identical
+    reasons |= {"with equal ratings": pairs.ties} if pairs.ties else {}
     return reasons | {repeats: pairs.rows_in - kept - sum(reasons.values())}
 
 

@@ -47,6 +47,11 @@ def prepare_streamed_prompts(
             f'{source}: no column "prompt", and the prompts of preference pairs are known only once all have been'
             " read, which a stream leaves for later. Give a column prompt, or load the set with streaming=False"
         )
+    if layout.prompts == "public":
+        raise InputError(
+            f"{source}: a stream of {layout} has no column of prompts, and its rows are converted only as a whole. Load"
+            " the set with streaming=False"
+        )
     require_prompts(layout, list(first), source=source)
     if layout.prompts != "prompt":
         dataset = _with_prompts(dataset, layout, first, source=source)
