@@ -2,7 +2,7 @@
 
 import types
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
@@ -154,6 +154,8 @@ def fits(value: Any, kind: Any) -> bool:
         return True  # argparse reads it: YAML takes 1e-5 for text
     if isinstance(kind, type) and issubclass(kind, Enum):
         return isinstance(value, str)
+    if is_dataclass(kind):
+        return isinstance(value, (str, dict))  # such as a dataset of a mixture; the class checks the keys
     taken = {float: (int, float), str: (str, int, float, bool)}.get(kind, origin or kind)
     return isinstance(value, taken) and (not isinstance(value, bool) or kind in (bool, str))
 
@@ -173,4 +175,6 @@ def describe(kind: Any) -> str:
         return " or ".join(dict.fromkeys(map(describe, inner)))
     if origin is Literal:
         return f"one of {', '.join(map(str, inner))}"
+    if origin is list and is_dataclass(inner[0]):
+        return "a list of mappings"
     return words.get(kind, f"a {getattr(origin or kind, '__name__', kind)}")

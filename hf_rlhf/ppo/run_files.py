@@ -40,7 +40,8 @@ _SIZES = (
 _BEHIND = {
     "rollout_batch_size": _SIZES,
     "updates_per_iteration": ("num_ppo_epochs", *_SIZES),
-    "prompts": ("dataset_name", "dataset_config", "dataset_train_split", "max_train_samples", "skip_bad_rows",
+    "prompts": ("dataset_name", "datasets", "eval_fraction", "dataset_config", "dataset_train_split",
+                "max_train_samples", "skip_bad_rows",
                 "overlong_prompts", "max_prompt_length", "chat_template_kwargs"),
 }  # fmt: skip
 """Flags from which others follow."""

@@ -1,6 +1,7 @@
 """The flags of the recipes, besides those of `PPOConfig`."""
 
 import copy
+import math
 import os
 import re
 from dataclasses import dataclass, field, replace
@@ -18,6 +19,7 @@ from hf_rlhf.models.load import EMBEDDED_MODEL
 from hf_rlhf.models.lora_targets import in_last_blocks, share_of_blocks
 from hf_rlhf.models.precision import NATIVE, dtype_name, native_dtype, warn_of_slow_bfloat16
 from hf_rlhf.progress import say
+from hf_rlhf.recipes.mixture import MixtureDataset, require_fractions
 from hf_rlhf.training.best import Directions, require_best_metric, settle_best_metric
 from hf_rlhf.types import Model
 
@@ -128,11 +130,19 @@ class DataArguments:
     """Rows to train and evaluate on, and the choice to resume a run."""
 
     dataset_name: str | None = flag(None, "Hub name, folder, or .jsonl, .json, .csv, .parquet file (also .gz).")
+    datasets: list[MixtureDataset] | None = flag(
+        None,
+        "A mixture instead of dataset_name, as in TRL's scripts: a list of path, name, split, columns and fraction in"
+        " YAML, or paths on the command line.",
+    )
     dataset_config: str | None = flag(None, "Configuration of a Hub dataset.")
     dataset_train_split: str = flag("train", "Split to train on.")
     dataset_test_split: str = flag("test", "Split to evaluate on, when eval_strategy or do_eval asks for it.")
     eval_dataset_name: str | None = flag(None, "Separate dataset to evaluate on; by default a split of dataset_name.")
-    max_train_samples: int | None = flag(None, "Use only the first rows.")
+    eval_fraction: float | None = flag(
+        None, "Hold out about this share of the prompts to evaluate on, with all their rows, instead of another split."
+    )
+    max_train_samples: int | None = flag(None, "Use only the first rows, of a mixture those of each dataset.")
     max_eval_samples: int | None = flag(None, "Evaluate only on the first rows.")
     skip_bad_rows: int = flag(0, "Skip up to this many unusable rows of each dataset; one more is an error.")
     resume: str | None = flag(
@@ -140,6 +150,22 @@ class DataArguments:
         "auto (the newest whole checkpoint of output_dir, or a new run if there is none), last (the same, but an error"
         " if there is none), a checkpoint, or never.",
     )
+
+    def __post_init__(self):
+        self.datasets = [MixtureDataset.of(each) for each in self.datasets] if self.datasets else None
+        if self.datasets and self.dataset_name is not None:
+            raise InputError("dataset_name and datasets name what to train on. Give one of them")
+        require_fractions(self.datasets or ())
+        if self.eval_fraction is None:
+            return
+        if not 0 < self.eval_fraction < 1:
+            raise InputError(f"eval_fraction={self.eval_fraction} is invalid: it must be above 0 and below 1")
+        if self.eval_dataset_name is not None:
+            raise InputError("eval_fraction and eval_dataset_name both name what to evaluate on. Give one of them")
+
+    def dataset_names(self) -> list[str]:
+        """Return the names of all that is trained on."""
+        return [each.path for each in self.datasets or ()] + ([self.dataset_name] if self.dataset_name else [])
 
 
 @dataclass
@@ -159,6 +185,31 @@ class RewardArguments(DataArguments):
     """Data of a reward model, and the form in which it is saved."""
 
     save_merged: bool = flag(True, "Also write merged/, a plain classifier that pipeline() loads.")
+    use_margin: bool | None = flag(
+        None, "Take margins into the loss; by default those of a column margin, and none made of scores or ratings."
+    )
+    rating_weights: list[str] | None = flag(
+        None, "Attributes whose weighted sum is the rating of a HelpSteer row, as helpfulness:0.7 correctness:0.3."
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.weights_of_ratings()
+
+    def weights_of_ratings(self) -> dict[str, float]:
+        """Return `rating_weights` by attribute. Raises `InputError` for what is no weight."""
+        weights = {}
+        for each in self.rating_weights or ():
+            name, _, weight = each.rpartition(":")
+            try:
+                weights[name] = float(weight)
+            except ValueError:
+                weights[name] = math.nan
+            if not name or not math.isfinite(weights[name]):
+                raise InputError(
+                    f"rating_weights={each} is invalid: it must be an attribute and its weight, as helpfulness:0.7"
+                )
+        return weights
 
 
 def _check_training(args: Any, evaluated: Directions) -> None:

@@ -12,9 +12,7 @@ from hf_rlhf.checkpoint.computation import Computation
 from hf_rlhf.checkpoint.lock import locked, require_folder_name
 from hf_rlhf.checkpoint.resume import resume_point
 from hf_rlhf.credentials import refuse_secrets
-from hf_rlhf.data.files import local_path, read_rows
 from hf_rlhf.data.report import DataReport
-from hf_rlhf.data.rows import LoadedRows
 from hf_rlhf.distributed import failing_together, gather_in_order, rank, require_ranks
 from hf_rlhf.errors import InputError
 from hf_rlhf.hub.model_card import shown_name
@@ -94,35 +92,6 @@ def release(trainer: Any) -> None:
     """Release what accelerate wrapped: a process group stays open as long as DDP holds it."""
     trainer.accelerator.free_memory()
     trainer.model_wrapped = trainer.model
-
-
-def load_split(data: DataArguments, *, evaluation: bool = False) -> LoadedRows:
-    """Load the training rows, or the evaluation rows."""
-    if data.dataset_name is None:
-        raise InputError("dataset_name is missing. Give a Hub name, a folder or a file")
-    if evaluation and data.eval_dataset_name:
-        name, split, limit = data.eval_dataset_name, data.dataset_train_split, data.max_eval_samples
-    elif evaluation:
-        if local_path(data.dataset_name).is_file():
-            raise InputError(
-                f"evaluation needs separate rows, and dataset_name={data.dataset_name!r} is one file. Give"
-                " eval_dataset_name"
-            )
-        name, split, limit = data.dataset_name, data.dataset_test_split, data.max_eval_samples
-    else:
-        name, split, limit = data.dataset_name, data.dataset_train_split, data.max_train_samples
-    if limit is not None and limit < 1:
-        flag = "max_eval_samples" if evaluation else "max_train_samples"
-        raise InputError(f"{flag}={limit} leaves no row. Use at least 1, or omit it for all")
-    rows = read_rows(name, split=split, config_name=data.dataset_config, skip_bad_rows=data.skip_bad_rows)
-    return rows if limit is None or limit >= len(rows.dataset) else rows.select(range(limit))
-
-
-def wants_evaluation(data: DataArguments, training) -> bool:
-    """Return whether the flags ask for an evaluation set."""
-    return (
-        data.eval_dataset_name is not None or training.do_eval or str(training.eval_strategy) != "IntervalStrategy.NO"
-    )
 
 
 def announce(report: DataReport, training) -> None:

@@ -27,11 +27,12 @@ from hf_rlhf.recipes.arguments import (
     SFTTrainingArguments,
     flag,
 )
-from hf_rlhf.recipes.common import load_split, set_special_tokens, tokenizer_of, wants_evaluation
+from hf_rlhf.recipes.common import set_special_tokens, tokenizer_of
+from hf_rlhf.recipes.datasets import TrainAndEvaluation, prepare_datasets
 from hf_rlhf.recipes.losses import require_fitting_loss
 from hf_rlhf.rewards.sources import reward_tokenizers
 
-TRAINING, EVALUATION, PTX = "training", "evaluation", "PPO-ptx texts"
+PTX = "PPO-ptx texts"
 
 
 class Sets(NamedTuple):
@@ -50,28 +51,31 @@ class Sets(NamedTuple):
 def reward_sets(script: RewardArguments, training: RewardTrainingArguments, tokenizer) -> Sets:
     """Prepare preference pairs in TRL's format. Raises `InputError` for anything wrong in them, a leak included."""
     limit = Limit("max_length", training.max_length, "are left out")
-    train = prepare_preference_set(load_split(script), tokenizer, role=TRAINING, limit=limit)
+    settings: dict[str, Any] = {"limit": limit, "rating_weights": script.weights_of_ratings()}
+    found = prepare_datasets(script, training, partial(prepare_preference_set, tokenizer=tokenizer, **settings))
+    train, evaluation, reports = found
     _require_batch(train, training)
-    if not wants_evaluation(script, training):
-        return Sets(train, None, DataReport([train.report]))
-    rows = load_split(script, evaluation=True)
-    evaluation = prepare_preference_set(rows, tokenizer, role=EVALUATION, limit=limit)
-    shared = check_no_leak(train.dataset, evaluation.dataset, source=rows.source, place=evaluation.place)
-    report = DataReport([train.report, evaluation.report], {"evaluation prompts are in training too": shared})
-    return Sets(train, evaluation, report)
+    if "margin" in train.dataset.column_names:
+        taken = "taken by the loss" if margins_are_used(train, script) else "not in the loss, unless use_margin is true"
+        train.report.notes.append(f"margins: {taken}")
+    if evaluation is None:
+        return Sets(train, None, DataReport(reports))
+    shared = check_no_leak(train.dataset, evaluation.dataset, source=evaluation.report.source, place=evaluation.place)
+    return Sets(train, evaluation, DataReport(reports, {"evaluation prompts are in training too": shared}))
 
 
 def sft_sets(script: DataArguments, training: SFTTrainingArguments, tokenizer) -> Sets:
     """Prepare demonstrations. Raises `InputError` for anything wrong in them; warns of rows in both sets."""
     limit = Limit("max_length", training.max_length, "are cut on the right")
-    train = prepare_text_set(load_split(script), tokenizer, role=TRAINING, limit=limit)
-    require_fitting_loss(train, training, tokenizer)
-    _require_batch(train, training)
-    if not wants_evaluation(script, training):
-        return Sets(train, None, DataReport([train.report]))
-    evaluation = prepare_text_set(load_split(script, evaluation=True), tokenizer, role=EVALUATION, limit=limit)
-    require_fitting_loss(evaluation, training, tokenizer)
-    return _with_shared(train, evaluation, train.report.columns)
+
+    def prepare(rows: LoadedRows, *, role: str) -> PreparedSet:
+        prepared = prepare_text_set(rows, tokenizer, role=role, limit=limit)
+        require_fitting_loss(prepared, training, tokenizer)
+        return prepared
+
+    found = prepare_datasets(script, training, prepare)
+    _require_batch(found.train, training)
+    return _with_shared(found, found.train.report.columns)
 
 
 def ppo_sets(script: PPOArguments, training: PPOConfig, tokenizer, rewards: Sequence[Any] | None = None) -> Sets:
@@ -92,13 +96,9 @@ def ppo_sets(script: PPOArguments, training: PPOConfig, tokenizer, rewards: Sequ
         chat_template_kwargs=kwargs,
         reward_tokenizers=tokenizers,
     )
-    train = prepare(load_split(script), role=TRAINING)
-    _require_iteration(train, training)
-    sets = Sets(train, None, DataReport([train.report]))
-    if wants_evaluation(script, training):
-        evaluation = prepare(load_split(script, evaluation=True), role=EVALUATION)
-        sets = _with_shared(train, evaluation, ["prompt"])
-    sets = sets._replace(reward_tokenizers=tokenizers)
+    found = prepare_datasets(script, training, prepare)
+    _require_iteration(found.train, training)
+    sets = _with_shared(found, ["prompt"])._replace(reward_tokenizers=tokenizers)
     if script.ptx_dataset_name is None:
         return sets
     settings: dict[str, Any] = {"max_ptx_length": training.max_ptx_length, "chat_template_kwargs": kwargs}
@@ -116,10 +116,27 @@ def _ptx_rows(script: PPOArguments) -> LoadedRows:
     )
 
 
-def _with_shared(train: PreparedSet, evaluation: PreparedSet, columns: list[str]) -> Sets:
+def _with_shared(found: TrainAndEvaluation, columns: list[str]) -> Sets:
+    train, evaluation, reports = found
+    if evaluation is None:
+        return Sets(train, None, DataReport(reports))
     shared = train.fingerprints & evaluation.fingerprints
     what = f"different rows of evaluation are in training too ({', '.join(columns)})"
-    return Sets(train, evaluation, DataReport([train.report, evaluation.report], {what: len(shared)}))
+    return Sets(train, evaluation, DataReport(reports, {what: len(shared)}))
+
+
+def margins_are_used(train: PreparedSet, script: RewardArguments) -> bool:
+    """Return whether the loss takes margins: by default those that the set gives, and none made of its scores."""
+    return "margin" in train.report.columns if script.use_margin is None else script.use_margin
+
+
+def pairs_for_loss(dataset: Any, *, margins: bool) -> Any:
+    """Return pairs as the loss takes them: without their margins, or with 0 for each that is unknown."""
+    if dataset is None or "margin" not in dataset.column_names:
+        return dataset
+    known = [margin or 0.0 for margin in dataset["margin"]] if margins else []
+    dataset = dataset.remove_columns("margin")
+    return dataset.add_column("margin", known) if margins else dataset
 
 
 def _require_batch(prepared: PreparedSet, training) -> None:

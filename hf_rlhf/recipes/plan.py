@@ -173,7 +173,7 @@ def _devices(layout: Layout) -> str:
 
 def _require_data(script: PPOArguments) -> None:
     """Raise `InputError` for files of rows that do not exist; sets on the Hub are not looked for."""
-    for name in (script.dataset_name, script.eval_dataset_name, script.ptx_dataset_name):
+    for name in (*script.dataset_names(), script.eval_dataset_name, script.ptx_dataset_name):
         is_a_path = (name is not None and name.endswith((*SUFFIXES, "/"))) or str(name).startswith((".", "/", "~"))
         if is_a_path and not Path(str(name)).expanduser().exists():
             read_rows(str(name))  # which says where it looked, and what is there of a similar name

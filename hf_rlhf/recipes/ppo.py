@@ -158,7 +158,7 @@ def _write_card(
         settings=_card_settings(training) | start,
         curve_image=curves.name if curves else None,
         reward_model=rewards or None,
-        datasets=hub_names(script.dataset_name),
+        datasets=hub_names(*script.dataset_names()),
         adapter=model.use_peft,
         **needs,
     )

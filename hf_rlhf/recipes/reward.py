@@ -40,7 +40,7 @@ from hf_rlhf.recipes.common import (
     tokenizer_of,
     without_template,
 )
-from hf_rlhf.recipes.data import reward_sets
+from hf_rlhf.recipes.data import margins_are_used, pairs_for_loss, reward_sets
 from hf_rlhf.records import write_settings
 from hf_rlhf.rewards.learned import LearnedReward
 from hf_rlhf.training.trl_setup import (
@@ -98,12 +98,13 @@ def _train(
         make_room_for_template(classifier, tokenizer, model, config, trust_remote_code=trust)
     require_fitting_tokenizer(classifier, tokenizer)
     open_hub(training)
+    margins = margins_are_used(sets.train, script)
     trainer: Any = make_reward_trainer(
         classifier,
         tokenizer,
         without_template(training),
-        train_set,
-        eval_set,
+        pairs_for_loss(train_set, margins=margins),
+        pairs_for_loss(eval_set, margins=margins),
         config,
     )
     _require_fitting_pairs(trainer, len(train_set), training)
@@ -214,7 +215,7 @@ def _write_card(
         base_model=public_name(base_and_adapter(model)[0]),
         results=results,
         settings={name: getattr(training, name) for name in names.split()} | start,
-        datasets=hub_names(script.dataset_name),
+        datasets=hub_names(*script.dataset_names()),
         adapter=model.use_peft,
         vocabulary=vocabulary,
     )

@@ -174,7 +174,7 @@ def _write_card(
         base_model=public_name(base_and_adapter(model)[0]),
         results={"held-out loss": f"{metrics['eval_loss']:.3f}"} if "eval_loss" in metrics else {},
         settings={name: getattr(training, name) for name in names.split()} | start,
-        datasets=hub_names(script.dataset_name),
+        datasets=hub_names(*script.dataset_names()),
         adapter=model.use_peft,
         **needs,
     )
