@@ -8,9 +8,11 @@ from typing import Any, NamedTuple
 
 from hf_rlhf.checkpoint.lock import require_folder_name
 from hf_rlhf.data.files import read_rows
+from hf_rlhf.data.layouts import layout_of
 from hf_rlhf.data.preferences import check_no_leak, prepare_preference_set
 from hf_rlhf.data.prepared import PreparedSet
 from hf_rlhf.data.prompts import prepare_prompt_set, prompt_limit
+from hf_rlhf.data.public_formats import RATINGS
 from hf_rlhf.data.report import DataReport, Limit
 from hf_rlhf.data.rows import LoadedRows, require_rows
 from hf_rlhf.data.texts import prepare_ptx_set, prepare_text_set
@@ -51,9 +53,18 @@ class Sets(NamedTuple):
 def reward_sets(script: RewardArguments, training: RewardTrainingArguments, tokenizer) -> Sets:
     """Prepare preference pairs in TRL's format. Raises `InputError` for anything wrong in them, a leak included."""
     limit = Limit("max_length", training.max_length, "are left out")
-    settings: dict[str, Any] = {"limit": limit, "rating_weights": script.weights_of_ratings()}
-    found = prepare_datasets(script, training, partial(prepare_preference_set, tokenizer=tokenizer, **settings))
-    train, evaluation, reports = found
+    weights = script.weights_of_ratings()
+
+    def prepare(rows: LoadedRows, *, role: str) -> PreparedSet:
+        rated = weights and layout_of(rows.dataset, source=rows.source).public == RATINGS
+        settings: dict[str, Any] = {"role": role, "limit": limit, "rating_weights": weights if rated else NOTHING}
+        return prepare_preference_set(rows, tokenizer, **settings)
+
+    train, evaluation, reports = prepare_datasets(script, training, prepare)
+    if weights and not any(report.layout == RATINGS for report in reports):
+        raise InputError(
+            f"rating_weights={','.join(script.rating_weights or ())} is invalid: no dataset holds {RATINGS}. Omit it"
+        )
     _require_batch(train, training)
     if "margin" in train.dataset.column_names:
         taken = "taken by the loss" if margins_are_used(train, script) else "not in the loss, unless use_margin is true"

@@ -95,9 +95,16 @@ def test_weights_make_the_rating_of_a_row(sets, write_rows):
         {"prompt": f"the cat {n // 2}", "response": f"good {n}", "helpfulness": n % 2, "verbosity": 4 * (1 - n % 2)}
         for n in range(8)
     ]
-    _, found = sets("--rating_weights", "helpfulness:1,verbosity:0.5", dataset_name=write_rows(rows))
+    file = write_rows(rows)
+    weights = ["--rating_weights", "helpfulness:1,verbosity:0.5"]
+    _, found = sets(*weights, dataset_name=file)
     assert found.train.dataset["margin"][:] == [1.0] * 4
     assert found.train.dataset[0]["chosen"][0]["content"] == "good 0"
+    other = write_rows(conversational_pairs(), "other.jsonl")
+    _, found = sets(*weights, datasets=[file, other])
+    assert found.train.dataset["margin"][:] == [1.0] * 4 + [None] * 16
+    with pytest.raises(InputError, match=r"rating_weights=helpfulness:1,verbosity:0\.5 is invalid: no dataset holds"):
+        sets(*weights, dataset_name=other)
 
 
 def test_a_mixture_is_trained_on_and_its_settings_say_so(flags, write_rows, tmp_path):
