@@ -132,16 +132,13 @@ class DataArguments:
     dataset_name: str | None = flag(None, "Hub name, folder, or .jsonl, .json, .csv, .parquet file (also .gz).")
     datasets: list[MixtureDataset] | None = flag(
         None,
-        "A mixture instead of dataset_name, as in TRL's scripts: a list of path, name, split, columns and fraction in"
-        " YAML, or paths on the command line.",
+        "A mixture instead of dataset_name: in YAML a list of path, name, split, columns, fraction; or paths.",
     )
     dataset_config: str | None = flag(None, "Configuration of a Hub dataset.")
     dataset_train_split: str = flag("train", "Split to train on.")
     dataset_test_split: str = flag("test", "Split to evaluate on, when eval_strategy or do_eval asks for it.")
     eval_dataset_name: str | None = flag(None, "Separate dataset to evaluate on; by default a split of dataset_name.")
-    eval_fraction: float | None = flag(
-        None, "Hold out about this share of the prompts to evaluate on, with all their rows, instead of another split."
-    )
+    eval_fraction: float | None = flag(None, "Hold out this share of the prompts to evaluate on, with all their rows.")
     max_train_samples: int | None = flag(None, "Use only the first rows, of a mixture those of each dataset.")
     max_eval_samples: int | None = flag(None, "Evaluate only on the first rows.")
     skip_bad_rows: int = flag(0, "Skip up to this many unusable rows of each dataset; one more is an error.")
