@@ -64,7 +64,7 @@ def _named(data: DataArguments) -> Mapping[str, MixtureDataset]:
         return {"": MixtureDataset(data.dataset_name, data.dataset_config, data.dataset_train_split)}
     named: dict[str, MixtureDataset] = {}
     for each in data.datasets:
-        name = local_path(each.path).name if local_path(each.path).exists() else each.path
+        name = (local_path(each.path).exists() and local_path(each.path).resolve().name) or each.path
         name = f"{name}/{each.name}" if each.name else name
         again = sum(known == name or known.startswith(f"{name} (") for known in named)
         named[f"{name} ({again + 1})" if again else name] = each
