@@ -34,6 +34,6 @@ def require_trainable_adapter(config: Any) -> None:
     if start.startswith(_WEIGHTS_THAT_CHANGE_THE_BASE):
         raise InputError(
             f"init_lora_weights={start!r} is invalid: it changes the weights of the base, which the reference shares."
-            " Set it to True or 'gaussian'. PEFT turns an adapter trained that way into plain LoRA: save_pretrained(...,"
+            " Set it to True or 'gaussian'. PEFT turns such an adapter into plain LoRA: save_pretrained(...,"
             " path_initial_model_for_weight_conversion=...)."
         )
