@@ -16,6 +16,7 @@ from hf_rlhf.cli.help import print_help, wants_help
 from hf_rlhf.compat.names import new_name, unknown_name
 from hf_rlhf.credentials import refuse_secrets
 from hf_rlhf.errors import InputError
+from hf_rlhf.rewards.named import named_text
 
 _TEXTS = ("stop_strings",)
 """Lists of texts, which may hold commas; the items of all other lists are names and numbers."""
@@ -104,7 +105,7 @@ def _items(name: str, text: str) -> list[str]:
 
     Text that is more than names (a regular expression) stays whole, and so does a path with commas that exists.
     """
-    if Path(text.rpartition(":")[0] or text).exists():
+    if os.path.exists(text.rpartition(":")[0] or text):  # Path.exists raises for what is too long for a name
         return [text]
     items = [item.strip() for item in text.split(",") if item.strip()]
     plain = all(re.fullmatch(r"[\w.:/\\~+-]+", item) for item in items)
@@ -153,6 +154,8 @@ def _checked_values(config: ConfigFile, parser: _Parser) -> dict[str, Any]:
             raise InputError(f'{place} has "{key}", the old name of "{new_key}", which is there too; give one')
         if new_key in parser.lists and value is not None:
             value = value if isinstance(value, list) else _items(new_key, value) if isinstance(value, str) else [value]
+        if new_key == "reward_funcs" and value is not None:
+            value = [named_text(each) if isinstance(each, Mapping) else each for each in value]
         if not fits(value, parser.kinds[new_key]):
             kind = describe(parser.kinds[new_key])
             raise InputError(f"{key}: {value!r} in {place} does not fit: it takes {kind}")

@@ -24,7 +24,7 @@ from hf_rlhf.planning.work import IterationSize, Machine, roofline
 from hf_rlhf.ppo.config import PPOConfig
 from hf_rlhf.progress import duration
 from hf_rlhf.recipes.arguments import ModelArguments, PPOArguments, flag, peft_config
-from hf_rlhf.rewards.functions import is_function_name
+from hf_rlhf.rewards.named import names_function
 from hf_rlhf.rollout.vllm.adapter import require_servable_adapter
 
 PLAN_FILE = "plan.json"
@@ -201,7 +201,7 @@ def memory_model(script: PPOArguments, training: PPOConfig, model: ModelArgument
         )
     named = [name for name in (script.reward_model_path, *(script.reward_funcs or ())) if name]
     native = native_dtype(training.device)  # in which reward models are loaded
-    sizes = [_reward_bytes(name, base or folder, known, native) for name in named if not is_function_name(name)]
+    sizes = [_reward_bytes(name, base or folder, known, native) for name in named if not names_function(name)]
     return replace(known, reward=sum(own for own, _ in sizes), reward_bases=sum(shared for _, shared in sizes))
 
 

@@ -36,7 +36,7 @@ from hf_rlhf.recipes.data import ppo_sets
 from hf_rlhf.recipes.plan import planned_peak, write_plan
 from hf_rlhf.records import iteration_rows
 from hf_rlhf.rewards.contract import RewardFunction
-from hf_rlhf.rewards.functions import is_function_name, load_function
+from hf_rlhf.rewards.named import load_named_function, names_function, shown_reward
 from hf_rlhf.rollout.stops import configured_end_ids, stop_token_ids
 
 logger = logging.getLogger(__name__)
@@ -106,10 +106,10 @@ def _train(
 
 
 def named_rewards(script: PPOArguments) -> list[str | RewardFunction]:
-    """Return the rewards that the flags name: model paths as text, `module:name` and `file.py:name` as functions."""
+    """Return the rewards that the flags name: model paths as text, named rewards and functions as functions."""
     names = [name for name in (script.reward_model_path, *(script.reward_funcs or ())) if name]
     with failing_together():
-        return [load_function(name) if is_function_name(name) else name for name in names]
+        return [load_named_function(name) if names_function(name) else name for name in names]
 
 
 def _name(reward: Any) -> str:
@@ -150,7 +150,11 @@ def _write_card(
         for label, key in (("reward", "reward"), ("KL to the reference (nats)", "objective/kl"))
         if first.get(key) is not None and last.get(key) is not None
     ] if rows else []  # fmt: skip
-    rewards = ", ".join(shown_name(name) for name in (script.reward_model_path, *(script.reward_funcs or ())) if name)
+    rewards = ", ".join(
+        shown_reward(name) or shown_name(name)
+        for name in (script.reward_model_path, *(script.reward_funcs or ()))
+        if name
+    )
     card = policy_card(
         model_id=training.hub_model_id or folder.name,
         base_model=public_name(base_and_adapter(model)[0]),

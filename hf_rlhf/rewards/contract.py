@@ -24,6 +24,7 @@ from torch import Tensor
 
 from hf_rlhf.errors import InputError
 from hf_rlhf.rewards.calls import call_all, required_arguments
+from hf_rlhf.rewards.parts import part_shapings
 from hf_rlhf.rewards.values import Value, checked_values, finite_number
 from hf_rlhf.types import Reward, Trajectory
 
@@ -47,29 +48,33 @@ class Rewards:
 
     Args:
         functions: callables by TRL's contract.
-        weights: one a function; 1.0 each by default.
+        weights: one a function; 1.0 each by default, or what a named reward was given.
+        clips, normalize: one a function, likewise; see `PartShaping`. Scores have these, and not the rewards.
     """
 
-    def __init__(self, functions: Sequence[RewardFunction], weights: Sequence[float] | None = None):
+    def __init__(
+        self,
+        functions: Sequence[RewardFunction],
+        weights: Sequence[float] | None = None,
+        clips: Sequence[float] | None = None,
+        normalize: Sequence[bool] | None = None,
+    ):
         if not functions:
             raise InputError(
                 "reward_funcs=[] is invalid: there is no reward. Give at least one reward function or reward model."
             )
         self.functions = list(functions)
-        self.weights = [1.0] * len(functions) if weights is None else list(weights)
-        if len(self.weights) != len(self.functions):
-            raise InputError(
-                f"reward_weights={self.weights} is invalid: it has {len(self.weights)} numbers for"
-                f" {len(self.functions)} rewards."
-                " Give one number for each reward."
-            )
         self.names = _unique([reward_name(function) for function in functions])
+        shapings = part_shapings(self.functions, weights, clips, normalize)
+        self.weights = [shaping.weight for shaping in shapings]
+        self.shapings = dict(zip(self.names, shapings, strict=True))
 
     def require_columns(self, columns: Sequence[str]) -> None:
         """Raise `InputError` for a reward that requires an argument beyond the contract and the dataset's columns."""
         for function, name in zip(self.functions, self.names, strict=True):
             there = sorted(set(columns) - {"prompt", "prompt_ids"})  # which rewards get as `prompts`
-            if missing := required_arguments(function) - _RESERVED - set(there):
+            required = required_arguments(function) | set(getattr(function, "required_columns", ()))
+            if missing := required - _RESERVED - set(there):
                 raise InputError(
                     f"reward {name!r} takes {', '.join(sorted(missing))}, and the dataset has no such column (besides"
                     f" the prompt it has {', '.join(there) or 'none'}). Add it, or give the argument a default."

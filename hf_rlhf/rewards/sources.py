@@ -23,8 +23,8 @@ from hf_rlhf.models.reward_model import (
 )
 from hf_rlhf.models.same_base import stands_on
 from hf_rlhf.rewards.contract import RewardFunction, Rewards
-from hf_rlhf.rewards.functions import is_function_name
 from hf_rlhf.rewards.learned import LearnedReward
+from hf_rlhf.rewards.named import is_named_reward, make_reward, names_function, require_named, require_no_typing_slip
 from hf_rlhf.types import Model
 
 RewardSource = str | os.PathLike | PreTrainedModel | TextClassificationPipeline | RewardFunction
@@ -37,9 +37,11 @@ def resolve_rewards(
     policy: Model | None,
     device: torch.device,
     weights: Sequence[float] | None,
+    clips: Sequence[float] | None = None,
+    normalize: Sequence[bool] | None = None,
     share_base: bool = True,
 ) -> Rewards:
-    """Load what is named by path, wrap what is a model or a pipeline, keep what is a function.
+    """Load what is named by path, make what is named with arguments, wrap models and pipelines, keep functions.
 
     A model's reward is its logit, also where its pipeline would make a probability of it.
 
@@ -49,7 +51,7 @@ def resolve_rewards(
             A path or pipeline brings its own.
         policy: the policy's model; a reward adapter trained on its base shares it.
         device: where separate reward models go.
-        weights: one a reward, or None.
+        weights, clips, normalize: one a reward, or None; see `Rewards`.
         share_base: whether adapters may share the policy's base. Otherwise each gets a base of its own, of the same
             dtype.
     """
@@ -64,13 +66,20 @@ def resolve_rewards(
         _to_function(source, tokenizer, number, policy, device, share_base)
         for number, (source, tokenizer) in enumerate(zip(given, tokenizers, strict=True))
     ]
-    return Rewards(functions, weights)
+    return Rewards(functions, weights, clips, normalize)
 
 
 def reward_tokenizers(sources: Sequence[RewardSource]) -> dict[str, Any]:
-    """Return the tokenizer of each reward that is a model by its name, for checks before any model is loaded."""
+    """Return the tokenizer of each reward that is a model by its name, for checks before any model is loaded.
+
+    Raises `InputError` for a named reward with a wrong argument.
+    """
     names = [os.fspath(source) for source in sources if isinstance(source, (str, os.PathLike))]
-    return {name: load_reward_tokenizer(name) for name in names if not is_function_name(name)}
+    for name in names:
+        if is_named_reward(name):
+            require_named(name)
+        require_no_typing_slip(name)
+    return {name: load_reward_tokenizer(name) for name in names if not names_function(name)}
 
 
 def require_functions(rewards: Rewards) -> None:
@@ -109,6 +118,8 @@ def _to_function(
     """Return the reward `source`, the one at `number` in the list, as a function by the contract."""
     if isinstance(source, TextClassificationPipeline):  # its own call gives labels, and squashes the logit
         source, tokenizer = source.model, tokenizer or source.tokenizer
+    if isinstance(source, str) and is_named_reward(source):
+        source = make_reward(source)
     if isinstance(source, (str, os.PathLike)):
         path = os.fspath(source)
         name = Path(path).name if os.path.isdir(path) else path.split("/")[-1]
@@ -132,6 +143,8 @@ def _to_function(
         reward_model = SeparateRewardModel(source)
         tokenizer = tokenizer or load_tokenizer(path, distinct_padding=False)
     elif callable(source) and not isinstance(source, Pipeline):
+        if hasattr(source, "shaping") and hasattr(source, "to"):  # a named reward with a model of its own
+            source.to(device)
         return source
     else:
         raise InputError(
