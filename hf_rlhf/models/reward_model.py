@@ -25,6 +25,7 @@ from hf_rlhf.models.adapters import (
 )
 from hf_rlhf.models.backbone import states_at
 from hf_rlhf.models.fast.trunk import TrunkStates
+from hf_rlhf.models.fingerprints import adapter_settings, model_fingerprint
 from hf_rlhf.models.load import load_sequence_classifier, load_tokenizer
 from hf_rlhf.models.precision import NATIVE
 from hf_rlhf.models.same_base import stands_on
@@ -58,6 +59,19 @@ class SharedRewardModel:
             last = _last_states(base_of(self.model), input_ids, attention_mask, self.pad_token_id, entry)
         return last.float() @ self.head.to(last.device).T[:, 0]
 
+    def fingerprint(self, tokenizer) -> str | None:
+        """Return a digest of base, adapter, head and tokenizer; None where the base is trained, and changes."""
+        others = set(self.model.peft_config) - {self.name}
+        own = {
+            name: tensor
+            for name, tensor in self.model.state_dict(keep_vars=True).items()
+            if not others & set(name.split("."))
+        }
+        if any(tensor.requires_grad for tensor in own.values()):
+            return None
+        settings = [adapter_settings(self.model.peft_config[self.name]), str(self.pad_token_id)]
+        return model_fingerprint(base_of(self.model), tokenizer, own | {"head": self.head}, settings)
+
 
 class SeparateRewardModel:
     """A separate sequence classifier with its own tokenizer."""
@@ -76,6 +90,17 @@ class SeparateRewardModel:
             else:
                 logits = self.model(input_ids=input_ids, attention_mask=attention_mask).logits
         return logits[:, 0].float()
+
+    def fingerprint(self, tokenizer) -> str:
+        """Return a digest of weights and tokenizer."""
+        adapters = getattr(self.model, "peft_config", {})
+        settings = [adapter_settings(each) for each in adapters.values()]
+        weights = self.model.state_dict()
+        replaced = {name.partition(".modules_to_save.")[0] for name in weights if ".modules_to_save." in name}
+        weights = {  # without the random head that the adapter's own replaces
+            name: tensor for name, tensor in weights.items() if name.partition(".original_module.")[0] not in replaced
+        } | {name: tensor for name, tensor in weights.items() if ".modules_to_save." in name}
+        return model_fingerprint(base_of(self.model), tokenizer, weights, settings)
 
 
 def load_reward_model(

@@ -12,7 +12,7 @@ from hf_rlhf.data.prompts import prepare_prompt_set, prepare_prompts, prompt_lim
 from hf_rlhf.data.rows import LoadedRows, read_columns, require_rows
 from hf_rlhf.data.texts import prepare_ptx_set, text_settings
 from hf_rlhf.data.tokens import with_row_options
-from hf_rlhf.distributed import asked_for
+from hf_rlhf.distributed import asked_for, failing_together
 from hf_rlhf.errors import InputError
 from hf_rlhf.models.adapted import load_policy
 from hf_rlhf.models.adapter_files import adapter_folder
@@ -25,6 +25,7 @@ from hf_rlhf.models.positions import positions
 from hf_rlhf.models.precision import native_dtype
 from hf_rlhf.ppo.config import EVALUATED, PPOConfig
 from hf_rlhf.ppo.launch import require_launcher, rewards_share_base
+from hf_rlhf.rewards.cache import ScoreCache
 from hf_rlhf.rewards.calls import takes_by_name
 from hf_rlhf.rewards.contract import Rewards
 from hf_rlhf.rewards.learned import LearnedReward
@@ -278,8 +279,11 @@ def build_rewards(
         policy=policy.model,
         share_base=rewards_share_base(args, sharded=asked_for("ACCELERATE_USE_FSDP")),
         device=args.device,
-        weights=args.reward_weights,
+        **args.reward_parts(),
     )
+    if args.reward_cache is not None:
+        with failing_together():
+            rewards.use_cache(ScoreCache(args.reward_cache))
     if data.num_prompts is not None:
         rewards.require_columns(data.prompts.column_names)
     if args.reward_while_sampling:

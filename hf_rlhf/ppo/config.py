@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass, field
+from typing import Any
 
 from transformers import TrainingArguments
 
@@ -124,6 +125,16 @@ class PPOConfig(BatchSizes, TrainingArguments):
 
     # From rewards to scores
     reward_weights: list[float] | None = _flag(None, "A weight for each reward; 1 each by default.")
+    reward_clips: list[float] | None = _flag(
+        None, "A largest size for each reward, before its weight; inf for a reward without one."
+    )
+    reward_normalize: list[str] | None = _flag(
+        None, "For each reward, true to subtract its running mean and divide by its running standard deviation."
+    )
+    reward_cache: str | None = _flag(
+        None,
+        "Folder of a cache of rewards that survives the run; a Python function needs a cache_key to be kept there.",
+    )
     use_score_scaling: bool = _flag(False, "Divide rewards by their running standard deviation.")
     use_score_norm: bool = _flag(False, "Also subtract their running mean (with use_score_scaling).")
     score_clip: float | None = _flag(None, "Clip scaled rewards to plus or minus this, before penalties.")
@@ -282,6 +293,11 @@ class PPOConfig(BatchSizes, TrainingArguments):
     def lam_of_critic(self) -> float:
         """Lambda of the critic's targets: `critic_lam`, or what stands for it."""
         return self.lam if self.critic_lam is None else self.critic_lam
+
+    def reward_parts(self) -> dict[str, Any]:
+        """Return weights, clips and normalization of the rewards, by the names of `resolve_rewards`."""
+        normalize = self.reward_normalize and [str(each).lower() == "true" for each in self.reward_normalize]
+        return {"weights": self.reward_weights, "clips": self.reward_clips, "normalize": normalize}
 
     def score_shaping(self) -> ScoreShaping:
         """Return the settings that turn rewards into scores."""

@@ -256,7 +256,7 @@ def given_rollout(
     def score(prompts, completions):  # its name is in the metrics: rewards/score/mean
         return given
 
-    checked, _ = Rewards([score]).compute(trajectories)
+    checked = Rewards([score]).compute(trajectories).rewards
     for b, (reward, trajectory) in enumerate(zip(checked, trajectories, strict=True)):
         per_token, mask = reward.per_token, trajectory.mask
         if per_token is not None and mask is not None and per_token[~torch.tensor(mask)].any():

@@ -30,6 +30,7 @@ METRICS: dict[str, str] = {
     "reward_std": "Standard deviation of that sum over completions.",
     "rewards/<name>/mean": "Mean of one reward over the completions that it gave a number.",
     "rewards/<name>/std": "Its standard deviation.",
+    "rewards/<name>/cached": "Share of completions whose reward reward_cache held.",
     "rewards/unscored": "Share of completions without a reward; they do not count.",
     "policy/updates": "Optimizer updates made in the iteration.",
     "policy/skipped_updates": "Updates not made because their mean ratio was above ratio_threshold.",

@@ -126,6 +126,16 @@ def rules_of_sampling(config: PPOConfig) -> Rules:
         "stop_strings": (not isinstance(config.stop_strings, str), "a list of strings"),
         "stop_token_ids": (not isinstance(config.stop_token_ids, int), "a list of ids"),
         "reward_weights": (not isinstance(config.reward_weights, (int, float)), "a list of numbers"),
+        "reward_clips": (
+            config.reward_clips is None
+            or (isinstance(config.reward_clips, list) and all(clip > 0 for clip in config.reward_clips)),
+            "a list of numbers above 0, inf for a reward that is not clipped",
+        ),
+        "reward_normalize": (
+            config.reward_normalize is None
+            or {str(each).lower() for each in config.reward_normalize} <= {"true", "false"},
+            "a list of true and false",
+        ),
         "temperature": (config.temperature > 0, "above 0: a greedy policy has nothing to learn from its samples"),
         "overlong_prompts": (
             config.overlong_prompts in ("error", "filter", "truncate_left"),

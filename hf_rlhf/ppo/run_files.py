@@ -174,11 +174,12 @@ class RunFiles(DurableTrainer):
         return found
 
     def algorithm_state(self) -> dict[str, Any]:
-        """Return KL coefficient, running moments of the rewards, and counters."""
+        """Return KL coefficient, running moments of the rewards and their parts, and counters."""
         return {
             "kl_coef": self.kl_control.coef,
             "tokens_sampled": self.iteration_log.tokens_sampled,
             "score_moments": self.shaper.state_dict(),
+            "part_moments": self.shaper.parts_state_dict(),
         }
 
     def load_algorithm_state(self, state: dict[str, Any]) -> None:
@@ -186,4 +187,4 @@ class RunFiles(DurableTrainer):
         if self.args.kl_target is not None:  # without one it is the flag, which may be changed in the middle of a run
             self.kl_control.coef = state["kl_coef"]
         self.iteration_log.tokens_sampled = state["tokens_sampled"]
-        self.shaper.load_state_dict(state["score_moments"])
+        self.shaper.load_state_dict(state["score_moments"], state.get("part_moments", {}))

@@ -245,8 +245,8 @@ class PPOTrainer(ManualLoop):
         if self.rewards is None:
             raise InputError("no reward: give reward_funcs, or write a loop with generate() and step()")
         with self.iteration_log.timed("reward"), self.kept_states.share(trajectories):
-            rewards, metrics = self.rewards.compute(trajectories, self.state)
-            self.iteration_log.add_reward_metrics(metrics)
+            rewards, metrics, cached = self.rewards.compute(trajectories, self.state)
+            self.iteration_log.add_reward_metrics(metrics, cached)
             return rewards
 
     @torch.no_grad()
@@ -390,7 +390,7 @@ class PPOTrainer(ManualLoop):
         self._eval_sets = list(evaluation.values()) if isinstance(evaluation, Mapping) else [evaluation]  # prepared
         self.texts = None if data.texts is None else TextStream(data.texts, args.minibatch_size, args.seed)
         self.kl_control = args.kl_control()
-        self.shaper = ScoreShaper(args.score_shaping())
+        self.shaper = ScoreShaper(args.score_shaping(), self.rewards.shapings if self.rewards is not None else None)
         self.iteration_log = IterationLog(args.rollout_batch_size)
         self.guard = UpdateGuard(args, self.iteration_log, self.policy.parameters)
         begin = f"{args.batch_algebra()}\n{in_lines(self.choices)}"

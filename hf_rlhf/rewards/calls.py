@@ -11,32 +11,35 @@ ALWAYS_PASSED = ("prompts", "completions")
 
 
 def call_all(
-    functions: Sequence[Callable[..., Any]], names: Sequence[str], arguments: Sequence[Mapping[str, Any]]
-) -> list[Any]:
-    """Call each function with its own arguments and return the results in order.
+    functions: Sequence[Callable[..., Any]],
+    names: Sequence[str],
+    arguments: Sequence[Mapping[str, Any]],
+    receivers: Sequence[Callable[[Any], None]],
+) -> None:
+    """Call each function with its own arguments, and give each result to its receiver as soon as it is there.
 
     Async functions run together in one event loop in a thread of its own (a notebook's thread has a loop already).
     While they wait, the others run one after the other in the calling thread, where models have to stay. The first
-    exception ends all of them and is raised as it is, with a note that names its reward.
+    exception ends all of them and is raised as it is, with a note that names its reward. What an async function
+    returned is received in the thread of the loop.
     """
-    results: list[Any] = [None] * len(functions)
     pending: list[Future] = []
     with ExitStack() as stack:
         loop = None
         for i in sorted(range(len(functions)), key=lambda i: not _is_async(functions[i])):
-            with _naming(names[i], arguments[i].get("completions", ())):
-                results[i] = functions[i](**accepted(functions[i], arguments[i]))
-            if inspect.isawaitable(results[i]):
+            completions = arguments[i].get("completions", ())
+            with _naming(names[i], completions):
+                result = functions[i](**accepted(functions[i], arguments[i]))
+            if inspect.isawaitable(result):
                 loop = loop or stack.enter_context(_event_loop())
-                results[i] = asyncio.run_coroutine_threadsafe(
-                    _awaited(results[i], names[i], arguments[i].get("completions", ())), loop
-                )
-                pending.append(results[i])
+                received = _received(result, names[i], completions, receivers[i])
+                pending.append(asyncio.run_coroutine_threadsafe(received, loop))
+            else:
+                receivers[i](result)
         wait(pending, return_when=FIRST_EXCEPTION)
         for future in pending:
             if future.done():
                 future.result()  # raises what the function raised
-        return [result.result() if isinstance(result, Future) else result for result in results]
 
 
 def accepted(function: Callable[..., Any], arguments: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -76,9 +79,12 @@ def _is_async(function: Callable[..., Any]) -> bool:
     return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)
 
 
-async def _awaited(result: Awaitable[Any], name: str, completions: Sequence[Any]) -> Any:
+async def _received(
+    result: Awaitable[Any], name: str, completions: Sequence[Any], receiver: Callable[[Any], None]
+) -> None:
     with _naming(name, completions):
-        return await result
+        value = await result
+    receiver(value)
 
 
 @contextmanager

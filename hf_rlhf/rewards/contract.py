@@ -23,9 +23,11 @@ import torch
 from torch import Tensor
 
 from hf_rlhf.errors import InputError
+from hf_rlhf.rewards.cache import ScoreCache
+from hf_rlhf.rewards.cached_calls import PendingCall, known_identities
 from hf_rlhf.rewards.calls import call_all, required_arguments
 from hf_rlhf.rewards.parts import part_shapings
-from hf_rlhf.rewards.values import Value, checked_values, finite_number
+from hf_rlhf.rewards.values import Value, finite_number
 from hf_rlhf.types import Reward, Trajectory
 
 if TYPE_CHECKING:
@@ -41,6 +43,7 @@ class ComputedRewards(NamedTuple):
 
     rewards: list[Reward]
     metrics: dict[str, list[float]]  # of this rank's completions; their mean takes those of other ranks too
+    cached: dict[str, list[float]]  # of each reward that a cache keeps: 1.0 for a completion that it held, else 0.0
 
 
 class Rewards:
@@ -68,6 +71,16 @@ class Rewards:
         shapings = part_shapings(self.functions, weights, clips, normalize)
         self.weights = [shaping.weight for shaping in shapings]
         self.shapings = dict(zip(self.names, shapings, strict=True))
+        self.cache: ScoreCache | None = None
+        self.identities: dict[str, str] = {}
+
+    def use_cache(self, cache: ScoreCache) -> None:
+        """Keep the values of all functions that have an identity in `cache`, and take from it those that it holds.
+
+        Raises `InputError` for a `cache_key` that is no text.
+        """
+        self.cache = cache
+        self.identities = known_identities(dict(zip(self.names, self.functions, strict=True)))
 
     def require_columns(self, columns: Sequence[str]) -> None:
         """Raise `InputError` for a reward that requires an argument beyond the contract and the dataset's columns."""
@@ -88,17 +101,31 @@ class Rewards:
         Its `total` is the weighted sum of all parts, and None where no function gave the completion a reward.
         """
         if not trajectories:
-            return ComputedRewards([], {})
+            return ComputedRewards([], {}, {})
         log = _Log(len(trajectories))
         columns = _columns(trajectories)
         self.require_columns(columns)
-        arguments = [_arguments(trajectories, columns, trainer_state, log, name) for name in self.names]
-        results = call_all(self.functions, self.names, arguments)
-        values = [checked_values(name, result, trajectories) for name, result in zip(self.names, results, strict=True)]
+        calls = [
+            PendingCall(name, function, _arguments(trajectories, columns, trainer_state, log, name), trajectories)
+            for name, function in zip(self.names, self.functions, strict=True)
+        ]
+        for call in calls:
+            if self.cache is not None and call.name in self.identities:
+                call.look_up(self.cache, self.identities[call.name], columns)
+        called = [call for call in calls if call.rows]
+        call_all(
+            [call.function for call in called],
+            [call.name for call in called],
+            [call.arguments for call in called],
+            [call.receive for call in called],
+        )
+        for call in calls:
+            call.log_extras()
+        values = [call.values for call in calls]
         rewards = [self._weighted_sum(completion_values) for completion_values in zip(*values, strict=True)]
         for b, reward in enumerate(rewards):
             reward.extra = {column: extra[b] for column, extra in log.extras.items()}
-        return ComputedRewards(rewards, log.metrics)
+        return ComputedRewards(rewards, log.metrics, {call.name: call.hits for call in calls if call.hits})
 
     def _weighted_sum(self, values: Sequence[Value]) -> Reward:
         """Return the reward of one completion from the value that each function gave it."""
@@ -107,6 +134,11 @@ class Rewards:
         by_token: list[Tensor] = []  # and of its tokens, (T,) each
         for name, weight, value in zip(self.names, self.weights, values, strict=True):
             if isinstance(value, list):
+                if self.shapings[name].normalize:
+                    raise InputError(
+                        f"reward_normalize=true is invalid for {name!r}, which gives a number for each token. Let it"
+                        " give one number, or set use_score_scaling"
+                    )
                 parts[name] = math.fsum(value)
                 by_token.append(weight * torch.tensor(value, dtype=torch.float64))
             else:

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from hf_rlhf.data.tokens import (
     scored_length,
 )
 from hf_rlhf.errors import InputError
+from hf_rlhf.models.fingerprints import identity
 from hf_rlhf.ops.padding import lengths_to_mask, pad_sequences
 from hf_rlhf.rewards.values import episode
 from hf_rlhf.types import Prompt
@@ -56,6 +58,18 @@ class LearnedReward:
         self.batch_size = batch_size
         self.max_length = max_length
         self.device = device
+
+    cached_columns = ROW_OPTIONS
+
+    @cached_property
+    def cache_key(self) -> str | None:
+        """Identity for `ScoreCache`: weights and tokenizer; None for a reward model whose weights cannot be told.
+
+        Those are of a function, and of a base that is trained.
+        """
+        fingerprint = getattr(self.model, "fingerprint", None)
+        digest = None if fingerprint is None else fingerprint(self.tokenizer)
+        return None if digest is None else identity("reward model", digest)
 
     def __call__(self, prompts: Sequence[Prompt], completions: Sequence[Any], **columns: Any) -> list[float]:
         """Return one reward for each completion; see `hf_rlhf.rewards.contract`.

@@ -31,10 +31,13 @@ from hf_rlhf.rewards.functions import is_function_name, load_function
 from hf_rlhf.rewards.parts import PART_ARGUMENTS, PartShaping
 
 REWARDS: dict[str, str] = {
+    "classifier": "hf_rlhf.rewards.classifier:Classifier",
+    "code_tests": "hf_rlhf.rewards.code_tests:CodeTests",
     "exact_match": "hf_rlhf.rewards.verifiers:ExactMatch",
     "json_schema": "hf_rlhf.rewards.verifiers:JSONSchema",
     "math": "hf_rlhf.rewards.verifiers:Math",
     "regex": "hf_rlhf.rewards.verifiers:Regex",
+    "similarity": "hf_rlhf.rewards.similarity:Similarity",
 }
 """The named rewards: `module:factory` by name."""
 

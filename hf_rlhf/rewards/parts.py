@@ -60,7 +60,8 @@ def part_shapings(
             values[name] = of_rewards
             continue
         if len(given) != len(own):
-            raise InputError(f"{flag} has {len(given)} values for {len(own)} rewards. Give one for each")
+            what = "values" if name == "normalize" else "numbers"
+            raise InputError(f"{flag} has {len(given)} {what} for {len(own)} rewards. Give one for each")
         if any(each != getattr(PartShaping(), name) for each in of_rewards):
             raise InputError(
                 f"{flag}={list(given)} is invalid: a named reward has {name}= of its own. Keep one of both."

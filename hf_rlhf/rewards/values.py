@@ -10,6 +10,10 @@ from hf_rlhf.types import Trajectory
 Value = float | list[float] | None
 
 
+class Unkept(float):
+    """A number that a reward returns and `ScoreCache` does not keep, such as one that a busy machine may have caused."""
+
+
 def checked_values(name: str, values: Any, trajectories: Sequence[Trajectory]) -> list[Value]:
     """Return one value for each trajectory, with tensors and arrays turned into numbers.
 

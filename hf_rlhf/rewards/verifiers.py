@@ -4,10 +4,12 @@ import json
 import re
 import string
 from collections.abc import Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from hf_rlhf.errors import InputError
+from hf_rlhf.models.fingerprints import identity
 from hf_rlhf.rewards.texts import as_list, column_of, completion_text
 
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -141,13 +143,14 @@ class Math:
     r"""1.0 where the completion's answer equals the solution of a column as mathematics, else 0.0, by `math-verify`.
 
     This is trl's `accuracy_reward` for completions of either kind: None where the solution cannot be read, and the
-    completion's answer has to be LaTeX, such as `\boxed{4}` or `$4$`.
+    completion's answer has to be LaTeX, such as `\boxed{4}`.
 
     Args:
         column: holds the solution, as text.
     """
 
     name = "math"
+    deterministic = True
 
     def __init__(self, *, column: str = "solution"):
         from trl.import_utils import is_math_verify_available
@@ -156,6 +159,7 @@ class Math:
             raise InputError("math-verify is missing. Run `pip install hf-rlhf[verifiers]`")
         self.column = column
         self.required_columns = (column,)
+        self.cache_key = identity(self.name, column, metadata.version("math-verify"))
 
     def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float | None]:
         """Return 1.0, 0.0 or None for each completion."""

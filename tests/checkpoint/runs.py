@@ -51,6 +51,8 @@ def train_ppo(folder, resume="auto", **flags):
         "save_steps": 2,
         "kl_target": 0.5,
         "kl_horizon": 100,
+        "reward_clips": [1.5],
+        "reward_normalize": ["true"],
         "use_score_scaling": True,
         "use_score_norm": True,
         "ref_model_sync_iterations": 2,

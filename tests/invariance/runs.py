@@ -93,6 +93,8 @@ RUNS = {
         "data": lambda: make_prompts(20).to_iterable_dataset(),
         "reward": [number_reward, token_reward],
         "reward_weights": [1.0, 0.5],
+        "reward_clips": [1.2, 3.0],
+        "reward_normalize": ["true", "false"],
         "use_score_scaling": True,
         "use_score_norm": True,
         "score_clip": 0.8,
@@ -274,5 +276,7 @@ def assert_same(one, other):
     for file in one.glob("checkpoint-*/ppo_state.json"):
         state, twin = (json.loads((folder / file.relative_to(one)).read_text()) for folder in (one, other))
         assert twin.pop("score_moments") == pytest.approx(state.pop("score_moments"))
+        parts, twins = state.pop("part_moments"), twin.pop("part_moments")
+        assert twins == {name: pytest.approx(moments) for name, moments in parts.items()}
         assert twin.pop("flags") == state.pop("flags")
         assert twin == pytest.approx(state)

@@ -11,6 +11,7 @@ from torch import tensor
 
 from hf_rlhf.errors import InputError
 from hf_rlhf.ppo.scores import ScoreShaper, ScoreShaping
+from hf_rlhf.rewards.parts import PartShaping
 from hf_rlhf.types import Completion, Reward, Trajectory
 
 rewards_of_a_call = st.lists(st.floats(-100, 100, width=32), min_size=1, max_size=20)
@@ -275,3 +276,48 @@ def test_settings_that_contradict_each_other_are_refused(wrong, message):
 def test_settings_are_frozen():
     with pytest.raises(AttributeError):
         shaper().shaping.clip = 1.0
+
+
+# Parts of a reward
+
+
+def parted(**values):
+    return Reward(math.nan if values else None, dict(values))  # the total is made of the parts
+
+
+def test_parts_are_normalized_and_clipped_each_by_itself_and_then_weighted():
+    parts = {
+        "judge": PartShaping(weight=2.0, normalize=True),  # 1, 7: mean 4, std 3
+        "length": PartShaping(weight=-1.0, clip=5.0),
+        "plain": PartShaping(weight=0.5),
+    }
+    running = ScoreShaper(ScoreShaping(max_completion_length=10), parts)
+    rewards = [parted(judge=1.0, length=9.0, plain=2.0), parted(judge=7.0, length=-3.0, plain=None), parted()]
+    shaped = running.shape(rewards, [completion()] * 3)
+    assert [score.last for score in shaped[:2]] == pytest.approx([-2 - 5 + 1, 2 + 3], abs=1e-7)
+    assert shaped[2] is None
+
+
+def test_a_normalized_part_is_clipped_in_standard_deviations_by_moments_that_run_on():
+    running = ScoreShaper(ScoreShaping(max_completion_length=10), {"a": PartShaping(normalize=True, clip=1.0)})
+    running.shape([parted(a=1.0), parted(a=7.0)], [completion()] * 2)
+    # 1, 7, 4, 8: mean 5, variance 7.5
+    shaped = running.shape([parted(a=4.0), parted(a=8.0)], [completion()] * 2)
+    assert [score.last for score in shaped] == pytest.approx([-1 / math.sqrt(7.5), 1.0], abs=1e-7)
+
+
+def test_moments_of_parts_are_restored_to_the_bit_from_json():
+    parts = {"a": PartShaping(normalize=True), "b": PartShaping()}
+    first, second = (ScoreShaper(ScoreShaping(max_completion_length=10, scale=True), parts) for _ in range(2))
+    first.shape([parted(a=1 / 3, b=2.0), parted(a=2 / 7, b=1.0)], [completion()] * 2)
+    state, of_parts = json.loads(json.dumps([first.state_dict(), first.parts_state_dict()]))
+    second.load_state_dict(state, of_parts)
+    following = [parted(a=0.1, b=0.2), parted(a=-5.0, b=0.3)]
+    assert first.shape(following, [completion()] * 2) == second.shape(following, [completion()] * 2)
+    second.load_state_dict(state, {})  # of a run that did not normalize
+    assert second.parts_state_dict()["a"]["count"] == 4
+
+
+def test_scores_of_a_users_loop_have_no_parts_and_stay():
+    running = ScoreShaper(ScoreShaping(max_completion_length=10), {"a": PartShaping(normalize=True, weight=3.0)})
+    assert running.shape([Reward(5.0, {"score": 5.0})], [completion()])[0].last == 5.0

@@ -2,6 +2,7 @@ import asyncio
 import functools
 import threading
 import time
+from functools import partial
 
 import pytest
 from trl.rewards import get_soft_overlong_punishment, think_format_reward
@@ -14,7 +15,10 @@ ARGUMENTS = {"prompts": ["p", "q"], "completions": ["c", "d"], "completion_ids":
 
 
 def call(*functions):
-    return call_all(functions, [f"reward {i}" for i in range(len(functions))], [ARGUMENTS] * len(functions))
+    results = [None] * len(functions)
+    receivers = [partial(results.__setitem__, i) for i in range(len(functions))]
+    call_all(functions, [f"reward {i}" for i in range(len(functions))], [ARGUMENTS] * len(functions), receivers)
+    return results
 
 
 def sleeping(seconds, result=None):

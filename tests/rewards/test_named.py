@@ -130,5 +130,5 @@ def test_weights_come_from_the_list_or_the_reward_and_not_from_both():
     assert Rewards([weighted], clips=[3.0]).shapings == {"regex": PartShaping(2.0, 3.0)}
     with pytest.raises(InputError, match=r"reward_weights=.* weight= of its own"):
         Rewards([weighted], [1.0])
-    with pytest.raises(InputError, match="reward_clips has 2 values for 1 rewards"):
+    with pytest.raises(InputError, match="reward_clips has 2 numbers for 1 rewards"):
         Rewards([weighted], clips=[1.0, 2.0])

@@ -76,8 +76,15 @@ def test_a_json_schema_downloads_nothing():
 def test_mathematics_is_compared_as_trls_accuracy_reward_does():
     from trl.rewards import accuracy_reward
 
-    solutions = [r"\frac{1}{2}", "$0.5$", r"\frac{1}{2}", "no mathematics", None, "$x^2+2x+1$"]
-    texts = [r"It is \boxed{0.5}.", r"$\frac{2}{4}$", r"\boxed{2}", r"\boxed{1}", r"\boxed{1}", r"\boxed{(x+1)^2}"]
+    solutions = [r"\frac{1}{2}", r"$\frac{1}{2}$", r"\frac{1}{2}", "no mathematics", None, "$x^2+2x+1$"]
+    texts = [
+        r"It is \boxed{0.5}.",
+        r"\boxed{\frac{2}{4}}",
+        r"\boxed{2}",
+        r"\boxed{1}",
+        r"\boxed{1}",
+        r"\boxed{(x+1)^2}",
+    ]
     found = scores("math", texts, solution=solutions)
     assert found == [1.0, 1.0, 0.0, None, None, 1.0]
     rows = [row for row, solution in enumerate(solutions) if solution is not None]
