@@ -77,6 +77,16 @@ def data(argv: Sequence[str]) -> None:
     report_data(stage, *parse_arguments(classes, flags, f"hf-rlhf data {stage}"))
 
 
+def score(argv: Sequence[str]) -> None:
+    """Score the completions of a dataset: fill the cache of rewards, write the scores, filter the rows."""
+    from hf_rlhf.cli.parsing import parse_arguments
+    from hf_rlhf.recipes.score import ScoreArguments, score_dataset
+
+    if argv and not argv[0].startswith("-"):
+        argv = ["--dataset_name", *argv]
+    score_dataset(*parse_arguments([ScoreArguments], argv, "hf-rlhf score"))
+
+
 def quickstart(argv: Sequence[str]) -> None:
     """Let a small model learn from feedback, end to end, on this machine."""
     from hf_rlhf.cli.parsing import parse_arguments
@@ -93,6 +103,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "ppo": ppo,
     "plan": plan,
     "data": data,
+    "score": score,
 }
 
 

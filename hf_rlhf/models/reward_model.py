@@ -97,10 +97,10 @@ class SeparateRewardModel:
         settings = [adapter_settings(each) for each in adapters.values()]
         weights = self.model.state_dict()
         replaced = {name.partition(".modules_to_save.")[0] for name in weights if ".modules_to_save." in name}
-        weights = {  # without the random head that the adapter's own replaces
+        own = {  # without the random head that the adapter's own replaces
             name: tensor for name, tensor in weights.items() if name.partition(".original_module.")[0] not in replaced
-        } | {name: tensor for name, tensor in weights.items() if ".modules_to_save." in name}
-        return model_fingerprint(base_of(self.model), tokenizer, weights, settings)
+        }
+        return model_fingerprint(base_of(self.model), tokenizer, own, settings)
 
 
 def load_reward_model(

@@ -130,10 +130,11 @@ def known_identities(functions: Mapping[str, Callable[..., Any]]) -> dict[str, s
             raise InputError(
                 f"reward {name!r} has a cache_key and takes trainer_state, on which its values may depend. Keep one"
             )
+        named = hasattr(function, "shaping")
         if key is None:
-            without.append(name)
+            without += [] if named else [name]  # a named reward without one is computed faster than looked up
             continue
-        own = hasattr(function, "shaping") or hasattr(function, "cached_columns")  # a named reward, or a reward model
+        own = named or hasattr(function, "cached_columns")  # a reward model
         found[name] = key if own else identity(*_place(function), key)
     if without and rank() == 0:
         logger.warning(

@@ -94,21 +94,28 @@ class Rewards:
                 )
 
     def compute(
-        self, trajectories: Sequence[Trajectory], trainer_state: "TrainerState | None" = None
+        self,
+        trajectories: Sequence[Trajectory],
+        trainer_state: "TrainerState | None" = None,
+        *,
+        with_ids: bool = True,
     ) -> ComputedRewards:
         """Call all reward functions on `B` trajectories and return one `Reward` for each.
 
         Its `total` is the weighted sum of all parts, and None where no function gave the completion a reward.
+        Without `with_ids`, for completions that are text alone, no function gets `completion_ids`.
         """
         if not trajectories:
             return ComputedRewards([], {}, {})
         log = _Log(len(trajectories))
         columns = _columns(trajectories)
         self.require_columns(columns)
-        calls = [
-            PendingCall(name, function, _arguments(trajectories, columns, trainer_state, log, name), trajectories)
-            for name, function in zip(self.names, self.functions, strict=True)
-        ]
+        calls = []
+        for name, function in zip(self.names, self.functions, strict=True):
+            arguments = _arguments(trajectories, columns, trainer_state, log, name)
+            if not with_ids:
+                del arguments["completion_ids"]
+            calls.append(PendingCall(name, function, arguments, trajectories))
         for call in calls:
             if self.cache is not None and call.name in self.identities:
                 call.look_up(self.cache, self.identities[call.name], columns)

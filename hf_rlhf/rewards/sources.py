@@ -78,13 +78,15 @@ def reward_tokenizers(sources: Sequence[RewardSource]) -> dict[str, Any]:
     for name in names:
         if is_named_reward(name):
             require_named(name)
-        require_no_typing_slip(name)
+        else:
+            require_no_typing_slip(name)
     return {name: load_reward_tokenizer(name) for name in names if not names_function(name)}
 
 
 def require_functions(rewards: Rewards) -> None:
     """Raise `InputError` when a reward is a model: it would share the device, or the policy's base, with sampling."""
-    if models := reward_models(rewards):
+    named = [name for name, function in zip(rewards.names, rewards.functions, strict=True) if _has_model(function)]
+    if models := [*reward_models(rewards), *named]:
         raise InputError(
             f"reward_while_sampling=True is invalid: {', '.join(models)} is a model, which computes where the policy"
             " does. Omit it, or use rewards that are functions, such as calls to a server."
@@ -110,6 +112,11 @@ def reward_models(rewards: Rewards) -> dict[str, Callable[..., Any]]:
         for name, function in zip(rewards.names, rewards.functions, strict=True)
         if isinstance(function, LearnedReward)
     }
+
+
+def _has_model(function: Any) -> bool:
+    """Return whether this is a named reward with a model of its own."""
+    return hasattr(function, "shaping") and hasattr(function, "to")
 
 
 def _to_function(
@@ -143,7 +150,7 @@ def _to_function(
         reward_model = SeparateRewardModel(source)
         tokenizer = tokenizer or load_tokenizer(path, distinct_padding=False)
     elif callable(source) and not isinstance(source, Pipeline):
-        if hasattr(source, "shaping") and hasattr(source, "to"):  # a named reward with a model of its own
+        if _has_model(source):
             source.to(device)
         return source
     else:
