@@ -22,12 +22,18 @@ def model_fingerprint(
     """Return a digest of all that decides a model's numbers: class, config, weights and buffers, and the tokenizer.
 
     The weights themselves are read, so a model object, a folder and a Hub name with the same weights have the same
-    digest, and a folder whose files were replaced has another. `weights` are those to read, by default all, and `settings` what else decides the numbers.
+    digest, and a folder whose files were replaced has another.
+
+    Args:
+        model: its class and config count.
+        tokenizer: its rules, special tokens and chat template count.
+        weights: those to read, by default all of the model's.
+        settings: what else decides the numbers, as text.
     """
     digest = hashlib.sha256()
     config = model.config.to_dict()
     config = {key: value for key, value in config.items() if key not in ("_name_or_path", "transformers_version")}
-    add_text(digest, type(model).__name__, json.dumps(config, sort_keys=True, default=str))
+    add_text(digest, type(model).__name__, json.dumps(config, sort_keys=True, default=_sorted))
     add_text(digest, *tokenizer_parts(tokenizer), *settings)
     tensors = model.state_dict() if weights is None else weights
     for name in sorted(tensors):
@@ -64,3 +70,8 @@ def add_tensor(digest: Any, name: str, tensor: Tensor) -> None:
     add_text(digest, name, str(tensor.dtype), str(list(tensor.shape)))
     plain = tensor.detach().cpu().contiguous()
     digest.update(plain.reshape(-1).view(torch.uint8).numpy().data)
+
+
+def _sorted(value: Any) -> Any:
+    """Return a set as a list in one order; what else JSON lacks as text."""
+    return sorted(value) if isinstance(value, set) else str(value)

@@ -24,7 +24,7 @@ from hf_rlhf.planning.work import IterationSize, Machine, roofline
 from hf_rlhf.ppo.config import PPOConfig
 from hf_rlhf.progress import duration
 from hf_rlhf.recipes.arguments import ModelArguments, PPOArguments, flag, peft_config
-from hf_rlhf.rewards.named import names_function
+from hf_rlhf.rewards.named import is_named_reward, names_function, require_named
 from hf_rlhf.rollout.vllm.adapter import require_servable_adapter
 
 PLAN_FILE = "plan.json"
@@ -202,7 +202,10 @@ def memory_model(script: PPOArguments, training: PPOConfig, model: ModelArgument
     named = [name for name in (script.reward_model_path, *(script.reward_funcs or ())) if name]
     native = native_dtype(training.device)  # in which reward models are loaded
     sizes = [_reward_bytes(name, base or folder, known, native) for name in named if not names_function(name)]
-    return replace(known, reward=sum(own for own, _ in sizes), reward_bases=sum(shared for _, shared in sizes))
+    brought = [_brought_bytes(name) for name in named if is_named_reward(name)]
+    return replace(
+        known, reward=sum(own for own, _ in sizes) + sum(brought), reward_bases=sum(shared for _, shared in sizes)
+    )
 
 
 def planned_peak(script: PPOArguments, training: PPOConfig, model: ModelArguments) -> float | None:
@@ -242,6 +245,17 @@ def _reward_bytes(name: str, base: str, known: MemoryModel, native: torch.dtype)
     if own_base is not None and known.lora and same_model(own_base, base):
         return adapter, parameters * float(known.itemsize)
     return adapter + parameters * float(native.itemsize), 0.0
+
+
+def _brought_bytes(text: str) -> float:
+    """Return bytes of the model that a named reward brings with it, which is in fp32; 0 where it is the small default.
+
+    Raises `InputError` for a named reward with a wrong argument.
+    """
+    factory, arguments = require_named(text)
+    if not hasattr(factory, "to") or not arguments.get("model"):
+        return 0.0
+    return 4.0 * (_classifier_parameters(arguments["model"]) or 0)
 
 
 def _classifier_parameters(name_or_path: str) -> int | None:

@@ -70,7 +70,7 @@ class Scored(NamedTuple):
 def score_dataset(arguments: ScoreArguments) -> dict[str, float]:
     """Score all completions of a set, and write the rows with their scores; return what is printed, too.
 
-    What was scored before comes from the cache, so a command that was killed goes on where it was.
+    What was scored before comes from the cache, so a command that was killed resumes there.
 
     Raises `InputError` for anything wrong in the flags, the rows and the rewards, before the first is scored.
     """
@@ -135,7 +135,7 @@ def _load(names: Sequence[str], arguments: ScoreArguments) -> Rewards:
     )
     if normalized := [name for name, shaping in rewards.shapings.items() if shaping.normalize]:
         raise InputError(
-            f"normalize=true of {', '.join(normalized)} is for runs: a score would depend on the rows before it. Omit it"
+            f"normalize=true of {', '.join(normalized)} is for runs: here a score would depend on other rows. Omit it"
         )
     return rewards
 
@@ -163,8 +163,13 @@ def _fields(texts: Sequence[ScoredText], scored: Sequence[Scored]) -> dict[str, 
     if texts[0].role == COMPLETIONS:
         return {"scores": [each.score for each in scored], "rewards": [each.rewards for each in scored]}
     if texts[0].role in ("chosen", "rejected"):
-        scores = {f"score_{text.role}": each.score for text, each in zip(texts, scored, strict=True)}
-        return scores | {f"rewards_{text.role}": each.rewards for text, each in zip(texts, scored, strict=True)}
+        chosen, rejected = scored
+        return {
+            "score_chosen": chosen.score,
+            "score_rejected": rejected.score,
+            "rewards_chosen": chosen.rewards,
+            "rewards_rejected": rejected.rewards,
+        }
     return {"score": scored[0].score, "rewards": scored[0].rewards}
 
 

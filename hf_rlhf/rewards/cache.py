@@ -39,7 +39,7 @@ logger = logging.getLogger(__name__)
 
 
 class Kept(NamedTuple):
-    """What is kept of one completion: the reward, and what the function logged about it with `log_extra`."""
+    """The kept reward of one completion, and the values that the function logged about it with `log_extra`."""
 
     value: float | None
     extra: dict[str, Any]

@@ -101,7 +101,7 @@ class PendingCall:
         ]
 
     def _keep_extra(self, column: str, values: Sequence[Any]) -> None:
-        """Stand in for `log_extra` on some of the rows."""
+        """Keep what the function logs about `rows`, as its `log_extra`."""
         if len(values) != len(self.rows):
             raise InputError(
                 f"reward {self.name!r} logged {len(values)} values as {column!r} for {len(self.rows)} completions;"

@@ -1,6 +1,6 @@
-"""A process of its own for code that nobody has read: limits on time, memory, processes and files, and no network.
+"""A process of its own for code that a model wrote: limits on time, memory, processes and files, and no network.
 
-The limits keep code that a policy wrote by accident from harming the machine. They are no boundary against an attacker:
+The limits keep code that is harmful by accident from harming the machine. They are no boundary against an attacker:
 the code runs as this user and can read what this user can read. Run it in a container where that matters.
 """
 
@@ -54,7 +54,7 @@ def require_sandbox() -> None:
 
 
 def run_limited(code: str, test: str, limits: Limits) -> Outcome:
-    """Execute `code` and then `test` in one namespace of a new process, within `limits`.
+    """Run `code` and then `test` in one namespace of a new process, within `limits`.
 
     It passed if both came to their end without an exception; leaving early (`exit()`) is no pass. It is late if the
     clock ended it, which a busy machine can cause. Nothing that it started is left behind.
@@ -103,7 +103,7 @@ def _kill_group(leader: int) -> None:
 
 
 def _kill_marked(mark: bytes) -> None:
-    """Kill the processes with this variable in their environment: those that left the group, where there is /proc."""
+    """End the processes with this variable in their environment: those that left the group, where there is /proc."""
     for _ in range(10):  # one may start another while they are looked for
         found = []
         for each in Path("/proc").glob("[0-9]*/environ"):

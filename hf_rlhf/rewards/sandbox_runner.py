@@ -55,7 +55,7 @@ def _require_inside(path) -> None:
 
 
 def main() -> None:
-    """Execute the code and the test of the job, and write its token if both came to their end."""
+    """Run the code and the test of the job, and write its token if both came to their end."""
     with open(sys.argv[1], encoding="utf-8") as file:
         job = json.load(file)
     os.remove(sys.argv[1])

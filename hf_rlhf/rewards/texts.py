@@ -1,4 +1,4 @@
-"""What named rewards read of a row: the text of its completion, and its columns."""
+"""The text of a completion and the columns of its row, as named rewards read them."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -1,4 +1,8 @@
+import importlib
+import inspect
 import math
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -103,6 +107,15 @@ def test_every_named_reward_has_a_factory_with_arguments_of_plain_types():
     for name in REWARDS:
         with pytest.raises(InputError, match="it takes no 'nonsense'"):
             require_named(f"{name}:nonsense=1")
+
+
+def test_the_page_has_a_row_for_each_named_reward_with_all_of_its_arguments():
+    page = Path(__file__).parents[2] / "docs" / "how-to" / "rewards.md"
+    rows = dict(re.findall(r"^\| `(\w+)` \| (.*?) \|", page.read_text(encoding="utf-8"), re.MULTILINE))
+    for name in REWARDS:
+        module, _, attribute = REWARDS[name].partition(":")
+        factory = getattr(importlib.import_module(module), attribute)
+        assert set(re.findall(r"`(\w+)`", rows[name])) == set(inspect.signature(factory).parameters), name
 
 
 def test_the_arguments_of_a_named_reward_reach_it_in_python_too():
