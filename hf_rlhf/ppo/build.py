@@ -25,7 +25,7 @@ from hf_rlhf.models.positions import positions
 from hf_rlhf.models.precision import native_dtype
 from hf_rlhf.ppo.config import EVALUATED, PPOConfig
 from hf_rlhf.ppo.launch import require_launcher, rewards_share_base
-from hf_rlhf.rewards.cache import ScoreCache
+from hf_rlhf.rewards.cache import RewardCache
 from hf_rlhf.rewards.calls import takes_by_name
 from hf_rlhf.rewards.contract import Rewards
 from hf_rlhf.rewards.learned import LearnedReward
@@ -283,7 +283,7 @@ def build_rewards(
     )
     if args.reward_cache is not None:
         with failing_together():
-            rewards.use_cache(ScoreCache(args.reward_cache))
+            rewards.use_cache(RewardCache(args.reward_cache))
     if data.num_prompts is not None:
         rewards.require_columns(data.prompts.column_names)
     if args.reward_while_sampling:

@@ -18,7 +18,7 @@ from hf_rlhf.ppo.scores import ScoreShaper, ScoreShaping
 from hf_rlhf.progress import progress_of, say
 from hf_rlhf.recipes.arguments import flag
 from hf_rlhf.records import write_json_lines
-from hf_rlhf.rewards.cache import ScoreCache
+from hf_rlhf.rewards.cache import RewardCache
 from hf_rlhf.rewards.calls import required_arguments
 from hf_rlhf.rewards.contract import Rewards
 from hf_rlhf.rewards.named import load_named_function, names_function
@@ -52,7 +52,7 @@ class ScoreArguments:
         if not self.dataset_name:
             raise InputError("dataset_name is missing. Name the set whose completions are scored")
         if self.output is None and self.reward_cache is None:
-            raise InputError("output and reward_cache are missing, so no score would be kept. Give one of them")
+            raise InputError("output and reward_cache are missing, so nothing would be kept. Give one of them")
         if self.output is None and not (self.min_score is None and self.max_score is None):
             raise InputError("min_score and max_score say which rows are written. Give an output for them")
         for name in ("batch_size", "max_samples"):
@@ -81,7 +81,7 @@ def score_dataset(arguments: ScoreArguments) -> dict[str, float]:
     if not names:
         raise InputError("no reward: give reward_model_path, or reward_funcs")
     reward_tokenizers(names)  # refuses what is wrong before the rows are read
-    cache = None if arguments.reward_cache is None else ScoreCache(arguments.reward_cache)
+    cache = None if arguments.reward_cache is None else RewardCache(arguments.reward_cache)
     rows = read_rows(
         str(arguments.dataset_name),
         split=arguments.dataset_split,

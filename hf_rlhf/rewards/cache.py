@@ -45,7 +45,7 @@ class Kept(NamedTuple):
     extra: dict[str, Any]
 
 
-class ScoreCache:
+class RewardCache:
     """The rewards in `folder`, of any number of reward functions and runs.
 
     Raises `InputError` where the folder cannot be written to, and where its file is damaged or of a later version.

@@ -7,7 +7,7 @@ from typing import Any
 from hf_rlhf.distributed import rank
 from hf_rlhf.errors import InputError
 from hf_rlhf.models.fingerprints import identity
-from hf_rlhf.rewards.cache import Kept, ScoreCache, content_key
+from hf_rlhf.rewards.cache import Kept, RewardCache, content_key
 from hf_rlhf.rewards.calls import accepted, takes_by_name
 from hf_rlhf.rewards.values import Unkept, Value, checked_values
 from hf_rlhf.types import Trajectory
@@ -35,12 +35,12 @@ class PendingCall:
         self.rows = list(range(len(trajectories)))
         self.values: list[Value] = [None] * len(trajectories)
         self.hits: list[float] = []
-        self._cache: ScoreCache | None = None
+        self._cache: RewardCache | None = None
         self._keys: list[bytes | None] = []
         self._extras: dict[str, list[Any]] = {}  # of all `B`, None where nothing was logged
         self._log_extra: Callable[[str, Sequence[Any]], None] = arguments["log_extra"]
 
-    def look_up(self, cache: ScoreCache, identity: str, columns: Sequence[str]) -> None:
+    def look_up(self, cache: RewardCache, identity: str, columns: Sequence[str]) -> None:
         """Take the values that `cache` holds under this identity, and leave the other rows to be called."""
         self._cache = cache
         self._keys = self._content_keys(identity, columns)
@@ -132,7 +132,8 @@ def known_identities(functions: Mapping[str, Callable[..., Any]]) -> dict[str, s
             )
         named = hasattr(function, "shaping")
         if key is None:
-            without += [] if named else [name]  # a named reward without one is computed faster than looked up
+            if hasattr(function, "cache_key") or not named:  # such a named reward is computed faster than looked up
+                without.append(name)
             continue
         own = named or hasattr(function, "cached_columns")  # a reward model
         found[name] = key if own else identity(*_place(function), key)

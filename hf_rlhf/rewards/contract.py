@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from hf_rlhf.errors import InputError
-from hf_rlhf.rewards.cache import ScoreCache
+from hf_rlhf.rewards.cache import RewardCache
 from hf_rlhf.rewards.cached_calls import PendingCall, known_identities
 from hf_rlhf.rewards.calls import call_all, required_arguments
 from hf_rlhf.rewards.parts import part_shapings
@@ -71,10 +71,10 @@ class Rewards:
         shapings = part_shapings(self.functions, weights, clips, normalize)
         self.weights = [shaping.weight for shaping in shapings]
         self.shapings = dict(zip(self.names, shapings, strict=True))
-        self.cache: ScoreCache | None = None
+        self.cache: RewardCache | None = None
         self.identities: dict[str, str] = {}
 
-    def use_cache(self, cache: ScoreCache) -> None:
+    def use_cache(self, cache: RewardCache) -> None:
         """Keep the values of all functions that have an identity in `cache`, and take from it those that it holds.
 
         Raises `InputError` for a `cache_key` that is no text.

@@ -44,7 +44,7 @@ class Encoder:
             raise InputError(
                 f"model={name_or_path} cannot be loaded ({reason}). Name a folder or a Hub model"
             ) from error
-        if untrained := [name for name in info["missing_keys"] if not name.startswith("pooler.")]:
+        if untrained := [name for name in sorted(info["missing_keys"]) if not name.startswith("pooler.")]:
             raise InputError(
                 f"model={name_or_path} has no trained {untrained[0]}, so its numbers would be random. Name a model that"
                 " was trained for this"

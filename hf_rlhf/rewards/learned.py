@@ -63,7 +63,7 @@ class LearnedReward:
 
     @cached_property
     def cache_key(self) -> str | None:
-        """Identity for `ScoreCache`: weights and tokenizer; None for a reward model whose weights cannot be told.
+        """Identity for `RewardCache`: weights and tokenizer; None for a reward model whose weights cannot be told.
 
         Those are of a function, and of a base that is trained.
         """

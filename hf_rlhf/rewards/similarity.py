@@ -66,7 +66,7 @@ class Similarity:
 
     @cached_property
     def cache_key(self) -> str:
-        """Identity of the reward for `ScoreCache`: its weights, tokenizer and settings."""
+        """Identity of the reward for `RewardCache`: its weights, tokenizer and settings."""
         weights = model_fingerprint(self.encoder.model, self.encoder.tokenizer)
         return identity(self.name, weights, self.pooling, self.encoder.max_length, self.column)
 

@@ -11,7 +11,7 @@ Value = float | list[float] | None
 
 
 class Unkept(float):
-    """A reward that `ScoreCache` does not keep, such as one that a busy machine may have caused."""
+    """A reward that `RewardCache` does not keep, such as one that a busy machine may have caused."""
 
 
 def checked_values(name: str, values: Any, trajectories: Sequence[Trajectory]) -> list[Value]:

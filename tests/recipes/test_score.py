@@ -9,7 +9,7 @@ import pytest
 from hf_rlhf.cli.commands import main
 from hf_rlhf.errors import InputError
 from hf_rlhf.recipes.score import ScoreArguments, score_dataset
-from hf_rlhf.rewards.cache import ScoreCache
+from hf_rlhf.rewards.cache import RewardCache
 
 FUNCTION = """
 import os, time
@@ -101,7 +101,7 @@ def test_a_command_that_is_killed_goes_on_where_it_was(place, monkeypatch):
     os.kill(process.pid, signal.SIGKILL)
     process.join()
     assert not (place / "o.jsonl").exists()
-    kept = len(ScoreCache("cache"))
+    kept = len(RewardCache("cache"))
     assert kept >= 10
     monkeypatch.setenv("SLOW", "0")
     calls.unlink()
@@ -114,7 +114,7 @@ def test_a_command_that_is_killed_goes_on_where_it_was(place, monkeypatch):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ({}, "no score would be kept"),
+        ({}, "nothing would be kept"),
         ({"output": "scored.csv"}, "ends in .jsonl"),
         ({"output": "rows.jsonl"}, "the file exists"),
         ({"reward_cache": "cache", "min_score": 1.0}, "Give an output"),

@@ -9,7 +9,7 @@ from multiprocessing import get_context
 import pytest
 
 from hf_rlhf.errors import InputError
-from hf_rlhf.rewards.cache import CACHE_FILE, Kept, ScoreCache, content_key
+from hf_rlhf.rewards.cache import CACHE_FILE, Kept, RewardCache, content_key
 from hf_rlhf.rewards.contract import Rewards
 from hf_rlhf.rewards.named import make_reward
 from hf_rlhf.rewards.values import Unkept
@@ -49,7 +49,7 @@ def computed(function, folder, rows, **attributes):
     for name, value in attributes.items():
         setattr(function, name, value)
     rewards = Rewards([function])
-    cache = ScoreCache(folder)
+    cache = RewardCache(folder)
     rewards.use_cache(cache)
     found = rewards.compute(rows)
     cache.close()
@@ -103,7 +103,7 @@ def test_what_breaks_the_contract_is_an_error_and_never_kept(tmp_path):
     for _ in range(2):
         with pytest.raises(InputError, match="finite number"):
             computed(broken, tmp_path, trajectories("a"))
-    assert len(ScoreCache(tmp_path)) == 0
+    assert len(RewardCache(tmp_path)) == 0
 
 
 def test_what_a_function_logs_of_a_completion_is_kept_with_its_reward(tmp_path):
@@ -115,7 +115,7 @@ def test_what_a_function_logs_of_a_completion_is_kept_with_its_reward(tmp_path):
 
     def reasons(*texts):
         rewards = Rewards([judge])
-        rewards.use_cache(ScoreCache(tmp_path))
+        rewards.use_cache(RewardCache(tmp_path))
         return [reward.extra["reason"] for reward in rewards.compute(trajectories(*texts)).rewards]
 
     assert reasons("a") == ["because a"]
@@ -132,12 +132,12 @@ def test_async_functions_and_failures_beside_them_lose_nothing_that_was_returned
     served.cache_key, failing.cache_key = "1", "1"
     counted = Counted()
     rewards = Rewards([counted, served, failing])
-    rewards.use_cache(ScoreCache(tmp_path))
+    rewards.use_cache(RewardCache(tmp_path))
     with pytest.raises(RuntimeError, match="second reward"):
         rewards.compute(trajectories("a"))
     assert computed(counted, tmp_path, trajectories("a"))[1] == [1.0]
     alone = Rewards([served])
-    alone.use_cache(ScoreCache(tmp_path))
+    alone.use_cache(RewardCache(tmp_path))
     assert [alone.compute(trajectories("a")).rewards[0].total for _ in range(2)] == [2.0, 2.0]
 
 
@@ -163,7 +163,7 @@ def number_of(index):
 
 
 def store_until_killed(folder, report):
-    cache = ScoreCache(folder)
+    cache = RewardCache(folder)
     for start in itertools.count(0, 7):
         rows = range(start, start + 7)
         cache.store({content_key("r", "?", str(row), {}): Kept(number_of(row), {"row": row}) for row in rows})
@@ -183,7 +183,7 @@ def test_a_killed_process_loses_no_reward_that_was_stored_and_keeps_none_that_is
         stored = int((lines.read().split() or [7 * calls])[-1])
     process.join()
     assert process.exitcode == -signal.SIGKILL
-    cache = ScoreCache(tmp_path)
+    cache = RewardCache(tmp_path)
     assert len(cache) in (stored, stored + 7)  # whole calls of `store`, the last one said or not
     keys = {content_key("r", "?", str(row), {}): row for row in range(stored + 7)}
     found = cache.find(list(keys))
@@ -192,7 +192,7 @@ def test_a_killed_process_loses_no_reward_that_was_stored_and_keeps_none_that_is
 
 
 def fill(folder, first):
-    cache = ScoreCache(folder)
+    cache = RewardCache(folder)
     for row in range(first, first + 60, 3):
         cache.store({content_key("r", "?", str(each), {}): Kept(number_of(each), {}) for each in range(row, row + 3)})
 
@@ -201,7 +201,7 @@ def test_processes_that_open_and_fill_one_file_at_the_same_time_lose_nothing(tmp
     with ProcessPoolExecutor(4, mp_context=get_context("fork")) as pool:
         list(pool.map(fill, [tmp_path] * 8, range(0, 320, 40)))  # overlapping thirds
     keys = [content_key("r", "?", str(row), {}) for row in range(340)]
-    found = ScoreCache(tmp_path).find(keys)
+    found = RewardCache(tmp_path).find(keys)
     assert [found[key].value for key in keys] == [number_of(row) for row in range(340)]
 
 
@@ -215,7 +215,7 @@ def test_a_damaged_row_is_computed_again(tmp_path):
 
 
 def test_a_damaged_file_is_an_error_that_says_what_to_remove(tmp_path):
-    cache = ScoreCache(tmp_path)
+    cache = RewardCache(tmp_path)
     cache.store({content_key("r", "?", str(row), {}): Kept(float(row), {}) for row in range(1000)})
     cache.close()
     file = tmp_path / CACHE_FILE
@@ -223,7 +223,7 @@ def test_a_damaged_file_is_an_error_that_says_what_to_remove(tmp_path):
     for damaged in (b"no database" * 100, content[: len(content) // 2], _with_noise(content)):
         file.write_bytes(damaged)
         with pytest.raises(InputError, match=r"reward_cache=.*damaged.*Remove rewards.sqlite"):
-            ScoreCache(tmp_path)
+            RewardCache(tmp_path)
 
 
 def _with_noise(content):
@@ -234,9 +234,9 @@ def _with_noise(content):
 def test_a_folder_that_cannot_be_used_and_a_later_format_are_errors(tmp_path):
     (tmp_path / "file").write_text("", encoding="utf-8")
     with pytest.raises(InputError, match=r"reward_cache=.* cannot be written to"):
-        ScoreCache(tmp_path / "file")
-    ScoreCache(tmp_path).close()
+        RewardCache(tmp_path / "file")
+    RewardCache(tmp_path).close()
     with sqlite3.connect(tmp_path / CACHE_FILE) as database:
         database.execute("PRAGMA user_version=99")
     with pytest.raises(InputError, match="format 99"):
-        ScoreCache(tmp_path)
+        RewardCache(tmp_path)

@@ -190,7 +190,7 @@ async def takes_text_later(prompts, completions):
 def test_a_reward_that_takes_messages_for_text_is_told_where_the_text_is(reward):
     messages = [[{"role": "assistant", "content": "four words are here"}]]
     with pytest.raises(AttributeError) as caught:
-        call_all([reward], ["words"], [{"prompts": [[]], "completions": messages}])
+        call_all([reward], ["words"], [{"prompts": [[]], "completions": messages}], [print])
     name, advice = caught.value.__notes__
     assert name == "raised by the reward 'words'"
     assert "completion[0]['content']" in advice
