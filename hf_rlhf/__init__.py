@@ -18,6 +18,8 @@ _HOMES = {
     "SFTTrainingArguments": "hf_rlhf.recipes.arguments",
     "ModelArguments": "hf_rlhf.recipes.arguments",
     "RunResult": "hf_rlhf.recipes.common",
+    "ScoreArguments": "hf_rlhf.recipes.score",
+    "score_dataset": "hf_rlhf.recipes.score",
     "train_ppo": "hf_rlhf.recipes.ppo",
     "train_reward_model": "hf_rlhf.recipes.reward",
     "train_sft": "hf_rlhf.recipes.sft",
@@ -45,6 +47,7 @@ if TYPE_CHECKING:
     from hf_rlhf.recipes.common import RunResult
     from hf_rlhf.recipes.ppo import train_ppo
     from hf_rlhf.recipes.reward import train_reward_model
+    from hf_rlhf.recipes.score import ScoreArguments, score_dataset
     from hf_rlhf.recipes.sft import train_sft
     from hf_rlhf.types import Completion
 
@@ -61,10 +64,12 @@ __all__ = [
     "RewardTrainingArguments",
     "RunResult",
     "SFTTrainingArguments",
+    "ScoreArguments",
     "ValueHead",
     "ValueModel",
     "load_reward_model",
     "load_value_model",
+    "score_dataset",
     "train_ppo",
     "train_reward_model",
     "train_sft",

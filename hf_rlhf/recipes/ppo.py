@@ -35,6 +35,7 @@ from hf_rlhf.recipes.common import (
 from hf_rlhf.recipes.data import ppo_sets
 from hf_rlhf.recipes.plan import planned_peak, write_plan
 from hf_rlhf.records import iteration_rows
+from hf_rlhf.rewards.cache import RewardCache
 from hf_rlhf.rewards.contract import RewardFunction
 from hf_rlhf.rewards.named import load_named_function, names_function, shown_reward
 from hf_rlhf.rollout.stops import configured_end_ids, stop_token_ids
@@ -63,6 +64,9 @@ def _train(
     rewards = [*named_rewards(script), *reward_funcs]
     if not rewards:
         raise InputError("no reward: give reward_model_path, or reward_funcs")
+    if training.reward_cache is not None:
+        with failing_together():
+            RewardCache(training.reward_cache).close()  # a folder that cannot be used, before models are loaded
     tokenizer = tokenizer_of(model, script.chat_template_path)
     sets = ppo_sets(script, training, tokenizer, rewards)
     planned = planned_peak(script, training, model)

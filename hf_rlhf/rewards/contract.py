@@ -12,6 +12,9 @@ A function that names them in its signature, or takes `**kwargs`, also gets
 - `trainer_state`: the `transformers.TrainerState` of the run, or None outside of one;
 - `log_extra(column, values)`: keep a value for each completion in `Reward.extra` and in samples.jsonl;
 - `log_metric(name, value)`: log a number; those of one name are averaged, over all ranks together.
+
+A function with the attribute `cache_key` may be kept in a cache (`hf_rlhf.rewards.cache`), and is then called on the
+completions that the cache does not hold.
 """
 
 import math

@@ -475,6 +475,8 @@ def test_a_reward_model_is_as_large_as_its_own_config_says(tmp_path, caplog):
     for name, more in (("wide", 0), ("adapter", 100)):
         script = PPOArguments(reward_model_path=str(tmp_path / name))
         assert memory_model(script, make_config(tmp_path), model).reward == weights * itemsize + more
+    script = PPOArguments(reward_funcs=[f"classifier:model={tmp_path / 'wide'},label=LABEL_0", "regex:pattern=a"])
+    assert memory_model(script, make_config(tmp_path), model).reward == weights * 4  # a named reward's is in fp32
     assert not caplog.text
 
 
