@@ -55,7 +55,7 @@ class IterationLog:
         finally:
             self._seconds, self._of_rewards = seconds, rewards
 
-    def add_reward_metrics(self, metrics: dict[str, list[float]], cached: dict[str, list[float]]) -> None:
+    def add_reward_metrics(self, metrics: dict[str, list[float]], cached: dict[str, list[float]] | None = None) -> None:
         """Take in the numbers that reward functions logged on this rank, and which rewards a cache held.
 
         Raises `InputError` for a name of PPO's own.
@@ -64,7 +64,7 @@ class IterationLog:
             raise InputError(
                 f"a reward logged {', '.join(taken)} by log_metric, which PPO logs itself; take another name"
             )
-        metrics = metrics | {f"rewards/{name}/cached": held for name, held in cached.items()}
+        metrics = metrics | {f"rewards/{name}/cached": held for name, held in (cached or {}).items()}
         for name, values in metrics.items():
             self._of_rewards.setdefault(name, []).extend(values)
 

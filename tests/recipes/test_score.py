@@ -1,8 +1,10 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
-from multiprocessing import get_context
+from pathlib import Path
 
 import pytest
 
@@ -91,15 +93,27 @@ def test_rows_outside_the_limits_and_unscored_ones_are_not_written(place):
 def test_a_command_that_is_killed_goes_on_where_it_was(place, monkeypatch):
     file = write("rows.jsonl", [{"prompt": "a", "completion": "b" * size} for size in range(1, 41)])
     monkeypatch.setenv("SLOW", "0.2")
-    process = get_context("fork").Process(
-        target=score, args=(file,), kwargs={"reward_cache": "cache", "output": "o.jsonl"}
+    command = [
+        sys.executable,
+        "-m",
+        "hf_rlhf.cli",
+        "score",
+        file,
+        "--reward_funcs",
+        "mine.py:length",
+        "--batch_size",
+        "5",
+    ]
+    process = subprocess.Popen(
+        [*command, "--reward_cache", "cache", "--output", "o.jsonl", "--use_cpu", "true"],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
     )
-    process.start()
     calls = place / "calls"
     while not calls.exists() or len(calls.read_text().splitlines()) < 3:
+        assert process.poll() is None
         time.sleep(0.02)
     os.kill(process.pid, signal.SIGKILL)
-    process.join()
+    process.wait()
     assert not (place / "o.jsonl").exists()
     kept = len(RewardCache("cache"))
     assert kept >= 10
