@@ -125,16 +125,9 @@ class PPOConfig(BatchSizes, TrainingArguments):
 
     # From rewards to scores
     reward_weights: list[float] | None = _flag(None, "A weight for each reward; 1 each by default.")
-    reward_clips: list[float] | None = _flag(
-        None, "A largest size for each reward, before its weight; inf for a reward without one."
-    )
-    reward_normalize: list[str] | None = _flag(
-        None, "For each reward, true to subtract its running mean and divide by its running standard deviation."
-    )
-    reward_cache: str | None = _flag(
-        None,
-        "Folder of a cache of rewards that survives the run; a Python function needs a cache_key to be kept there.",
-    )
+    reward_clips: list[float] | None = _flag(None, "A largest size for each reward; inf for none.")
+    reward_normalize: list[str] | None = _flag(None, "For each reward, true to pay its z-score.")
+    reward_cache: str | None = _flag(None, "Folder that keeps rewards over runs.")
     use_score_scaling: bool = _flag(False, "Divide rewards by their running standard deviation.")
     use_score_norm: bool = _flag(False, "Also subtract their running mean (with use_score_scaling).")
     score_clip: float | None = _flag(None, "Clip scaled rewards to plus or minus this, before penalties.")

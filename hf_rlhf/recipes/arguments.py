@@ -170,11 +170,7 @@ class PPOArguments(DataArguments):
     """Prompts, rewards and texts of a PPO run."""
 
     reward_model_path: str | None = flag(None, "Folder or Hub name of a trained reward model.")
-    reward_funcs: list[str] | None = flag(
-        None,
-        "More rewards: models, functions as module:name or file.py:name, or named rewards with arguments, such as"
-        " similarity:column=reference.",
-    )
+    reward_funcs: list[str] | None = flag(None, "More rewards: models, file.py:name, or named ones (regex:pattern=a).")
     ptx_dataset_name: str | None = flag(None, "Texts for the language-model loss of PPO-ptx, with ptx_coef.")
     ptx_dataset_config: str | None = flag(None, "Configuration of ptx_dataset_name, for a Hub dataset.")
     ptx_dataset_split: str = flag("train", "Split of ptx_dataset_name.")
