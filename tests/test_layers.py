@@ -16,6 +16,7 @@ LAYERS = (
     "lazy",
     "errors",
     "credentials",
+    "endpoints",
     "compat",
     "ops",
     "types",

@@ -7,6 +7,7 @@ from typing import Any
 from transformers import TrainingArguments
 
 from hf_rlhf.compat.names import DEPRECATED, RENAMED, explain_names, new_name
+from hf_rlhf.endpoints.addresses import server_address
 from hf_rlhf.errors import InputError
 from hf_rlhf.ops.kl import FULL_KL
 from hf_rlhf.ppo.batch_sizes import SIZES, BatchSizes, Derived
@@ -14,7 +15,7 @@ from hf_rlhf.ppo.kl_control import AdaptiveKL, FixedKL, KLControl
 from hf_rlhf.ppo.rules import KL_CHOICES, require_rules
 from hf_rlhf.ppo.scores import ScoreShaping
 from hf_rlhf.rollout.sampling import Sampling
-from hf_rlhf.rollout.vllm.client import server_address, server_addresses
+from hf_rlhf.rollout.vllm.client import server_addresses
 from hf_rlhf.training.best import settle_best_metric
 
 VLLM_IMPORTANCE_CAP = 3.0  # as in TRL's GRPO

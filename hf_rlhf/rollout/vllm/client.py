@@ -3,13 +3,14 @@
 import http.client
 import json
 import os
-import re
 import select
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import urlsplit
 
+from hf_rlhf.endpoints.addresses import server_address
+from hf_rlhf.endpoints.client import Answer
 from hf_rlhf.errors import InputError
 
 _PATIENCE_SECONDS = 30.0  # with a connection; a server on a busy CPU can be slow to say that it is healthy
@@ -17,18 +18,6 @@ _LOOK_SECONDS = 10.0  # for a look at a server that is waited for, and looked at
 _ASK_AGAIN_SECONDS = 0.5
 _HEALTH_SECONDS = 30.0  # between looks at a server that lets an answer wait
 _GIVEN_UP_SECONDS = 0.5  # between looks at whether anybody still wants that answer
-
-
-def server_address(flag: str, url: str) -> str:
-    """Return the address as `http://host:port`, without a last `/v1`. Raises `InputError` for what is none."""
-    try:
-        parts = urlsplit(url if "://" in url else f"http://{url}")
-        refused = parts.port == 0 or parts.scheme not in ("http", "https") or not parts.hostname
-    except (TypeError, ValueError):
-        refused = True
-    if refused or re.search(r"[\s?#]", url):
-        raise InputError(f"{flag}={url} is invalid: it is not the address of a server. Write http://host:8000.")
-    return f"{parts.scheme}://{parts.netloc.lower()}{parts.path.rstrip('/').removesuffix('/v1')}"
 
 
 def server_addresses(flag: str, urls: Sequence[str]) -> list[str]:
@@ -50,29 +39,6 @@ def _never() -> bool:
 
 class ServerLost(ConnectionError):
     """A server that does not answer, or that ended in the middle of an answer."""
-
-
-class Answer(NamedTuple):
-    """Response of the server to one request."""
-
-    status: int
-    text: str
-
-    @property
-    def json(self) -> Any:
-        """The answer as JSON; None when it is none."""
-        try:
-            return json.loads(self.text)
-        except ValueError:
-            return None
-
-    @property
-    def message(self) -> str:
-        """Message of the server about an error."""
-        content = self.json
-        error = content.get("error") if isinstance(content, dict) else None
-        message = error.get("message") if isinstance(error, dict) else None
-        return str(message or self.text.strip()[:500] or "nothing")
 
 
 class VLLMClient:

@@ -4,11 +4,11 @@ from typing import Any
 
 import torch
 
+from hf_rlhf.endpoints.client import Answer
 from hf_rlhf.errors import InputError
 from hf_rlhf.models.adapters import base_of
 from hf_rlhf.rollout.sampling import Sampling
 from hf_rlhf.rollout.stops import stop_token_ids
-from hf_rlhf.rollout.vllm.client import Answer
 from hf_rlhf.types import Completion, Model
 
 _STOP_STRINGS = 4  # as many as the server takes

@@ -12,12 +12,13 @@ from typing import Any
 from torch import Tensor
 
 from hf_rlhf.distributed import by_first_rank, gather_in_order, rank, world_size
+from hf_rlhf.endpoints.client import Answer
 from hf_rlhf.errors import InputError
 from hf_rlhf.models.adapters import saved_names
 from hf_rlhf.models.sharding import gather_weights, is_sharded
 from hf_rlhf.rollout.sampling import Sampling
 from hf_rlhf.rollout.vllm.adapter import load_adapter, remove_adapters, require_servable, unload_adapter, write_adapter
-from hf_rlhf.rollout.vllm.client import Answer, ServerLost
+from hf_rlhf.rollout.vllm.client import ServerLost
 from hf_rlhf.rollout.vllm.completion import completion_of, completion_request, failure_of, vocabulary_of
 from hf_rlhf.rollout.vllm.pool import NoServerLeft, Server, ServerPool, addresses, on_each
 from hf_rlhf.rollout.vllm.probe import PROBE, base_name, probe_request, require_same_model

@@ -15,12 +15,13 @@ from ranks import run_ranks
 from rollout.vllm.double import DROP, VLLMDouble
 from tiny import make_lora, make_model, make_trainer, metrics_of, perturb, trained
 
+from hf_rlhf.endpoints.client import Answer
 from hf_rlhf.errors import InputError
 from hf_rlhf.models.policy import PolicyWithValue, wrap_policy
 from hf_rlhf.ppo.config import VLLM_IMPORTANCE_CAP, PPOConfig
 from hf_rlhf.rollout.engines import TransformersEngine
 from hf_rlhf.rollout.sampling import Sampling, row_seed
-from hf_rlhf.rollout.vllm.client import Answer, VLLMClient
+from hf_rlhf.rollout.vllm.client import VLLMClient
 from hf_rlhf.rollout.vllm.completion import completion_of, completion_request
 from hf_rlhf.rollout.vllm.engine import VLLMEngine
 from hf_rlhf.rollout.vllm.server import VLLMServer

@@ -1,0 +1,277 @@
+"""Requests to HTTP servers that answer in JSON: timeouts, retries, bounded concurrency, and errors without tokens."""
+
+import json
+import logging
+import random
+import ssl
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
+from email.utils import parsedate_to_datetime
+from http.client import HTTPException
+from typing import Any, NamedTuple, TypeVar
+
+from hf_rlhf.credentials import hide_tokens, printable
+from hf_rlhf.endpoints.addresses import checked_url, key_in
+from hf_rlhf.errors import InputError, RunFailed
+
+T = TypeVar("T")
+Item = TypeVar("Item")
+Post = Callable[[str, Mapping[str, Any], Callable[[Any], Any]], Any]
+"""`post(path, body, read)`: what `Endpoint.call_all` gives to its calls, see `Endpoint.post`."""
+
+_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.5, 60.0  # before the second try, and before any
+_LARGEST_ANSWER = 2**24  # bytes
+_NOTICE_SECONDS = 8.0  # between two warnings about one server
+_BUSY = (408, 425, 429)  # these, and 5xx, may be answered the next time
+_FOR_ALL = (401, 403, 404, 405)  # these would be the answer to every request
+
+logger = logging.getLogger(__name__)
+
+
+class Answer(NamedTuple):
+    """Response of a server to one request."""
+
+    status: int
+    text: str
+
+    @property
+    def json(self) -> Any:
+        """The answer as JSON; None when it is none."""
+        try:
+            return json.loads(self.text)
+        except (ValueError, RecursionError):
+            return None
+
+    @property
+    def message(self) -> str:
+        """Message of the server about an error."""
+        content = self.json
+        error = content.get("error") if isinstance(content, dict) else None
+        message = error.get("message") if isinstance(error, dict) else error if isinstance(error, str) else None
+        return str(message or self.text.strip()[:500] or "nothing")
+
+
+class Unusable(ValueError):
+    """An answer that is JSON, but not what was asked for. Functions that read answers raise it; it is asked again."""
+
+
+class EndpointError(RunFailed):
+    """A request that had no usable answer after all tries. The message names URL, status and the answer's beginning.
+
+    Attributes:
+        for_all: whether every other request would fail in the same way, such as for a wrong key or path.
+    """
+
+    def __init__(self, message: str, *, for_all: bool = False):
+        super().__init__(message)
+        self.for_all = for_all
+
+
+class _Failed(Exception):
+    """One try that failed: why, whether another may succeed, and after how many seconds at least."""
+
+    def __init__(self, reason: str, *, again: bool, after: float | None = None, for_all: bool = False):
+        super().__init__(reason)
+        self.again, self.after, self.for_all = again, after, for_all
+
+
+class Endpoint:
+    """A server that takes and gives JSON, for any number of threads.
+
+    A request is repeated after a lost connection, a status of 408, 425, 429 or 5xx, and an answer that is not usable.
+    The pauses double from half a second on; the server's `Retry-After` counts where it is longer, up to a minute.
+
+    Args:
+        url: `http://host:port`, with or without a path. No token or password may stand in it.
+        api_key_env: variable of the environment that holds the key, sent as `Authorization: Bearer`.
+        timeout: seconds for one try, until the whole answer is there.
+        retries: tries after the first.
+        concurrency: most requests at the same time in `call_all`.
+
+    Raises `InputError` for anything wrong in these.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        api_key_env: str | None = None,
+        timeout: float = 60.0,
+        retries: int = 4,
+        concurrency: int = 16,
+    ):
+        self.url = checked_url(url)
+        rules = {
+            "timeout": (timeout > 0, timeout, "above 0"),
+            "retries": (retries >= 0, retries, "0 or above"),
+            "concurrency": (concurrency >= 1, concurrency, "at least 1"),
+        }
+        for name, (holds, value, rule) in rules.items():
+            if not holds:
+                raise InputError(f"{name}={value} is invalid: it must be {rule}.")
+        self.timeout, self.retries, self.concurrency = timeout, retries, concurrency
+        self._key = key_in(api_key_env)
+        self._opener = urllib.request.build_opener(_NoRedirect)
+        self._noticed, self._lock = -_NOTICE_SECONDS, threading.Lock()
+
+    def post(self, path: str, body: Mapping[str, Any], read: Callable[[Any], T]) -> T:
+        """Send `body` as JSON to `url + path` and return what `read` makes of the answer.
+
+        `read` gets the parsed answer, and raises `Unusable` for one of another shape. Raises `EndpointError`.
+        """
+        return self._post(path, body, read, threading.Event())
+
+    def call_all(
+        self,
+        call: Callable[[Item, Post], T],
+        items: Sequence[Item],
+        *,
+        keep_errors: int = 0,
+        on_done: Callable[[int], None] = lambda _: None,
+    ) -> list[T | EndpointError]:
+        """Return `call(item, post)` for each item, in order, `concurrency` of them at the same time.
+
+        Args:
+            call: sends its requests by the `post` that it gets.
+            items: of the calls.
+            keep_errors: so many `EndpointError`s are given in the place of their items, unless they are `for_all`. One
+                more ends the other calls and is raised.
+            on_done: called in this thread with 1 after each call.
+        """
+        stopped = threading.Event()
+
+        def post(path: str, body: Mapping[str, Any], read: Callable[[Any], Any]) -> Any:
+            return self._post(path, body, read, stopped)
+
+        def one(item: Item) -> T | EndpointError:
+            try:
+                return call(item, post)
+            except EndpointError as error:
+                if error.for_all or not keep_errors:
+                    raise
+                return error
+
+        errors = 0
+
+        with ThreadPoolExecutor(min(self.concurrency, max(len(items), 1)), thread_name_prefix="endpoint") as pool:
+            futures = [pool.submit(one, item) for item in items]
+            try:
+                for future in as_completed(futures):
+                    if isinstance(error := future.result(), EndpointError):
+                        errors += 1
+                        if errors > keep_errors:
+                            raise EndpointError(f"{errors} of {len(items)} requests failed, the last so: {error}")
+                    on_done(1)
+            finally:
+                stopped.set()
+                pool.shutdown(wait=False, cancel_futures=True)
+        return [future.result() for future in futures]
+
+    def _post(self, path: str, body: Mapping[str, Any], read: Callable[[Any], T], stopped: threading.Event) -> T:
+        url, data = self.url + path, json.dumps(body).encode()
+        for number in range(self.retries + 1):
+            try:
+                return self._try(url, data, read)
+            except _Failed as failed:
+                last = number == self.retries or not failed.again or stopped.is_set()
+                if last:
+                    tries = f" after {number + 1} tries" if number else ""
+                    raise EndpointError(self._shown(f"{url} gave no usable answer{tries}: {failed}"), for_all=failed.for_all) from None  # fmt: skip
+                pause = _PAUSE_SECONDS * 2**number * random.uniform(0.8, 1.2)
+                pause = min(max(pause, failed.after or 0.0), _LONGEST_PAUSE_SECONDS)
+                self._notice(f"{url}: {failed}. Asking again in {pause:.1f} s (try {number + 2} of {self.retries + 1})")
+                stopped.wait(pause)
+        raise AssertionError("the last try returns or raises")
+
+    def _try(self, url: str, data: bytes, read: Callable[[Any], T]) -> T:
+        headers = {"Content-Type": "application/json", "Accept": "application/json"}
+        request = urllib.request.Request(url, data, headers)
+        if self._key:
+            request.add_unredirected_header("Authorization", f"Bearer {self._key}")
+        try:
+            with _answered(self._opener, request, self.timeout) as response:
+                text = _read_within(response, time.monotonic() + self.timeout).decode(errors="replace")
+                status, headers = response.status, response.headers
+        except (OSError, HTTPException, ValueError) as error:
+            reason = getattr(error, "reason", None) or error
+            never = isinstance(reason, ssl.SSLCertVerificationError) or isinstance(error, ValueError)
+            said = f"no answer in {self.timeout:g} s" if isinstance(reason, TimeoutError) else f"no connection ({reason or type(reason).__name__})"  # fmt: skip
+            raise _Failed(said, again=not never, for_all=never) from error
+        answer = Answer(status, text)
+        if not 200 <= status < 300:
+            again = status in _BUSY or status >= 500
+            to = f", to {headers['Location']}: write that address" if 300 <= status < 400 else ""
+            for_all = status in _FOR_ALL or status < 400
+            said = f"status {status}{to}: {printable(answer.message, 300)}"
+            raise _Failed(said, again=again, after=_retry_after(headers.get("Retry-After")), for_all=for_all)
+        try:
+            return read(json.loads(text, parse_constant=_refuse_constant))
+        except (ValueError, RecursionError) as error:
+            what = str(error) if isinstance(error, Unusable) else "it is not JSON"
+            raise _Failed(f"status {status}, {what}: {printable(text, 300)!r}", again=True) from error
+
+    def _notice(self, text: str) -> None:
+        """Warn about a server that is asked again, at most once in `_NOTICE_SECONDS`."""
+        with self._lock:
+            now = time.monotonic()
+            due = now - self._noticed >= _NOTICE_SECONDS
+            self._noticed = now if due else self._noticed
+        if due:
+            logger.warning("%s", self._shown(text))
+
+    def _shown(self, text: str) -> str:
+        """Return text without the key, which servers quote when they refuse it."""
+        return hide_tokens(text.replace(self._key, "<token>") if self._key else text)
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """A handler that follows no redirect: it would send a POST request, or the key, elsewhere as something else."""
+
+    def redirect_request(self, req, fp, code, msg, headers, newurl):
+        """Like `HTTPRedirectHandler.redirect_request`, but the redirect itself is the answer."""
+        return None
+
+
+@contextmanager
+def _answered(opener: urllib.request.OpenerDirector, request: urllib.request.Request, timeout: float) -> Iterator[Any]:
+    """Yield the response, also one that says that the request failed."""
+    try:
+        response = opener.open(request, timeout=timeout)
+    except urllib.error.HTTPError as error:
+        response = error
+    with response:
+        yield response
+
+
+def _read_within(response: Any, end: float) -> bytes:
+    """Read the whole answer. Raises TimeoutError when it takes too long, OSError when it is too large."""
+    parts, size = [], 0
+    while part := response.read1(2**16):
+        parts.append(part)
+        size += len(part)
+        if size > _LARGEST_ANSWER:
+            raise OSError(f"the answer has more than {_LARGEST_ANSWER:,} bytes")
+        if time.monotonic() > end:
+            raise TimeoutError
+    if response.length:  # which `read` would raise as IncompleteRead
+        raise OSError(f"the connection was closed {response.length} bytes before the end of the answer")
+    return b"".join(parts)
+
+
+def _refuse_constant(name: str) -> Any:
+    raise Unusable(f"it has {name}, which is no number of JSON")
+
+
+def _retry_after(value: str | None) -> float | None:
+    """Return the seconds of a `Retry-After` header, which gives seconds or a date."""
+    if value is None:
+        return None
+    try:
+        return float(value) if value.strip().isdigit() else parsedate_to_datetime(value).timestamp() - time.time()
+    except (TypeError, ValueError, OverflowError):
+        return None
