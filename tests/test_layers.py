@@ -24,6 +24,7 @@ LAYERS = (
     "data",
     "models",
     "rollout",
+    "judges",
     "rewards",
     "progress",
     "records",

@@ -1,0 +1,99 @@
+"""The answer of a judge about two completions, asked in both orders, and how far such answers agree."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """What a judge said about two completions, once with each of them shown first.
+
+    Args:
+        shown_first: probability that the first completion is better, where it was shown first. 1, 0.5 (equal) or 0 from
+            a judge that gives words; None where the answer could not be read.
+        shown_second: the same, where it was shown second.
+    """
+
+    shown_first: float | None
+    shown_second: float | None
+
+    @property
+    def probability(self) -> float | None:
+        """Probability that the first completion is better, the mean over both orders; None if one is missing."""
+        if self.shown_first is None or self.shown_second is None:
+            return None
+        return (self.shown_first + self.shown_second) / 2
+
+    @property
+    def survived_swap(self) -> bool:
+        """True if both orders name the same completion as the better one."""
+        if self.shown_first is None or self.shown_second is None:
+            return False
+        return (self.shown_first - 0.5) * (self.shown_second - 0.5) > 0
+
+    @property
+    def preference(self) -> float | None:
+        """1.0 for the first completion, 0.0 for the second, 0.5 for a tie: both orders do not agree on one of them."""
+        if self.probability is None:
+            return None
+        return float(self.probability > 0.5) if self.survived_swap else 0.5
+
+    @property
+    def margin(self) -> float | None:
+        """How much more probable the better completion is than the other, from 0 to 1; the mean over both orders."""
+        return None if self.probability is None else abs(2 * self.probability - 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """How far a judge agrees with itself over many pairs, each asked in both orders.
+
+    Args:
+        pairs: asked.
+        unanswered: of them, those without a readable answer in both orders.
+        survived: those where both orders name the same completion.
+        ties: the other answered ones, where the orders name different completions or an order names none.
+        survived_share: `survived` among the answered pairs; None without any.
+        shown_first_share: among all answers that name a completion, those that name the one shown first: 0.5 without
+            position bias; None without any.
+        mean_position_shift: mean over answered pairs of P(A is better) - 0.5, whichever completion A is: 0 without
+            position bias, at most 0.5.
+    """
+
+    pairs: int
+    unanswered: int
+    survived: int
+    ties: int
+    survived_share: float | None
+    shown_first_share: float | None
+    mean_position_shift: float | None
+
+    def row(self) -> dict[str, int | float | None]:
+        """Return the numbers by name, for JSON."""
+        return asdict(self)
+
+
+def agreement(comparisons: Sequence[Comparison]) -> Agreement:
+    """Count how often a judge agrees with itself, and how much it leans to the completion shown first."""
+    answered = [each for each in comparisons if each.probability is not None]
+    survived = sum(each.survived_swap for each in answered)
+    of_first_shown = [
+        probability
+        for each in answered
+        if each.shown_first is not None and each.shown_second is not None
+        for probability in (each.shown_first, 1 - each.shown_second)
+    ]
+    named = [probability > 0.5 for probability in of_first_shown if probability != 0.5]
+    return Agreement(
+        pairs=len(comparisons),
+        unanswered=len(comparisons) - len(answered),
+        survived=survived,
+        ties=len(answered) - survived,
+        survived_share=_mean([each.survived_swap for each in answered]),
+        shown_first_share=_mean(named),
+        mean_position_shift=_mean([probability - 0.5 for probability in of_first_shown]),
+    )
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
