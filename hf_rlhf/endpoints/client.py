@@ -118,6 +118,7 @@ class Endpoint:
         self._key = key_in(api_key_env)
         self._opener = urllib.request.build_opener(_NoRedirect)
         self._noticed, self._lock = -_NOTICE_SECONDS, threading.Lock()
+        self._running: set[threading.Event] = set()  # each is set to end a `call_all`
 
     def post(self, path: str, body: Mapping[str, Any], read: Callable[[Any], T]) -> T:
         """Send `body` as JSON to `url + path` and return what `read` makes of the answer.
@@ -144,6 +145,7 @@ class Endpoint:
             on_done: called in this thread with 1 after each call.
         """
         stopped = threading.Event()
+        self._running.add(stopped)
 
         def post(path: str, body: Mapping[str, Any], read: Callable[[Any], Any]) -> Any:
             return self._post(path, body, read, stopped)
@@ -169,24 +171,31 @@ class Endpoint:
                     on_done(1)
             finally:
                 stopped.set()
+                self._running.discard(stopped)
                 pool.shutdown(wait=False, cancel_futures=True)
         return [future.result() for future in futures]
+
+    def give_up(self) -> None:
+        """Let each `call_all` that is under way end soon, in an `EndpointError`. For other threads."""
+        for stopped in tuple(self._running):
+            stopped.set()
 
     def _post(self, path: str, body: Mapping[str, Any], read: Callable[[Any], T], stopped: threading.Event) -> T:
         url, data = self.url + path, json.dumps(body).encode()
         for number in range(self.retries + 1):
+            if stopped.is_set():
+                break
             try:
                 return self._try(url, data, read)
             except _Failed as failed:
-                last = number == self.retries or not failed.again or stopped.is_set()
-                if last:
+                if number == self.retries or not failed.again:
                     tries = f" after {number + 1} tries" if number else ""
                     raise EndpointError(self._shown(f"{url} gave no usable answer{tries}: {failed}"), for_all=failed.for_all) from None  # fmt: skip
                 pause = _PAUSE_SECONDS * 2**number * random.uniform(0.8, 1.2)
                 pause = min(max(pause, failed.after or 0.0), _LONGEST_PAUSE_SECONDS)
                 self._notice(f"{url}: {failed}. Asking again in {pause:.1f} s (try {number + 2} of {self.retries + 1})")
                 stopped.wait(pause)
-        raise AssertionError("the last try returns or raises")
+        raise EndpointError(f"{url} was given up", for_all=True)
 
     def _try(self, url: str, data: bytes, read: Callable[[Any], T]) -> T:
         headers = {"Content-Type": "application/json", "Accept": "application/json"}
@@ -210,10 +219,14 @@ class Endpoint:
             said = f"status {status}{to}: {printable(answer.message, 300)}"
             raise _Failed(said, again=again, after=_retry_after(headers.get("Retry-After")), for_all=for_all)
         try:
-            return read(json.loads(text, parse_constant=_refuse_constant))
+            content = json.loads(text, parse_constant=_refuse_constant)
         except (ValueError, RecursionError) as error:
-            what = str(error) if isinstance(error, Unusable) else "it is not JSON"
-            raise _Failed(f"status {status}, {what}: {printable(text, 300)!r}", again=True) from error
+            what = error if isinstance(error, Unusable) else "it is not JSON"
+            raise _unusable(status, what, text) from error
+        try:
+            return read(content)
+        except Unusable as error:
+            raise _unusable(status, error, text) from error
 
     def _notice(self, text: str) -> None:
         """Warn about a server that is asked again, at most once in `_NOTICE_SECONDS`."""
@@ -261,6 +274,10 @@ def _read_within(response: Any, end: float) -> bytes:
     if response.length:  # which `read` would raise as IncompleteRead
         raise OSError(f"the connection was closed {response.length} bytes before the end of the answer")
     return b"".join(parts)
+
+
+def _unusable(status: int, what: Any, text: str) -> _Failed:
+    return _Failed(f"status {status}, {what}: {printable(text, 300)!r}", again=True)
 
 
 def _refuse_constant(name: str) -> Any:

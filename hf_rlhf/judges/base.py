@@ -5,8 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from hf_rlhf.errors import InputError
-from hf_rlhf.judges.comparison import Comparison
+from hf_rlhf.judges.comparison import Comparison, shifted
 from hf_rlhf.judges.questions import COMPARISON_QUESTION, RUBRIC, Question, text_or_file
 from hf_rlhf.types import Prompt
 
@@ -23,6 +22,8 @@ class Judge(ABC):
         counts: `asked` questions, and of them those `repeated` after an answer that could not be read, those
             `unreadable` both times, and those that `failed`.
         example: the last answer that could not be read, for messages.
+        keep_errors: so many questions of a call may fail after all tries of a server, and have no answer then. One more
+            ends the call.
     """
 
     def __init__(self, name: str, question: str | None = None, rubric: str | None = None):
@@ -31,6 +32,7 @@ class Judge(ABC):
         self.rubric = text_or_file("rubric", RUBRIC if rubric is None else rubric)
         self.counts: Counter[str] = Counter()
         self.example = ""
+        self.keep_errors = 0
 
     @property
     @abstractmethod
@@ -44,6 +46,10 @@ class Judge(ABC):
     @abstractmethod
     def _rate(self, questions: Sequence[Question], on_done: Callable[[int], None]) -> list[float | None]:
         """Return a rating in [1, 5] for each question; None without a readable answer."""
+
+    def _position_log_odds(self, questions: Sequence[Question]) -> list[float]:
+        """Return by how much the judge prefers what is shown first, in log-odds, to correct its answers by."""
+        return [0.0] * len(questions)
 
     def compare(
         self,
@@ -67,8 +73,12 @@ class Judge(ABC):
         asked = [Question(text, prompt, (a, b)) for text, prompt, a, b in rows]
         asked += [Question(text, prompt, (b, a)) for text, prompt, a, b in rows]
         answers = self._prefer_first(asked, on_done)
-        swapped = (None if answer is None else 1 - answer for answer in answers[len(rows) :])
-        return [Comparison(a, b) for a, b in zip(answers[: len(rows)], swapped, strict=True)]
+        shifts = self._position_log_odds([Question(text, prompt, ()) for text, prompt, *_ in rows])
+        found = []
+        for first_shown, second_shown, shift in zip(answers[: len(rows)], answers[len(rows) :], shifts, strict=True):
+            swapped = None if second_shown is None else 1 - second_shown
+            found.append(Comparison(shifted(first_shown, -shift), shifted(swapped, shift), shift))
+        return found
 
     def rate(
         self, prompts: Sequence[Prompt], completions: Sequence[Any], on_done: Callable[[int], None] = lambda _: None
@@ -76,9 +86,3 @@ class Judge(ABC):
         """Return a rating of each completion from 1 to 5 by the rubric; None where there is no readable answer."""
         rows = zip(prompts, completions, strict=True)
         return self._rate([Question(self.rubric, prompt, (completion,)) for prompt, completion in rows], on_done)
-
-
-def require_choice(flag: str, value: str, choices: Sequence[str]) -> None:
-    """Raise `InputError` for a value that is not among the choices of a flag."""
-    if value not in choices:
-        raise InputError(f"{flag}={value} is invalid: it must be {' or '.join(choices)}.")

@@ -1,5 +1,6 @@
 """The answer of a judge about two completions, asked in both orders, and how far such answers agree."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
@@ -12,10 +13,19 @@ class Comparison:
         shown_first: probability that the first completion is better, where it was shown first. 1, 0.5 (equal) or 0 from
             a judge that gives words; None where the answer could not be read.
         shown_second: the same, where it was shown second.
+        position_log_odds: what the judge's preference for the reply shown first was corrected by, in both; 0 without a
+            correction.
     """
 
     shown_first: float | None
     shown_second: float | None
+    position_log_odds: float = 0.0
+
+    @property
+    def uncorrected(self) -> "Comparison":
+        """The answers as the judge gave them, before they were corrected by `position_log_odds`."""
+        shift = self.position_log_odds
+        return Comparison(shifted(self.shown_first, shift), shifted(self.shown_second, -shift))
 
     @property
     def probability(self) -> float | None:
@@ -56,8 +66,10 @@ class Agreement:
         survived_share: `survived` among the answered pairs; None without any.
         shown_first_share: among all answers that name a completion, those that name the one shown first: 0.5 without
             position bias; None without any.
-        mean_position_shift: mean over answered pairs of P(A is better) - 0.5, whichever completion A is: 0 without
-            position bias, at most 0.5.
+        mean_position_shift: mean over answered pairs of P(the one shown first is better) - 0.5: 0 without position bias,
+            at most 0.5.
+        survived_share_uncorrected: `survived_share` of the answers before they were corrected for the position; the
+            same where none was.
     """
 
     pairs: int
@@ -67,6 +79,7 @@ class Agreement:
     survived_share: float | None
     shown_first_share: float | None
     mean_position_shift: float | None
+    survived_share_uncorrected: float | None
 
     def row(self) -> dict[str, int | float | None]:
         """Return the numbers by name, for JSON."""
@@ -92,7 +105,16 @@ def agreement(comparisons: Sequence[Comparison]) -> Agreement:
         survived_share=_mean([each.survived_swap for each in answered]),
         shown_first_share=_mean(named),
         mean_position_shift=_mean([probability - 0.5 for probability in of_first_shown]),
+        survived_share_uncorrected=_mean([each.uncorrected.survived_swap for each in answered]),
     )
+
+
+def shifted(probability: float | None, log_odds: float) -> float | None:
+    """Return a probability whose log-odds are larger by `log_odds`."""
+    if probability is None or not log_odds:
+        return probability
+    odds = math.exp(log_odds)
+    return probability * odds / (probability * odds + 1 - probability)
 
 
 def _mean(values: Sequence[float]) -> float | None:

@@ -38,8 +38,6 @@ class EndpointJudge(Judge):
         rubric: see `Judge`.
         temperature: 0 takes the most likely answer; above, answers are random and have no `cache_key`.
         max_tokens: of an answer. A model that thinks before it answers needs hundreds.
-        keep_errors: share of the questions of one call that may fail after all tries, and have no answer then. One more
-            ends the call. 0 by default.
         request: see `ChatEndpoint`.
         connection: see `ChatEndpoint`.
     """
@@ -53,7 +51,6 @@ class EndpointJudge(Judge):
         rubric: str | None = None,
         temperature: float = 0.0,
         max_tokens: int = 16,
-        keep_errors: float = 0.0,
         request: str | Mapping[str, Any] | None = None,
         **connection: Any,
     ):
@@ -62,12 +59,11 @@ class EndpointJudge(Judge):
         rules = {
             "temperature": (temperature >= 0, temperature, "0 or above"),
             "max_tokens": (max_tokens >= 1, max_tokens, "at least 1"),
-            "keep_errors": (0 <= keep_errors <= 1, keep_errors, "a share from 0 to 1"),
         }
         for flag, (holds, value, rule) in rules.items():
             if not holds:
                 raise InputError(f"{flag}={value} is invalid: it must be {rule}.")
-        self.temperature, self.max_tokens, self.keep_errors = temperature, max_tokens, keep_errors
+        self.temperature, self.max_tokens = temperature, max_tokens
 
     @property
     def cache_key(self) -> str | None:
@@ -101,8 +97,7 @@ class EndpointJudge(Judge):
             text = self.chat.ask(post, [*messages, *more], **sampling)
             return _Read(read(text), True, text)
 
-        most = int(self.keep_errors * len(asked))
-        found = self.chat.endpoint.call_all(call, asked, keep_errors=most, on_done=on_done)
+        found = self.chat.endpoint.call_all(call, asked, keep_errors=self.keep_errors, on_done=on_done)
         answers = [each for each in found if not isinstance(each, EndpointError)]
         unreadable = [each for each in answers if each.value is None]
         self.example = unreadable[-1].text if unreadable else self.example

@@ -1,10 +1,11 @@
 """A judge that is loaded here: it reads the probabilities of the answers, instead of sampling one."""
 
 import json
+import math
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hf_rlhf.data.tokens import row_ids
 from hf_rlhf.errors import InputError
@@ -20,6 +21,7 @@ from hf_rlhf.models.precision import NATIVE, current_device
 from hf_rlhf.ops.padding import lengths_to_mask, pad_sequences
 from hf_rlhf.types import Message, Model
 
+_SAYS_NOTHING = ("N/A", "N/A")
 _PLAIN_ENDING = "\n\nAnswer:"  # for a model without a chat template
 
 
@@ -29,6 +31,10 @@ class ModelJudge(Judge):
     P(A is better) = p(A) / (p(A) + p(B)), and a rating is the mean of 1 to 5 by their probabilities, so it is seldom a
     whole number. A letter's probability is that of its tokens with and without a space before it.
 
+    Small models prefer the letter A whatever the replies are. `calibrate` takes out what the model answers to the same
+    question about two replies that say nothing (contextual calibration, Zhao et al. 2021, arXiv 2102.09690):
+    log-odds = log-odds(the replies) - log-odds(N/A, N/A). It costs a question for each prompt.
+
     Args:
         model: a causal language model, with or without a PEFT wrapper.
         tokenizer: the model's; its chat template puts the question.
@@ -36,6 +42,7 @@ class ModelJudge(Judge):
         question: see `Judge`.
         rubric: see `Judge`.
         batch_size: questions in one forward pass.
+        calibrate: correct comparisons for the position.
 
     Raises `InputError` when the answers are no single tokens of the tokenizer.
     """
@@ -49,9 +56,10 @@ class ModelJudge(Judge):
         question: str | None = None,
         rubric: str | None = None,
         batch_size: int = 16,
+        calibrate: bool = True,
     ):
         super().__init__(name or str(base_of(model).config._name_or_path) or type(model).__name__, question, rubric)
-        self.model, self.tokenizer, self.batch_size = model, tokenizer, batch_size
+        self.model, self.tokenizer, self.batch_size, self.calibrate = model, tokenizer, batch_size, calibrate
         self.max_length = positions(model)
         self._letters = [self._tokens_of(letter) for letter in LETTERS]
         self._ratings = [self._tokens_of(rating) for rating in RATINGS]
@@ -66,14 +74,21 @@ class ModelJudge(Judge):
     @property
     def cache_key(self) -> str:
         """Text that names model, dtype and wording. Another model in the same folder has the same key."""
-        parts = [self.name, str(base_of(self.model).dtype), self.question, self.rubric]
+        parts = [self.name, str(base_of(self.model).dtype), self.question, self.rubric, self.calibrate]
         return json.dumps(["ModelJudge", *parts])
 
-    def _prefer_first(self, questions: Sequence[Question], on_done: Callable[[int], None]) -> list[float | None]:
+    def _position_log_odds(self, questions: Sequence[Question]) -> list[float]:
+        if not self.calibrate:
+            return super()._position_log_odds(questions)
+        asked = {_key(question): question._replace(completions=_SAYS_NOTHING) for question in questions}
+        answers = dict(zip(asked, self._prefer_first(list(asked.values()), lambda _: None), strict=True))
+        return [math.log(answers[_key(question)]) - math.log1p(-answers[_key(question)]) for question in questions]
+
+    def _prefer_first(self, questions: Sequence[Question], on_done: Callable[[int], None]) -> list[float]:
         asked = [comparison_messages(question, ties=False) for question in questions]
         return self._probabilities(asked, self._letters, on_done)[:, 0].tolist()
 
-    def _rate(self, questions: Sequence[Question], on_done: Callable[[int], None]) -> list[float | None]:
+    def _rate(self, questions: Sequence[Question], on_done: Callable[[int], None]) -> list[float]:
         asked = list(map(rating_messages, questions))
         ratings = torch.arange(1.0, 1.0 + len(RATINGS))
         return (self._probabilities(asked, self._ratings, on_done) @ ratings).tolist()
@@ -90,7 +105,7 @@ class ModelJudge(Judge):
         by_length = sorted(range(len(ids)), key=lambda b: len(ids[b]))
         with keep_modes(self.model), compute_in_base_dtype(self.model):
             self.model.eval()
-            head = logits_head(base_of(self.model))
+            head = logits_head(base_of(self.model), self._head_of(answers))
             for start in range(0, len(ids), self.batch_size):
                 rows = by_length[start : start + self.batch_size]
                 input_ids = pad_sequences([ids[b] for b in rows], self.tokenizer.pad_token_id or 0).to(device)
@@ -98,14 +113,22 @@ class ModelJudge(Judge):
                 mask = lengths_to_mask(lengths, input_ids.shape[1])
                 each = torch.arange(len(rows), device=device)
                 states = states_at(base_of(self.model), input_ids, mask, each, lengths - 1)
-                logits = head(states).float()  # (b, V)
-                scores = torch.stack([logits[:, list(tokens)].logsumexp(dim=1) for tokens in answers], dim=1)
-                found[rows] = scores.softmax(dim=1).cpu()
+                logits = head(states).float().split(list(map(len, answers)), dim=1)
+                found[rows] = torch.stack([each.logsumexp(dim=1) for each in logits], dim=1).softmax(dim=1).cpu()
                 on_done(len(rows))
         self.counts.update(asked=len(ids), repeated=0, unreadable=0, failed=0)
         if not found.isfinite().all():
             raise FloatingPointError(f"the judge {self.name} returned NaN logits")
         return found
+
+    def _head_of(self, answers: Sequence[Sequence[int]]) -> Callable[[Tensor], Tensor]:
+        """Return the rows of the head for the answers' tokens, in fp32: in bf16, two logits of 20 differ by 1/8 or not."""
+        tokens = [token for of_answer in answers for token in of_answer]
+        head = base_of(self.model).get_output_embeddings()
+        if type(head) is not nn.Linear:  # such as one with an adapter
+            return lambda states: head(states)[:, tokens]
+        weight, bias = head.weight[tokens].float(), None if head.bias is None else head.bias[tokens].float()
+        return lambda states: nn.functional.linear(states.float(), weight, bias)
 
     def _ids(self, messages: list[Message]) -> list[int]:
         if self.tokenizer.chat_template:
@@ -131,3 +154,7 @@ class ModelJudge(Judge):
                 f"the judge {self.name} takes {self.max_length} tokens, and a question to it has {longest}. Make prompts"
                 " or completions shorter (max_prompt_length, max_completion_length), or take a judge with more positions."
             )
+
+
+def _key(question: Question) -> str:
+    return json.dumps([question.text, question.prompt])

@@ -53,9 +53,12 @@ def state_width(model: Model) -> int:
     return getattr(config, "word_embed_proj_dim", None) or config.hidden_size
 
 
-def logits_head(causal_lm: Model) -> Callable[[Tensor], Tensor]:
-    """Return the map from hidden states to logits, with the scaling or soft cap that follows some heads."""
-    head = causal_lm.get_output_embeddings()
+def logits_head(causal_lm: Model, head: Callable[[Tensor], Tensor] | None = None) -> Callable[[Tensor], Tensor]:
+    """Return the map from hidden states to logits, with the scaling or soft cap that follows some heads.
+
+    `head` replaces the model's own layer, such as by some of its rows.
+    """
+    head = causal_lm.get_output_embeddings() if head is None else head
     config = causal_lm.config.get_text_config()
     cap = getattr(config, "final_logit_softcapping", None)  # Gemma 2 and 3
     scale = getattr(config, "logit_scale", None) or 1.0 / (getattr(config, "logits_scaling", None) or 1.0)

@@ -1,5 +1,7 @@
 """What two answers in two orders mean, worked by hand."""
 
+import math
+
 import pytest
 
 from hf_rlhf.judges.comparison import Comparison, agreement
@@ -50,4 +52,14 @@ def test_without_an_answer_the_shares_are_unknown_and_not_zero():
         "survived_share": None,
         "shown_first_share": None,
         "mean_position_shift": None,
+        "survived_share_uncorrected": None,
     }
+
+
+def test_the_answers_before_the_correction_are_found_again_and_counted():
+    found = Comparison(0.75, 0.6, position_log_odds=2.0)
+    odds = math.exp(2.0)
+    assert found.uncorrected.shown_first == pytest.approx(3 * odds / (3 * odds + 1))
+    assert found.uncorrected.shown_second == pytest.approx(1.5 / odds / (1.5 / odds + 1))
+    assert agreement([found]).survived_share == 1
+    assert agreement([found]).survived_share_uncorrected == 0

@@ -101,12 +101,15 @@ def test_a_failing_server_ends_the_call_and_kept_errors_are_no_answers():
     with HTTPDouble(answer) as server:
         with pytest.raises(EndpointError, match="after 2 tries: no connection"):
             judge(server).compare(prompts, first, second)
-        kept = judge(server, keep_errors=0.2)
+        kept = judge(server)
+        kept.keep_errors = 1
         assert [each.preference for each in kept.compare(prompts, first, second)] == [None, 0.5, 0.5, 0.5]
     assert kept.counts == {"asked": 8, "repeated": 0, "unreadable": 0, "failed": 1}
 
 
-@pytest.mark.parametrize("content", [{"choices": []}, {"error": "no"}, "[]", {"choices": [{"message": {"content": 3}}]}])
+@pytest.mark.parametrize(
+    "content", [{"choices": []}, {"error": "no"}, "[]", {"choices": [{"message": {"content": 3}}]}]
+)
 def test_json_that_is_no_chat_completion_is_an_error(content):
     with HTTPDouble(content) as server, pytest.raises(EndpointError, match=r"choices\[0\]\.message\.content"):
         judge(server).rate(["x"], ["a"])
@@ -146,7 +149,6 @@ def test_the_cache_key_changes_with_all_that_an_answer_depends_on_and_random_ans
         ({"question": " "}, "question is invalid: it is empty"),
         ({"temperature": -1}, "temperature=-1 is invalid"),
         ({"max_tokens": 0}, "max_tokens=0 is invalid"),
-        ({"keep_errors": 2}, "keep_errors=2 is invalid"),
         ({"request": "[1]"}, r"request=\[1\] is invalid"),
         ({"request": '{"api_key": "x"}'}, "api_key must not stand here"),
         ({"url": "host"}, "not the address of a server"),
