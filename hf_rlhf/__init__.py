@@ -7,6 +7,8 @@ from hf_rlhf.lazy import lazy_names
 __version__ = "0.1.0"
 
 _HOMES = {
+    "AIFeedbackArguments": "hf_rlhf.recipes.ai_feedback_arguments",
+    "write_ai_feedback": "hf_rlhf.recipes.ai_feedback",
     "Completion": "hf_rlhf.types",
     "InputError": "hf_rlhf.errors",
     "PPOConfig": "hf_rlhf.ppo.config",
@@ -36,6 +38,8 @@ if TYPE_CHECKING:
     from hf_rlhf.models.value_model import ValueModel, load_value_model
     from hf_rlhf.ppo.config import PPOConfig
     from hf_rlhf.ppo.trainer import PPOTrainer
+    from hf_rlhf.recipes.ai_feedback import write_ai_feedback
+    from hf_rlhf.recipes.ai_feedback_arguments import AIFeedbackArguments
     from hf_rlhf.recipes.arguments import (
         DataArguments,
         ModelArguments,
@@ -53,6 +57,7 @@ if TYPE_CHECKING:
 
 __getattr__, __dir__ = lazy_names(__name__, _HOMES)
 __all__ = [
+    "AIFeedbackArguments",
     "Completion",
     "DataArguments",
     "InputError",
@@ -73,4 +78,5 @@ __all__ = [
     "train_ppo",
     "train_reward_model",
     "train_sft",
+    "write_ai_feedback",
 ]

@@ -34,6 +34,7 @@ LAYERS = (
     "planning",
     "evaluation",
     "hub",
+    "feedback",
     "recipes",
     "quickstart",
     "cli",

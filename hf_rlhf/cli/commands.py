@@ -96,8 +96,18 @@ def quickstart(argv: Sequence[str]) -> None:
     run_quickstart(*parse_arguments([QuickstartArguments], argv, "hf-rlhf quickstart"))
 
 
+def ai_feedback(argv: Sequence[str]) -> None:
+    """Let a model criticize, revise and compare replies by principles; write demonstrations and preferences."""
+    from hf_rlhf.cli.parsing import parse_arguments
+    from hf_rlhf.recipes.ai_feedback import write_ai_feedback
+    from hf_rlhf.recipes.ai_feedback_arguments import AIFeedbackArguments
+
+    _print_result(write_ai_feedback(*parse_arguments([AIFeedbackArguments], argv, "hf-rlhf ai-feedback")))
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "quickstart": quickstart,
+    "ai-feedback": ai_feedback,
     "sft": sft,
     "reward": reward,
     "ppo": ppo,

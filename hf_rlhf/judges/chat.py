@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from hf_rlhf.credentials import refuse_secrets
@@ -13,6 +13,13 @@ from hf_rlhf.types import Message
 
 _PATH = "/chat/completions"
 _THINKING = re.compile(r"\A\s*<(think|thinking|reasoning)>.*?</\1>\s*", re.DOTALL)
+
+
+class ChatAnswer(NamedTuple):
+    """The answer of a model behind a server."""
+
+    text: str  # without a leading block of thoughts
+    finished: bool  # before the limit of tokens
 
 
 class ChatEndpoint:
@@ -48,8 +55,8 @@ class ChatEndpoint:
         temperature: float,
         max_tokens: int,
         seed: int | None = None,
-    ) -> str:
-        """Return the text of the answer, without a leading block of thoughts. Raises `EndpointError`."""
+    ) -> ChatAnswer:
+        """Return the answer to a dialogue. Raises `EndpointError`."""
         body = {
             "model": self.model,
             "messages": list(messages),
@@ -58,18 +65,19 @@ class ChatEndpoint:
             "seed": None if seed is None else seed % 2**31,
             **self.more,
         }
-        return post("", {key: value for key, value in body.items() if value is not None}, read_text)
+        return post("", {key: value for key, value in body.items() if value is not None}, _read_answer)
 
 
-def read_text(content: Any) -> str:
-    """Return the text of a chat completion. Raises `Unusable` for what is none."""
+def _read_answer(content: Any) -> ChatAnswer:
     try:
-        text = content["choices"][0]["message"]["content"]
+        choice = content["choices"][0]
+        text = choice["message"]["content"]
     except (KeyError, IndexError, TypeError):
         raise Unusable("it has no choices[0].message.content") from None
     if text is not None and not isinstance(text, str):
         raise Unusable("its choices[0].message.content is no text")
-    return _THINKING.sub("", text or "")  # null: a model that thought until its tokens were used up
+    # null: a model that thought until its tokens were used up
+    return ChatAnswer(_THINKING.sub("", text or ""), choice.get("finish_reason") != "length")
 
 
 def _chat_url(url: str) -> str:

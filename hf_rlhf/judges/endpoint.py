@@ -89,12 +89,12 @@ class EndpointJudge(Judge):
     ) -> list[float | None]:
         def call(messages: list[Message], post: Post) -> _Read:
             sampling = {"temperature": self.temperature, "max_tokens": self.max_tokens}
-            text = self.chat.ask(post, messages, **sampling)
+            text = self.chat.ask(post, messages, **sampling).text
             value = read(text)
             if value is not None:
                 return _Read(value, False, text)
             more: list[Message] = [{"role": "assistant", "content": text}, {"role": "user", "content": again}]
-            text = self.chat.ask(post, [*messages, *more], **sampling)
+            text = self.chat.ask(post, [*messages, *more], **sampling).text
             return _Read(read(text), True, text)
 
         found = self.chat.endpoint.call_all(call, asked, keep_errors=self.keep_errors, on_done=on_done)

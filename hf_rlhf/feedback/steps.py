@@ -1,0 +1,195 @@
+"""The steps of AI feedback: sample, criticize, revise, compare (Bai et al. 2022, arXiv 2212.08073).
+
+Each answer has a key in the journal, such as `revision/7/0`, and depends on (seed, prompt, number) alone, so a run that
+resumes gives the same files.
+"""
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+from hf_rlhf.feedback.journal import Journal
+from hf_rlhf.feedback.principles import Principle
+from hf_rlhf.feedback.writers import Writer, Written
+from hf_rlhf.judges.base import Judge
+from hf_rlhf.judges.comparison import Comparison
+from hf_rlhf.progress import progress_of
+from hf_rlhf.rollout.sampling import row_seed
+from hf_rlhf.types import Message
+
+
+@dataclass(frozen=True, slots=True)
+class Revised:
+    """A reply after its last revision."""
+
+    row: int
+    original: Written
+    critique: str
+    revision: Written
+    principle: Principle
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """Two replies to a prompt, and what the judge said about them."""
+
+    row: int
+    first: str
+    second: str
+    principle: Principle
+    comparison: Comparison
+
+
+@dataclass
+class FeedbackSteps:
+    """The steps over all prompts, each in parts whose answers are in the journal before the next part is asked.
+
+    Args:
+        prompts: conversations that wait for a reply.
+        principles: one is drawn for each revision and each comparison, by `seed`.
+        writer: of replies, critiques and revisions.
+        judge: of comparisons.
+        journal: the answers so far.
+        num_completions: replies to each prompt; every two of them are compared.
+        num_revisions: of the first reply to each prompt.
+        max_completion_length: tokens of a reply and of a revision.
+        max_critique_length: tokens of a critique.
+        part_size: dialogues, or pairs, of a part.
+        seed: of all draws.
+    """
+
+    prompts: Sequence[list[Message]]
+    principles: Sequence[Principle]
+    writer: Writer
+    judge: Judge
+    journal: Journal
+    num_completions: int = 2
+    num_revisions: int = 1
+    max_completion_length: int = 128
+    max_critique_length: int = 96
+    part_size: int = 16
+    seed: int = 0
+
+    def run(self) -> tuple[list[Revised], list[Judged]]:
+        """Take all steps. Raises what the writer and the judge raise; what they answered before that is kept."""
+        rows = range(len(self.prompts))
+        keys = [f"completion/{row}/{number}" for row in rows for number in range(self.num_completions)]
+        self._write("completions", keys, self._prompt_of, self.max_completion_length)
+        for number in range(self.num_revisions):
+            keys = [f"critique/{row}/{number}" for row in rows]
+            self._write("critiques", keys, self._critique_request, self.max_critique_length)
+            keys = [f"revision/{row}/{number}" for row in rows]
+            self._write("revisions", keys, self._revision_request, self.max_completion_length)
+        self._compare()
+        return list(self._revised()), list(self._judged())
+
+    def principle_of(self, purpose: str, row: int, number: int) -> Principle:
+        """Return the principle that is drawn for a revision or a comparison."""
+        return random.Random(row_seed(self.seed, "principle", purpose, row, number)).choice(self.principles)
+
+    @property
+    def identical_pairs(self) -> int:
+        """Pairs of replies that are equal or empty, which nobody is asked about."""
+        pairs = len(self.prompts) * self.num_completions * (self.num_completions - 1) // 2
+        return pairs - len(list(self._pairs()))
+
+    # --- what is asked ---
+
+    def _prompt_of(self, row: int, number: int) -> list[Message]:
+        return list(self.prompts[row])
+
+    def _critique_request(self, row: int, number: int) -> list[Message]:
+        principle = self.principle_of("revision", row, number)
+        return [*self.prompts[row], _assistant(self._before_revision(row, number)), _user(principle.critique)]
+
+    def _revision_request(self, row: int, number: int) -> list[Message]:
+        principle, critique = self.principle_of("revision", row, number), self._text(f"critique/{row}/{number}").text
+        return [*self._critique_request(row, number), _assistant(critique), _user(principle.revision)]
+
+    def _before_revision(self, row: int, number: int) -> str:
+        return self._text(f"revision/{row}/{number - 1}" if number else f"completion/{row}/0").text
+
+    def _pairs(self) -> Iterator[tuple[int, int, int, str, str]]:
+        """Yield (row, number of the first, number of the second, both texts) of all pairs that differ."""
+        for row in range(len(self.prompts)):
+            texts = [self._text(f"completion/{row}/{number}").text for number in range(self.num_completions)]
+            for a, b in combinations(range(self.num_completions), 2):
+                if texts[a] and texts[b] and texts[a] != texts[b]:
+                    yield row, a, b, texts[a], texts[b]
+
+    # --- asking ---
+
+    def _write(
+        self, what: str, keys: Sequence[str], request: Callable[[int, int], list[Message]], max_tokens: int
+    ) -> None:
+        left = [key for key in keys if key not in self.journal]
+        with progress_of(len(left), f"     {what}") as advance:
+            for part in _parts(left, self.part_size):
+                dialogues = [request(*map(int, key.split("/")[1:])) for key in part]
+                seeds = [row_seed(self.seed, key) for key in part]
+                written = self.writer.write(dialogues, seeds, max_tokens)
+                self.journal.add([{"key": key, **each._asdict()} for key, each in zip(part, written, strict=True)])
+                advance(len(part))
+
+    def _compare(self) -> None:
+        left = [pair for pair in self._pairs() if _pair_key(pair) not in self.journal]
+        with progress_of(2 * len(left), "     comparisons") as advance:
+            for part in _parts(left, self.part_size):
+                principles = [self._principle_of_pair(pair) for pair in part]
+                found = self.judge.compare(
+                    [self.prompts[row] for row, *_ in part],
+                    [first for *_, first, _ in part],
+                    [second for *_, second in part],
+                    [principle.comparison for principle in principles],
+                    on_done=advance,
+                )
+                answers = ((each.shown_first, each.shown_second, each.position_log_odds) for each in found)
+                self.journal.add(
+                    [{"key": _pair_key(pair), "answers": each} for pair, each in zip(part, answers, strict=True)]
+                )
+
+    # --- what was answered ---
+
+    def _text(self, key: str) -> Written:
+        return Written(self.journal[key]["text"], self.journal[key]["finished"])
+
+    def _principle_of_pair(self, pair: tuple[int, int, int, str, str]) -> Principle:
+        row, a, b, *_ = pair
+        return self.principle_of("comparison", row, a * self.num_completions + b)
+
+    def _revised(self) -> Iterator[Revised]:
+        last = self.num_revisions - 1
+        for row in range(len(self.prompts) if self.num_revisions else 0):
+            yield Revised(
+                row,
+                self._text(f"completion/{row}/0"),
+                self._text(f"critique/{row}/{last}").text,
+                self._text(f"revision/{row}/{last}"),
+                self.principle_of("revision", row, last),
+            )
+
+    def _judged(self) -> Iterator[Judged]:
+        for pair in self._pairs():
+            row, _, _, first, second = pair
+            answers = self.journal[_pair_key(pair)]["answers"]
+            yield Judged(row, first, second, self._principle_of_pair(pair), Comparison(*answers))
+
+
+def _pair_key(pair: tuple[int, int, int, str, str]) -> str:
+    row, a, b, *_ = pair
+    return f"comparison/{row}/{a}/{b}"
+
+
+def _parts(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
+
+
+def _assistant(text: str) -> Message:
+    return {"role": "assistant", "content": text}
+
+
+def _user(text: str) -> Message:
+    return {"role": "user", "content": text}
