@@ -1,8 +1,10 @@
 """A judge that is loaded here: it reads the probabilities of the answers, instead of sampling one."""
 
+import hashlib
 import json
 import math
 from collections.abc import Callable, Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -71,11 +73,15 @@ class ModelJudge(Judge):
         tokenizer = load_tokenizer(adapter_folder(name_or_path))
         return cls(model, tokenizer, name=public_name(name_or_path), **settings)
 
-    @property
+    @cached_property
     def cache_key(self) -> str:
-        """Text that names model, dtype and wording. Another model in the same folder has the same key."""
-        parts = [self.name, str(base_of(self.model).dtype), self.question, self.rubric, self.calibrate]
-        return json.dumps(["ModelJudge", *parts])
+        """Text that names the weights, by a digest, and the wording."""
+        weights = hashlib.sha256()
+        for name, tensor in self.model.state_dict().items():
+            weights.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+            weights.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        wording = [self.question, self.rubric, self.calibrate, self.tokenizer.chat_template]
+        return json.dumps(["ModelJudge", weights.hexdigest(), *wording])
 
     def _position_log_odds(self, questions: Sequence[Question]) -> list[float]:
         if not self.calibrate:

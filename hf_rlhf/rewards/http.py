@@ -48,6 +48,7 @@ class HTTPReward:
     """
 
     name = "http"
+    required_columns = ()
 
     def __init__(
         self,

@@ -85,12 +85,9 @@ class JudgeReward:
 class ModelJudgeReward(JudgeReward):
     """A reward by a judge that is loaded here, and computes where the policy does."""
 
-    computes_here = True
-
-    def to(self, device: Any) -> "ModelJudgeReward":
-        """Move the judge's model."""
+    def to(self, device: Any) -> None:
+        """Move the judge's model to a device."""
         self.judge.model.to(device)  # pyright: ignore[reportAttributeAccessIssue]
-        return self
 
 
 class EndpointJudgeReward(JudgeReward):

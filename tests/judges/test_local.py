@@ -112,3 +112,11 @@ def test_two_replies_that_say_nothing_are_equal_once_calibrated(judge):
     (found,) = judge.compare(PROMPTS[:1], ["N/A"], ["N/A"])
     assert found.shown_first == pytest.approx(0.5, abs=1e-6)
     assert found.shown_second == pytest.approx(0.5, abs=1e-6)
+
+
+def test_the_cache_key_changes_with_the_weights_and_the_wording(judge):
+    tokenizer = judge.tokenizer
+    same, other = (make_model(tokenizer, seed=seed, max_position_embeddings=512) for seed in (0, 1))
+    keys = [ModelJudge(other, tokenizer).cache_key, ModelJudge(same, tokenizer, rubric="good ?").cache_key]
+    assert ModelJudge(same, tokenizer).cache_key == judge.cache_key
+    assert len({judge.cache_key, *keys}) == 3
