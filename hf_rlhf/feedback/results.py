@@ -4,17 +4,29 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from hf_rlhf.checkpoint.manifest import flush
 from hf_rlhf.feedback.steps import Judged, Revised
-from hf_rlhf.judges.comparison import agreement
+from hf_rlhf.judges.comparison import agreement, corrected_for_position
 from hf_rlhf.records import write_json_lines
 from hf_rlhf.types import Message
 
 SFT_FILE, PREFERENCES_FILE, REPORT_FILE = "sft.jsonl", "preferences.jsonl", "ai_feedback.json"
 SKIP, AVERAGE = "skip", "average"
+
+
+def corrected(judged: Sequence[Judged]) -> list[Judged]:
+    """Take the judge's preference for a place out of its answers, for each principle by itself."""
+    found = list(judged)
+    for name in {each.principle.name for each in judged}:
+        numbers = [number for number, each in enumerate(judged) if each.principle.name == name]
+        comparisons = corrected_for_position([judged[number].comparison for number in numbers])
+        for number, comparison in zip(numbers, comparisons, strict=True):
+            found[number] = replace(judged[number], comparison=comparison)
+    return found
 
 
 def sft_rows(

@@ -145,7 +145,7 @@ class FeedbackSteps:
                     [principle.comparison for principle in principles],
                     on_done=advance,
                 )
-                answers = ((each.shown_first, each.shown_second, each.position_log_odds) for each in found)
+                answers = ((each.shown_first, each.shown_second) for each in found)
                 self.journal.add(
                     [{"key": _pair_key(pair), "answers": each} for pair, each in zip(part, answers, strict=True)]
                 )

@@ -6,7 +6,7 @@ from hf_rlhf.lazy import lazy_names
 
 if TYPE_CHECKING:
     from hf_rlhf.judges.base import Judge
-    from hf_rlhf.judges.comparison import Agreement, Comparison, agreement
+    from hf_rlhf.judges.comparison import Agreement, Comparison, agreement, corrected_for_position
     from hf_rlhf.judges.endpoint import EndpointJudge
     from hf_rlhf.judges.local import ModelJudge
 
@@ -17,6 +17,7 @@ _HOMES = {
     "Judge": "hf_rlhf.judges.base",
     "ModelJudge": "hf_rlhf.judges.local",
     "agreement": "hf_rlhf.judges.comparison",
+    "corrected_for_position": "hf_rlhf.judges.comparison",
 }
 __getattr__, __dir__ = lazy_names(__name__, _HOMES)
-__all__ = ["Agreement", "Comparison", "EndpointJudge", "Judge", "ModelJudge", "agreement"]
+__all__ = ["Agreement", "Comparison", "EndpointJudge", "Judge", "ModelJudge", "agreement", "corrected_for_position"]

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from hf_rlhf.judges.comparison import Comparison, shifted
+from hf_rlhf.judges.comparison import Comparison
 from hf_rlhf.judges.questions import COMPARISON_QUESTION, RUBRIC, Question, text_or_file
 from hf_rlhf.types import Prompt
 
@@ -47,10 +47,6 @@ class Judge(ABC):
     def _rate(self, questions: Sequence[Question], on_done: Callable[[int], None]) -> list[float | None]:
         """Return a rating in [1, 5] for each question; None without a readable answer."""
 
-    def _position_log_odds(self, questions: Sequence[Question]) -> list[float]:
-        """Return by how much the judge prefers what is shown first, in log-odds, to correct its answers by."""
-        return [0.0] * len(questions)
-
     def compare(
         self,
         prompts: Sequence[Prompt],
@@ -73,12 +69,8 @@ class Judge(ABC):
         asked = [Question(text, prompt, (a, b)) for text, prompt, a, b in rows]
         asked += [Question(text, prompt, (b, a)) for text, prompt, a, b in rows]
         answers = self._prefer_first(asked, on_done)
-        shifts = self._position_log_odds([Question(text, prompt, ()) for text, prompt, *_ in rows])
-        found = []
-        for first_shown, second_shown, shift in zip(answers[: len(rows)], answers[len(rows) :], shifts, strict=True):
-            swapped = None if second_shown is None else 1 - second_shown
-            found.append(Comparison(shifted(first_shown, -shift), shifted(swapped, shift), shift))
-        return found
+        swapped = (None if answer is None else 1 - answer for answer in answers[len(rows) :])
+        return [Comparison(a, b) for a, b in zip(answers[: len(rows)], swapped, strict=True)]
 
     def rate(
         self, prompts: Sequence[Prompt], completions: Sequence[Any], on_done: Callable[[int], None] = lambda _: None

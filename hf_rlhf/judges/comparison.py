@@ -25,7 +25,7 @@ class Comparison:
     def uncorrected(self) -> "Comparison":
         """The answers as the judge gave them, before they were corrected by `position_log_odds`."""
         shift = self.position_log_odds
-        return Comparison(shifted(self.shown_first, shift), shifted(self.shown_second, -shift))
+        return Comparison(_shifted(self.shown_first, shift), _shifted(self.shown_second, -shift))
 
     @property
     def probability(self) -> float | None:
@@ -109,7 +109,37 @@ def agreement(comparisons: Sequence[Comparison]) -> Agreement:
     )
 
 
-def shifted(probability: float | None, log_odds: float) -> float | None:
+def corrected_for_position(comparisons: Sequence[Comparison]) -> list[Comparison]:
+    """Take out how much the judge prefers what is shown first, as the other pairs show it.
+
+    In log-odds, an answer is what the judge thinks of the replies, plus what it thinks of the place. Half of the
+    difference between both orders is the place alone. Each pair is corrected by the mean of that over all other pairs,
+    so no pair decides about itself (batch calibration, Zhou et al. 2023, arXiv 2309.17249, leaving one out).
+
+    A pair without both answers stays as it is. So do all where the judge is certain of an answer, as one that gives
+    words is, and a pair that is alone.
+    """
+    known = [each for each in comparisons if each.shown_first is not None and each.shown_second is not None]
+    places = [place for each in known if (place := _place(each)) is not None]
+    if len(places) < max(len(known), 2):
+        return list(comparisons)
+    total, found = math.fsum(places), []
+    for each in comparisons:
+        place = _place(each)
+        shift = 0.0 if place is None else (total - place) / (len(places) - 1)
+        found.append(Comparison(_shifted(each.shown_first, -shift), _shifted(each.shown_second, shift), shift))
+    return found
+
+
+def _place(comparison: Comparison) -> float | None:
+    """Return the log-odds for the place; None without both answers, or with a certain one."""
+    first, second = comparison.shown_first, comparison.shown_second
+    if first is None or second is None or not 0 < first < 1 or not 0 < second < 1:
+        return None
+    return (math.log(first / (1 - first)) - math.log(second / (1 - second))) / 2
+
+
+def _shifted(probability: float | None, log_odds: float) -> float | None:
     """Return a probability whose log-odds are larger by `log_odds`."""
     if probability is None or not log_odds:
         return probability

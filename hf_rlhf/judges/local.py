@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import math
 from collections.abc import Callable, Sequence
 from functools import cached_property
 
@@ -23,7 +22,6 @@ from hf_rlhf.models.precision import NATIVE, current_device
 from hf_rlhf.ops.padding import lengths_to_mask, pad_sequences
 from hf_rlhf.types import Message, Model
 
-_SAYS_NOTHING = ("N/A", "N/A")
 _PLAIN_ENDING = "\n\nAnswer:"  # for a model without a chat template
 
 
@@ -33,10 +31,6 @@ class ModelJudge(Judge):
     P(A is better) = p(A) / (p(A) + p(B)), and a rating is the mean of 1 to 5 by their probabilities, so it is seldom a
     whole number. A letter's probability is that of its tokens with and without a space before it.
 
-    Small models prefer the letter A whatever the replies are. `calibrate` takes out what the model answers to the same
-    question about two replies that say nothing (contextual calibration, Zhao et al. 2021, arXiv 2102.09690):
-    log-odds = log-odds(the replies) - log-odds(N/A, N/A). It costs a question for each prompt.
-
     Args:
         model: a causal language model, with or without a PEFT wrapper.
         tokenizer: the model's; its chat template puts the question.
@@ -44,7 +38,6 @@ class ModelJudge(Judge):
         question: see `Judge`.
         rubric: see `Judge`.
         batch_size: questions in one forward pass.
-        calibrate: correct comparisons for the position.
 
     Raises `InputError` when the answers are no single tokens of the tokenizer.
     """
@@ -58,10 +51,9 @@ class ModelJudge(Judge):
         question: str | None = None,
         rubric: str | None = None,
         batch_size: int = 16,
-        calibrate: bool = True,
     ):
         super().__init__(name or str(base_of(model).config._name_or_path) or type(model).__name__, question, rubric)
-        self.model, self.tokenizer, self.batch_size, self.calibrate = model, tokenizer, batch_size, calibrate
+        self.model, self.tokenizer, self.batch_size = model, tokenizer, batch_size
         self.max_length = positions(model)
         self._letters = [self._tokens_of(letter) for letter in LETTERS]
         self._ratings = [self._tokens_of(rating) for rating in RATINGS]
@@ -80,15 +72,8 @@ class ModelJudge(Judge):
         for name, tensor in self.model.state_dict().items():
             weights.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
             weights.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-        wording = [self.question, self.rubric, self.calibrate, self.tokenizer.chat_template]
+        wording = [self.question, self.rubric, self.tokenizer.chat_template]
         return json.dumps(["ModelJudge", weights.hexdigest(), *wording])
-
-    def _position_log_odds(self, questions: Sequence[Question]) -> list[float]:
-        if not self.calibrate:
-            return super()._position_log_odds(questions)
-        asked = {_key(question): question._replace(completions=_SAYS_NOTHING) for question in questions}
-        answers = dict(zip(asked, self._prefer_first(list(asked.values()), lambda _: None), strict=True))
-        return [math.log(answers[_key(question)]) - math.log1p(-answers[_key(question)]) for question in questions]
 
     def _prefer_first(self, questions: Sequence[Question], on_done: Callable[[int], None]) -> list[float]:
         asked = [comparison_messages(question, ties=False) for question in questions]
@@ -160,7 +145,3 @@ class ModelJudge(Judge):
                 f"the judge {self.name} takes {self.max_length} tokens, and a question to it has {longest}. Make prompts"
                 " or completions shorter (max_prompt_length, max_completion_length), or take a judge with more positions."
             )
-
-
-def _key(question: Question) -> str:
-    return json.dumps([question.text, question.prompt])

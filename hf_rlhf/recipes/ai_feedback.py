@@ -19,6 +19,7 @@ from hf_rlhf.feedback.results import (
     PREFERENCES_FILE,
     REPORT_FILE,
     SFT_FILE,
+    corrected,
     preference_rows,
     report_of,
     sft_rows,
@@ -35,7 +36,7 @@ from hf_rlhf.recipes.common import RunResult
 from hf_rlhf.records import write_settings
 from hf_rlhf.types import Message
 
-_NO_MATTER = ("output_dir", "resume", "api_key_env", "judge_api_key_env", "concurrency", "timeout", "retries", "batch_size", "keep_unfinished", "when_orders_disagree")  # fmt: skip
+_NO_MATTER = ("output_dir", "resume", "api_key_env", "judge_api_key_env", "concurrency", "timeout", "retries", "batch_size", "keep_unfinished", "calibrate", "when_orders_disagree")  # fmt: skip
 
 
 def write_ai_feedback(args: AIFeedbackArguments) -> RunResult:
@@ -88,6 +89,7 @@ def write_ai_feedback(args: AIFeedbackArguments) -> RunResult:
 
 def _finish(args: AIFeedbackArguments, folder: Path, steps: FeedbackSteps) -> RunResult:
     revised, judged = steps.run()
+    judged = corrected(judged) if args.calibrate else judged
     demonstrations, left_out = sft_rows(
         steps.prompts, revised, model=steps.writer.name, keep_unfinished=args.keep_unfinished
     )
@@ -153,11 +155,10 @@ def _models(args: AIFeedbackArguments) -> tuple[Writer, Judge]:
     else:
         writer = ModelWriter.load(args.model_name_or_path, dtype=args.dtype, batch_size=args.batch_size, **sampling)
     if judge is None:
-        settings = {"batch_size": args.batch_size, "calibrate": args.calibrate}
         if isinstance(writer, ModelWriter) and judge_model == args.model_name_or_path:
-            judge = ModelJudge(writer.model, writer.tokenizer, name=writer.name, **settings)
+            judge = ModelJudge(writer.model, writer.tokenizer, name=writer.name, batch_size=args.batch_size)
         else:
-            judge = ModelJudge.load(judge_model, dtype=args.dtype, **settings)
+            judge = ModelJudge.load(judge_model, dtype=args.dtype, batch_size=args.batch_size)
     return writer, judge
 
 

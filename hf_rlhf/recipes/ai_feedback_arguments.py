@@ -39,7 +39,9 @@ class AIFeedbackArguments:
     judge_max_tokens: int = flag(
         16, "Most tokens of an answer of a judge behind a server; more for one that thinks first."
     )
-    calibrate: bool = flag(True, "Correct the answers of a judge that is loaded here for the position of the replies.")
+    calibrate: bool = flag(
+        True, "Take out of a judge's probabilities how much it prefers the reply that is shown first."
+    )
     when_orders_disagree: str = flag(
         SKIP, "What becomes of a pair whose better reply changes with the order: skip, or average over both orders."
     )

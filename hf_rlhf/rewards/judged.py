@@ -118,7 +118,6 @@ def judge_reward(
     retries: int = 4,
     dtype: str = NATIVE,
     batch_size: int = 16,
-    calibrate: bool = True,
     on_error: str = "raise",
     max_failed_share: float = 0.1,
 ) -> JudgeReward:
@@ -131,7 +130,7 @@ def judge_reward(
         question: what a comparison asks, likewise.
         column: of reference replies; then completions are compared with them, and not rated.
         api_key_env, temperature, max_tokens, request, concurrency, timeout, retries: see `EndpointJudge`.
-        dtype, batch_size, calibrate: see `ModelJudge`.
+        dtype, batch_size: see `ModelJudge`.
         on_error, max_failed_share: see `Failures`.
 
     Raises `InputError` for anything wrong in these.
@@ -155,5 +154,5 @@ def judge_reward(
         raise InputError(f"{wrong[0]} is for a judge behind a server. Give its url, or omit {wrong[0]}.")
     from hf_rlhf.judges.local import ModelJudge
 
-    settings = {"rubric": rubric, "question": question, "batch_size": batch_size, "calibrate": calibrate}
+    settings = {"rubric": rubric, "question": question, "batch_size": batch_size}
     return ModelJudgeReward(ModelJudge.load(model, dtype=dtype, **settings), column, failures)

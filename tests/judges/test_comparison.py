@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from hf_rlhf.judges.comparison import Comparison, agreement
+from hf_rlhf.judges.comparison import Comparison, agreement, corrected_for_position
 
 
 @pytest.mark.parametrize(
@@ -63,3 +63,34 @@ def test_the_answers_before_the_correction_are_found_again_and_counted():
     assert found.uncorrected.shown_second == pytest.approx(1.5 / odds / (1.5 / odds + 1))
     assert agreement([found]).survived_share == 1
     assert agreement([found]).survived_share_uncorrected == 0
+
+
+def sigmoid(x):
+    return 1 / (1 + math.exp(-x))
+
+
+def test_the_place_is_taken_out_as_the_other_pairs_show_it():
+    content, place = [0.4, -0.3, 0.1], [3.0, 3.2, 2.5]
+    raw = [Comparison(sigmoid(c + p), sigmoid(c - p)) for c, p in zip(content, place, strict=True)]
+    assert agreement(raw).survived_share == 0
+    found = corrected_for_position(raw)
+    others = [(3.2 + 2.5) / 2, (3.0 + 2.5) / 2, (3.0 + 3.2) / 2]
+    for comparison, before, c, p, other in zip(found, raw, content, place, others, strict=True):
+        assert comparison.shown_first == pytest.approx(sigmoid(c + p - other))
+        assert comparison.shown_second == pytest.approx(sigmoid(c - p + other))
+        assert comparison.uncorrected.shown_first == pytest.approx(before.shown_first)
+    assert [each.survived_swap for each in found] == [True, False, False]
+    assert agreement(found).survived_share_uncorrected == 0
+
+
+@pytest.mark.parametrize(
+    "comparisons",
+    [
+        [Comparison(0.9, 0.2)],  # alone, it would decide about itself
+        [Comparison(1.0, 0.0), Comparison(0.9, 0.2)],  # words
+        [Comparison(None, 0.2), Comparison(0.9, 0.2)],
+        [],
+    ],
+)
+def test_without_other_probabilities_nothing_is_corrected(comparisons):
+    assert corrected_for_position(comparisons) == comparisons

@@ -1,7 +1,5 @@
 """A judge that is loaded here, against probabilities that are computed in another way."""
 
-import math
-
 import pytest
 import torch
 from tiny import make_model, make_tokenizer
@@ -35,7 +33,6 @@ def logits_of(judge, messages):
 
 
 def test_a_preference_is_the_probability_of_a_among_the_letters(judge):
-    judge = ModelJudge(judge.model, judge.tokenizer, calibrate=False)
     found = judge.compare(PROMPTS, FIRST, SECOND)
     letters = judge.tokenizer.convert_tokens_to_ids(["A", "B"])
     for row, comparison in enumerate(found):
@@ -94,24 +91,6 @@ def test_a_question_beyond_the_positions_is_refused():
     judge = ModelJudge(make_model(tokenizer, max_position_embeddings=40), tokenizer, name="tiny")
     with pytest.raises(InputError, match=r"takes 40 tokens, and a question to it has \d+"):
         judge.rate(["the cat"], ["good " * 20])
-
-
-def test_calibration_takes_out_what_the_model_says_of_two_replies_that_say_nothing(judge):
-    plain = ModelJudge(judge.model, judge.tokenizer, calibrate=False)
-    found, raw = judge.compare(PROMPTS, FIRST, SECOND), plain.compare(PROMPTS, FIRST, SECOND)
-    nothing = plain.compare(PROMPTS, ["N/A"] * 4, ["N/A"] * 4)
-    for comparison, uncalibrated, bias in zip(found, raw, nothing, strict=True):
-        odds = bias.shown_first / (1 - bias.shown_first)
-        assert comparison.position_log_odds == pytest.approx(math.log(odds), abs=1e-4)
-        of_first = uncalibrated.shown_first / (1 - uncalibrated.shown_first) / odds
-        assert comparison.shown_first == pytest.approx(of_first / (1 + of_first), abs=1e-5)
-        assert comparison.uncorrected.shown_second == pytest.approx(uncalibrated.shown_second, abs=1e-5)
-
-
-def test_two_replies_that_say_nothing_are_equal_once_calibrated(judge):
-    (found,) = judge.compare(PROMPTS[:1], ["N/A"], ["N/A"])
-    assert found.shown_first == pytest.approx(0.5, abs=1e-6)
-    assert found.shown_second == pytest.approx(0.5, abs=1e-6)
 
 
 def test_the_cache_key_changes_with_the_weights_and_the_wording(judge):
