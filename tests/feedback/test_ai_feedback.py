@@ -188,6 +188,11 @@ def test_both_files_are_read_by_sft_and_reward(prompts, tmp_path, capsys):
     first = [(folder / name).read_bytes() for name in FILES]
     assert main(["ai-feedback", *given, *lengths, "--when_orders_disagree", "average", "--resume", "auto"]) == 0
     assert [(folder / name).read_bytes() for name in FILES] == first
+    report = json.loads((folder / REPORT_FILE).read_text(encoding="utf-8"))["judge_agreement"]
+    assert main(["ai-feedback", *given, *lengths, "--calibrate", "false", "--resume", "auto"]) == 0
+    raw = json.loads((folder / REPORT_FILE).read_text(encoding="utf-8"))["judge_agreement"]
+    assert raw["survived_share"] == raw["survived_share_uncorrected"] == report["survived_share_uncorrected"]
+    assert raw["mean_position_shift"] != report["mean_position_shift"]
 
 
 @pytest.mark.parametrize(
