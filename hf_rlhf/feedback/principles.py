@@ -30,7 +30,7 @@ _KEYS = tuple(field.name for field in fields(Principle))
 
 
 def load_principles(path: str | None = None) -> list[Principle]:
-    """Read a list of principles; those of this package by default. Raises `InputError` for anything wrong in the file."""
+    """Read a list of principles; by default those of this package. Raises `InputError` for a wrong file."""
     import yaml
 
     try:

@@ -12,7 +12,7 @@ def feedback_prompts(rows: LoadedRows, system_prompt: str | None = None) -> list
     """Return the distinct prompts of some rows, in order: `prompt`, or the messages before an answer.
 
     Text becomes the message of a user, and `system_prompt` stands before a conversation without a system message. Pairs
-    that cannot be split are left out.
+    that cannot be split are skipped.
 
     Raises `InputError` for rows without prompts, bad values (unless `rows` may skip them), and when no prompt is left.
     """

@@ -32,7 +32,7 @@ def corrected(judged: Sequence[Judged]) -> list[Judged]:
 def sft_rows(
     prompts: Sequence[list[Message]], revised: Iterable[Revised], *, model: str, keep_unfinished: bool
 ) -> tuple[list[dict[str, Any]], Counter[str]]:
-    """Return demonstrations in TRL's format, and how many revisions are left out for which reason."""
+    """Return demonstrations in TRL's format, and how many revisions are omitted for which reason."""
     rows, left_out = [], Counter()
     for each in revised:
         if not each.revision.text:
@@ -58,7 +58,7 @@ def preference_rows(
 ) -> list[dict[str, Any]]:
     """Return the preferences in TRL's format, with `margin`: how much more probable the chosen one is, from 0 to 1.
 
-    A pair whose two orders name different replies is a tie, which the format has not: it is left out (`skip`), or the
+    A pair whose two orders name different replies is a tie, which the format has not: it is omitted (`skip`), or the
     mean over both orders decides (`average`).
     """
     rows = []

@@ -91,7 +91,7 @@ class FeedbackSteps:
 
     @property
     def identical_pairs(self) -> int:
-        """Pairs of replies that are equal or empty, which nobody is asked about."""
+        """Pairs of replies that are equal or empty, about which the judge is not asked."""
         pairs = len(self.prompts) * self.num_completions * (self.num_completions - 1) // 2
         return pairs - len(list(self._pairs()))
 

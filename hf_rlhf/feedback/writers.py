@@ -20,7 +20,7 @@ from hf_rlhf.types import Message, Model
 
 
 class Written(NamedTuple):
-    """What a model wrote, and whether it came to an end before the length limit."""
+    """Text that a model wrote, and whether it came to an end before the length limit."""
 
     text: str
     finished: bool
@@ -70,8 +70,9 @@ class ModelWriter:
         longest = max(map(len, ids), default=0)
         if self.max_length is not None and longest + max_tokens > self.max_length:
             raise InputError(
-                f"the model {self.name} takes {self.max_length} tokens, and a dialogue with the {max_tokens} to write has"
-                f" {longest + max_tokens}. Make max_prompt_length, max_completion_length or max_critique_length smaller."
+                f"the model {self.name} takes {self.max_length} tokens, and a dialogue with the {max_tokens} to write"
+                f" has {longest + max_tokens}. Give shorter prompts, or make max_completion_length or"
+                " max_critique_length smaller."
             )
         rows = [{"prompt": dialogue, "prompt_ids": each} for dialogue, each in zip(dialogues, ids, strict=True)]
         if rows:

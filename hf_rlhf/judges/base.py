@@ -1,4 +1,4 @@
-"""What every judge does: comparisons with the order swapped, and ratings from 1 to 5."""
+"""The common part of all judges: comparisons with the order swapped, and ratings from 1 to 5."""
 
 from abc import ABC, abstractmethod
 from collections import Counter

@@ -28,8 +28,8 @@ class ChatEndpoint:
     Args:
         model: by the server's name.
         url: of the server, as `http://host:8000`, `https://host/v1`, or up to `/chat/completions`.
-        request: more keys of each request as JSON or a dict, such as `{"reasoning_effort": "low"}`. They replace ours of
-            the same name, and null omits one.
+        request: more keys of each request as JSON or a dict, such as `{"reasoning_effort": "low"}`. They replace ours
+            of the same name, and null omits one.
         connection: `api_key_env`, `timeout`, `retries` and `concurrency` of `Endpoint`.
 
     Raises `InputError` for anything wrong in these.

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """What a judge said about two completions, once with each of them shown first.
+    """Answers of a judge about two completions, once with each of them shown first.
 
     Args:
         shown_first: probability that the first completion is better, where it was shown first. 1, 0.5 (equal) or 0 from
@@ -50,13 +50,13 @@ class Comparison:
 
     @property
     def margin(self) -> float | None:
-        """How much more probable the better completion is than the other, from 0 to 1; the mean over both orders."""
+        """Difference of the probabilities of the better and the other completion, the mean over both orders: 0 to 1."""
         return None if self.probability is None else abs(2 * self.probability - 1)
 
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """How far a judge agrees with itself over many pairs, each asked in both orders.
+    """Agreement of a judge with itself over many pairs, each asked in both orders.
 
     Args:
         pairs: asked.
@@ -66,8 +66,8 @@ class Agreement:
         survived_share: `survived` among the answered pairs; None without any.
         shown_first_share: among all answers that name a completion, those that name the one shown first: 0.5 without
             position bias; None without any.
-        mean_position_shift: mean over answered pairs of P(the one shown first is better) - 0.5: 0 without position bias,
-            at most 0.5.
+        mean_position_shift: mean over answered pairs of P(the one shown first is better) - 0.5: 0 without position
+            bias, at most 0.5.
         survived_share_uncorrected: `survived_share` of the answers before they were corrected for the position; the
             same where none was.
     """

@@ -113,7 +113,7 @@ class ModelJudge(Judge):
         return found
 
     def _head_of(self, answers: Sequence[Sequence[int]]) -> Callable[[Tensor], Tensor]:
-        """Return the rows of the head for the answers' tokens, in fp32: in bf16, two logits of 20 differ by 1/8 or not."""
+        """Return the rows of the head for the answers' tokens, in fp32: bf16 rounds a logit of 20 to 1/8."""
         tokens = [token for of_answer in answers for token in of_answer]
         head = base_of(self.model).get_output_embeddings()
         if type(head) is not nn.Linear:  # such as one with an adapter
@@ -142,6 +142,7 @@ class ModelJudge(Judge):
         longest = max(map(len, ids), default=0)
         if self.max_length is not None and longest > self.max_length:
             raise InputError(
-                f"the judge {self.name} takes {self.max_length} tokens, and a question to it has {longest}. Make prompts"
-                " or completions shorter (max_prompt_length, max_completion_length), or take a judge with more positions."
+                f"the judge {self.name} takes {self.max_length} tokens, and a question to it has {longest}. Make"
+                " prompts or completions shorter (max_prompt_length, max_completion_length), or take a judge with more"
+                " positions."
             )

@@ -16,7 +16,7 @@ _SPEAKERS = {"user": "User", "assistant": "Assistant", "system": "System"}
 
 
 class Question(NamedTuple):
-    """What is asked about one or two completions of a prompt."""
+    """Question about one or two completions of a prompt."""
 
     text: str  # the question of a comparison, or the rubric of a rating
     prompt: Prompt
@@ -28,8 +28,8 @@ def comparison_messages(question: Question, *, ties: bool) -> list[Message]:
     first, second = map(completion_text, question.completions)
     answer = "A, B, or C if they are equally good" if ties else "A or B"
     return _ask(
-        f"{question.text}\n\n[Conversation]\n{transcript(question.prompt)}\n\n[Reply A]\n{first}\n\n[Reply B]\n{second}\n\n"
-        f"{question.text} Answer with one letter and nothing else: {answer}."
+        f"{question.text}\n\n[Conversation]\n{transcript(question.prompt)}\n\n[Reply A]\n{first}\n\n[Reply B]\n"
+        f"{second}\n\n{question.text} Answer with one letter and nothing else: {answer}."
     )
 
 
@@ -37,8 +37,8 @@ def rating_messages(question: Question) -> list[Message]:
     """Return the messages that ask for a rating from 1 to 5."""
     (reply,) = map(completion_text, question.completions)
     return _ask(
-        f"{question.text}\n\n[Conversation]\n{transcript(question.prompt)}\n\n[Reply]\n{reply}\n\n{question.text} Rate the"
-        " reply from 1 (very bad) to 5 (very good). Answer with the number and nothing else."
+        f"{question.text}\n\n[Conversation]\n{transcript(question.prompt)}\n\n[Reply]\n{reply}\n\n{question.text} Rate"
+        " the reply from 1 (very bad) to 5 (very good). Answer with the number and nothing else."
     )
 
 

@@ -125,10 +125,13 @@ def _say_results(report: Mapping[str, Any], args: AIFeedbackArguments) -> None:
     else:
         raw = agreement["survived_share_uncorrected"]
         corrected = f" ({raw:.0%} before the correction for the position)" if raw != share else ""
+        answered = agreement["pairs"] - agreement["unanswered"]
         say(
-            f"judge: {agreement['survived']} of {agreement['pairs']} pairs ({share:.0%}) survive swapping{corrected},"
-            f" {agreement['ties']} are ties; the reply shown first is preferred in {agreement['shown_first_share'] or 0:.0%}"
+            f"judge: {agreement['survived']} of {answered} pairs ({share:.0%}) survive swapping{corrected},"
+            f" {agreement['ties']} are ties, {agreement['unanswered']} have no readable answer"
         )
+        if (first := agreement["shown_first_share"]) is not None:
+            say(f"judge: {first:.0%} of the answers name the reply shown first; 50% is no position bias")
     if left_out := report["revisions_left_out"]:
         say("left out of sft.jsonl: " + ", ".join(f"{count} {reason}" for reason, count in left_out.items()))
     for name, count in ((SFT_FILE, report["demonstrations"]), (PREFERENCES_FILE, report["preferences"])):
@@ -169,14 +172,14 @@ def _require_place(folder: Path, resume: str | None) -> None:
         raise InputError(f"resume=last is invalid: {folder} holds no AI feedback to resume. Use auto to begin one.")
     if begun and resume in (None, "never"):
         raise InputError(
-            f"output_dir={str(folder)!r} is invalid: it holds AI feedback already. Choose another folder, or continue it"
-            " (--resume auto)."
+            f"output_dir={str(folder)!r} is invalid: it holds AI feedback already. Choose another folder, or continue"
+            " it (--resume auto)."
         )
     ours = (SFT_FILE, PREFERENCES_FILE, REPORT_FILE, "config.yaml")
     if not begun and (found := [name for name in ours if (folder / name).exists()]):
         raise InputError(
-            f"output_dir={str(folder)!r} is invalid: it holds {found[0]}, which this run would overwrite. Choose another"
-            " folder, or move the file away."
+            f"output_dir={str(folder)!r} is invalid: it holds {found[0]}, which this run would overwrite. Choose"
+            " another folder, or move the file away."
         )
 
 
@@ -203,7 +206,8 @@ def _require_room(
             raise InputError(
                 f"dataset_name={args.dataset_name} is invalid: its longest prompt makes a dialogue of about"
                 f" {tokens + written} tokens with its reply, critique and revision, and {each.name} takes"
-                f" {each.max_length}. Give shorter prompts, or make max_completion_length or max_critique_length smaller."
+                f" {each.max_length}. Give shorter prompts, or make max_completion_length or max_critique_length"
+                " smaller."
             )
 
 

@@ -1,4 +1,4 @@
-"""What becomes of completions that a server did not score: the run stops, or they stay unscored up to a share."""
+"""Completions that a server did not score: they end the run, or stay unscored up to a share."""
 
 from dataclasses import dataclass
 

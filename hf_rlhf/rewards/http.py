@@ -30,15 +30,15 @@ class HTTPReward:
     | `vllm` | `/pooling` | `input` | `data[0].data`; of a score for each token, the last |
     | `vllm` | `/score` | `text_1`, the prompt, and `text_2`, the completion | `data[0].score` |
     | `tgi` | `/predict` (text-embeddings-inference) | `inputs` | `[{"label", "score"}, ...]` |
-    | `generic` | any | `prompt`, `completion` by TRL's contract | a number, or one as `score` or `reward`; null: unscored |
+    | `generic` | any | `prompt`, `completion` by TRL's contract | a number, or one as `score` or `reward`; or null |
 
     Args:
         url: of the server, with or without the path.
         route: the kind of the server.
         model: by vLLM's name; needed where it serves several.
         tokenizer: folder or Hub name of the reward model. Its chat template writes prompt and completion here, as
-            `hf-rlhf reward` wrote the training examples; vLLM gets the token ids themselves. Needed for prompts that are
-            messages, but not by `generic` and `/score`.
+            `hf-rlhf reward` wrote the training examples; vLLM gets the token ids themselves. Needed for prompts that
+            are messages, but not by `generic` and `/score`.
         label: which of several labels is the reward: its name (`tgi`), number from 0 (`vllm`) or key (`generic`).
         raw: ask for the model's own score rather than a probability of it.
         api_key_env, timeout, retries, concurrency: see `Endpoint`.
@@ -130,8 +130,8 @@ class HTTPReward:
             if isinstance(prompt, str):
                 return prompt + completion
             raise InputError(
-                f"reward {self.name!r}: the prompts are messages, and the server takes text. Give tokenizer, the folder or"
-                " Hub name of the reward model, whose chat template writes them."
+                f"reward {self.name!r}: the prompts are messages, and the server takes text. Give tokenizer, the folder"
+                " or Hub name of the reward model, whose chat template writes them."
             )
         if isinstance(prompt, str):
             end = tokenizer.eos_token or ""

@@ -51,8 +51,8 @@ class JudgeReward:
         if self.column is not None:
             if self.column not in columns:
                 raise InputError(
-                    f"reward {self.name!r} compares with the column {self.column!r}, which the rows do not have. Add it,"
-                    " or name another by column="
+                    f"reward {self.name!r} compares with the column {self.column!r}, which the rows do not have. Add"
+                    " it, or name another by column="
                 )
             references = columns[self.column]
             rows = [row for row in rows if references[row] is not None]
@@ -75,8 +75,8 @@ class JudgeReward:
 
     def _why(self) -> str:
         return (
-            f"answers of {self.judge.name} that could not be read, such as {self.judge.example[:200]!r}. Take a model that"
-            " follows the instruction, or raise max_tokens for one that thinks first"
+            f"answers of {self.judge.name} that could not be read, such as {self.judge.example[:200]!r}. Take a model"
+            " that follows the instruction, or raise max_tokens for one that thinks first"
             if self.judge.example
             else f"requests to {self.judge.name} that failed"
         )

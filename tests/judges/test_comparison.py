@@ -1,4 +1,4 @@
-"""What two answers in two orders mean, worked by hand."""
+"""The meaning of two answers in two orders, worked by hand."""
 
 import math
 

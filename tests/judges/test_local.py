@@ -1,4 +1,4 @@
-"""A judge that is loaded here, against probabilities that are computed in another way."""
+"""A judge that is loaded here, against probabilities by the model's own forward pass."""
 
 import pytest
 import torch
