@@ -46,6 +46,13 @@ def make_base_tokenizer():
     return tokenizer
 
 
+def make_judge_tokenizer(**settings):
+    """One that also has the letters and numbers in which judges answer."""
+    tokenizer = make_tokenizer(**settings)
+    tokenizer.add_tokens([*"AB12345", "[Reply", "A]", "B]"])
+    return tokenizer
+
+
 def make_model(tokenizer, *, seed: int = 0, **overrides):
     """A two-layer Llama in fp32 with random weights large enough to make a lively distribution."""
     from transformers import LlamaConfig, LlamaForCausalLM

@@ -160,19 +160,19 @@ class Endpoint:
 
         errors = 0
 
-        with ThreadPoolExecutor(min(self.concurrency, max(len(items), 1)), thread_name_prefix="endpoint") as pool:
-            futures = [pool.submit(one, item) for item in items]
-            try:
-                for future in as_completed(futures):
-                    if isinstance(error := future.result(), EndpointError):
-                        errors += 1
-                        if errors > keep_errors:
-                            raise EndpointError(f"{errors} of {len(items)} requests failed, the last so: {error}")
-                    on_done(1)
-            finally:
-                stopped.set()
-                self._running.discard(stopped)
-                pool.shutdown(wait=False, cancel_futures=True)
+        pool = ThreadPoolExecutor(min(self.concurrency, max(len(items), 1)), thread_name_prefix="endpoint")
+        futures = [pool.submit(one, item) for item in items]
+        try:
+            for future in as_completed(futures):
+                if isinstance(error := future.result(), EndpointError):
+                    errors += 1
+                    if errors > keep_errors:
+                        raise EndpointError(f"{errors} of {len(items)} requests failed, the last so: {error}")
+                on_done(1)
+        finally:
+            stopped.set()
+            self._running.discard(stopped)
+            pool.shutdown(wait=False, cancel_futures=True)  # an answer under way is not waited for
         return [future.result() for future in futures]
 
     def give_up(self) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from hf_rlhf.feedback.journal import Journal
 from hf_rlhf.feedback.principles import Principle
-from hf_rlhf.feedback.writers import Writer, Written
+from hf_rlhf.feedback.writers import NOTHING, Writer, Written
 from hf_rlhf.judges.base import Judge
 from hf_rlhf.judges.comparison import Comparison
 from hf_rlhf.progress import progress_of
@@ -58,6 +58,7 @@ class FeedbackSteps:
         max_critique_length: tokens of a critique.
         part_size: dialogues, or pairs, of a part.
         seed: of all draws.
+        max_failed_requests: so many requests to servers may fail after all tries; what they were to give stays empty.
     """
 
     prompts: Sequence[list[Message]]
@@ -71,6 +72,7 @@ class FeedbackSteps:
     max_critique_length: int = 96
     part_size: int = 16
     seed: int = 0
+    max_failed_requests: int = 0
 
     def run(self) -> tuple[list[Revised], list[Judged]]:
         """Take all steps. Raises what the writer and the judge raise; what they answered before that is kept."""
@@ -100,13 +102,15 @@ class FeedbackSteps:
     def _prompt_of(self, row: int, number: int) -> list[Message]:
         return list(self.prompts[row])
 
-    def _critique_request(self, row: int, number: int) -> list[Message]:
-        principle = self.principle_of("revision", row, number)
-        return [*self.prompts[row], _assistant(self._before_revision(row, number)), _user(principle.critique)]
+    def _critique_request(self, row: int, number: int) -> list[Message] | None:
+        principle, reply = self.principle_of("revision", row, number), self._before_revision(row, number)
+        return [*self.prompts[row], _assistant(reply), _user(principle.critique)] if reply else None
 
-    def _revision_request(self, row: int, number: int) -> list[Message]:
-        principle, critique = self.principle_of("revision", row, number), self._text(f"critique/{row}/{number}").text
-        return [*self._critique_request(row, number), _assistant(critique), _user(principle.revision)]
+    def _revision_request(self, row: int, number: int) -> list[Message] | None:
+        asked, critique = self._critique_request(row, number), self._text(f"critique/{row}/{number}").text
+        if asked is None or not critique:
+            return None
+        return [*asked, _assistant(critique), _user(self.principle_of("revision", row, number).revision)]
 
     def _before_revision(self, row: int, number: int) -> str:
         return self._text(f"revision/{row}/{number - 1}" if number else f"completion/{row}/0").text
@@ -121,16 +125,26 @@ class FeedbackSteps:
 
     # --- asking ---
 
+    @property
+    def failed_requests(self) -> int:
+        """Requests to servers that failed in this process."""
+        return self.writer.failed + self.judge.counts["failed"]
+
     def _write(
-        self, what: str, keys: Sequence[str], request: Callable[[int, int], list[Message]], max_tokens: int
+        self, what: str, keys: Sequence[str], request: Callable[[int, int], list[Message] | None], max_tokens: int
     ) -> None:
+        """Let the model write for each key; there is `NOTHING` to write where `request` gives None."""
         left = [key for key in keys if key not in self.journal]
         with progress_of(len(left), f"     {what}") as advance:
             for part in _parts(left, self.part_size):
-                dialogues = [request(*map(int, key.split("/")[1:])) for key in part]
-                seeds = [row_seed(self.seed, key) for key in part]
-                written = self.writer.write(dialogues, seeds, max_tokens)
-                self.journal.add([{"key": key, **each._asdict()} for key, each in zip(part, written, strict=True)])
+                dialogues = {key: request(*map(int, key.split("/")[1:])) for key in part}
+                asked = {key: dialogue for key, dialogue in dialogues.items() if dialogue is not None}
+                self.writer.keep_errors = self.max_failed_requests - self.failed_requests
+                written = self.writer.write(
+                    list(asked.values()), [row_seed(self.seed, key) for key in asked], max_tokens
+                )
+                by_key = dict(zip(asked, written, strict=True))
+                self.journal.add([{"key": key, **by_key.get(key, NOTHING)._asdict()} for key in part])
                 advance(len(part))
 
     def _compare(self) -> None:
@@ -138,6 +152,7 @@ class FeedbackSteps:
         with progress_of(2 * len(left), "     comparisons") as advance:
             for part in _parts(left, self.part_size):
                 principles = [self._principle_of_pair(pair) for pair in part]
+                self.judge.keep_errors = self.max_failed_requests - self.failed_requests
                 found = self.judge.compare(
                     [self.prompts[row] for row, *_ in part],
                     [first for *_, first, _ in part],

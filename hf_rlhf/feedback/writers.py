@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from hf_rlhf.data.tokens import require_chat_template, tokenize_prompts
-from hf_rlhf.endpoints.client import Post
+from hf_rlhf.endpoints.client import EndpointError, Post
 from hf_rlhf.errors import InputError
 from hf_rlhf.judges.chat import ChatEndpoint
 from hf_rlhf.models.adapted import load_policy
@@ -26,10 +26,22 @@ class Written(NamedTuple):
     finished: bool
 
 
+NOTHING = Written("", finished=False)
+"""What stands for a text that could not be written."""
+
+
 class Writer(Protocol):
-    """A model that continues dialogues."""
+    """A model that continues dialogues.
+
+    Attributes:
+        name: under which rows name it.
+        keep_errors: so many dialogues of a call may get `NOTHING`, where a server fails. One more ends the call.
+        failed: dialogues that got `NOTHING` so far.
+    """
 
     name: str
+    keep_errors: int
+    failed: int
 
     def write(self, dialogues: Sequence[list[Message]], seeds: Sequence[int], max_tokens: int) -> list[Written]:
         """Return the next turn of each dialogue. Turn b depends on `dialogues[b]` and `seeds[b]` alone."""
@@ -51,6 +63,7 @@ class ModelWriter:
 
     def __init__(self, model: Model, tokenizer, *, name: str, temperature: float = 1.0, batch_size: int = 16):
         require_chat_template(tokenizer, source=f"model_name_or_path={name}")
+        self.keep_errors, self.failed = 0, 0
         self.model, self.tokenizer, self.name, self.temperature = model, tokenizer, name, temperature
         self._engine = TransformersEngine(model, tokenizer, batch_size)
         self.max_length = positions(model)
@@ -104,6 +117,7 @@ class EndpointWriter:
     ):
         self.chat = ChatEndpoint(model, url, request=request, **connection)
         self.name, self.temperature = model, temperature
+        self.keep_errors, self.failed = 0, 0
 
     def write(self, dialogues: Sequence[list[Message]], seeds: Sequence[int], max_tokens: int) -> list[Written]:
         """Like `Writer.write`, as far as the server honors seeds. Raises `EndpointError`."""
@@ -114,5 +128,7 @@ class EndpointWriter:
             answer = self.chat.ask(post, messages, **sampling)
             return Written(answer.text.strip(), answer.finished)
 
-        found = self.chat.endpoint.call_all(call, list(zip(dialogues, seeds, strict=True)))
-        return [each for each in found if isinstance(each, Written)]  # all: an error was raised
+        asked = list(zip(dialogues, seeds, strict=True))
+        found = self.chat.endpoint.call_all(call, asked, keep_errors=self.keep_errors)
+        self.failed += sum(isinstance(each, EndpointError) for each in found)
+        return [NOTHING if isinstance(each, EndpointError) else each for each in found]

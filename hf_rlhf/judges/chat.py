@@ -81,13 +81,14 @@ def _read_answer(content: Any) -> ChatAnswer:
 
 
 def _chat_url(url: str) -> str:
+    """Return the address of chat completions; what is no address stays as it is, and `Endpoint` refuses it."""
     try:
-        path = urlsplit(url).path.rstrip("/")
+        parts = urlsplit(url)
     except (AttributeError, TypeError, ValueError):
-        return url  # which Endpoint refuses
-    if path.endswith(_PATH):
         return url
-    return url.rstrip("/") + ("" if path else "/v1") + _PATH
+    if not parts.netloc or parts.path.rstrip("/").endswith(_PATH):
+        return url
+    return url.rstrip("/") + ("" if parts.path.rstrip("/") else "/v1") + _PATH
 
 
 def _as_object(request: str | Mapping[str, Any] | None) -> dict[str, Any]:

@@ -58,13 +58,13 @@ def logits_head(causal_lm: Model, head: Callable[[Tensor], Tensor] | None = None
 
     `head` replaces the model's own layer, such as by some of its rows.
     """
-    head = causal_lm.get_output_embeddings() if head is None else head
+    of_model = causal_lm.get_output_embeddings() if head is None else head
     config = causal_lm.config.get_text_config()
     cap = getattr(config, "final_logit_softcapping", None)  # Gemma 2 and 3
     scale = getattr(config, "logit_scale", None) or 1.0 / (getattr(config, "logits_scaling", None) or 1.0)
 
     def logits(hidden: Tensor) -> Tensor:
-        raw = head(hidden)
+        raw = of_model(hidden)
         raw = raw * scale if scale != 1.0 else raw
         return cap * torch.tanh(raw / cap) if cap else raw
 

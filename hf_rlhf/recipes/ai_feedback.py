@@ -36,7 +36,7 @@ from hf_rlhf.recipes.common import RunResult
 from hf_rlhf.records import write_settings
 from hf_rlhf.types import Message
 
-_NO_MATTER = ("output_dir", "resume", "api_key_env", "judge_api_key_env", "concurrency", "timeout", "retries", "batch_size", "keep_unfinished", "calibrate", "when_orders_disagree")  # fmt: skip
+_NO_MATTER = ("output_dir", "resume", "api_key_env", "judge_api_key_env", "concurrency", "timeout", "retries", "batch_size", "keep_unfinished", "max_failed_requests", "calibrate", "when_orders_disagree")  # fmt: skip
 
 
 def write_ai_feedback(args: AIFeedbackArguments) -> RunResult:
@@ -83,6 +83,7 @@ def write_ai_feedback(args: AIFeedbackArguments) -> RunResult:
             max_critique_length=args.max_critique_length,
             part_size=args.batch_size,
             seed=args.seed,
+            max_failed_requests=args.max_failed_requests,
         )
         return _finish(args, folder, steps)
 
@@ -105,6 +106,7 @@ def _finish(args: AIFeedbackArguments, folder: Path, steps: FeedbackSteps) -> Ru
         "preferences": len(preferences),
         "pairs_equal_or_empty": steps.identical_pairs,
         **report_of(judged),
+        "failed_requests_of_this_process": steps.failed_requests,
         "questions_of_this_process": dict(steps.judge.counts),
     }
     write_results(folder, demonstrations, preferences, report)

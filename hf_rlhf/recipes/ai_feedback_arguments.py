@@ -55,6 +55,9 @@ class AIFeedbackArguments:
     concurrency: int = flag(16, "Most requests to a server at the same time.")
     timeout: float = flag(120.0, "Seconds to wait for an answer of a server.")
     retries: int = flag(4, "Tries after the first, where a server fails.")
+    max_failed_requests: int = flag(
+        0, "So many requests of this start may fail after all tries; their replies and comparisons are omitted."
+    )
     seed: int = flag(0, "Seed of samples and of the draw of principles.")
     resume: str | None = flag(
         None, "auto (continue the run in output_dir, or begin one), last (an error if there is none), or never."
@@ -68,6 +71,7 @@ class AIFeedbackArguments:
             "max_completion_length": (self.max_completion_length >= 1, "at least 1"),
             "max_critique_length": (self.max_critique_length >= 1, "at least 1"),
             "temperature": (self.temperature >= 0, "0 (greedy) or above"),
+            "max_failed_requests": (self.max_failed_requests >= 0, "0 or above"),
             "batch_size": (self.batch_size >= 1, "at least 1"),
             "when_orders_disagree": (self.when_orders_disagree in (SKIP, AVERAGE), f"{SKIP} or {AVERAGE}"),
             "resume": (self.resume in _RESUME, "auto, last or never"),

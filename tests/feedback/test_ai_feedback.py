@@ -10,11 +10,11 @@ import time
 
 import pytest
 from http_double import HTTPDouble, Late, Status, chat
-from judges.test_local import judge_tokenizer
-from tiny import make_model
+from tiny import make_judge_tokenizer, make_model
 
 from hf_rlhf.cli import main
 from hf_rlhf.endpoints import client
+from hf_rlhf.endpoints.client import EndpointError
 from hf_rlhf.errors import InputError
 from hf_rlhf.feedback.results import PREFERENCES_FILE, REPORT_FILE, SFT_FILE
 from hf_rlhf.recipes.ai_feedback import write_ai_feedback
@@ -140,6 +140,24 @@ def test_a_server_that_fails_ends_the_run_and_a_resumed_one_goes_on(prompts, tmp
         assert "seed=1 is invalid for a run that resumes" in capsys.readouterr().err
 
 
+def test_requests_that_fail_are_omitted_up_to_a_number_that_is_asked_for(prompts, tmp_path):
+    def refuses_one(path, body):
+        refused = body["messages"][0]["content"] == "the cat 3" and len(body["messages"]) == 1
+        return Status(400, "content filter") if refused else answer(path, body)
+
+    with HTTPDouble(refuses_one) as server:
+        with pytest.raises(EndpointError, match="content filter"):
+            write_ai_feedback(flags(prompts, tmp_path / "run", server))
+        given = flags(prompts, tmp_path / "run", server, max_failed_requests=3, resume="auto")
+        write_ai_feedback(given)
+    asked = {row["prompt"][-1]["content"] for name in FILES for row in rows_of(tmp_path / "run", name)}
+    assert asked == {f"the cat {number}" for number in (0, 1, 2, 4, 5)}
+    report = json.loads((tmp_path / "run" / REPORT_FILE).read_text(encoding="utf-8"))
+    assert report["failed_requests_of_this_process"] == 3
+    assert report["revisions_left_out"] == {"empty": 1}
+    assert not any("" in [turn["content"] for turn in body["messages"]] for _, body in server.requests)
+
+
 def test_ties_are_left_out_or_decided_by_the_mean_of_both_orders(prompts, tmp_path):
     def leans_to_a(path, body):
         given = answer(path, body)
@@ -170,7 +188,7 @@ def test_revisions_that_were_cut_off_teach_nothing_unless_asked_for(prompts, tmp
 
 
 def test_both_files_are_read_by_sft_and_reward(prompts, tmp_path, capsys):
-    tokenizer = judge_tokenizer()
+    tokenizer = make_judge_tokenizer()
     model = make_model(tokenizer, max_position_embeddings=1024)
     for each in (model, tokenizer):
         each.save_pretrained(tmp_path / "model")

@@ -151,7 +151,7 @@ def test_the_cache_key_changes_with_all_that_an_answer_depends_on_and_random_ans
         ({"max_tokens": 0}, "max_tokens=0 is invalid"),
         ({"request": "[1]"}, r"request=\[1\] is invalid"),
         ({"request": '{"api_key": "x"}'}, "api_key must not stand here"),
-        ({"url": "host"}, "not the address of a server"),
+        ({"url": "host"}, "url=host is invalid: it is not the address of a server"),
         ({"model": ""}, "model is missing"),
     ],
 )

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny import make_model, make_tokenizer
+from tiny import make_judge_tokenizer, make_model, make_tokenizer
 
 from hf_rlhf.errors import InputError
 from hf_rlhf.judges import ModelJudge
@@ -12,15 +12,9 @@ PROMPTS = [[{"role": "user", "content": "the cat sat"}], "a dog", "you are good"
 FIRST, SECOND = ["good cat", "yes", "the mat is good", "no"], ["bad", "sad dog sat on the mat .", "hello", "a !"]
 
 
-def judge_tokenizer(**settings):
-    tokenizer = make_tokenizer(**settings)
-    tokenizer.add_tokens([*"AB12345", "[Reply", "A]", "B]"])
-    return tokenizer
-
-
 @pytest.fixture(scope="module")
 def judge():
-    tokenizer = judge_tokenizer()
+    tokenizer = make_judge_tokenizer()
     return ModelJudge(make_model(tokenizer, max_position_embeddings=512), tokenizer, name="tiny")
 
 
@@ -75,7 +69,7 @@ def test_each_pair_may_have_a_question_of_its_own(judge):
 
 
 def test_a_model_without_a_chat_template_is_asked_in_plain_text():
-    tokenizer = judge_tokenizer(chat_template=False)
+    tokenizer = make_judge_tokenizer(chat_template=False)
     judge = ModelJudge(make_model(tokenizer, max_position_embeddings=512), tokenizer)
     assert 1 < judge.rate(["the cat"], ["good"])[0] < 5
 
@@ -87,7 +81,7 @@ def test_a_tokenizer_without_the_letters_is_refused():
 
 
 def test_a_question_beyond_the_positions_is_refused():
-    tokenizer = judge_tokenizer()
+    tokenizer = make_judge_tokenizer()
     judge = ModelJudge(make_model(tokenizer, max_position_embeddings=40), tokenizer, name="tiny")
     with pytest.raises(InputError, match=r"takes 40 tokens, and a question to it has \d+"):
         judge.rate(["the cat"], ["good " * 20])

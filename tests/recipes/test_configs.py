@@ -7,6 +7,7 @@ import yaml
 
 from hf_rlhf.cli.parsing import parse_arguments
 from hf_rlhf.ppo.config import PPOConfig
+from hf_rlhf.recipes.ai_feedback_arguments import AIFeedbackArguments
 from hf_rlhf.recipes.arguments import (
     DataArguments,
     ModelArguments,
@@ -19,6 +20,7 @@ from hf_rlhf.recipes.arguments import (
 RECIPES = Path(__file__).parents[2] / "recipes"
 CONFIGS = sorted((RECIPES / "configs").glob("*/*.yaml"))
 DATACLASSES = {
+    "ai_feedback": [AIFeedbackArguments],
     "ppo": [PPOArguments, PPOConfig, ModelArguments],
     "reward": [RewardArguments, RewardTrainingArguments, ModelArguments],
     "sft": [DataArguments, SFTTrainingArguments, ModelArguments],

@@ -4,8 +4,7 @@ import asyncio
 
 import pytest
 from http_double import HTTPDouble, Status, chat
-from judges.test_local import judge_tokenizer
-from tiny import make_model
+from tiny import make_judge_tokenizer, make_model
 
 from hf_rlhf.endpoints.client import EndpointError
 from hf_rlhf.errors import InputError, RunFailed
@@ -74,7 +73,7 @@ def test_a_missing_column_is_an_error():
 
 
 def test_a_local_judge_gives_numbers():
-    tokenizer = judge_tokenizer()
+    tokenizer = make_judge_tokenizer()
     judge = ModelJudge(make_model(tokenizer, max_position_embeddings=512), tokenizer, name="tiny")
     rewards = Rewards([ModelJudgeReward(judge), ModelJudgeReward(judge, "reference")])
     found = rewards.compute(trajectories("good cat", "bad", reference=["sad", "bad"])).rewards
