@@ -6,17 +6,15 @@ import random
 import ssl
 import threading
 import time
-import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
-from email.utils import parsedate_to_datetime
 from http.client import HTTPException
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 from hf_rlhf.credentials import hide_tokens, printable
 from hf_rlhf.endpoints.addresses import checked_url, key_in
+from hf_rlhf.endpoints.answers import send
 from hf_rlhf.errors import InputError, RunFailed
 
 T = TypeVar("T")
@@ -25,35 +23,11 @@ Post = Callable[[str, Mapping[str, Any], Callable[[Any], Any]], Any]
 """`post(path, body, read)`: what `Endpoint.call_all` gives to its calls, see `Endpoint.post`."""
 
 _PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.5, 60.0  # before the second try, and before any
-_LARGEST_ANSWER = 2**24  # bytes
 _NOTICE_SECONDS = 8.0  # between two warnings about one server
 _BUSY = (408, 425, 429)  # these, and 5xx, may be answered the next time
 _FOR_ALL = (401, 403, 404, 405)  # these would be the answer to every request
 
 logger = logging.getLogger(__name__)
-
-
-class Answer(NamedTuple):
-    """Response of a server to one request."""
-
-    status: int
-    text: str
-
-    @property
-    def json(self) -> Any:
-        """The answer as JSON; None when it is none."""
-        try:
-            return json.loads(self.text)
-        except (ValueError, RecursionError):
-            return None
-
-    @property
-    def message(self) -> str:
-        """Message of the server about an error."""
-        content = self.json
-        error = content.get("error") if isinstance(content, dict) else None
-        message = error.get("message") if isinstance(error, dict) else error if isinstance(error, str) else None
-        return str(message or self.text.strip()[:500] or "nothing")
 
 
 class Unusable(ValueError):
@@ -116,7 +90,6 @@ class Endpoint:
                 raise InputError(f"{name}={value} is invalid: it must be {rule}.")
         self.timeout, self.retries, self.concurrency = timeout, retries, concurrency
         self._key = key_in(api_key_env)
-        self._opener = urllib.request.build_opener(_NoRedirect)
         self._noticed, self._lock = -_NOTICE_SECONDS, threading.Lock()
         self._running: set[threading.Event] = set()  # each is set to end a `call_all`
 
@@ -159,7 +132,6 @@ class Endpoint:
                 return error
 
         errors = 0
-
         pool = ThreadPoolExecutor(min(self.concurrency, max(len(items), 1)), thread_name_prefix="endpoint")
         futures = [pool.submit(one, item) for item in items]
         try:
@@ -203,23 +175,21 @@ class Endpoint:
         if self._key:
             request.add_unredirected_header("Authorization", f"Bearer {self._key}")
         try:
-            with _answered(self._opener, request, self.timeout) as response:
-                text = _read_within(response, time.monotonic() + self.timeout).decode(errors="replace")
-                status, headers = response.status, response.headers
+            answer = send(request, self.timeout)
+        except TimeoutError as error:
+            raise _Failed(f"no answer in {self.timeout:g} s", again=True) from error
         except (OSError, HTTPException, ValueError) as error:
-            reason = getattr(error, "reason", None) or error
-            never = isinstance(reason, ssl.SSLCertVerificationError) or isinstance(error, ValueError)
-            said = f"no answer in {self.timeout:g} s" if isinstance(reason, TimeoutError) else f"no connection ({reason or type(reason).__name__})"  # fmt: skip
-            raise _Failed(said, again=not never, for_all=never) from error
-        answer = Answer(status, text)
+            never = isinstance(error, (ssl.SSLCertVerificationError, ValueError))
+            raise _Failed(f"no connection ({error or type(error).__name__})", again=not never, for_all=never) from error
+        status, text = answer.status, self._shown(answer.text)
         if not 200 <= status < 300:
             again = status in _BUSY or status >= 500
-            to = f", to {headers['Location']}: write that address" if 300 <= status < 400 else ""
+            to = f", to {answer.headers['Location']}: write that address" if 300 <= status < 400 else ""
             for_all = status in _FOR_ALL or status < 400
-            said = f"status {status}{to}: {printable(answer.message, 300)}"
-            raise _Failed(said, again=again, after=_retry_after(headers.get("Retry-After")), for_all=for_all)
+            said = f"status {status}{to}: {printable(answer._replace(text=text).message, 300)}"
+            raise _Failed(said, again=again, after=answer.retry_after, for_all=for_all)
         try:
-            content = json.loads(text, parse_constant=_refuse_constant)
+            content = json.loads(answer.text, parse_constant=_refuse_constant)
         except (ValueError, RecursionError) as error:
             what = error if isinstance(error, Unusable) else "it is not JSON"
             raise _unusable(status, what, text) from error
@@ -242,53 +212,9 @@ class Endpoint:
         return hide_tokens(text.replace(self._key, "<token>") if self._key else text)
 
 
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """A handler that follows no redirect: it would send a POST request, or the key, elsewhere as something else."""
-
-    def redirect_request(self, req, fp, code, msg, headers, newurl):
-        """Like `HTTPRedirectHandler.redirect_request`, but the redirect itself is the answer."""
-        return None
-
-
-@contextmanager
-def _answered(opener: urllib.request.OpenerDirector, request: urllib.request.Request, timeout: float) -> Iterator[Any]:
-    """Yield the response, also one that says that the request failed."""
-    try:
-        response = opener.open(request, timeout=timeout)
-    except urllib.error.HTTPError as error:
-        response = error
-    with response:
-        yield response
-
-
-def _read_within(response: Any, end: float) -> bytes:
-    """Read the whole answer. Raises TimeoutError when it takes too long, OSError when it is too large."""
-    parts, size = [], 0
-    while part := response.read1(2**16):
-        parts.append(part)
-        size += len(part)
-        if size > _LARGEST_ANSWER:
-            raise OSError(f"the answer has more than {_LARGEST_ANSWER:,} bytes")
-        if time.monotonic() > end:
-            raise TimeoutError
-    if response.length:  # which `read` would raise as IncompleteRead
-        raise OSError(f"the connection was closed {response.length} bytes before the end of the answer")
-    return b"".join(parts)
-
-
 def _unusable(status: int, what: Any, text: str) -> _Failed:
     return _Failed(f"status {status}, {what}: {printable(text, 300)!r}", again=True)
 
 
 def _refuse_constant(name: str) -> Any:
     raise Unusable(f"it has {name}, which is no number of JSON")
-
-
-def _retry_after(value: str | None) -> float | None:
-    """Return the seconds of a `Retry-After` header, which gives seconds or a date."""
-    if value is None:
-        return None
-    try:
-        return float(value) if value.strip().isdigit() else parsedate_to_datetime(value).timestamp() - time.time()
-    except (TypeError, ValueError, OverflowError):
-        return None

@@ -8,6 +8,7 @@ import pytest
 from http_double import CUT, DROP, HTTPDouble, Late, Status
 
 from hf_rlhf.endpoints import client
+from hf_rlhf.endpoints.answers import Answer
 from hf_rlhf.endpoints.client import Endpoint, EndpointError, Unusable
 from hf_rlhf.errors import InputError
 
@@ -115,7 +116,7 @@ def test_retry_after_is_obeyed():
 
 
 def test_retry_after_may_be_a_date_and_has_a_limit(monkeypatch):
-    assert client._retry_after("Fri, 01 Jan 2100 00:00:00 GMT") > 3600
+    assert Answer(503, "", {"Retry-After": "Fri, 01 Jan 2100 00:00:00 GMT"}).retry_after > 3600
     monkeypatch.setattr(client, "_LONGEST_PAUSE_SECONDS", 0.1)
     with HTTPDouble([Status(503, Retry_After="3600"), {"score": 1}]) as server:
         assert ask(server) == 1
@@ -130,6 +131,15 @@ def test_the_key_comes_from_the_environment_and_is_in_no_message(monkeypatch, ca
         assert server.headers[0]["Authorization"] == f"Bearer {key}"
         assert key not in str(raised.value) + caplog.text
         assert "<token>" in caplog.text
+
+
+def test_a_key_that_the_message_cuts_in_two_is_not_in_it_either(monkeypatch):
+    key = "a-key-of-no-known-form"
+    monkeypatch.setenv("JUDGE_KEY", key)
+    for answer in (Status(400, "x" * 290 + key), "x" * 290 + key):
+        with HTTPDouble(answer) as server, pytest.raises(EndpointError) as raised:
+            ask(server, api_key_env="JUDGE_KEY")
+        assert "a-key" not in str(raised.value)
 
 
 def test_concurrency_is_bounded_and_results_are_in_order():

@@ -10,7 +10,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from hf_rlhf.endpoints.addresses import server_address
-from hf_rlhf.endpoints.client import Answer
+from hf_rlhf.endpoints.answers import Answer
 from hf_rlhf.errors import InputError
 
 _PATIENCE_SECONDS = 30.0  # with a connection; a server on a busy CPU can be slow to say that it is healthy

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from hf_rlhf.endpoints.client import Answer
+from hf_rlhf.endpoints.answers import Answer
 from hf_rlhf.errors import InputError
 from hf_rlhf.models.adapters import base_of
 from hf_rlhf.rollout.sampling import Sampling

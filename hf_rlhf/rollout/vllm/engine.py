@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from hf_rlhf.distributed import by_first_rank, gather_in_order, rank, world_size
-from hf_rlhf.endpoints.client import Answer
+from hf_rlhf.endpoints.answers import Answer
 from hf_rlhf.errors import InputError
 from hf_rlhf.models.adapters import saved_names
 from hf_rlhf.models.sharding import gather_weights, is_sharded

@@ -15,7 +15,7 @@ from ranks import run_ranks
 from rollout.vllm.double import DROP, VLLMDouble
 from tiny import make_lora, make_model, make_trainer, metrics_of, perturb, trained
 
-from hf_rlhf.endpoints.client import Answer
+from hf_rlhf.endpoints.answers import Answer
 from hf_rlhf.errors import InputError
 from hf_rlhf.models.policy import PolicyWithValue, wrap_policy
 from hf_rlhf.ppo.config import VLLM_IMPORTANCE_CAP, PPOConfig
