@@ -57,7 +57,8 @@ class JudgeReward:
             references = columns[self.column]
             rows = [row for row in rows if references[row] is not None]
         chosen = [prompts[row] for row in rows], [completions[row] for row in rows]
-        self.judge.keep_errors = self.failures.allowance(len(rows))
+        unreadable = self.judge.counts["unreadable"]
+        self.judge.keep_errors = self.failures.allowance(len(rows)) * (1 if self.column is None else 2)
         answers: list[float | None]
         if self.column is None:
             answers = self.judge.rate(*chosen)
@@ -69,15 +70,16 @@ class JudgeReward:
         missing = answers.count(None)
         if answers:
             log(f"{self.name}/unanswered", missing / len(answers))
-        self.failures.settle(self.name, missing, len(rows), self._why())
+        unreadable = self.judge.counts["unreadable"] - unreadable
+        self.failures.settle(self.name, missing, len(rows), self._why(unreadable))
         by_row = dict(zip(rows, answers, strict=True))
         return [by_row.get(row) for row in range(len(completions))]
 
-    def _why(self) -> str:
+    def _why(self, unreadable: int) -> str:
         return (
             f"answers of {self.judge.name} that could not be read, such as {self.judge.example[:200]!r}. Take a model"
             " that follows the instruction, or raise max_tokens for one that thinks first"
-            if self.judge.example
+            if unreadable
             else f"requests to {self.judge.name} that failed"
         )
 

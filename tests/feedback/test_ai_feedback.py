@@ -198,6 +198,10 @@ def test_both_files_are_read_by_sft_and_reward(prompts, tmp_path, capsys):
     assert main(["ai-feedback", *given, *lengths, "--when_orders_disagree", "average"]) == 0
     said = capsys.readouterr().out
     assert "survive swapping" in said
+    reward = ["--dataset_name", str(folder / PREFERENCES_FILE), "--model_name_or_path", str(tmp_path / "model")]
+    reward += ["--output_dir", str(tmp_path / "reward"), "--max_steps", "1", "--per_device_train_batch_size", "2"]
+    assert main(["reward", *reward, "--report_to", "none"]) == 0
+    assert (tmp_path / "reward" / "adapter_model.safetensors").is_file()
     for stage, name in (("sft", SFT_FILE), ("reward", PREFERENCES_FILE)):
         argv = ["--dataset_name", str(folder / name), "--model_name_or_path", str(tmp_path / "model")]
         assert (
