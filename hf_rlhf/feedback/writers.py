@@ -27,7 +27,7 @@ class Written(NamedTuple):
 
 
 NOTHING = Written("", finished=False)
-"""What stands for a text that could not be written."""
+"""Stand-in for a text that could not be written."""
 
 
 class Writer(Protocol):
