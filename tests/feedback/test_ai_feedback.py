@@ -239,6 +239,20 @@ def test_wrong_flags_are_refused_and_nothing_is_written(prompts, tmp_path, wrong
     assert not (tmp_path / "run").exists()
 
 
+def test_dialogues_beyond_the_positions_are_refused_before_anything_is_asked(prompts, tmp_path):
+    tokenizer = make_judge_tokenizer()
+    for each in (make_model(tokenizer, max_position_embeddings=128), tokenizer):
+        each.save_pretrained(tmp_path / "model")
+    given = {
+        "dataset_name": prompts,
+        "output_dir": str(tmp_path / "run"),
+        "model_name_or_path": str(tmp_path / "model"),
+    }
+    with pytest.raises(InputError, match=r"a dialogue of about \d+ tokens .* takes 128"):
+        write_ai_feedback(AIFeedbackArguments(**given))
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_file_that_is_there_is_not_overwritten(prompts, tmp_path):
     (tmp_path / SFT_FILE).write_text("mine", encoding="utf-8")
     with pytest.raises(InputError, match=r"it holds sft\.jsonl, which this run would overwrite"):

@@ -90,3 +90,13 @@ def test_the_cache_key_is_that_of_the_judge_and_the_column():
     keys = [judge_reward(model="m", url="http://h", column=column).cache_key for column in (None, "a", "b")]
     assert len(set(keys)) == 3
     assert judge_reward(model="m", url="http://h", temperature=1.0).cache_key is None
+
+
+def test_a_comparison_that_fails_in_both_orders_is_one_completion_without_a_score():
+    def refuses_bad(path, body):
+        return Status(400, "filter") if "bad" in body["messages"][0]["content"] else prefer_longer(path, body)
+
+    with HTTPDouble(refuses_bad) as server:
+        reward = judge_reward(model="m", url=server.url, column="reference", on_error="none")
+        found = Rewards([reward]).compute(trajectories("bad", "ccc", reference=["a", "a"]))
+    assert [each.total for each in found.rewards] == [None, 1.0]
