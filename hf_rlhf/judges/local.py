@@ -1,7 +1,5 @@
 """A judge that is loaded here: it reads the probabilities of the answers, instead of sampling one."""
 
-import hashlib
-import json
 from collections.abc import Callable, Sequence
 from functools import cached_property
 
@@ -16,6 +14,7 @@ from hf_rlhf.models.adapted import load_policy
 from hf_rlhf.models.adapter_files import adapter_folder
 from hf_rlhf.models.adapters import base_of, compute_in_base_dtype, keep_modes
 from hf_rlhf.models.backbone import logits_head, states_at
+from hf_rlhf.models.fingerprints import identity, model_fingerprint
 from hf_rlhf.models.load import load_tokenizer, public_name
 from hf_rlhf.models.positions import positions
 from hf_rlhf.models.precision import NATIVE, current_device
@@ -68,12 +67,7 @@ class ModelJudge(Judge):
     @cached_property
     def cache_key(self) -> str:
         """Text that names the weights, by a digest, and the wording."""
-        weights = hashlib.sha256()
-        for name, tensor in self.model.state_dict().items():
-            weights.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-            weights.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-        wording = [self.question, self.rubric, self.tokenizer.chat_template]
-        return json.dumps(["ModelJudge", weights.hexdigest(), *wording])
+        return identity("judge", model_fingerprint(self.model, self.tokenizer), self.question, self.rubric)
 
     def _prefer_first(self, questions: Sequence[Question], on_done: Callable[[int], None]) -> list[float]:
         asked = [comparison_messages(question, ties=False) for question in questions]

@@ -11,6 +11,7 @@ from hf_rlhf.judges.comparison import agreement
 from hf_rlhf.models.load import EMBEDDED_MODEL
 from hf_rlhf.models.precision import NATIVE
 from hf_rlhf.rewards.failures import Failures
+from hf_rlhf.rewards.texts import column_of
 
 _OF_A_SERVER = {"api_key_env": None, "temperature": 0.0, "max_tokens": 16, "request": None, "concurrency": 16, "timeout": 60.0, "retries": 4}  # fmt: skip
 
@@ -49,12 +50,7 @@ class JudgeReward:
         rows = list(range(len(completions)))
         references: Sequence[Any] = []
         if self.column is not None:
-            if self.column not in columns:
-                raise InputError(
-                    f"reward {self.name!r} compares with the column {self.column!r}, which the rows do not have. Add"
-                    " it, or name another by column="
-                )
-            references = columns[self.column]
+            references = column_of(columns, self.column, self.name)
             rows = [row for row in rows if references[row] is not None]
         chosen = [prompts[row] for row in rows], [completions[row] for row in rows]
         unreadable = self.judge.counts["unreadable"]

@@ -11,6 +11,7 @@ from hf_rlhf.errors import InputError, RunFailed
 from hf_rlhf.judges import ModelJudge
 from hf_rlhf.rewards.contract import Rewards
 from hf_rlhf.rewards.judged import EndpointJudgeReward, ModelJudgeReward, judge_reward
+from hf_rlhf.rewards.named import make_reward
 from hf_rlhf.rewards.sources import require_functions
 from hf_rlhf.types import Completion, Trajectory
 
@@ -68,7 +69,7 @@ def test_a_failing_server_ends_the_run():
 
 
 def test_a_missing_column_is_an_error():
-    with HTTPDouble(prefer_longer) as server, pytest.raises(InputError, match="'reference'"):
+    with HTTPDouble(prefer_longer) as server, pytest.raises(InputError, match="takes reference, and"):
         Rewards([judge_reward(model="m", url=server.url, column="reference")]).compute(trajectories("a"))
 
 
@@ -100,3 +101,13 @@ def test_a_comparison_that_fails_in_both_orders_is_one_completion_without_a_scor
         reward = judge_reward(model="m", url=server.url, column="reference", on_error="none")
         found = Rewards([reward]).compute(trajectories("bad", "ccc", reference=["a", "a"]))
     assert [each.total for each in found.rewards] == [None, 1.0]
+
+
+def test_judges_and_servers_are_rewards_by_name():
+    with HTTPDouble(rate_by_length) as server:
+        reward = make_reward(f'judge:model=m,url={server.url},rubric="Is it long, and good?",weight=0.5')
+        assert [each.parts for each in Rewards([reward]).compute(trajectories("bbb")).rewards] == [{"judge": 3.0}]
+    assert reward.judge.rubric == "Is it long, and good?"
+    assert make_reward("http:url=http://h,route=vllm,on_error=none").endpoint.url == "http://h/classify"
+    with pytest.raises(InputError, match="takes no 'modle'"):
+        make_reward("judge:modle=m")
