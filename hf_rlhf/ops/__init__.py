@@ -15,16 +15,25 @@ from hf_rlhf.ops.losses import (
 )
 from hf_rlhf.ops.masked import Moments, combine, masked_moments, masked_sum, whiten
 from hf_rlhf.ops.padding import lengths_to_mask, pad_sequences
-from hf_rlhf.ops.preference import preference_accuracy
+from hf_rlhf.ops.preference import (
+    RATING_LOSSES,
+    binary_loss,
+    k_wise_loss,
+    plackett_luce_loss,
+    preference_accuracy,
+    regression_loss,
+)
 
 __all__ = [
     "FULL_KL",
     "KL_ESTIMATORS",
+    "RATING_LOSSES",
     "Advantages",
     "Moments",
     "PolicyLoss",
     "ValueLoss",
     "absolute",
+    "binary_loss",
     "clipped_policy_loss",
     "clipped_value_loss",
     "combine",
@@ -33,6 +42,7 @@ __all__ = [
     "k1",
     "k2",
     "k3",
+    "k_wise_loss",
     "kl_estimate",
     "last_counted",
     "lengths_to_mask",
@@ -41,7 +51,9 @@ __all__ = [
     "monte_carlo_returns",
     "pad_sequences",
     "per_token_rewards",
+    "plackett_luce_loss",
     "preference_accuracy",
+    "regression_loss",
     "truncated_importance_weights",
     "whiten",
 ]

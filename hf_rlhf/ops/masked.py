@@ -11,7 +11,7 @@ from torch import Tensor
 STD_EPS = 1e-8
 
 
-def masked_sum(x: Tensor, mask: Tensor, dim: int | None = None) -> Tensor:
+def masked_sum(x: Tensor, mask: Tensor, dim: int | tuple[int, ...] | None = None) -> Tensor:
     """Compute `sum_i m_i x_i`, over everything or along `dim`.
 
     x: any shape; mask: bool, broadcastable to x. Nothing counted gives 0.
