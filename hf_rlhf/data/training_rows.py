@@ -56,6 +56,33 @@ def tokenized_pairs(
     return concatenate_datasets([tokenized, dataset.select_columns(["margin"])], axis=1)
 
 
+def group_ids(columns: Columns, tokenizer: PreTrainedTokenizerBase, *, source: str) -> list[list[list[int]]]:
+    """Return the ids of the prompt with each of its completions, of groups of rated completions."""
+    settings: dict[str, Any] = {"continued": False, "source": source}
+    rows = zip(columns["prompt"], columns["completions"], options_by_row(columns), strict=True)
+    return [
+        token_ids([prompt + each for each in completions], tokenizer, options=[options] * len(completions), **settings)
+        for prompt, completions, options in rows
+    ]
+
+
+def tokenized_groups(
+    dataset: Dataset, tokenizer: PreTrainedTokenizerBase, *, source: str, num_proc: int | None = None
+) -> Dataset:
+    """Return rated groups as `RatingTrainer` trains on them: `completions_ids`, a list a completion, and `ratings`.
+
+    `row` is the number of each row in `dataset`; `num_proc` processes share the work.
+    """
+    from datasets import concatenate_datasets
+
+    def tokenize(columns: Columns) -> dict[str, Any]:
+        return {"completions_ids": group_ids(columns, tokenizer, source=source)}
+
+    tokenized = _tokenized(dataset, ["prompt", "completions"], tokenize, source, num_proc)
+    tokenized = tokenized.add_column("row", list(range(len(dataset))))  # pyright: ignore
+    return concatenate_datasets([tokenized, dataset.select_columns(["ratings"])], axis=1)
+
+
 def tokenized_texts(
     dataset: Dataset,
     tokenizer: PreTrainedTokenizerBase,

@@ -1,6 +1,6 @@
 """Agreement of a reward model with people."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -8,7 +8,8 @@ import torch
 from hf_rlhf.data.rows import read_columns
 from hf_rlhf.data.tokens import NOTHING, ROW_OPTIONS, with_row_options
 from hf_rlhf.evaluation.metrics import wilson_interval
-from hf_rlhf.ops.preference import preference_accuracy
+from hf_rlhf.ops.padding import lengths_to_mask
+from hf_rlhf.ops.preference import agreement, label_agreement, preference_accuracy
 from hf_rlhf.rewards.calls import accepted
 
 
@@ -19,6 +20,11 @@ class Pairs(NamedTuple):
     chosen: list[Any]
     rejected: list[Any]
     options: Mapping[str, list[Any]] = NOTHING  # columns `tools` and `chat_template_kwargs`, where the set has them
+
+    @property
+    def texts(self) -> tuple[list[Any], list[Any], Mapping[str, list[Any]]]:
+        """Prompts, the chosen completions, and the columns of `ROW_OPTIONS`."""
+        return self.prompts, self.chosen, self.options
 
     @classmethod
     def from_dataset(cls, dataset) -> "Pairs":
@@ -33,6 +39,66 @@ class Pairs(NamedTuple):
     def rewards(self, reward: Callable[..., list[float]], answers: list[Any]) -> list[float]:
         """Return the rewards of `chosen` or `rejected` by a function of TRL's contract."""
         return reward(**accepted(reward, {"prompts": self.prompts, "completions": answers, **self.options}))
+
+
+class RatedGroups(NamedTuple):
+    """Rated completions, flat, as a reward function takes them; `groups` has the number of the group of each."""
+
+    prompts: list[Any]
+    completions: list[Any]
+    ratings: list[float]
+    groups: list[int]
+    options: Mapping[str, list[Any]] = NOTHING
+
+    @property
+    def texts(self) -> tuple[list[Any], list[Any], Mapping[str, list[Any]]]:
+        """Prompts, completions, and the columns of `ROW_OPTIONS`."""
+        return self.prompts, self.completions, self.options
+
+    @classmethod
+    def from_dataset(cls, dataset, kept: Sequence[Sequence[int]] | None = None) -> "RatedGroups":
+        """Read rows of `prompt`, `completions` and `ratings`; `kept` are the places of those to read in each row."""
+        names = with_row_options(["prompt", "completions", "ratings"], dataset.column_names)
+        columns = read_columns(dataset, names)
+        of_row = [range(len(ratings)) for ratings in columns["ratings"]] if kept is None else kept
+        places = [(row, which) for row, numbers in enumerate(of_row) for which in numbers]
+        options = {name: [columns[name][row] for row, _ in places] for name in ROW_OPTIONS if name in columns}
+        return cls(
+            [columns["prompt"][row] for row, _ in places],
+            [columns["completions"][row][which] for row, which in places],
+            [float(columns["ratings"][row][which]) for row, which in places],
+            [row for row, _ in places],
+            options,
+        )
+
+    def rewards(self, reward: Callable[..., list[float]]) -> list[float]:
+        """Return the rewards of all completions by a function of TRL's contract."""
+        arguments = {"prompts": self.prompts, "completions": self.completions, **self.options}
+        return reward(**accepted(reward, arguments))
+
+
+def rated_accuracy(reward: Callable[..., list[float]], rated: RatedGroups, *, labels: bool = False) -> dict[str, float]:
+    """Return the share of pairs of a group that are rewarded as they are rated, with a 95% Wilson interval.
+
+    Pairs of one prompt are not independent, so the interval is that of as many draws as there are groups with a pair.
+    With `labels`, the share of completions on their side of 0. A tie counts half.
+    """
+    sizes = torch.bincount(torch.tensor(rated.groups))
+    mask = lengths_to_mask(sizes, int(sizes.max()))
+    rewards, ratings = (
+        torch.zeros(mask.shape, dtype=torch.float64).masked_scatter(mask, torch.tensor(values, dtype=torch.float64))
+        for values in (rated.rewards(reward), rated.ratings)
+    )
+    found = (label_agreement if labels else agreement)(rewards, ratings, mask)
+    compared = int(found.compared.sum())
+    draws = compared if labels else int((found.compared > 0).sum())
+    if not draws:
+        return {"eval_rows": float(len(sizes))}
+    accuracy = found.agreed.sum().item() / compared
+    low, high = wilson_interval(accuracy, draws)
+    margin = {} if labels else {"eval_margin": found.margin.sum().item() / compared}
+    interval = {"eval_accuracy": accuracy, "eval_accuracy_low": low, "eval_accuracy_high": high}
+    return {"eval_rows": float(len(sizes)), **interval, **margin}
 
 
 def reward_accuracy(reward: Callable[..., list[float]], pairs: Pairs) -> dict[str, float]:

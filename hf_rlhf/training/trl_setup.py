@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -12,13 +13,24 @@ from hf_rlhf.models.adapted import head_name
 from hf_rlhf.models.adapters import compute_in_base_dtype, is_peft_model, without_input_casting
 from hf_rlhf.models.lora_targets import require_known_layers
 from hf_rlhf.models.positions import table_positions
+from hf_rlhf.ops.preference import BRADLEY_TERRY
 from hf_rlhf.progress import use_compact_progress
 from hf_rlhf.types import Model
 
 MERGED_FOLDER = "merged"
 
 
-def make_reward_trainer(classifier: Model, tokenizer, args, train_dataset, eval_dataset=None, peft_config=None):
+def make_reward_trainer(
+    classifier: Model,
+    tokenizer,
+    args,
+    train_dataset,
+    eval_dataset=None,
+    peft_config=None,
+    *,
+    loss: str = BRADLEY_TERRY,
+    callbacks=None,
+):
     """Make a `RewardTrainer` of trl that can be killed and resumed.
 
     A LoRA config becomes one for sequence classification that trains and saves the head.
@@ -28,10 +40,14 @@ def make_reward_trainer(classifier: Model, tokenizer, args, train_dataset, eval_
             one.
         tokenizer: its tokenizer; pad and end token should differ.
         args: `trl.RewardConfig`.
-        train_dataset: preferences in TRL's format.
+        train_dataset: preferences in TRL's format; for a loss of `RATING_LOSSES`, rows with a `prompt`, its
+            `completions` and their `ratings`.
         eval_dataset: the same.
         peft_config: a LoRA config of any task type; None for a `PeftModel`, or to train every weight.
+        loss: `bradley_terry`, trl's, or a name in `RATING_LOSSES`.
+        callbacks: as `Trainer` takes them.
     """
+    from hf_rlhf.training.rating_trainer import RatingTrainer
     from hf_rlhf.training.trl_trainers import RewardTrainer
 
     if peft_config is not None:
@@ -39,13 +55,15 @@ def make_reward_trainer(classifier: Model, tokenizer, args, train_dataset, eval_
         peft_config.modules_to_save = sorted({*(peft_config.modules_to_save or ()), head_name(classifier)})
         require_known_layers(classifier, peft_config)
     with refusals_of_libraries(args):
-        trainer = RewardTrainer(
+        make = RewardTrainer if loss == BRADLEY_TERRY else partial(RatingTrainer, loss=loss)
+        trainer = make(
             model=classifier,
             args=args,
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=tokenizer,
             peft_config=peft_config,
+            callbacks=callbacks,
         )
     use_compact_progress(trainer, (("loss", "loss", 3), ("accuracy", "accuracy", 2), ("margin", "margin", 2)))
     return trainer
@@ -60,7 +78,10 @@ def require_positions(trainer) -> None:
         if dataset is None:
             continue
         names = [name for name in ("input_ids", "chosen_ids", "rejected_ids") if name in dataset.column_names]
-        longest = max((len(ids) for name in names for ids in dataset[name]), default=0)
+        lengths = [len(ids) for name in names for ids in dataset[name]]
+        if "completions_ids" in dataset.column_names:
+            lengths += [len(ids) for group in dataset["completions_ids"] for ids in group]
+        longest = max(lengths, default=0)
         if longest > limit:
             raise InputError(
                 f"max_length={trainer.args.max_length} is invalid: a row of the {role} set has {longest} tokens, and"
