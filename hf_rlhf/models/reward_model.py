@@ -4,8 +4,9 @@ Both map token ids to one reward for each sequence, read at the last real token.
 """
 
 import difflib
+import itertools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,65 @@ class SeparateRewardModel:
             name: tensor for name, tensor in weights.items() if name.partition(".original_module.")[0] not in replaced
         }
         return model_fingerprint(base_of(self.model), tokenizer, own, settings)
+
+
+class AdapterRewardModel(SeparateRewardModel):
+    """The adapter `name` of a classifier that holds several on one base, as the members of an ensemble are."""
+
+    def __init__(self, model: Model, name: str):
+        super().__init__(model)
+        self.name = name
+
+    def __call__(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Return scores `(B,)` in fp32 of right-padded `(B, L)` sequences."""
+        with use_adapter(self.model, self.name, inference=True):
+            return super().__call__(input_ids, attention_mask)
+
+
+def load_reward_adapters(
+    folders: Sequence[str], *, policy: Model | None = None, dtype: str | torch.dtype = NATIVE, **kwargs: Any
+) -> list[SharedRewardModel] | list[AdapterRewardModel]:
+    """Load reward adapters that were trained on the same base, each under a name of its own.
+
+    They become adapters of `policy` where all stand on its base, as in `load_reward_model`; otherwise of one base of
+    their own, in `dtype` and with `kwargs` for `from_pretrained`. Raises `InputError`.
+    """
+    for folder in folders:
+        require_saved_head(folder)
+    pad_id = load_reward_tokenizer(folders[0], trust_remote_code=kwargs.get("trust_remote_code", False)).pad_token_id
+    if policy is not None and is_peft_model(policy) and all(stands_on(folder, policy) for folder in folders):
+        members = [SharedRewardModel(policy, folder, pad_id, free_name(policy)) for folder in folders]
+        _keep_in_base_dtype(policy, [member.name for member in members])
+        return members
+    model = load_adapted(load_sequence_classifier, folders[0], adapter_name=REWARD, dtype=dtype, **kwargs)
+    base_of(model).config.get_text_config().pad_token_id = pad_id
+    names = [REWARD]
+    for folder in folders[1:]:
+        names.append(free_name(model))
+        load_frozen_adapter(model, folder, names[-1])
+    _keep_in_base_dtype(model, names)
+    return [AdapterRewardModel(model, name) for name in names]
+
+
+def _keep_in_base_dtype(model: Model, names: Sequence[str]) -> None:
+    """Keep the matrices of frozen adapters in the dtype that `compute_in_base_dtype` casts them to in every pass.
+
+    On a bf16 base it halves what a member takes, and changes no score.
+    """
+    dtype = base_of(model).dtype
+    if dtype not in (torch.bfloat16, torch.float16):
+        return
+    for name, parameter in model.named_parameters():
+        parts = set(name.split("."))
+        if not parts.isdisjoint(names) and "modules_to_save" not in parts:
+            parameter.data = parameter.data.to(dtype)
+
+
+def free_name(model: Model | None) -> str:
+    """Return the first of `reward`, `reward_1`, `reward_2`, ... that names no adapter of `model`."""
+    taken = set(getattr(model, "peft_config", None) or ())
+    names = (REWARD if number == 0 else f"{REWARD}_{number}" for number in itertools.count())
+    return next(name for name in names if name not in taken)
 
 
 def load_reward_model(

@@ -280,6 +280,8 @@ def build_rewards(
         share_base=rewards_share_base(args, sharded=asked_for("ACCELERATE_USE_FSDP")),
         device=args.device,
         **args.reward_parts(),
+        ensemble_reward=args.ensemble_reward,
+        ensemble_std_coef=args.ensemble_std_coef,
     )
     if args.reward_cache is not None:
         with failing_together():

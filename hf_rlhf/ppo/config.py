@@ -129,6 +129,8 @@ class PPOConfig(BatchSizes, TrainingArguments):
     reward_clips: list[float] | None = _flag(None, "A largest size for each reward; inf for none.")
     reward_normalize: list[str] | None = _flag(None, "For each reward, true to pay its z-score.")
     reward_cache: str | None = _flag(None, "Folder that keeps rewards over runs.")
+    ensemble_reward: str | None = _flag(None, "Reward of an ensemble, instead of its own: mean, min or mean_minus_std.")
+    ensemble_std_coef: float | None = _flag(None, "Lambda of mean_minus_std, instead of the ensemble's own.")
     use_score_scaling: bool = _flag(False, "Divide rewards by their running standard deviation.")
     use_score_norm: bool = _flag(False, "Also subtract their running mean (with use_score_scaling).")
     score_clip: float | None = _flag(None, "Clip scaled rewards to plus or minus this, before penalties.")

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from hf_rlhf.errors import InputError
 from hf_rlhf.ops.kl import FULL_KL, KL_ESTIMATORS
+from hf_rlhf.ops.preference import COMBINATIONS
 
 if TYPE_CHECKING:
     from hf_rlhf.ppo.config import PPOConfig
@@ -136,6 +137,11 @@ def rules_of_sampling(config: PPOConfig) -> Rules:
             or {str(each).lower() for each in config.reward_normalize} <= {"true", "false"},
             "a list of true and false",
         ),
+        "ensemble_reward": (
+            config.ensemble_reward is None or config.ensemble_reward in COMBINATIONS,
+            f"one of {', '.join(COMBINATIONS)}",
+        ),
+        "ensemble_std_coef": (config.ensemble_std_coef is None or config.ensemble_std_coef >= 0, "0 or above"),
         "temperature": (config.temperature > 0, "above 0: a greedy policy has nothing to learn from its samples"),
         "overlong_prompts": (
             config.overlong_prompts in ("error", "filter", "truncate_left"),

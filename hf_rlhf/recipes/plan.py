@@ -24,6 +24,7 @@ from hf_rlhf.planning.work import IterationSize, Machine, roofline
 from hf_rlhf.ppo.config import PPOConfig
 from hf_rlhf.progress import duration
 from hf_rlhf.recipes.arguments import ModelArguments, PPOArguments, flag, peft_config
+from hf_rlhf.rewards.ensemble import EnsembleFile, ensemble_folder
 from hf_rlhf.rewards.named import is_named_reward, names_function, require_named
 from hf_rlhf.rollout.vllm.adapter import require_servable_adapter
 
@@ -231,8 +232,10 @@ def write_plan(folder: Path, planned: float | None, measured: float | None, chos
 
 def _reward_bytes(name: str, base: str, known: MemoryModel, native: torch.dtype) -> tuple[float, float]:
     """Return bytes of a reward model's own weights, and of the policy's base as far as it can share that."""
+    if (ensemble := ensemble_folder(name)) is not None:
+        return _ensemble_bytes(ensemble, base, known, native)
     folder = Path(adapter_folder(name))
-    adapter = (folder / ADAPTER_FILE).stat().st_size if (folder / ADAPTER_FILE).is_file() else 0
+    adapter = _adapter_bytes(folder)
     own_base = adapter_base(folder)
     parameters = _classifier_parameters(own_base or str(folder))
     if parameters is None:
@@ -256,6 +259,19 @@ def _brought_bytes(text: str) -> float:
     if not hasattr(factory, "to") or not arguments.get("model"):
         return 0.0
     return 4.0 * (_classifier_parameters(arguments["model"]) or 0)
+
+
+def _ensemble_bytes(folder: Path, base: str, known: MemoryModel, native: torch.dtype) -> tuple[float, float]:
+    """Like `_reward_bytes`, of an ensemble: all adapters, and their one base."""
+    members = [folder / member for member in EnsembleFile.read(folder).members]
+    sizes = [_reward_bytes(str(member), base, known, native) for member in members]
+    adapters = [_adapter_bytes(member) for member in members]
+    own_base = max((own - adapter for (own, _), adapter in zip(sizes, adapters, strict=True)), default=0.0)
+    return sum(adapters) + own_base, max((shared for _, shared in sizes), default=0.0)
+
+
+def _adapter_bytes(folder: Path) -> int:
+    return (folder / ADAPTER_FILE).stat().st_size if (folder / ADAPTER_FILE).is_file() else 0
 
 
 def _classifier_parameters(name_or_path: str) -> int | None:

@@ -76,10 +76,14 @@ class LearnedReward:
 
         Raises `InputError` when one is too long, and when the chat template refuses one.
         """
+        return self.rewards(prompts, completions, columns).tolist()
+
+    def rewards(self, prompts: Sequence[Prompt], completions: Sequence[Any], columns: Mapping[str, Any]) -> Tensor:
+        """Return what the model gives each completion: (N,), or (N, k) for a model that gives k rewards."""
         options = _row_options(prompts, columns)
         ids = [self._text_ids(*row) for row in zip(prompts, completions, options, strict=True)]
         self._require_short_enough(ids, prompts, completions)
-        rewards = torch.empty(len(ids))
+        found = []
         by_length = sorted(range(len(ids)), key=lambda b: len(ids[b]))
         for start in range(0, len(ids), self.batch_size):
             rows = by_length[start : start + self.batch_size]
@@ -87,8 +91,8 @@ class LearnedReward:
             input_ids = pad_sequences(batch, self.tokenizer.pad_token_id or 0).to(self.device)
             lengths = torch.tensor(list(map(len, batch)))
             attention_mask = lengths_to_mask(lengths, input_ids.shape[1]).long().to(self.device)
-            rewards[rows] = self.model(input_ids, attention_mask).float().cpu()
-        return rewards.tolist()
+            found.append(self.model(input_ids, attention_mask).float().cpu())
+        return torch.cat(found)[torch.tensor(by_length).argsort()] if found else torch.empty(0)
 
     def tokenize(self, prompt: Prompt, completion: Any, **options: Any) -> list[int]:
         """Return the ids of prompt + completion: messages by the chat template, plain text with one end token.

@@ -17,12 +17,14 @@ from hf_rlhf.models.positions import positions
 from hf_rlhf.models.precision import native_dtype
 from hf_rlhf.models.reward_model import (
     SeparateRewardModel,
+    free_name,
     load_reward_model,
     load_reward_tokenizer,
     require_reward_model,
 )
 from hf_rlhf.models.same_base import stands_on
 from hf_rlhf.rewards.contract import RewardFunction, Rewards
+from hf_rlhf.rewards.ensemble import EnsembleReward, ensemble_folder, load_ensemble
 from hf_rlhf.rewards.learned import LearnedReward
 from hf_rlhf.rewards.named import is_named_reward, make_reward, names_function, require_named, require_no_typing_slip
 from hf_rlhf.types import Model
@@ -40,6 +42,8 @@ def resolve_rewards(
     clips: Sequence[float] | None = None,
     normalize: Sequence[bool] | None = None,
     share_base: bool = True,
+    ensemble_reward: str | None = None,
+    ensemble_std_coef: float | None = None,
 ) -> Rewards:
     """Load what is named by path, make what is named with arguments, wrap models and pipelines, keep functions.
 
@@ -54,6 +58,7 @@ def resolve_rewards(
         weights, clips, normalize: one a reward, or None; see `Rewards`.
         share_base: whether adapters may share the policy's base. Otherwise each gets a base of its own, of the same
             dtype.
+        ensemble_reward, ensemble_std_coef: how an ensemble's rewards are combined, instead of what its file says.
     """
     given: list[Any] = list(sources) if isinstance(sources, (list, tuple)) else [sources]
     tokenizers = list(tokenizers) if isinstance(tokenizers, (list, tuple)) else [tokenizers] * len(given)
@@ -62,9 +67,10 @@ def resolve_rewards(
             f"reward_processing_classes is invalid: it has {len(tokenizers)} entries for {len(given)} rewards. Give one"
             " for each, and None for a function."
         )
+    combination = (ensemble_reward, ensemble_std_coef)
     functions = [
-        _to_function(source, tokenizer, number, policy, device, share_base)
-        for number, (source, tokenizer) in enumerate(zip(given, tokenizers, strict=True))
+        _to_function(source, tokenizer, policy, device, share_base, combination)
+        for source, tokenizer in zip(given, tokenizers, strict=True)
     ]
     return Rewards(functions, weights, clips, normalize)
 
@@ -103,15 +109,17 @@ def separate_dtypes(rewards: Rewards) -> dict[str, torch.dtype]:
 
 
 def reward_models(rewards: Rewards) -> dict[str, Callable[..., Any]]:
-    """Return the models among the rewards, by the reward's name.
+    """Return the models among the rewards, by the reward's name; an ensemble's members are numbered.
 
     Each of them takes token ids, such as a `SharedRewardModel`.
     """
-    return {
-        name: function.model
-        for name, function in zip(rewards.names, rewards.functions, strict=True)
-        if isinstance(function, LearnedReward)
-    }
+    models: dict[str, Callable[..., Any]] = {}
+    for name, function in zip(rewards.names, rewards.functions, strict=True):
+        if isinstance(function, EnsembleReward):
+            models |= {f"{name} ({number})": member for number, member in enumerate(function.members, start=1)}
+        elif isinstance(function, LearnedReward):
+            models[name] = function.model
+    return models
 
 
 def _has_model(function: Any) -> bool:
@@ -120,9 +128,14 @@ def _has_model(function: Any) -> bool:
 
 
 def _to_function(
-    source: Any, tokenizer, number: int, policy: Model | None, device: torch.device, share_base: bool
+    source: Any,
+    tokenizer,
+    policy: Model | None,
+    device: torch.device,
+    share_base: bool,
+    combination: tuple[str | None, float | None],
 ) -> RewardFunction:
-    """Return the reward `source`, the one at `number` in the list, as a function by the contract."""
+    """Return the reward `source` as a function by the contract."""
     if isinstance(source, TextClassificationPipeline):  # its own call gives labels, and squashes the logit
         source, tokenizer = source.model, tokenizer or source.tokenizer
     if isinstance(source, str) and is_named_reward(source):
@@ -130,12 +143,15 @@ def _to_function(
     if isinstance(source, (str, os.PathLike)):
         path = os.fspath(source)
         name = Path(path).name if os.path.isdir(path) else path.split("/")[-1]
-        adapter = "reward" if number == 0 else f"reward_{number}"
         dtype = native_dtype(device)
+        if (folder := ensemble_folder(path)) is not None:
+            shared = policy if share_base else None
+            how = {"combination": combination[0], "std_coef": combination[1]}
+            return load_ensemble(folder, policy=shared, tokenizer=tokenizer, name=name, device=device, **how)
         if not share_base and policy is not None and is_peft_model(policy) and stands_on(adapter_folder(path), policy):
             dtype = base_of(policy).dtype
         reward_model, loaded_tokenizer = load_reward_model(
-            path, policy=policy if share_base else None, name=adapter, dtype=dtype
+            path, policy=policy if share_base else None, name=free_name(policy), dtype=dtype
         )
         tokenizer = tokenizer or loaded_tokenizer
     elif isinstance(source, nn.Module) and hasattr(source, "config"):
