@@ -1,6 +1,7 @@
 """The flags of the recipes, besides those of `PPOConfig`."""
 
 import copy
+import difflib
 import math
 import os
 import re
@@ -18,9 +19,11 @@ from hf_rlhf.errors import InputError, refusals_of_libraries
 from hf_rlhf.models.load import EMBEDDED_MODEL
 from hf_rlhf.models.lora_targets import in_last_blocks, share_of_blocks
 from hf_rlhf.models.precision import NATIVE, dtype_name, native_dtype, warn_of_slow_bfloat16
+from hf_rlhf.ops.preference import BRADLEY_TERRY, COMBINATIONS, REWARD_LOSSES
 from hf_rlhf.progress import say
 from hf_rlhf.recipes.mixture import MixtureDataset, require_fractions
 from hf_rlhf.training.best import Directions, require_best_metric, settle_best_metric
+from hf_rlhf.training.early_stopping import settle_early_stopping
 from hf_rlhf.types import Model
 
 # The metrics of trl's evaluations, without `eval_`: whether more is better, None where that depends.
@@ -179,8 +182,13 @@ class PPOArguments(DataArguments):
 
 @dataclass
 class RewardArguments(DataArguments):
-    """Data of a reward model, and the form in which it is saved."""
+    """Data of a reward model, its loss, and the form in which it is saved."""
 
+    reward_loss: str = flag(
+        BRADLEY_TERRY,
+        "Loss: bradley_terry (trl's, on pairs); on rows of prompt, completions and ratings, k_wise (all pairs of a"
+        " prompt together), plackett_luce (the ranking), regression (the ratings) or binary (ratings that are 0 or 1).",
+    )
     save_merged: bool = flag(True, "Also write merged/, a plain classifier that pipeline() loads.")
     use_margin: bool | None = flag(
         None, "Take margins into the loss; by default those of a column margin, and none made of scores or ratings."
@@ -188,10 +196,41 @@ class RewardArguments(DataArguments):
     rating_weights: list[str] | None = flag(
         None, "Attributes whose weighted sum is the rating of a HelpSteer row, as helpfulness:0.7 correctness:0.3."
     )
+    num_reward_models: int = flag(
+        1, "Train so many adapters on one base, from different seeds: an ensemble, which is a reward as one model is."
+    )
+    ensemble_halves: bool = flag(False, "Train each member of an ensemble on a random half of the prompts.")
+    ensemble_reward: str = flag(
+        "mean", "The reward of an ensemble: mean, min, or mean_minus_std (of its members' rewards)."
+    )
+    ensemble_std_coef: float = flag(1.0, "Lambda of mean_minus_std: mean - lambda x standard deviation.")
+
+    @property
+    def rates(self) -> bool:
+        """True if the loss takes rated groups, and not pairs."""
+        return self.reward_loss != BRADLEY_TERRY
 
     def __post_init__(self):
         super().__post_init__()
         self.weights_of_ratings()
+        if self.reward_loss not in REWARD_LOSSES:
+            close = difflib.get_close_matches(self.reward_loss, REWARD_LOSSES, n=1)
+            meant = f" Did you mean {close[0]}?" if close else ""
+            raise InputError(
+                f"reward_loss={self.reward_loss} is invalid: it must be one of {', '.join(REWARD_LOSSES)}.{meant}"
+            )
+        if self.num_reward_models < 1:
+            raise InputError(f"num_reward_models={self.num_reward_models} is invalid: it must be at least 1.")
+        if self.ensemble_halves and self.num_reward_models == 1:
+            raise InputError(
+                "ensemble_halves=True is invalid with num_reward_models=1, which is no ensemble. Set that to 2 or more."
+            )
+        if self.ensemble_reward not in COMBINATIONS:
+            raise InputError(
+                f"ensemble_reward={self.ensemble_reward} is invalid: it must be one of {', '.join(COMBINATIONS)}."
+            )
+        if not 0 <= self.ensemble_std_coef < float("inf"):
+            raise InputError(f"ensemble_std_coef={self.ensemble_std_coef} is invalid: it must be 0 or above.")
 
     def weights_of_ratings(self) -> dict[str, float]:
         """Return `rating_weights` by attribute. Raises `InputError` for what is no weight."""
@@ -209,8 +248,12 @@ class RewardArguments(DataArguments):
         return weights
 
 
-def _check_training(args: Any, evaluated: Directions) -> None:
-    """Raise `InputError` for what trl's configs take and its trainers refuse late, or do not refuse."""
+def _check_training(args: Any, evaluated: Directions, stops_by: str) -> None:
+    """Raise `InputError` for what trl's configs take and its trainers refuse late, or do not refuse.
+
+    `stops_by` is the metric that early stopping follows by default.
+    """
+    settle_early_stopping(args, stops_by)
     if (args.neftune_noise_alpha or 0) < 0:
         raise InputError(f"neftune_noise_alpha={args.neftune_noise_alpha} is invalid: it must be 0 or above")
     if args.use_liger_kernel and not is_liger_kernel_available():
@@ -253,7 +296,19 @@ class _Autocast:
 
 
 @dataclass
-class RewardTrainingArguments(_Autocast, RewardConfig):
+class _EarlyStopping:
+    """The end of a run of trl's trainers before its last epoch."""
+
+    early_stopping_patience: int | None = flag(
+        None,
+        "Stop after so many evaluations in a row without a better metric_for_best_model (by default the accuracy of a"
+        " reward model, the loss of sft), and keep the best checkpoint. Needs eval_strategy, and save_strategy alike.",
+    )
+    early_stopping_threshold: float = flag(0.0, "By how much an evaluation has to be better, to count as better.")
+
+
+@dataclass
+class RewardTrainingArguments(_Autocast, _EarlyStopping, RewardConfig):
     """TRL's `RewardConfig` with gradient checkpointing off by default: with LoRA it rarely pays."""
 
     gradient_checkpointing: bool | None = flag(None, "Trade compute for memory.")
@@ -262,12 +317,12 @@ class RewardTrainingArguments(_Autocast, RewardConfig):
 
     def __post_init__(self):
         _fit_to_machine(self)
-        _check_training(self, REWARD_EVALUATED)
+        _check_training(self, REWARD_EVALUATED, "accuracy")
         super().__post_init__()
 
 
 @dataclass
-class SFTTrainingArguments(_Autocast, SFTConfig):
+class SFTTrainingArguments(_Autocast, _EarlyStopping, SFTConfig):
     """TRL's `SFTConfig` with gradient checkpointing off by default."""
 
     gradient_checkpointing: bool | None = flag(None, "Trade compute for memory.")
@@ -276,7 +331,7 @@ class SFTTrainingArguments(_Autocast, SFTConfig):
 
     def __post_init__(self):
         _fit_to_machine(self)
-        _check_training(self, SFT_EVALUATED)
+        _check_training(self, SFT_EVALUATED, "loss")
         super().__post_init__()
 
 

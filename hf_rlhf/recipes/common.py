@@ -44,8 +44,10 @@ def output_folder(training) -> Path:
 
 
 @contextmanager
-def run_begun(data: DataArguments, training) -> Iterator[str | None]:
+def run_begun(data: DataArguments, training, *, continues: bool = False) -> Iterator[str | None]:
     """Hold the run's folder while the block runs; yield the checkpoint to resume from, or None for a new run.
+
+    A run that `continues` finds its own files in the folder.
 
     Raises `InputError` when `output_dir` cannot be written to, is in use, holds files that this run would write over,
     or holds another run and this one does not resume it; when there is nothing to resume; for a tracker that is not
@@ -73,7 +75,11 @@ def run_begun(data: DataArguments, training) -> Iterator[str | None]:
     folder = output_folder(training)
     with locked(folder):
         checkpoint = resume_point(folder, data.resume or training.resume_from_checkpoint)
-        if checkpoint is None and (found := [why for why in gather_in_order([in_the_way(folder)]) if why]):
+        if (
+            checkpoint is None
+            and not continues
+            and (found := [why for why in gather_in_order([in_the_way(folder)]) if why])
+        ):
             raise InputError(found[0])
         yield checkpoint
 

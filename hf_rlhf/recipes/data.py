@@ -8,16 +8,19 @@ from typing import Any, NamedTuple
 
 from hf_rlhf.checkpoint.lock import require_folder_name
 from hf_rlhf.data.files import read_rows
+from hf_rlhf.data.groups import prepare_rating_set
 from hf_rlhf.data.layouts import layout_of
 from hf_rlhf.data.preferences import check_no_leak, prepare_preference_set
 from hf_rlhf.data.prepared import PreparedSet
 from hf_rlhf.data.prompts import prepare_prompt_set, prompt_limit
 from hf_rlhf.data.public_formats import RATINGS
+from hf_rlhf.data.rated import check_no_rated_leak, require_labels
 from hf_rlhf.data.report import DataReport, Limit
 from hf_rlhf.data.rows import LoadedRows, require_rows
 from hf_rlhf.data.texts import prepare_ptx_set, prepare_text_set
 from hf_rlhf.data.tokens import NOTHING
 from hf_rlhf.errors import InputError
+from hf_rlhf.ops.preference import BINARY, BRADLEY_TERRY, RATING_LOSSES
 from hf_rlhf.ppo.config import PPOConfig
 from hf_rlhf.progress import say
 from hf_rlhf.recipes.arguments import (
@@ -51,8 +54,13 @@ class Sets(NamedTuple):
 
 
 def reward_sets(script: RewardArguments, training: RewardTrainingArguments, tokenizer) -> Sets:
-    """Prepare preference pairs in TRL's format. Raises `InputError` for anything wrong in them, a leak included."""
+    """Prepare preference pairs in TRL's format, or rated groups for a loss of those.
+
+    Raises `InputError` for anything wrong in them, a leak included.
+    """
     limit = Limit("max_length", training.max_length, "are left out")
+    if script.reward_loss != BRADLEY_TERRY:
+        return _rated_sets(script, training, tokenizer, limit)
     weights = script.weights_of_ratings()
 
     def prepare(rows: LoadedRows, *, role: str) -> PreparedSet:
@@ -72,6 +80,24 @@ def reward_sets(script: RewardArguments, training: RewardTrainingArguments, toke
     if evaluation is None:
         return Sets(train, None, DataReport(reports))
     shared = check_no_leak(train.dataset, evaluation.dataset, source=evaluation.report.source, place=evaluation.place)
+    return Sets(train, evaluation, DataReport(reports, {"evaluation prompts are in training too": shared}))
+
+
+def _rated_sets(script: RewardArguments, training: RewardTrainingArguments, tokenizer, limit: Limit) -> Sets:
+    compared = RATING_LOSSES[script.reward_loss].compares
+    weights = script.weights_of_ratings()
+
+    def prepare(rows: LoadedRows, *, role: str) -> PreparedSet:
+        prepared = prepare_rating_set(
+            rows, tokenizer, role=role, limit=limit, rating_weights=weights, compared=compared
+        )
+        return require_labels(prepared) if script.reward_loss == BINARY else prepared
+
+    train, evaluation, reports = prepare_datasets(script, training, prepare)
+    _require_batch(train, training)
+    if evaluation is None:
+        return Sets(train, None, DataReport(reports))
+    shared = check_no_rated_leak(train, evaluation, source=evaluation.report.source)
     return Sets(train, evaluation, DataReport(reports, {"evaluation prompts are in training too": shared}))
 
 

@@ -1,32 +1,27 @@
 """Train a reward model on preferences with trl's `RewardTrainer`, load it again, and say how good it is."""
 
-import json
+import copy
 import logging
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from transformers import set_seed
 
 from hf_rlhf.data.prepared import rows_of
 from hf_rlhf.errors import InputError
-from hf_rlhf.evaluation.reward_model import Pairs, reward_accuracy
+from hf_rlhf.evaluation.reward_model import Pairs, RatedGroups, rated_accuracy, reward_accuracy
+from hf_rlhf.evaluation.round_trip import CANDIDATES, Probe, check_plain, check_saved
 from hf_rlhf.hub.push import push_folder
 from hf_rlhf.models.adapted import load_reward_start
 from hf_rlhf.models.adapters import base_of, compute_in_base_dtype, is_peft_model
-from hf_rlhf.models.load import public_name, require_fitting_tokenizer, without_zero_3
-from hf_rlhf.models.reward_model import SeparateRewardModel, load_reward_model
-from hf_rlhf.recipes.arguments import (
-    ModelArguments,
-    RewardArguments,
-    RewardTrainingArguments,
-    peft_config,
-)
+from hf_rlhf.models.load import require_fitting_tokenizer
+from hf_rlhf.ops.preference import BINARY
+from hf_rlhf.recipes.arguments import ModelArguments, RewardArguments, RewardTrainingArguments, peft_config
 from hf_rlhf.recipes.common import (
     RunResult,
     announce,
     announce_base,
-    base_and_adapter,
     keep_autocast,
     load_start,
     make_room_for_template,
@@ -40,32 +35,18 @@ from hf_rlhf.recipes.common import (
     tokenizer_of,
     without_template,
 )
-from hf_rlhf.recipes.data import margins_are_used, pairs_for_loss, reward_sets
+from hf_rlhf.recipes.data import Sets, margins_are_used, pairs_for_loss, reward_sets
+from hf_rlhf.recipes.reward_results import write_card, write_results
 from hf_rlhf.records import write_settings
-from hf_rlhf.rewards.learned import LearnedReward
+from hf_rlhf.training.early_stopping import stopping_callbacks
 from hf_rlhf.training.trl_setup import (
+    MERGED_FOLDER,
     adapters_in_base_dtype,
     make_reward_trainer,
     require_positions,
     save_merged,
     save_trained,
 )
-
-RESULT_FILE = "evaluation.json"
-_PROBE_ROWS = 8
-_ROUNDING, _BF16_ROUNDING = 1e-3, 5e-2  # by how much rewards may differ, relatively, where all computes in fp32, or not
-RESULTS = {
-    "train_rows": "Pairs that were trained on.",
-    "reload_gap": f"Largest difference between the rewards of {_PROBE_ROWS} training pairs in memory and after the"
-    " saved model was loaded again: 0 but for rounding.",
-    "eval_accuracy": "Share of the evaluation pairs in which the chosen completion has the higher reward; a tie counts"
-    " half.",
-    "eval_accuracy_low": "Lower bound of its 95 % interval (Wilson).",
-    "eval_accuracy_high": "Upper bound of it.",
-    "eval_margin": "Mean reward of the chosen completion minus that of the rejected one.",
-    "eval_rows": "Pairs that were evaluated.",
-}
-"""Results of `train_reward_model`; without an evaluation set, the first two."""
 
 logger = logging.getLogger(__name__)
 
@@ -74,105 +55,170 @@ def train_reward_model(script: RewardArguments, training: RewardTrainingArgument
     """Train a reward model and save adapter, score head, tokenizer, evaluation and card to `training.output_dir`.
 
     With LoRA, `merged/` beside the adapter is a plain `AutoModelForSequenceClassification`. The saved model is loaded
-    again and must give the rewards that it gave in memory.
+    again and must give the rewards that it gave in memory, in each of its forms (`hf_rlhf.evaluation.round_trip`).
 
     Raises `InputError` for anything wrong in the flags or the data, before training starts.
     """
+    if script.num_reward_models > 1:
+        from hf_rlhf.recipes.reward_ensemble import train_reward_ensemble
+
+        return train_reward_ensemble(script, training, model)
     with run_begun(script, training) as checkpoint:
         training = keep_autocast(training, checkpoint)
-        return _train(script, training, model.on(training.device, checkpoint), checkpoint)
+        model = model.on(training.device, checkpoint)
+        parts = load_parts(script, training, model)
+        open_hub(training)
+        trainer = parts.trainer(script, training)
+        announce(parts.sets.report, training)
+        metrics = train_and_save(trainer, parts, script, training, model, checkpoint)
+        release(trainer)
+        return RunResult(output_folder(training), metrics)
 
 
-def _train(
-    script: RewardArguments, training: RewardTrainingArguments, model: ModelArguments, checkpoint: str | None
-) -> RunResult:
+class RewardParts(NamedTuple):
+    """Start of a reward model's training: a classifier with its tokenizer, and the data."""
+
+    classifier: Any
+    tokenizer: Any
+    config: Any  # of LoRA; None for a model that has an adapter, or trains every weight
+    sets: Sets
+
+    def trainer(self, script: RewardArguments, training: RewardTrainingArguments, rows: Any = None) -> Any:
+        """Make the trainer on all training rows, or on these. Raises `InputError` for rows that do not fit."""
+        rows = self.sets.train.dataset if rows is None else rows
+        held_out = rows_of(self.sets.evaluation)
+        if not script.rates:
+            margins = margins_are_used(self.sets.train, script)
+            rows, held_out = (pairs_for_loss(each, margins=margins) for each in (rows, held_out))
+        trainer: Any = make_reward_trainer(
+            self.classifier,
+            self.tokenizer,
+            without_template(training),
+            rows,
+            held_out,
+            copy.deepcopy(self.config),  # PEFT adds to it
+            loss=script.reward_loss,
+            callbacks=stopping_callbacks(training),
+        )
+        _require_rows(trainer, len(rows), training)
+        require_positions(trainer)
+        return trainer
+
+
+def load_parts(script: RewardArguments, training: RewardTrainingArguments, model: ModelArguments) -> RewardParts:
+    """Check the data and load the model that training starts from. Raises `InputError`."""
     trust = training.trust_remote_code
     tokenizer = tokenizer_of(model, training.chat_template_path, trust_remote_code=trust)
     set_special_tokens(tokenizer, training)
     sets = reward_sets(script, training, tokenizer)
-    train_set, eval_set = sets.train.dataset, rows_of(sets.evaluation)
     set_seed(training.seed)  # before the score head's random start
     classifier = load_start(model, load_reward_start, trust_remote_code=trust)
     config = None if is_peft_model(classifier) else peft_config(model, classifier)
     if training.chat_template_path is not None:
         make_room_for_template(classifier, tokenizer, model, config, trust_remote_code=trust)
     require_fitting_tokenizer(classifier, tokenizer)
-    open_hub(training)
-    margins = margins_are_used(sets.train, script)
-    trainer: Any = make_reward_trainer(
-        classifier,
-        tokenizer,
-        without_template(training),
-        pairs_for_loss(train_set, margins=margins),
-        pairs_for_loss(eval_set, margins=margins),
-        config,
-    )
-    _require_fitting_pairs(trainer, len(train_set), training)
-    require_positions(trainer)
-    train_set = train_set.select(trainer.train_dataset["row"])  # those that are not too long
-    eval_set = None if eval_set is None else eval_set.select(trainer.eval_dataset["row"])
-    announce(sets.report, training)
+    return RewardParts(classifier, tokenizer, config, sets)
+
+
+def train_and_save(
+    trainer: Any,
+    parts: RewardParts,
+    script: RewardArguments,
+    training: RewardTrainingArguments,
+    model: ModelArguments,
+    checkpoint: str | None,
+    rows: Any = None,
+) -> dict[str, float]:
+    """Train, save, check what was saved and evaluate it; return the numbers, on the first rank.
+
+    `rows` are those of the trainer, by default all.
+    """
+    rows = parts.sets.train.dataset if rows is None else rows
+    held_out = rows_of(parts.sets.evaluation)
+    eval_set = None if held_out is None else _read(held_out, trainer.eval_dataset)
     announce_base(trainer.model, training)
     with adapters_in_base_dtype(trainer.model):
         trainer.train(resume_from_checkpoint=checkpoint)
-    folder = output_folder(training)
+    folder, tokenizer = output_folder(training), parts.tokenizer
     save_trained(trainer, folder)
     trained = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)  # without Trainer's autocast
-    probe = Pairs.from_dataset(train_set.select(range(min(_PROBE_ROWS, len(train_set)))))
-    in_memory = LearnedReward(_OwnForward(trained), tokenizer, device=training.device)
-    expected = probe.rewards(in_memory, probe.chosen)  # by every rank, since each may hold a shard of the weights
-    metrics = {"train_rows": float(len(train_set))}
+    candidates = trainer.train_dataset.select(range(min(len(trainer.train_dataset), CANDIDATES)))
+    probe = Probe.of(tokenizer, *_read(rows, candidates).texts)
+    pad_id = tokenizer.pad_token_id or 0
+    expected = probe.rewards(_OwnForward(trained), pad_id, training.device)  # by every rank: each may hold a shard
+    metrics = {"train_rows": float(len(trainer.train_dataset))}
     if trainer.is_world_process_zero():
         write_settings(folder, training, model, script)
-        as_trained = model.load_kwargs() | {"dtype": base_of(trained).dtype}
-        scorer, reward = _reload(folder, as_trained, training)
-        rounding = _BF16_ROUNDING if _fsdp_casts_weights(trainer) else _ROUNDING
-        metrics["reload_gap"] = _require_equal_rewards(folder, expected, probe.rewards(reward, probe.chosen), rounding)
-        if eval_set is not None:
-            metrics |= reward_accuracy(reward, Pairs.from_dataset(eval_set))
-        if script.save_merged:
-            save_merged(scorer.model, reward.tokenizer, folder)
-        (folder / RESULT_FILE).write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+        metrics |= _check_and_evaluate(folder, probe, expected, trained, trainer, eval_set, script, training, model)
         start = start_settings(model, trainer.computation)
-        _write_card(folder, script, training, model, metrics, own_vocabulary(trained), start)
+        write_card(folder, script, training, model, metrics, own_vocabulary(trained), start)
+        write_results(folder, metrics)  # last: it says that the model is whole
         if training.push_to_hub:
             push_folder(folder, training.hub_model_id, private=training.hub_private_repo)
-    release(trainer)
-    return RunResult(folder, metrics)
+    return metrics
 
 
-def _require_fitting_pairs(trainer, rows: int, training: RewardTrainingArguments) -> None:
-    kept = len(trainer.train_dataset)
+def _check_and_evaluate(
+    folder: Path,
+    probe: Probe,
+    expected: list[float],
+    trained: Any,
+    trainer: Any,
+    eval_set: Any,
+    script,
+    training,
+    model,
+) -> dict[str, float]:
+    """Load what was saved in each of its forms, compare their rewards, and measure the accuracy; merge at the end."""
+    trust = {"trust_remote_code": training.trust_remote_code}
+    as_trained = model.load_kwargs() | {"dtype": base_of(trained).dtype} | trust
+    saved = check_saved(folder, probe, expected, as_trained, training.device, casts=_fsdp_casts_weights(trainer))
+    metrics = dict(saved.gaps)
+    if eval_set is not None:
+        metrics |= evaluate_reward(saved.reward, eval_set, script)
+    plain = folder
+    if is_peft_model(saved.model.model):
+        if not script.save_merged:
+            return metrics
+        save_merged(saved.model.model, saved.reward.tokenizer, folder)
+        plain = folder / MERGED_FOLDER
+    rewards = saved.rewards
+    del saved  # before another copy is loaded
+    return metrics | check_plain(plain, probe, rewards, training.device, **trust)
+
+
+def _read(rows: Any, prepared: Any) -> Pairs | RatedGroups:
+    """Return the rows that a trainer prepared, without what it skipped as too long."""
+    used = rows.select(prepared["row"])
+    if "ratings" not in prepared.column_names:
+        return Pairs.from_dataset(used)
+    return RatedGroups.from_dataset(used, prepared["kept"] if "kept" in prepared.column_names else None)
+
+
+def evaluate_reward(reward: Any, eval_set: Pairs | RatedGroups, script: RewardArguments) -> dict[str, float]:
+    """Return how often a reward agrees with pairs or rated groups."""
+    if isinstance(eval_set, RatedGroups):
+        return rated_accuracy(reward, eval_set, labels=script.reward_loss == BINARY)
+    return reward_accuracy(reward, eval_set)
+
+
+def _require_rows(trainer, rows: int, training: RewardTrainingArguments) -> None:
+    kept, loss = len(trainer.train_dataset), getattr(trainer, "rating_loss", None)
+    what, rule = "pairs", f"longer than max_length={training.max_length}"
+    if loss is not None:
+        what, rule = "groups", rule + (", or without two completions of different rating" if loss.compares else "")
     if kept == 0:
-        raise InputError(f"all {rows} pairs are longer than max_length={training.max_length} tokens. Raise max_length")
+        raise InputError(f"all {rows} {what} are {rule} tokens. Raise max_length" if loss is None else (
+            f"all {rows} {what} are {rule}. Raise max_length, or give other ratings"
+        ))  # fmt: skip
     if kept < rows:
-        logger.warning("%d of %d pairs are skipped: longer than max_length=%s", rows - kept, rows, training.max_length)
-
-
-def _reload(folder: Path, load_kwargs: dict[str, Any], training) -> tuple[SeparateRewardModel, LearnedReward]:
-    """Load what was saved, as a user would."""
-    with without_zero_3():  # under which loading would take all ranks
-        scorer, tokenizer = load_reward_model(str(folder), **load_kwargs, trust_remote_code=training.trust_remote_code)
-    assert isinstance(scorer, SeparateRewardModel)
-    scorer.model.to(training.device)  # pyright: ignore[reportCallIssue]
-    return scorer, LearnedReward(scorer, tokenizer, device=training.device)
+        logger.warning("%d of %d %s are skipped: %s", rows - kept, rows, what, rule)
 
 
 def _fsdp_casts_weights(trainer) -> bool:
     """Return whether FSDP computes in another dtype than that of the weights (`bf16`): then so do rewards in memory."""
     plugin: Any = getattr(trainer.accelerator.state, "fsdp_plugin", None)
     return plugin is not None and plugin.mixed_precision_policy is not None
-
-
-def _require_equal_rewards(folder: Path, expected: list[float], found: list[float], rounding: float) -> float:
-    """Return the largest difference of the rewards in memory and after loading; raise above relative `rounding`."""
-    gap = max(abs(a - b) for a, b in zip(expected, found, strict=True))
-    if gap > rounding * max(1.0, *map(abs, expected)):
-        raise RuntimeError(
-            f"the reward model saved in {folder} gives {_PROBE_ROWS} training pairs other rewards after loading"
-            f" (largest difference {gap:.3g}). Do not use it"
-        )
-    return gap
 
 
 class _OwnForward:
@@ -185,38 +231,3 @@ class _OwnForward:
     def __call__(self, input_ids, attention_mask):
         with compute_in_base_dtype(self.model):
             return self.model(input_ids=input_ids, attention_mask=attention_mask).logits[:, 0].float()
-
-
-def _write_card(
-    folder: Path,
-    script: RewardArguments,
-    training,
-    model: ModelArguments,
-    metrics,
-    vocabulary: int | None,
-    start: dict[str, Any],
-) -> None:
-    from hf_rlhf.hub.model_card import hub_names, reward_model_card
-
-    results = {
-        "pairs trained on": f"{metrics['train_rows']:.0f}",
-        **(
-            {
-                "held-out accuracy": f"{metrics['eval_accuracy']:.3f} (95% interval {metrics['eval_accuracy_low']:.3f}"
-                f" to {metrics['eval_accuracy_high']:.3f}, {metrics['eval_rows']:.0f} pairs)"
-            }
-            if "eval_accuracy" in metrics
-            else {}
-        ),
-    }
-    names = "learning_rate num_train_epochs per_device_train_batch_size gradient_accumulation_steps max_length seed"
-    card = reward_model_card(
-        model_id=training.hub_model_id or folder.name,
-        base_model=public_name(base_and_adapter(model)[0]),
-        results=results,
-        settings={name: getattr(training, name) for name in names.split()} | start,
-        datasets=hub_names(*script.dataset_names()),
-        adapter=model.use_peft,
-        vocabulary=vocabulary,
-    )
-    (folder / "README.md").write_text(card, encoding="utf-8")

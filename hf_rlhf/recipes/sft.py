@@ -40,6 +40,7 @@ from hf_rlhf.recipes.data import sft_sets
 from hf_rlhf.records import write_settings
 from hf_rlhf.rollout.sampling import Sampling
 from hf_rlhf.rollout.stops import configured_end_ids, stop_token_ids, unknown_end_of_turn
+from hf_rlhf.training.early_stopping import stopping_callbacks
 from hf_rlhf.training.trl_setup import adapters_in_base_dtype, require_positions, save_trained
 from hf_rlhf.types import Model
 
@@ -85,6 +86,7 @@ def _train(
             eval_dataset=eval_set,
             processing_class=tokenizer,
             peft_config=config,
+            callbacks=stopping_callbacks(training),
         )
     require_positions(trainer)
     if unknown_end_of_turn(base_of(policy), tokenizer, Sampling(), train_set[0]) is None:

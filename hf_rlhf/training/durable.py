@@ -93,8 +93,11 @@ class DurableTrainer(ResumingTrainer):
                 return super().train(self._resumed_from, *args, **kwargs)
 
     def _run_epoch(self, **kwargs):
-        """Like `Trainer._run_epoch`, but a run resumed from its last update makes no further updates."""
-        if self.state.global_step < self.state.max_steps:
+        """Like `Trainer._run_epoch`, but a run resumed from its last update makes no further updates.
+
+        That is the last one of `max_steps`, or the one after which it stopped early.
+        """
+        if self.state.global_step < self.state.max_steps and not self.control.should_training_stop:
             super()._run_epoch(**kwargs)
         else:
             self.control.should_training_stop = True

@@ -14,7 +14,7 @@ from tiny_data import PPO_FLAGS, conversational_pairs, plain_pairs, prompt_rows
 
 from hf_rlhf.cli import main
 from hf_rlhf.errors import InputError
-from hf_rlhf.recipes.reward import RESULTS
+from hf_rlhf.recipes.reward_results import RESULTS
 
 REPOSITORY = Path(__file__).parents[2]
 REWARD_FLAGS = ["--num_train_epochs", "20", "--learning_rate", "3e-3", "--logging_steps", "5"]
