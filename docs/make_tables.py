@@ -14,7 +14,7 @@ from hf_rlhf.cli.help import own_groups
 from hf_rlhf.ppo.config import PPOConfig
 from hf_rlhf.ppo.metrics import METRICS
 from hf_rlhf.recipes.arguments import DataArguments, ModelArguments, PPOArguments
-from hf_rlhf.recipes.reward import RESULTS
+from hf_rlhf.recipes.reward_results import RESULTS
 
 DOCS = Path(__file__).parent
 
