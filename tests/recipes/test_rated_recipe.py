@@ -66,8 +66,6 @@ def test_two_ranks_log_what_one_process_logs(flags, write_rows, tmp_path):
 @pytest.mark.parametrize(
     ("row", "argv", "message"),
     [
-        ({"ratings": [1, 2]}, (), "one number for each of the completions"),
-        ({"ratings": [1, 2, None]}, (), "no finite number"),
         ({"ratings": [1, 0, 0.5]}, ("--reward_loss", "binary"), "labels are 0 or 1"),
         ({}, ("--reward_loss", "kwise"), "Did you mean k_wise?"),
     ],
