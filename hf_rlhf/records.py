@@ -24,7 +24,7 @@ WALL_CLOCK = ("time/", "step_time", "eps", "runtime", "per_second")
 _OF_THE_START = ("resume", "resume_from_checkpoint", "output_dir", "logging_dir", "run_name", "disable_tqdm")
 _OF_A_MODEL = (
     "*.safetensors", "adapter_config.json", "config.json", "tokenizer*.json", "README.md", "curves.png",
-    "evaluation.json", "merged",
+    "evaluation.json", "report_card.*", "merged",
 )  # fmt: skip
 
 

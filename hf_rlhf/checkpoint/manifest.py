@@ -21,7 +21,7 @@ def write_manifest(folder: Path, **facts: Any) -> None:
     files = {}
     for file in _files(folder):
         flush(file)
-        files[file.relative_to(folder).as_posix()] = {"size": file.stat().st_size, "sha256": _digest(file)}
+        files[file.relative_to(folder).as_posix()] = {"size": file.stat().st_size, "sha256": file_digest(file)}
     (folder / MANIFEST_FILE).write_text(_rendered({"format": FORMAT, **facts, "files": files}), encoding="utf-8")
     flush(folder / MANIFEST_FILE)
     for inner in [path for path in folder.rglob("*") if path.is_dir()]:
@@ -44,7 +44,7 @@ def verified_facts(folder: Path) -> dict[str, Any]:
         size = (folder / name).stat().st_size
         if size != expected["size"]:
             raise DamagedCheckpoint(f"{name} has {size} bytes instead of {expected['size']}")
-        if _digest(folder / name) != expected["sha256"]:
+        if file_digest(folder / name) != expected["sha256"]:
             raise DamagedCheckpoint(f"the content of {name} has changed")
     if added := sorted(name for name in found - set(listed) if name.endswith(_WEIGHTS)):
         raise DamagedCheckpoint(f"{added[0]} does not belong to it")
@@ -91,7 +91,8 @@ def _files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if not path.is_dir() and path != folder / MANIFEST_FILE)
 
 
-def _digest(file: Path) -> str:
+def file_digest(file: Path) -> str:
+    """Return the sha256 digest of a file's content."""
     digest = hashlib.sha256()
     with file.open("rb") as content:
         while chunk := content.read(_CHUNK):

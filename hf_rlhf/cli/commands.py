@@ -33,6 +33,16 @@ def reward(argv: Sequence[str]) -> None:
     _print_result(result)
 
 
+def report_card(argv: Sequence[str]) -> None:
+    """Say how good a reward model is, and what it learned."""
+    from hf_rlhf.cli.parsing import parse_arguments
+    from hf_rlhf.recipes.report_card import ReportCardArguments, report_card
+
+    if argv and not argv[0].startswith("-"):
+        argv = ["--reward_model_path", *argv]
+    report_card(*parse_arguments([ReportCardArguments], argv, "hf-rlhf report-card"))
+
+
 def ppo(argv: Sequence[str]) -> None:
     """Train a policy with PPO against rewards."""
     from hf_rlhf.cli.parsing import parse_arguments
@@ -110,6 +120,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "ai-feedback": ai_feedback,
     "sft": sft,
     "reward": reward,
+    "report-card": report_card,
     "ppo": ppo,
     "plan": plan,
     "data": data,

@@ -87,8 +87,14 @@ def prepare_preferences(
     Raises InputError for missing columns, for values that are None, empty or of the wrong kind (row numbers count
     from 0), for a `margin` that is no number, and when no row is left.
     """
-    read = read_pairs(LoadedRows.given(dataset, source=source), rating_weights)
-    rows, pairs, report = _keep(read)
+    return prepare_loaded_preferences(LoadedRows.given(dataset, source=source), rating_weights)
+
+
+def prepare_loaded_preferences(
+    rows: LoadedRows, rating_weights: Mapping[str, float] = NOTHING
+) -> PreparedPreferences:
+    """Like `prepare_preferences`, but of rows from a file, of which the bad ones that may be skipped are skipped."""
+    rows, pairs, report = _keep(read_pairs(rows, rating_weights))
     return PreparedPreferences(_with_pairs(rows.dataset, pairs), report)
 
 

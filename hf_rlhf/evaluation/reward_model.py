@@ -12,6 +12,9 @@ from hf_rlhf.ops.padding import lengths_to_mask
 from hf_rlhf.ops.preference import agreement, label_agreement, preference_accuracy
 from hf_rlhf.rewards.calls import accepted
 
+ABOUT_PAIRS = ("margin", "source", "subset")
+"""Columns that say how much better the chosen answer is, and where a pair comes from."""
+
 
 class Pairs(NamedTuple):
     """Preferences as a reward function takes them."""
@@ -20,6 +23,7 @@ class Pairs(NamedTuple):
     chosen: list[Any]
     rejected: list[Any]
     options: Mapping[str, list[Any]] = NOTHING  # columns `tools` and `chat_template_kwargs`, where the set has them
+    about: Mapping[str, list[Any]] = NOTHING  # those of `ABOUT_PAIRS`, where the set has them; no reward gets these
 
     @property
     def texts(self) -> tuple[list[Any], list[Any], Mapping[str, list[Any]]]:
@@ -29,12 +33,32 @@ class Pairs(NamedTuple):
     @classmethod
     def from_dataset(cls, dataset) -> "Pairs":
         """Read TRL's preference format; a set without a prompt column has whole texts or dialogues to compare."""
-        names = [name for name in ("prompt", "chosen", "rejected") if name in dataset.column_names]
+        names = [name for name in ("prompt", "chosen", "rejected", *ABOUT_PAIRS) if name in dataset.column_names]
         columns = read_columns(dataset, with_row_options(names, dataset.column_names))
         nothing = [] if isinstance(columns["chosen"][0], list) else ""
         prompts = columns.get("prompt") or [nothing] * len(dataset)
-        options = {name: columns[name] for name in ROW_OPTIONS if name in columns}
-        return cls(prompts, columns["chosen"], columns["rejected"], options)
+        options, about = (
+            {name: columns[name] for name in group if name in columns} for group in (ROW_OPTIONS, ABOUT_PAIRS)
+        )
+        return cls(prompts, columns["chosen"], columns["rejected"], options, about)
+
+    def select(self, rows: Sequence[int]) -> "Pairs":
+        """Return these pairs alone, in this order."""
+
+        def of(values: Sequence[Any]) -> list[Any]:
+            return [values[row] for row in rows]
+
+        options, about = ({name: of(column) for name, column in group.items()} for group in (self.options, self.about))
+        return Pairs(of(self.prompts), of(self.chosen), of(self.rejected), options, about)
+
+    def as_messages(self) -> "Pairs":
+        """Return pairs of text as one question of the user and one answer of the assistant each."""
+
+        def of(role: str, texts: Sequence[str]) -> list[list[dict[str, str]]]:
+            return [[{"role": role, "content": text}] for text in texts]
+
+        chosen, rejected = of("assistant", self.chosen), of("assistant", self.rejected)
+        return Pairs(of("user", self.prompts), chosen, rejected, self.options, self.about)
 
     def rewards(self, reward: Callable[..., list[float]], answers: list[Any]) -> list[float]:
         """Return the rewards of `chosen` or `rejected` by a function of TRL's contract."""

@@ -82,6 +82,7 @@ def reward_model_card(
     headline: str = "",
     results: Mapping[str, Any] | None = None,
     settings: Mapping[str, Any] | None = None,
+    report_card: Mapping[str, Any] | None = None,
     curve_image: str | None = None,
     datasets: Sequence[str] = (),
     adapter: bool = True,
@@ -96,7 +97,8 @@ def reward_model_card(
 
     The model is a LoRA adapter with a score head, or every weight.
 
-    The fields are those of `policy_card`; `results` maps each metric to its value ("held-out accuracy": 0.91).
+    The fields are those of `policy_card`; `results` maps each metric to its value ("held-out accuracy": 0.91), and
+    `report_card` is the content of report_card.json.
     """
     return _card(
         "reward_model.md.j2",
@@ -108,6 +110,7 @@ def reward_model_card(
         headline=headline,
         results=results or {},
         settings=settings or {},
+        report_card=report_card,
         curve_image=quote(curve_image) if curve_image else None,
         datasets=datasets,
         adapter=adapter,

@@ -173,6 +173,9 @@ class PPOArguments(DataArguments):
     """Prompts, rewards and texts of a PPO run."""
 
     reward_model_path: str | None = flag(None, "Folder or Hub name of a trained reward model.")
+    require_report_card: bool = flag(
+        False, "Refuse a reward model without a report card of its weights, or whose card says: do not use."
+    )
     reward_funcs: list[str] | None = flag(None, "More rewards: models, file.py:name, or named ones (regex:pattern=a).")
     ptx_dataset_name: str | None = flag(None, "Texts for the language-model loss of PPO-ptx, with ptx_coef.")
     ptx_dataset_config: str | None = flag(None, "Configuration of ptx_dataset_name, for a Hub dataset.")

@@ -34,6 +34,7 @@ from hf_rlhf.recipes.common import (
 )
 from hf_rlhf.recipes.data import ppo_sets
 from hf_rlhf.recipes.plan import planned_peak, write_plan
+from hf_rlhf.recipes.report_card import check_report_cards
 from hf_rlhf.records import iteration_rows
 from hf_rlhf.rewards.cache import RewardCache
 from hf_rlhf.rewards.contract import RewardFunction
@@ -67,6 +68,7 @@ def _train(
     if training.reward_cache is not None:
         with failing_together():
             RewardCache(training.reward_cache).close()  # a folder that cannot be used, before models are loaded
+    check_report_cards(rewards, required=script.require_report_card)
     tokenizer = tokenizer_of(model, script.chat_template_path)
     sets = ppo_sets(script, training, tokenizer, rewards)
     planned = planned_peak(script, training, model)

@@ -2,6 +2,8 @@
 
 import copy
 import logging
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,6 +12,8 @@ from transformers import set_seed
 
 from hf_rlhf.data.prepared import rows_of
 from hf_rlhf.errors import InputError
+from hf_rlhf.evaluation.report_card.card import ReportCard
+from hf_rlhf.evaluation.report_card.guard import weights_of
 from hf_rlhf.evaluation.reward_model import Pairs, RatedGroups, rated_accuracy, reward_accuracy
 from hf_rlhf.evaluation.round_trip import CANDIDATES, Probe, check_plain, check_saved
 from hf_rlhf.hub.push import push_folder
@@ -36,8 +40,10 @@ from hf_rlhf.recipes.common import (
     without_template,
 )
 from hf_rlhf.recipes.data import Sets, margins_are_used, pairs_for_loss, reward_sets
+from hf_rlhf.recipes.report_card import card_of_run
 from hf_rlhf.recipes.reward_results import write_card, write_results
 from hf_rlhf.records import write_settings
+from hf_rlhf.rewards.learned import LearnedReward
 from hf_rlhf.training.early_stopping import stopping_callbacks
 from hf_rlhf.training.trl_setup import (
     MERGED_FOLDER,
@@ -128,14 +134,15 @@ def train_and_save(
     model: ModelArguments,
     checkpoint: str | None,
     rows: Any = None,
+    *,
+    card: bool = True,
 ) -> dict[str, float]:
     """Train, save, check what was saved and evaluate it; return the numbers, on the first rank.
 
-    `rows` are those of the trainer, by default all.
+    `rows` are those of the trainer, by default all. Where it is evaluated on pairs, it gets a report `card`.
     """
     rows = parts.sets.train.dataset if rows is None else rows
     held_out = rows_of(parts.sets.evaluation)
-    eval_set = None if held_out is None else _read(held_out, trainer.eval_dataset)
     announce_base(trainer.model, training)
     with adapters_in_base_dtype(trainer.model):
         trainer.train(resume_from_checkpoint=checkpoint)
@@ -149,7 +156,21 @@ def train_and_save(
     metrics = {"train_rows": float(len(trainer.train_dataset))}
     if trainer.is_world_process_zero():
         write_settings(folder, training, model, script)
-        metrics |= _check_and_evaluate(folder, probe, expected, trained, trainer, eval_set, script, training, model)
+
+        def measure(reward: LearnedReward) -> tuple[dict[str, float], ReportCard | None]:
+            if held_out is None:
+                return {}, None
+            eval_set = _read(held_out, trainer.eval_dataset)
+            if isinstance(eval_set, RatedGroups) or not card:
+                return evaluate_reward(reward, eval_set, script), None
+            pairs = rows.select(trainer.train_dataset["row"])
+            skipped = len(held_out) - len(trainer.eval_dataset)
+            made = card_of_run(
+                folder, reward, eval_set, pairs, script, skipped=skipped, limit=training.max_length
+            )
+            return made.metrics(), made
+
+        metrics |= _check_and_evaluate(folder, probe, expected, trained, trainer, measure, script, training, model)
         start = start_settings(model, trainer.computation)
         write_card(folder, script, training, model, metrics, own_vocabulary(trained), start)
         write_results(folder, metrics)  # last: it says that the model is whole
@@ -164,27 +185,30 @@ def _check_and_evaluate(
     expected: list[float],
     trained: Any,
     trainer: Any,
-    eval_set: Any,
+    measure: Callable[[LearnedReward], tuple[dict[str, float], ReportCard | None]],
     script,
     training,
     model,
 ) -> dict[str, float]:
-    """Load what was saved in each of its forms, compare their rewards, and measure the accuracy; merge at the end."""
+    """Load what was saved in each of its forms, compare their rewards, and measure the accuracy; merge at the end.
+
+    The report card is written last, with the digests of all forms.
+    """
     trust = {"trust_remote_code": training.trust_remote_code}
     as_trained = model.load_kwargs() | {"dtype": base_of(trained).dtype} | trust
     saved = check_saved(folder, probe, expected, as_trained, training.device, casts=_fsdp_casts_weights(trainer))
-    metrics = dict(saved.gaps)
-    if eval_set is not None:
-        metrics |= evaluate_reward(saved.reward, eval_set, script)
-    plain = folder
+    measured, card = measure(saved.reward)
+    metrics, plain, rewards = saved.gaps | measured, folder, saved.rewards
     if is_peft_model(saved.model.model):
-        if not script.save_merged:
-            return metrics
+        plain = folder / MERGED_FOLDER if script.save_merged else None
+    if plain is not None and plain != folder:
         save_merged(saved.model.model, saved.reward.tokenizer, folder)
-        plain = folder / MERGED_FOLDER
-    rewards = saved.rewards
     del saved  # before another copy is loaded
-    return metrics | check_plain(plain, probe, rewards, training.device, **trust)
+    if plain is not None:
+        metrics |= check_plain(plain, probe, rewards, training.device, **trust)
+    if card is not None:
+        replace(card, weights=weights_of(folder)).write(folder)
+    return metrics
 
 
 def _read(rows: Any, prepared: Any) -> Pairs | RatedGroups:

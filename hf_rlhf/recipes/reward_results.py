@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from hf_rlhf.evaluation.report_card.guard import read_report_card
 from hf_rlhf.models.load import public_name
 from hf_rlhf.recipes.arguments import ModelArguments, RewardArguments
 from hf_rlhf.recipes.common import base_and_adapter
@@ -59,6 +60,7 @@ def write_card(
         model_id=training.hub_model_id or folder.name,
         base_model=public_name(base_and_adapter(model)[0]),
         results=results,
+        report_card=read_report_card(folder),
         settings=settings | ({"reward_loss": script.reward_loss} if script.rates else {}),
         datasets=hub_names(*script.dataset_names()),
         adapter=model.use_peft,

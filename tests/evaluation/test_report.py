@@ -2,33 +2,16 @@
 
 import base64
 import re
-from html.parser import HTMLParser
 
 import pytest
+from pages import HOSTILE, Page
 
 from hf_rlhf.evaluation.metrics import BeforeAfter
 from hf_rlhf.evaluation.report import ReportFigure, SamplePair, write_report
 
-HOSTILE = '<script>alert(1)</script> {{ 7*7 }} {% raw %} "quoted" & <b>bold</b>'
 PIXEL = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 )
-
-
-class Page(HTMLParser):
-    """Collects the tags and the text that a browser would see."""
-
-    def __init__(self, html):
-        super().__init__()
-        self.tags, self.attributes, self.text = [], [], ""
-        self.feed(html)
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append(tag)
-        self.attributes += attrs
-
-    def handle_data(self, data):
-        self.text += data
 
 
 @pytest.fixture

@@ -1,0 +1,43 @@
+"""The style that every page of this package shares: a light and a dark theme, for wide and narrow windows."""
+
+PAGE_STYLE = """
+:root { --page: #f6f7f9; --card: #fff; --ink: #1f2630; --muted: #5d6878; --line: #e1e5ea; --accent: #0072b2; --after: #eaf3f9; }
+@media (prefers-color-scheme: dark) {
+  :root { --page: #12161c; --card: #1b2129; --ink: #e6eaf0; --muted: #9aa6b6; --line: #303946; --accent: #62b5e5; --after: #182b38; }
+}
+* { box-sizing: border-box; }
+body { margin: 0; background: var(--page); color: var(--ink); font: 16px/1.55 system-ui, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; }
+main { max-width: 1080px; margin: 0 auto; padding: 40px 24px 64px; }
+h1 { margin: 0 0 8px; font-size: 18px; font-weight: 600; color: var(--muted); }
+.headline { margin: 0 0 32px; font-size: clamp(22px, 3.2vw, 32px); line-height: 1.25; font-weight: 700; text-wrap: balance; }
+h2 { margin: 44px 0 14px; font-size: 20px; }
+.card { background: var(--card); border: 1px solid var(--line); border-radius: 12px; overflow-x: auto; }
+table { width: 100%; border-collapse: collapse; }
+th, td { padding: 10px 18px; text-align: left; border-top: 1px solid var(--line); overflow-wrap: anywhere; }
+thead th { border-top: 0; color: var(--muted); font-size: 14px; font-weight: 600; }
+tbody th { font-weight: 500; }
+.number { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; }
+.change { font-weight: 700; color: var(--accent); }
+figure { margin: 0 0 20px; }
+figure > .card { background: #fff; padding: 10px; }
+img { display: block; width: 100%; max-width: 100%; height: auto; }
+figcaption, .empty { color: var(--muted); font-size: 14px; }
+figcaption { margin-top: 8px; }
+.sample { margin-bottom: 16px; }
+.prompt { margin: 0; padding: 12px 18px; font-weight: 600; overflow-wrap: anywhere; }
+.replies { display: grid; grid-template-columns: 1fr 1fr; border-top: 1px solid var(--line); }
+.reply { padding: 12px 18px 16px; min-width: 0; }
+.reply + .reply { background: var(--after); border-left: 1px solid var(--line); }
+.reply header { display: flex; justify-content: space-between; gap: 12px; font-size: 14px; font-weight: 600; color: var(--muted); }
+.reply p { margin: 6px 0 0; white-space: pre-wrap; overflow-wrap: anywhere; }
+pre { margin: 0; padding: 16px 18px; overflow-x: auto; font: 14px/1.5 ui-monospace, Consolas, "DejaVu Sans Mono", monospace; }
+.settings th { width: 40%; }
+.settings td { font-variant-numeric: tabular-nums; }
+@media (max-width: 640px) {
+  main { padding: 24px 14px 48px; }
+  th, td { padding: 9px 10px; font-size: 14.5px; }
+  .replies { grid-template-columns: 1fr; }
+  .reply + .reply { border-left: 0; border-top: 1px solid var(--line); }
+}
+@media print { body { background: #fff; } .card, figure { break-inside: avoid; } }
+"""

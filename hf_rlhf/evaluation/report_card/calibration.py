@@ -1,0 +1,122 @@
+"""Probabilities that the score differences stand for, against what people chose; and scores against length."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from hf_rlhf.evaluation.metrics import Z_95, wilson_interval
+from hf_rlhf.evaluation.report_card.agreement import share, wins
+from hf_rlhf.evaluation.report_card.scoring import ScoredPairs
+
+_BINS, _PAIRS_OF_A_BIN, _POINTS = 10, 30, 400
+
+
+@dataclass(frozen=True, slots=True)
+class CalibrationBin:
+    """Mean probability of `n` pairs that the preferred answer is the chosen one, and the share of which it is."""
+
+    n: int
+    probability: float
+    share: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """Agreement of `sigmoid(score difference)` with the choices.
+
+    `error` is the expected calibration error, `sum n_b / n |share_b - probability_b|`. Chance alone gives a reward
+    whose probabilities are exact about `error_by_chance`. `overconfidence` is the mean probability minus the share of
+    all pairs: above 0 the reward is more certain than it is right. `log_loss` is the mean of `-log sigmoid(chosen - rejected)`:
+    0.693 for a reward that knows nothing.
+    """
+
+    bins: list[CalibrationBin]
+    error: float
+    error_by_chance: float
+    overconfidence: float
+    log_loss: float
+
+
+@dataclass(frozen=True, slots=True)
+class LengthEffect:
+    """Regression of score differences on length differences of the same pair, through the origin.
+
+    `slope` is in scores per token, bounded at 95% by `low` and `high` (standard error of White 1980). `correlation` is
+    that of the two differences, about zero. `picks_longer` is the share of pairs in which the longer text has the
+    higher score; `people_pick_longer` that in which people chose it. `points` are (tokens, score) of some pairs.
+    """
+
+    unit: str
+    slope: float
+    low: float
+    high: float
+    correlation: float
+    correlation_low: float
+    correlation_high: float
+    picks_longer: float
+    people_pick_longer: float
+    points: list[tuple[float, float]]
+
+
+def calibration_of(differences: Sequence[float]) -> Calibration:
+    """Compare probabilities and choices in bins of equally many pairs; `differences` are chosen minus rejected."""
+    rows = sorted(
+        (sigmoid(abs(difference)), won) for difference, won in zip(differences, wins(differences), strict=True)
+    )
+    count = max(1, min(_BINS, len(rows) // _PAIRS_OF_A_BIN))
+    bins, error, by_chance = [], 0.0, 0.0
+    for number in range(count):
+        part = rows[len(rows) * number // count : len(rows) * (number + 1) // count]
+        probability, found, weight = share(p for p, _ in part), share(won for _, won in part), len(part) / len(rows)
+        bins.append(CalibrationBin(len(part), probability, found, *wilson_interval(found, len(part))))
+        error += weight * abs(found - probability)
+        # E|x| of a normal is std * sqrt(2 / pi)
+        by_chance += weight * math.sqrt(2 / math.pi * share(p * (1 - p) for p, _ in part) / len(part))
+    overconfidence = share(p for p, _ in rows) - share(won for _, won in rows)
+    return Calibration(bins, error, by_chance, overconfidence, share(softplus(-each) for each in differences))
+
+
+def length_effect(scored: ScoredPairs, unit: str) -> LengthEffect:
+    """Measure how much of a score difference a length difference predicts."""
+    scores = [chosen - rejected for chosen, rejected in zip(scored.chosen, scored.rejected, strict=True)]
+    lengths = [float(c - r) for c, r in zip(scored.chosen_tokens, scored.rejected_tokens, strict=True)]
+    squares, products = math.fsum(x * x for x in lengths), math.fsum(map(math.prod, zip(lengths, scores, strict=True)))
+    slope = products / squares if squares else 0.0
+    residuals = math.fsum((x * (y - slope * x)) ** 2 for x, y in zip(lengths, scores, strict=True))
+    half = Z_95 * math.sqrt(residuals) / squares if squares else 0.0
+    spread = math.sqrt(squares) * math.sqrt(math.fsum(y * y for y in scores))
+    correlation = max(-1.0, min(1.0, products / spread)) if spread else 0.0
+    unequal = [(x, y) for x, y in zip(lengths, scores, strict=True) if x]
+    step = max(len(scores) / _POINTS, 1)
+    kept = [int(number * step) for number in range(min(len(scores), _POINTS))]
+    return LengthEffect(
+        unit,
+        slope,
+        slope - half,
+        slope + half,
+        correlation,
+        *_fisher_interval(correlation, len(scores)),
+        picks_longer=share(wins(x * y for x, y in unequal)) if unequal else 0.5,
+        people_pick_longer=share(wins(x for x, _ in unequal)) if unequal else 0.5,
+        points=[(lengths[row], round(scores[row], 5)) for row in kept],
+    )
+
+
+def _fisher_interval(correlation: float, n: int) -> tuple[float, float]:
+    """Return `tanh(atanh(r) +- 1.96 / sqrt(n - 2))`, the interval of Fisher (1915) with one mean fewer to estimate."""
+    if n <= 2 or abs(correlation) > 1 - 1e-12:
+        return (-1.0, 1.0) if n <= 2 else (correlation, correlation)
+    middle, half = math.atanh(correlation), Z_95 / math.sqrt(n - 2)
+    return math.tanh(middle - half), math.tanh(middle + half)
+
+
+def sigmoid(x: float) -> float:
+    """Return `1 / (1 + exp(-x))`, for any finite x."""
+    return 1 / (1 + math.exp(-x)) if x >= 0 else math.exp(x) / (1 + math.exp(x))
+
+
+def softplus(x: float) -> float:
+    """Return `log(1 + exp(x))`, for any finite x."""
+    return max(x, 0.0) + math.log1p(math.exp(-abs(x)))

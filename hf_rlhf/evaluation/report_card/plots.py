@@ -1,0 +1,178 @@
+"""Plots of the report card as inline SVG, which takes its colors from the page and so fits its light and dark theme."""
+
+import html
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from hf_rlhf.evaluation.report_card.calibration import Calibration, LengthEffect
+from hf_rlhf.evaluation.report_card.distribution import Distribution
+
+WIDTH = 380
+_LEFT, _RIGHT, _TOP, _BOTTOM, _HEIGHT = 46, 18, 12, 44, 290
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A line of `interval_plot`: a share with its interval, a class for its color, and a second mark if any."""
+
+    name: str
+    value: float
+    low: float
+    high: float
+    color: str = "model"
+    mark: float | None = None
+    note: str = ""
+
+
+def interval_plot(rows: Sequence[Row], alt: str, chance: float | None = 0.5) -> str:
+    """Draw shares from 0 to 100% as dots with their intervals, one line of text above each."""
+    step, top = 42, 8
+    height = top + step * len(rows) + 26
+    bottom = top + step * len(rows)
+
+    def x(value: float) -> float:
+        return 8 + (WIDTH - 16) * value
+
+    parts = [_line(x(tick / 4), top, x(tick / 4), bottom, "grid") for tick in range(5)]
+    if chance is not None:
+        parts.append(_line(x(chance), top, x(chance), bottom, "chance"))
+    for number, row in enumerate(rows):
+        y = top + step * number + 30
+        parts += [
+            _text(8, y - 13, row.name, "label"),
+            _text(WIDTH - 8, y - 13, row.note or f"{row.value:.1%}", f"value {row.color}", "end"),
+            _line(8, y, WIDTH - 8, y, "track"),
+            _line(x(row.low), y, x(row.high), y, f"interval {row.color}"),
+            f'<circle class="dot {row.color}" cx="{x(row.value):.1f}" cy="{y}" r="5.5"/>',
+        ]
+        if row.mark is not None:
+            parts.append(_line(x(row.mark), y - 8, x(row.mark), y + 8, "mark"))
+    anchors = ("start", "middle", "middle", "middle", "end")
+    parts += [_text(x(n / 4), bottom + 18, f"{n * 25}%", "tick", anchor) for n, anchor in enumerate(anchors)]
+    return _svg(parts, alt, height)
+
+
+def calibration_plot(calibration: Calibration, alt: str) -> str:
+    """Draw the share of right preferences in each bin against its probability, with the line where both are equal."""
+    high = max(0.6, _ceiling(max(each.probability for each in calibration.bins)))
+    low_y = max(0.0, min(0.4, *(each.low // 0.1 * 0.1 for each in calibration.bins)))
+    axes = _Axes((0.5, high), (low_y, 1.0))
+    ticks_x, ticks_y = _tenths(0.5, high), _tenths(low_y, 1.0)
+    parts = axes.frame(ticks_x, ticks_y, "probability by the score difference", "share right", percent=True)
+    parts.append(_line(axes.x(0.5), axes.y(0.5), axes.x(high), axes.y(high), "ideal"))
+    for each in calibration.bins:
+        x = axes.x(each.probability)
+        parts.append(_line(x, axes.y(each.low), x, axes.y(each.high), "interval model"))
+        parts.append(f'<circle class="dot model" cx="{x:.1f}" cy="{axes.y(each.share):.1f}" r="5"/>')
+    return _svg(parts, alt, _HEIGHT)
+
+
+def length_plot(effect: LengthEffect, alt: str) -> str:
+    """Draw score differences against length differences of pairs, chosen minus rejected, with the regression line."""
+    span_x = max(1.0, _outer([abs(x) for x, _ in effect.points]))
+    span_y = max(1e-6, _outer([abs(y) for _, y in effect.points]))
+    axes = _Axes((-span_x, span_x), (-span_y, span_y))
+    ticks_x, ticks_y = ([-span, -span / 2, 0.0, span / 2, span] for span in (span_x, span_y))
+    unit = f"{effect.unit} of the chosen minus the rejected answer"
+    parts = axes.frame(ticks_x, ticks_y, unit, "score difference")
+    parts += [
+        _line(axes.x(0), axes.y(-span_y), axes.x(0), axes.y(span_y), "zero"),
+        _line(axes.x(-span_x), axes.y(0), axes.x(span_x), axes.y(0), "zero"),
+    ]
+    for x, y in effect.points:
+        if abs(x) <= span_x and abs(y) <= span_y:
+            color = "model" if y > 0 else "wrong"
+            parts.append(f'<circle class="point {color}" cx="{axes.x(x):.1f}" cy="{axes.y(y):.1f}" r="3"/>')
+    end = min(span_x, span_y / abs(effect.slope)) if effect.slope else span_x
+    line = (axes.x(-end), axes.y(-end * effect.slope), axes.x(end), axes.y(end * effect.slope))
+    return _svg([*parts, _line(*line, "fit")], alt, _HEIGHT)
+
+
+def histogram(scores: Distribution, alt: str) -> str:
+    """Draw how many chosen and how many rejected answers have which score."""
+    most = max(*scores.chosen, *scores.rejected, 1)
+    low, high = scores.edges[0], scores.edges[-1]
+    axes = _Axes((low, high), (0.0, float(most)))
+    ticks = sorted({0, most // 2, most})
+    parts = axes.frame([low + (high - low) * n / 4 for n in range(5)], list(map(float, ticks)), "score", "answers")
+    for name, counts in (("rejected", scores.rejected), ("chosen", scores.chosen)):
+        path = f"M{axes.x(low):.1f},{axes.y(0):.1f}"
+        for left, right, count in zip(scores.edges[:-1], scores.edges[1:], counts, strict=True):
+            path += f"L{axes.x(left):.1f},{axes.y(count):.1f}L{axes.x(right):.1f},{axes.y(count):.1f}"
+        path += f"L{axes.x(high):.1f},{axes.y(0):.1f}Z"
+        parts.append(f'<path class="steps {name}" d="{path}"/>')
+    return _svg(parts, alt, _HEIGHT)
+
+
+@dataclass(frozen=True, slots=True)
+class _Axes:
+    """Linear axes of a plot: what is at its ends."""
+
+    across: tuple[float, float]
+    up: tuple[float, float]
+
+    def x(self, value: float) -> float:
+        low, high = self.across
+        return _LEFT + (WIDTH - _LEFT - _RIGHT) * (value - low) / ((high - low) or 1.0)
+
+    def y(self, value: float) -> float:
+        low, high = self.up
+        return _HEIGHT - _BOTTOM - (_HEIGHT - _TOP - _BOTTOM) * (value - low) / ((high - low) or 1.0)
+
+    def frame(
+        self, across: Sequence[float], up: Sequence[float], label_x: str, label_y: str, percent: bool = False
+    ) -> list[str]:
+        """Return grid, ticks and the names of both axes."""
+        parts = [_line(self.x(tick), _TOP, self.x(tick), _HEIGHT - _BOTTOM, "grid") for tick in across]
+        parts += [_line(_LEFT, self.y(tick), WIDTH - _RIGHT, self.y(tick), "grid") for tick in up]
+        names_x, names_y = _tick_names(across, percent), _tick_names(up, percent)
+        parts += [
+            _text(self.x(tick), _HEIGHT - _BOTTOM + 16, name, "tick", "middle")
+            for tick, name in zip(across, names_x, strict=True)
+        ]
+        parts += [
+            _text(_LEFT - 7, self.y(tick) + 4, name, "tick", "end") for tick, name in zip(up, names_y, strict=True)
+        ]
+        middle = (_LEFT + WIDTH - _RIGHT) / 2
+        parts.append(_text(middle, _HEIGHT - 8, label_x, "axis", "middle"))
+        return [*parts, _text(_LEFT + 6, _TOP + 12, label_y, "axis")]
+
+
+def _tick_names(ticks: Sequence[float], percent: bool) -> list[str]:
+    if percent:
+        whole = all(abs(100 * tick - round(100 * tick)) < 1e-6 for tick in ticks)
+        return [f"{tick:.0%}" if whole else f"{tick:.1%}" for tick in ticks]
+    largest = max(abs(tick) for tick in ticks)
+    digits = 0 if largest >= 20 else 1 if largest >= 2 else 2 if largest >= 0.2 else 3 if largest >= 0.02 else 4
+    return ["0" if tick == 0 else f"{tick:.{digits}f}".replace("-", "\N{MINUS SIGN}") for tick in ticks]
+
+
+def _tenths(low: float, high: float) -> list[float]:
+    return [tick / 10 for tick in range(round(10 * low), round(10 * high) + 1)]
+
+
+def _outer(sizes: Sequence[float]) -> float:
+    """Return the 99% quantile, rounded up to two digits, so that single far points do not flatten the others."""
+    ordered = sorted(sizes)
+    size = ordered[int(0.99 * (len(ordered) - 1))]
+    if size == 0:
+        return ordered[-1]
+    unit = 10.0 ** (len(f"{size:.0f}") - 2) if size >= 1 else float(f"1e{f'{size:.0e}'.partition('e')[2]}") / 10
+    return -(-size // unit) * unit
+
+
+def _ceiling(value: float) -> float:
+    return min(1.0, -(-value // 0.1) * 0.1)
+
+
+def _line(x1: float, y1: float, x2: float, y2: float, name: str) -> str:
+    return f'<line class="{name}" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"/>'
+
+
+def _text(x: float, y: float, text: str, name: str, anchor: str = "start") -> str:
+    return f'<text class="{name}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{html.escape(text)}</text>'
+
+
+def _svg(parts: Sequence[str], alt: str, height: float) -> str:
+    alt = html.escape(alt, quote=True)
+    return f'<svg viewBox="0 0 {WIDTH} {height:.0f}" role="img" aria-label="{alt}">{"".join(parts)}</svg>'
