@@ -26,6 +26,7 @@ from hf_rlhf.recipes.arguments import (
     SFTTrainingArguments,
 )
 from hf_rlhf.recipes.plan import PlanArguments
+from hf_rlhf.recipes.report_card import ReportCardArguments
 
 REPOSITORY = Path(__file__).parents[1]
 DOCS = REPOSITORY / "docs"
@@ -37,6 +38,7 @@ FLAGS = {
         *PPO,
         PlanArguments,
         QuickstartArguments,
+        ReportCardArguments,
         RewardArguments,
         RewardTrainingArguments,
         SFTTrainingArguments,

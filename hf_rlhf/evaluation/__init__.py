@@ -8,10 +8,14 @@ if TYPE_CHECKING:
     from hf_rlhf.evaluation.metrics import WinRate, wilson_interval, win_rate
     from hf_rlhf.evaluation.plots import plot_training
     from hf_rlhf.evaluation.report import write_report
-    from hf_rlhf.evaluation.reward_model import reward_accuracy
+    from hf_rlhf.evaluation.report_card.card import ReportCard, make_report_card
+    from hf_rlhf.evaluation.reward_model import Pairs, reward_accuracy
 
 _HOMES = {
+    "Pairs": "hf_rlhf.evaluation.reward_model",
+    "ReportCard": "hf_rlhf.evaluation.report_card.card",
     "WinRate": "hf_rlhf.evaluation.metrics",
+    "make_report_card": "hf_rlhf.evaluation.report_card.card",
     "plot_training": "hf_rlhf.evaluation.plots",
     "reward_accuracy": "hf_rlhf.evaluation.reward_model",
     "wilson_interval": "hf_rlhf.evaluation.metrics",
@@ -19,4 +23,14 @@ _HOMES = {
     "write_report": "hf_rlhf.evaluation.report",
 }
 __getattr__, __dir__ = lazy_names(__name__, _HOMES)
-__all__ = ["WinRate", "plot_training", "reward_accuracy", "wilson_interval", "win_rate", "write_report"]
+__all__ = [
+    "Pairs",
+    "ReportCard",
+    "WinRate",
+    "make_report_card",
+    "plot_training",
+    "reward_accuracy",
+    "wilson_interval",
+    "win_rate",
+    "write_report",
+]

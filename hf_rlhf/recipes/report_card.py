@@ -146,8 +146,8 @@ def check_report_cards(rewards: Sequence[Any], *, required: bool) -> list[CardSt
         )
     if required and (refused := [status for status in found if not status.is_usable]):
         raise InputError(
-            f"reward model {refused[0].model!r}: {refused[0].words}\nrequire_report_card=True refuses it. Train a better"
-            " one or mend its card, or omit require_report_card."
+            f"reward model {refused[0].model!r}: {refused[0].words}\nrequire_report_card=True refuses it. Train a"
+            " better one or mend its card, or omit require_report_card."
         )
     for status in found if rank() == 0 else ():
         if status.is_good:

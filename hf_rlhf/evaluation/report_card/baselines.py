@@ -21,7 +21,7 @@ MORE_TOKENS, FEWER_TOKENS = "more {unit} win", "fewer {unit} win"
 BAG_OF_WORDS = "bag of words"
 
 MAX_TRAIN_PAIRS, MAX_WORDS, FOLDS, MIN_PAIRS = 4000, 2000, 5, 20
-"""Most pairs that the bag of words learns from, most words it knows, and its folds and least pairs without such pairs."""
+"""Most training pairs and words of the bag of words, and its folds and fewest pairs where there are none of training."""
 RIDGE = 0.07
 """Weight decay of the bag of words: its loss is `mean log(1 + exp(-w.x)) + RIDGE / 2 |w|^2`."""
 
@@ -94,7 +94,7 @@ def compare(reward: Sequence[float], baseline: Sequence[float], name: str, is_le
 
 
 def sign_test(better: int, worse: int) -> float:
-    """Return the two-sided p-value of `better` against `worse` where both are as likely: `2 P(X <= min), X ~ B(n, 1/2)`."""
+    """Return the two-sided p-value of `better` against `worse`: `2 P(X <= min), X ~ B(better + worse, 1/2)`."""
     n, least = better + worse, min(better, worse)
     logs = (
         math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1) - n * math.log(2) for k in range(least + 1)
@@ -145,7 +145,7 @@ def _learned(known: Sequence[dict[str, int]], asked: Sequence[dict[str, int]]) -
 
 
 def fit_logistic(features: Tensor, ridge: float = RIDGE, steps: int = 100) -> Tensor:
-    """Minimize `mean log(1 + exp(-w.x)) + ridge / 2 |w|^2`, the loss of pairs that are all the right way round.
+    """Return the weights of least `mean log(1 + exp(-w.x)) + ridge / 2 |w|^2`; in each row x, the chosen answer is first.
 
     Features `(N, V)` in fp64 -> weights `(V,)`, by L-BFGS from zero; deterministic.
     """

@@ -28,8 +28,8 @@ class Calibration:
 
     `error` is the expected calibration error, `sum n_b / n |share_b - probability_b|`. Chance alone gives a reward
     whose probabilities are exact about `error_by_chance`. `overconfidence` is the mean probability minus the share of
-    all pairs: above 0 the reward is more certain than it is right. `log_loss` is the mean of `-log sigmoid(chosen - rejected)`:
-    0.693 for a reward that knows nothing.
+    all pairs: above 0 the reward is more certain than it is right. `log_loss` is the mean of
+    `-log sigmoid(chosen - rejected)`: 0.693 for a reward that knows nothing.
     """
 
     bins: list[CalibrationBin]

@@ -26,12 +26,12 @@ class CardStatus:
 
     @property
     def is_good(self) -> bool:
-        """Whether nothing speaks against the model."""
+        """True if nothing speaks against the model."""
         return self.state == GOOD
 
     @property
     def is_usable(self) -> bool:
-        """Whether the card is one of these weights, and does not say "do not use"."""
+        """True if the card is one of these weights and does not say "do not use"."""
         return self.state in (GOOD, CARE)
 
 

@@ -183,7 +183,7 @@ _PAGE = """<!doctype html>
 <figcaption>On the same pairs, this reward is {{ (100 * card.best_baseline.difference) | signed(1) }} points from “{{ card.best_baseline.baseline }}” (95% interval {{ (100 * card.best_baseline.low) | signed(1) }} to {{ (100 * card.best_baseline.high) | signed(1) }}). It is right where the rule is wrong on {{ card.best_baseline.better }} pairs, and wrong where the rule is right on {{ card.best_baseline.worse }} (p = {{ "%.2g" | format(card.best_baseline.p) }}).</figcaption>
 </figure>
 <figure class="card plot"><h3>By length ratio</h3>
-<p class="note">Chosen divided by rejected, in characters. The black mark is the better of two rules: the longer one wins, the shorter one wins.</p>
+<p class="note">Chosen divided by rejected, in characters. The upright mark is the better of two rules: the longer one wins, the shorter one wins.</p>
 {{ plots.ratio | safe }}
 <figcaption>The row “{{ similar }}” matters most: there, length decides little.</figcaption>
 </figure>

@@ -127,7 +127,7 @@ class _Axes:
         parts += [_line(_LEFT, self.y(tick), WIDTH - _RIGHT, self.y(tick), "grid") for tick in up]
         names_x, names_y = _tick_names(across, percent), _tick_names(up, percent)
         parts += [
-            _text(self.x(tick), _HEIGHT - _BOTTOM + 16, name, "tick", "middle")
+            _text(self.x(tick), _HEIGHT - _BOTTOM + 18, name, "tick", "middle")
             for tick, name in zip(across, names_x, strict=True)
         ]
         parts += [
@@ -142,9 +142,7 @@ def _tick_names(ticks: Sequence[float], percent: bool) -> list[str]:
     if percent:
         whole = all(abs(100 * tick - round(100 * tick)) < 1e-6 for tick in ticks)
         return [f"{tick:.0%}" if whole else f"{tick:.1%}" for tick in ticks]
-    largest = max(abs(tick) for tick in ticks)
-    digits = 0 if largest >= 20 else 1 if largest >= 2 else 2 if largest >= 0.2 else 3 if largest >= 0.02 else 4
-    return ["0" if tick == 0 else f"{tick:.{digits}f}".replace("-", "\N{MINUS SIGN}") for tick in ticks]
+    return [f"{tick:.3g}".replace("-", "\N{MINUS SIGN}") for tick in ticks]
 
 
 def _tenths(low: float, high: float) -> list[float]:

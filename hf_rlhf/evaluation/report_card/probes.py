@@ -40,7 +40,7 @@ REFUSALS = (
 OTHER_LANGUAGES = (
     "Das ist eine gute Frage. Ich denke, dass es darauf ankommt, was Sie genau vorhaben und wie viel Zeit Sie haben.",
     "Es una buena pregunta. Creo que depende de lo que quiera hacer exactamente y del tiempo que tenga.",
-    "Pertanyaan yang bagus. Menurut saya, itu tergantung pada apa yang ingin Anda lakukan dan berapa banyak waktu Anda.",
+    "Pertanyaan yang bagus. Menurut saya, itu tergantung pada apa yang ingin Anda lakukan dan berapa waktu Anda.",
 )
 
 
@@ -99,7 +99,7 @@ class Probe:
 
     @property
     def what(self) -> str:
-        """What is done to an answer."""
+        """The damage in words."""
         return (self.damage.__doc__ or self.name).strip()
 
 
@@ -135,7 +135,7 @@ class ProbeResult:
 
     @property
     def failed(self) -> bool:
-        """Whether damaged answers are preferred too often."""
+        """True if damaged answers are preferred too often."""
         return self.n > 0 and self.preferred >= self.fails_at
 
 
@@ -150,7 +150,7 @@ def run_probe(
     seed: int,
     advance: Callable[[int], None],
 ) -> ProbeResult:
-    """Damage the chosen answers of some rows and score them again.
+    """Score the chosen answers of some rows again once they are damaged.
 
     A damaged answer that is longer than `max_length`, that the chat template refuses or that gets no score is skipped;
     so is one that is the same as before. An `InputError` of the reward skips the probe.

@@ -79,8 +79,8 @@ def score_pairs(
         tokens.append(both)
     if not rows:
         raise InputError(
-            f"no pair can be scored: {too_long} of {len(pairs.prompts)} are longer than max_length={max_length}, and the"
-            f" chat template refuses {refused}. Raise max_length, or give other pairs"
+            f"no pair can be scored: {too_long} of {len(pairs.prompts)} are longer than max_length={max_length}, and"
+            f" the chat template refuses {refused}. Raise max_length, or give other pairs"
         )
     kept = pairs.select(rows)
     texts = [Answers.of(kept, answers) for answers in (kept.chosen, kept.rejected)]

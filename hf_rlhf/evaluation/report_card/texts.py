@@ -11,7 +11,7 @@ def text_of(value: str | Sequence[Any]) -> str:
 
 
 def question_of(prompt: str | Sequence[Any]) -> str:
-    """Return the text that the answer replies to: the last message of the user, or the whole of a prompt that is text."""
+    """Return the text that the answer replies to: the last message of the user, or a prompt that is text."""
     if isinstance(prompt, str):
         return prompt.strip()
     asked = [message for message in prompt if message.get("role") == "user"]

@@ -28,7 +28,7 @@ MANY_SKIPPED = 0.1
 
 @dataclass(frozen=True, slots=True)
 class Reason:
-    """What was found, its figure, what to do about it, and the verdict that it leads to."""
+    """Finding with its figure, the remedy, and the verdict that it leads to."""
 
     what: str
     figure: str
