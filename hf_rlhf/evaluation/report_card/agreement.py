@@ -24,7 +24,7 @@ _BINS, _MIN_ROWS_OF_A_BIN, _MAX_GROUPS = 4, 10, 12
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """Share of `n` pairs whose chosen answer has the higher number. A tie counts half; `low` and `high` bound it at 95%.
+    """Share of `n` pairs whose chosen answer has the higher number. A tie counts half. `low` and `high` bound it.
 
     `longer_wins` is the same share for the number of characters of an answer: above 0.5 people prefer the longer one.
     """

@@ -21,7 +21,7 @@ MORE_TOKENS, FEWER_TOKENS = "more {unit} win", "fewer {unit} win"
 BAG_OF_WORDS = "bag of words"
 
 MAX_TRAIN_PAIRS, MAX_WORDS, FOLDS, MIN_PAIRS = 4000, 2000, 5, 20
-"""Most training pairs and words of the bag of words, and its folds and fewest pairs where there are none of training."""
+"""Most training pairs and words of the bag of words, and its folds and fewest pairs without training pairs."""
 RIDGE = 0.07
 """Weight decay of the bag of words: its loss is `mean log(1 + exp(-w.x)) + RIDGE / 2 |w|^2`."""
 
@@ -145,7 +145,7 @@ def _learned(known: Sequence[dict[str, int]], asked: Sequence[dict[str, int]]) -
 
 
 def fit_logistic(features: Tensor, ridge: float = RIDGE, steps: int = 100) -> Tensor:
-    """Return the weights of least `mean log(1 + exp(-w.x)) + ridge / 2 |w|^2`; in each row x, the chosen answer is first.
+    """Return the weights of least `mean log(1 + exp(-w.x)) + ridge / 2 |w|^2`; in each row, chosen comes first.
 
     Features `(N, V)` in fp64 -> weights `(V,)`, by L-BFGS from zero; deterministic.
     """

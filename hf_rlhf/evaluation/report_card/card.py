@@ -124,7 +124,7 @@ def make_report_card(
         train: the pairs that it was trained on, from which the bag of words learns; without them it is cross-validated.
         model: its name on the card.
         dataset: the name of the pairs on the card.
-        max_length: tokens above which a pair is skipped and counted; by default those that the reward takes.
+        max_length: tokens above which a pair is skipped and counted, besides those that the reward cannot take.
         skipped_before: pairs that the caller has skipped for their length, to be counted.
         probe_rows: answers that each probe damages; 0 runs no probe.
         weights: digests by `weights_of` of the model that was measured.
@@ -133,7 +133,8 @@ def make_report_card(
     Raises `InputError` when no pair can be scored, and for what is no finite number.
     """
     length, unit = length_function(reward)
-    limit = getattr(reward, "max_length", None) if max_length is None else max_length
+    limits = [most for most in (max_length, getattr(reward, "max_length", None)) if most is not None]
+    limit = min(limits, default=None)
     rows = min(probe_rows, len(pairs.prompts))
     with progress_of(2 * len(pairs.prompts) + len(PROBES) * rows, "report card") as advance:
         scored = score_pairs(reward, pairs, length, limit, advance)
