@@ -86,7 +86,7 @@ def test_a_reward_of_length_is_said_to_have_learned_length():
 def test_a_reward_that_prefers_short_answers_has_learned_length_too():
     card = make_report_card(as_reward(lambda text: -math.log(1 + len(text))), make_pairs())
     assert card.verdict.reasons[0].what.startswith("It has learned length")
-    assert "shorter text has the higher score" in card.verdict.reasons[0].figure
+    assert "shorter text has the higher reward" in card.verdict.reasons[0].figure
 
 
 def test_a_reward_that_is_right_and_passes_the_probes_is_good():
@@ -108,7 +108,7 @@ def _scrambled(pairs):
 def test_a_constant_reward_knows_nothing():
     card = make_report_card(as_reward(lambda text: 3.0), make_pairs())
     assert card.verdict.word == "do not use"
-    assert "same score" in reasons_of(card)
+    assert "same reward" in reasons_of(card)
     assert card.accuracy.accuracy == 0.5
     assert card.scale.flags == {}
     assert all(probe.failed for probe in card.probes if probe.fails_at == 0.5)
@@ -226,19 +226,19 @@ WEAKNESSES = {
 
 @pytest.mark.parametrize("probe", [probe.name for probe in PROBES])
 def test_each_probe_finds_the_weakness_that_was_planted(probe):
-    pairs = make_pairs()
+    pairs = make_pairs(40)
     right, weakness = reads_all(pairs), WEAKNESSES[probe]
 
     def reward(prompts, completions):
         scores = right(prompts=prompts, completions=completions)
         return [s + 3 * weakness(text_of(c)) for s, c in zip(scores, completions, strict=True)]
 
-    found = {each.name: each for each in make_report_card(reward, pairs, probe_rows=32).probes}
+    found = {each.name: each for each in make_report_card(reward, pairs, probe_rows=24).probes}
     assert found[probe].failed
     assert found[probe].preferred > 0.8
     assert found[probe].shift > 0
-    assert found[probe].n == 32
-    sound = make_report_card(right, pairs, probe_rows=32).probes
+    assert found[probe].n == 24
+    sound = make_report_card(right, pairs, probe_rows=24).probes
     assert not any(each.failed for each in sound)
 
 
@@ -310,7 +310,7 @@ def test_scores_far_from_zero_get_the_flags_that_scale_them():
     assert card.scale.flags["use_score_scaling"]
     assert card.scale.flags["use_score_norm"]
     assert "center_rewards_coefficient" in card.scale.words
-    assert card.scale.centre == pytest.approx(100, abs=0.01)
+    assert card.scale.center == pytest.approx(100, abs=0.01)
 
 
 # Files

@@ -1,4 +1,4 @@
-"""Report card of a reward: what it learned, beside what simple rules would score, and a verdict in words."""
+"""Report card of a reward: what it learned, beside what simple rules would get, and a verdict in words."""
 
 from typing import TYPE_CHECKING
 

@@ -57,7 +57,7 @@ class Verdicts:
 
 
 def verdicts_of(scored: ScoredPairs) -> Verdicts:
-    """Compare the scores of each pair, and its lengths in characters."""
+    """Compare the rewards of each pair, and its lengths in characters."""
     longer = [characters(c) - characters(r) for c, r in zip(scored.pairs.chosen, scored.pairs.rejected, strict=True)]
     return Verdicts(wins([c - r for c, r in zip(scored.chosen, scored.rejected, strict=True)]), wins(longer))
 

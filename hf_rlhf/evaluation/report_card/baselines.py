@@ -115,16 +115,16 @@ def bag_of_words(pairs: Pairs, train: Pairs | None = None) -> list[float] | None
     if len(counts) < MIN_PAIRS:
         return None
     fold_of = _folds(pairs)
-    scores = [0.0] * len(counts)
+    preferences = [0.0] * len(counts)
     for fold in sorted(set(fold_of)):
         rows = [row for row, own in enumerate(fold_of) if own == fold]
         others = [row for row, own in enumerate(fold_of) if own != fold]
         if not others:
             return None  # one prompt has them all
         known = [counts[others[number]] for number in _spread(len(others), MAX_TRAIN_PAIRS)]
-        for row, score in zip(rows, _learned(known, [counts[row] for row in rows]), strict=True):
-            scores[row] = score
-    return scores
+        for row, preference in zip(rows, _learned(known, [counts[row] for row in rows]), strict=True):
+            preferences[row] = preference
+    return preferences
 
 
 def _word_differences(pairs: Pairs) -> list[dict[str, int]]:

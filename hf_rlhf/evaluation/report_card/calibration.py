@@ -1,4 +1,4 @@
-"""Probabilities that the score differences stand for, against what people chose; and scores against length."""
+"""Probabilities that the reward differences stand for, against what people chose; and rewards against length."""
 
 import math
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ class CalibrationBin:
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """Agreement of `sigmoid(score difference)` with the choices.
+    """Agreement of `sigmoid(reward difference)` with the choices.
 
     `error` is the expected calibration error, `sum n_b / n |share_b - probability_b|`. Chance alone gives a reward
     whose probabilities are exact about `error_by_chance`. `overconfidence` is the mean probability minus the share of
@@ -41,11 +41,11 @@ class Calibration:
 
 @dataclass(frozen=True, slots=True)
 class LengthEffect:
-    """Regression of score differences on length differences of the same pair, through the origin.
+    """Regression of reward differences on length differences of the same pair, through the origin.
 
-    `slope` is in scores per token, bounded at 95% by `low` and `high` (standard error of White 1980). `correlation` is
+    `slope` is in rewards per token, bounded at 95% by `low` and `high` (standard error of White 1980). `correlation` is
     that of the two differences, about zero. `picks_longer` is the share of pairs in which the longer text has the
-    higher score; `people_pick_longer` that in which people chose it. `points` are (tokens, score) of some pairs.
+    higher reward; `people_pick_longer` that in which people chose it. `points` are (tokens, reward) of some pairs.
     """
 
     unit: str
@@ -79,28 +79,28 @@ def calibration_of(differences: Sequence[float]) -> Calibration:
 
 
 def length_effect(scored: ScoredPairs, unit: str) -> LengthEffect:
-    """Measure how much of a score difference a length difference predicts."""
-    scores = [chosen - rejected for chosen, rejected in zip(scored.chosen, scored.rejected, strict=True)]
+    """Measure how much of a reward difference a length difference predicts."""
+    rewards = [chosen - rejected for chosen, rejected in zip(scored.chosen, scored.rejected, strict=True)]
     lengths = [float(c - r) for c, r in zip(scored.chosen_tokens, scored.rejected_tokens, strict=True)]
-    squares, products = math.fsum(x * x for x in lengths), math.fsum(map(math.prod, zip(lengths, scores, strict=True)))
+    squares, products = math.fsum(x * x for x in lengths), math.fsum(map(math.prod, zip(lengths, rewards, strict=True)))
     slope = products / squares if squares else 0.0
-    residuals = math.fsum((x * (y - slope * x)) ** 2 for x, y in zip(lengths, scores, strict=True))
+    residuals = math.fsum((x * (y - slope * x)) ** 2 for x, y in zip(lengths, rewards, strict=True))
     half = Z_95 * math.sqrt(residuals) / squares if squares else 0.0
-    spread = math.sqrt(squares) * math.sqrt(math.fsum(y * y for y in scores))
+    spread = math.sqrt(squares) * math.sqrt(math.fsum(y * y for y in rewards))
     correlation = max(-1.0, min(1.0, products / spread)) if spread else 0.0
-    unequal = [(x, y) for x, y in zip(lengths, scores, strict=True) if x]
-    step = max(len(scores) / _POINTS, 1)
-    kept = [int(number * step) for number in range(min(len(scores), _POINTS))]
+    unequal = [(x, y) for x, y in zip(lengths, rewards, strict=True) if x]
+    step = max(len(rewards) / _POINTS, 1)
+    kept = [int(number * step) for number in range(min(len(rewards), _POINTS))]
     return LengthEffect(
         unit,
         slope,
         slope - half,
         slope + half,
         correlation,
-        *_fisher_interval(correlation, len(scores)),
+        *_fisher_interval(correlation, len(rewards)),
         picks_longer=share(wins(x * y for x, y in unequal)) if unequal else 0.5,
         people_pick_longer=share(wins(x for x, _ in unequal)) if unequal else 0.5,
-        points=[(lengths[row], round(scores[row], 5)) for row in kept],
+        points=[(lengths[row], round(rewards[row], 5)) for row in kept],
     )
 
 

@@ -28,7 +28,7 @@ _MISTAKES, _SHOWN = 10, 1200  # characters of a text
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """Pairs that were not scored: longer than `max_length`, refused by the chat template, or without a score."""
+    """Pairs that were not scored: longer than `max_length`, refused by the chat template, or without a reward."""
 
     too_long: int
     refused: int
@@ -43,13 +43,13 @@ class Skipped:
 
 @dataclass(frozen=True, slots=True)
 class Mistake:
-    """A pair whose rejected answer has the higher score."""
+    """A pair whose rejected answer has the higher reward."""
 
     question: str
     chosen: str
     rejected: str
-    chosen_score: float
-    rejected_score: float
+    chosen_reward: float
+    rejected_reward: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +73,7 @@ class ReportCard:
     length: LengthEffect
     probes: list[ProbeResult]
     skipped: Skipped
-    scores: Distribution
+    rewards: Distribution
     scale: Scale
     mistakes: list[Mistake]
     seed: int
@@ -138,10 +138,10 @@ def make_report_card(
     rows = min(probe_rows, len(pairs.prompts))
     with progress_of(2 * len(pairs.prompts) + len(PROBES) * rows, "report card") as advance:
         scored = score_pairs(reward, pairs, length, limit, advance)
-        scores = distribution_of(scored.chosen, scored.rejected)
+        rewards = distribution_of(scored.chosen, scored.rejected)
         drawn = probed_rows(len(scored.chosen), rows, seed)
         probes = [
-            run_probe(probe, reward, scored, drawn, length, limit, scores.std, seed, advance)
+            run_probe(probe, reward, scored, drawn, length, limit, rewards.std, seed, advance)
             for probe in (PROBES if drawn else ())
         ]
     verdicts = verdicts_of(scored)
@@ -159,7 +159,7 @@ def make_report_card(
         calibration=calibration,
         probes=probes,
         skipped=skipped.total / (skipped.total + accuracy.n),
-        std=scores.std,
+        std=rewards.std,
     )
     return ReportCard(
         model=model or reward_name(reward),
@@ -175,8 +175,8 @@ def make_report_card(
         length=effect,
         probes=probes,
         skipped=skipped,
-        scores=scores,
-        scale=recommended_scale(scores),
+        rewards=rewards,
+        scale=recommended_scale(rewards),
         mistakes=_worst(scored, differences),
         seed=seed,
         weights=dict(weights or {}),
@@ -192,8 +192,8 @@ def _worst(scored: ScoredPairs, differences: list[float]) -> list[Mistake]:
             question=_shown(question_of(pairs.prompts[row])),
             chosen=_shown(text_of(pairs.chosen[row])),
             rejected=_shown(text_of(pairs.rejected[row])),
-            chosen_score=scored.chosen[row],
-            rejected_score=scored.rejected[row],
+            chosen_reward=scored.chosen[row],
+            rejected_reward=scored.rejected[row],
         )
         for row in worst
         if differences[row] < 0

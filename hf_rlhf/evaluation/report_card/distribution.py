@@ -1,13 +1,13 @@
-"""The distribution of the scores, and the scale and centre that PPO should give them."""
+"""The distribution of the rewards, and the scale and center that PPO should give them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean, pstdev
 
 SMALL_STD, LARGE_STD = 0.5, 3.0
-"""Standard deviations between which PPO's defaults fit, whose penalties and value head expect scores of about 1."""
+"""Standard deviations between which PPO's defaults fit, whose penalties and value head expect rewards of about 1."""
 FAR_MEAN = 2.0
-"""Distance of the mean from 0, in standard deviations, above which the scores should be centered."""
+"""Distance of the mean from 0, in standard deviations, above which the rewards should be centered."""
 
 _QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 _BINS = 24
@@ -15,7 +15,7 @@ _BINS = 24
 
 @dataclass(frozen=True, slots=True)
 class Distribution:
-    """Mean, standard deviation and quantiles of all scores, and a histogram of those of chosen and rejected answers.
+    """Mean, standard deviation and quantiles of all rewards, and a histogram of those of chosen and rejected answers.
 
     `edges` are the ends of the histogram's bins, one more than there are counts.
     """
@@ -30,40 +30,40 @@ class Distribution:
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """Recommendation for PPO: `(score - centre) / scale`, the flags that do this, and the reason in words."""
+    """Recommendation for PPO: `(reward - center) / scale`, the flags that do this, and the reason in words."""
 
-    centre: float
+    center: float
     scale: float
     flags: dict[str, bool | float]
     words: str
 
 
 def distribution_of(chosen: Sequence[float], rejected: Sequence[float]) -> Distribution:
-    """Describe the scores of both answers together."""
-    scores = sorted([*chosen, *rejected])
-    low, high = scores[0], scores[-1]
+    """Describe the rewards of both answers together."""
+    rewards = sorted([*chosen, *rejected])
+    low, high = rewards[0], rewards[-1]
     width = (high - low) / _BINS or 1.0
     edges = [low + width * number for number in range(_BINS + 1)]
     counts = []
     for part in (chosen, rejected):
         bins = [min(int((value - low) / width), _BINS - 1) for value in part]
         counts.append([bins.count(number) for number in range(_BINS)])
-    quantiles = {f"{q:.0%}": scores[round(q * (len(scores) - 1))] for q in _QUANTILES}
-    return Distribution(fmean(scores), pstdev(scores), quantiles, edges, *counts)
+    quantiles = {f"{q:.0%}": rewards[round(q * (len(rewards) - 1))] for q in _QUANTILES}
+    return Distribution(fmean(rewards), pstdev(rewards), quantiles, edges, *counts)
 
 
-def recommended_scale(scores: Distribution) -> Scale:
-    """Return how PPO should scale scores of this distribution."""
-    mean, std = scores.mean, scores.std
+def recommended_scale(rewards: Distribution) -> Scale:
+    """Return how PPO should scale rewards of this distribution."""
+    mean, std = rewards.mean, rewards.std
     if not std:
-        return Scale(mean, 1.0, {}, "All scores are equal. No scale can help.")
+        return Scale(mean, 1.0, {}, "All rewards are equal. No scale can help.")
     far = abs(mean) > FAR_MEAN * std
     if SMALL_STD <= std <= LARGE_STD and not far:
-        return Scale(mean, std, {}, "The scores are near 0 and their spread is near 1. PPO needs no scaling.")
-    clip = max(5.0, float(round(max(abs(value - mean) for value in scores.quantiles.values()) / std + 1)))
+        return Scale(mean, std, {}, "The rewards are near 0 and their spread is near 1. PPO needs no scaling.")
+    clip = max(5.0, float(round(max(abs(value - mean) for value in rewards.quantiles.values()) / std + 1)))
     flags: dict[str, bool | float] = {"use_score_scaling": True, "score_clip": clip}
     why = (
-        [] if SMALL_STD <= std <= LARGE_STD else [f"The standard deviation of the scores is {std:.3g} and not near 1."]
+        [] if SMALL_STD <= std <= LARGE_STD else [f"The standard deviation of the rewards is {std:.3g} and not near 1."]
     )
     if far:
         flags["use_score_norm"] = True

@@ -32,9 +32,9 @@ def page_of(card: ReportCard) -> str:
         plots=_plots(card),
         tables=[(*_TABLES[name], name, rows) for name, rows in card.tables.items()],
         similar=SIMILAR,
-        length_per_100=100 * card.length.slope / card.scores.std if card.scores.std else 0.0,
+        length_per_100=100 * card.length.slope / card.rewards.std if card.rewards.std else 0.0,
         flags=" ".join(f"--{name} {_flag(value)}" for name, value in card.scale.flags.items()),
-        centre=card.scale.centre if card.scale.flags.get("use_score_norm") else 0.0,
+        center=card.scale.center if card.scale.flags.get("use_score_norm") else 0.0,
     )
 
 
@@ -55,7 +55,7 @@ def _flag(value: bool | float) -> str:
 def _plots(card: ReportCard) -> dict[str, str]:
     own = card.accuracy
     baselines = sorted(card.baselines, key=lambda each: -each.accuracy)
-    rows = [plots.Row("this reward", own.accuracy, own.low, own.high)]
+    rows = [plots.Row("this model", own.accuracy, own.low, own.high)]
     rows += [plots.Row(each.name, each.accuracy, each.low, each.high, "other") for each in baselines]
     probes = [
         plots.Row(
@@ -71,11 +71,11 @@ def _plots(card: ReportCard) -> dict[str, str]:
         if each.n
     ]
     return {
-        "accuracy": plots.interval_plot(rows, f"This reward is right on {own.accuracy:.1%} of the pairs; the rules below"),
+        "accuracy": plots.interval_plot(rows, f"This model is right on {own.accuracy:.1%} of the pairs; the rules below"),
         "ratio": plots.interval_plot(_groups(card.tables["length_ratio"]), "Accuracy by length ratio"),
         "calibration": plots.calibration_plot(card.calibration, "Share right against the probability"),
         "length": plots.length_plot(card.length, "Score differences against length differences"),
-        "scores": plots.histogram(card.scores, "Scores of chosen and rejected answers"),
+        "rewards": plots.histogram(card.rewards, "Rewards of chosen and rejected answers"),
         "probes": plots.interval_plot(probes, "Share of damaged answers preferred", None) if probes else "",
     }  # fmt: skip
 
@@ -152,7 +152,7 @@ _PAGE = """<!doctype html>
 </head>
 <body>
 <main>
-<h1>Report card of the reward {{ card.model }}, measured on {{ card.dataset }}</h1>
+<h1>Report card of {{ card.model }}, measured on {{ card.dataset }}</h1>
 
 <section class="card verdict tone-{{ color }}">
 <p class="word">{{ card.verdict.word }}</p>
@@ -180,7 +180,7 @@ _PAGE = """<!doctype html>
 <figure class="card plot"><h3>Against simple rules</h3>
 <p class="note">Share of pairs whose chosen answer wins, with 95% intervals. The dashed line is a coin.</p>
 {{ plots.accuracy | safe }}
-<figcaption>On the same pairs, this reward is {{ (100 * card.best_baseline.difference) | signed(1) }} points from “{{ card.best_baseline.baseline }}” (95% interval {{ (100 * card.best_baseline.low) | signed(1) }} to {{ (100 * card.best_baseline.high) | signed(1) }}). It is right where the rule is wrong on {{ card.best_baseline.better }} pairs, and wrong where the rule is right on {{ card.best_baseline.worse }} (p = {{ "%.2g" | format(card.best_baseline.p) }}).</figcaption>
+<figcaption>On the same pairs, this model is {{ (100 * card.best_baseline.difference) | signed(1) }} points against “{{ card.best_baseline.baseline }}” (95% interval {{ (100 * card.best_baseline.low) | signed(1) }} to {{ (100 * card.best_baseline.high) | signed(1) }}). It is right where the rule is wrong on {{ card.best_baseline.better }} pairs, and wrong where the rule is right on {{ card.best_baseline.worse }} (p = {{ "%.2g" | format(card.best_baseline.p) }}).</figcaption>
 </figure>
 <figure class="card plot"><h3>By length ratio</h3>
 <p class="note">Chosen divided by rejected, in characters. The upright mark is the better of two rules: the longer one wins, the shorter one wins.</p>
@@ -212,17 +212,17 @@ _PAGE = """<!doctype html>
 </section>
 
 <section>
-<h2>What moves the score</h2>
+<h2>What moves the reward</h2>
 <div class="pair">
 <figure class="card plot"><h3>Probabilities</h3>
-<p class="note">Each dot is about {{ card.calibration.bins[0].n }} pairs. On the dashed line, a score difference means what it says.</p>
+<p class="note">Each dot is about {{ card.calibration.bins[0].n }} pairs. On the dashed line, a reward difference means what it says.</p>
 {{ plots.calibration | safe }}
-<figcaption>Expected calibration error {{ "%.3f" | format(card.calibration.error) }} (chance alone gives about {{ "%.3f" | format(card.calibration.error_by_chance) }}). Log-loss {{ "%.3f" | format(card.calibration.log_loss) }}; a reward that knows nothing has 0.693.</figcaption>
+<figcaption>Expected calibration error {{ "%.3f" | format(card.calibration.error) }} (chance alone gives about {{ "%.3f" | format(card.calibration.error_by_chance) }}). Log-loss {{ "%.3f" | format(card.calibration.log_loss) }}; a model that knows nothing has 0.693.</figcaption>
 </figure>
 <figure class="card plot"><h3>Length</h3>
 <p class="note">Each dot is a pair. <span class="key" style="background: var(--model)"></span>right <span class="key" style="background: var(--wrong); margin-left: 8px"></span>wrong. The line is the regression.</p>
 {{ plots.length | safe }}
-<figcaption>100 more {{ card.length.unit }} change the score by {{ length_per_100 | signed }} standard deviations. Correlation {{ card.length.correlation | signed }} (95% interval {{ card.length.correlation_low | signed }} to {{ card.length.correlation_high | signed }}). The reward prefers the longer text in {{ card.length.picks_longer | percent(0) }} of the pairs, people in {{ card.length.people_pick_longer | percent(0) }}.</figcaption>
+<figcaption>100 more {{ card.length.unit }} change the reward by {{ length_per_100 | signed }} standard deviations. Correlation {{ card.length.correlation | signed }} (95% interval {{ card.length.correlation_low | signed }} to {{ card.length.correlation_high | signed }}). The model prefers the longer text in {{ card.length.picks_longer | percent(0) }} of the pairs, people in {{ card.length.people_pick_longer | percent(0) }}.</figcaption>
 </figure>
 </div>
 </section>
@@ -230,7 +230,7 @@ _PAGE = """<!doctype html>
 {% if card.probes %}
 <section>
 <h2>Probes</h2>
-<p class="note">Chosen answers, damaged in a named way. A good reward gives them less. The mark is the share from which a probe fails.</p>
+<p class="note">Chosen answers, damaged in a named way. A good model rewards them less. The mark is the share from which a probe fails.</p>
 <div class="pair">
 {% if plots.probes %}
 <figure class="card plot"><h3>Damaged answers that are preferred</h3>
@@ -245,48 +245,48 @@ _PAGE = """<!doctype html>
 {% endfor %}
 </tbody></table></div>
 </div>
-<p class="note">The shift is the mean change of the score, in standard deviations of all scores.</p>
+<p class="note">The shift is the mean change of the reward, in standard deviations of all rewards.</p>
 </section>
 {% endif %}
 
 <section>
-<h2>Scores</h2>
+<h2>Rewards</h2>
 <div class="pair">
 <figure class="card plot"><h3>Distribution</h3>
 <p class="note"><span class="key" style="background: var(--model)"></span>chosen <span class="key" style="background: var(--wrong); margin-left: 8px"></span>rejected</p>
-{{ plots.scores | safe }}
+{{ plots.rewards | safe }}
 </figure>
 <div>
 <div class="card"><table>
 <tbody>
-<tr><th scope="row">Mean</th><td class="number">{{ "%.4g" | format(card.scores.mean) }}</td></tr>
-<tr><th scope="row">Standard deviation</th><td class="number">{{ "%.4g" | format(card.scores.std) }}</td></tr>
-{% for name, value in card.scores.quantiles.items() %}
+<tr><th scope="row">Mean</th><td class="number">{{ "%.4g" | format(card.rewards.mean) }}</td></tr>
+<tr><th scope="row">Standard deviation</th><td class="number">{{ "%.4g" | format(card.rewards.std) }}</td></tr>
+{% for name, value in card.rewards.quantiles.items() %}
 <tr><th scope="row">{{ name }} are at most</th><td class="number">{{ "%.4g" | format(value) }}</td></tr>
 {% endfor %}
 <tr><th scope="row">Pairs skipped</th><td class="number">{{ card.skipped.total }}</td></tr>
 </tbody></table></div>
-<p class="note">{% if card.skipped.total %}Of the skipped pairs, {{ card.skipped.too_long }} are too long{% if card.skipped.max_length %} (more than {{ card.skipped.max_length }} {{ card.length.unit }}){% endif %}, {{ card.skipped.refused }} are refused by the chat template, and {{ card.skipped.unscored }} got no score.{% else %}Every pair was scored, and no text was cut.{% endif %}</p>
+<p class="note">{% if card.skipped.total %}Of the skipped pairs, {{ card.skipped.too_long }} are too long{% if card.skipped.max_length %} (more than {{ card.skipped.max_length }} {{ card.length.unit }}){% endif %}, {{ card.skipped.refused }} are refused by the chat template, and {{ card.skipped.unscored }} got no reward.{% else %}Every pair was scored, and no text was cut.{% endif %}</p>
 </div>
 </div>
 <h3>For PPO</h3>
 <p>{{ card.scale.words }}</p>
 {% if flags %}
 <div class="card flags" tabindex="0"><pre><code>hf-rlhf ppo {{ flags }}</code></pre></div>
-<p class="note">That makes of a score (score − {{ "%.3g" | format(centre) }}) / {{ "%.3g" | format(card.scale.scale) }}, with the running figures of PPO in place of these.</p>
+<p class="note">PPO then pays (reward − {{ "%.3g" | format(center) }}) / {{ "%.3g" | format(card.scale.scale) }}, with its running mean and standard deviation in place of these.</p>
 {% endif %}
 </section>
 
 {% if card.mistakes %}
 <section>
 <h2>Worst mistakes</h2>
-<p class="note">Pairs whose rejected answer has the higher score by most. Some are mistakes of the annotators.</p>
+<p class="note">Pairs whose rejected answer has the higher reward by the most. Some are mistakes of the annotators.</p>
 {% for each in card.mistakes %}
 <article class="card sample">
 <p class="prompt">{{ each.question or "(no question)" }}</p>
 <div class="replies">
-{% for name, text, score in (("Chosen by people", each.chosen, each.chosen_score), ("Preferred by the reward", each.rejected, each.rejected_score)) %}
-<div class="reply"><header><span>{{ name }}</span><span>score {{ score | signed }}</span></header>
+{% for name, text, reward in (("Chosen by people", each.chosen, each.chosen_reward), ("Preferred by the model", each.rejected, each.rejected_reward)) %}
+<div class="reply"><header><span>{{ name }}</span><span>reward {{ reward | signed }}</span></header>
 {% if text.strip() %}<p>{{ text }}</p>{% else %}<p class="empty">(empty)</p>{% endif %}
 </div>
 {% endfor %}

@@ -58,7 +58,7 @@ def calibration_plot(calibration: Calibration, alt: str) -> str:
     low_y = max(0.0, min(0.4, *(each.low // 0.1 * 0.1 for each in calibration.bins)))
     axes = _Axes((0.5, high), (low_y, 1.0))
     ticks_x, ticks_y = _tenths(0.5, high), _tenths(low_y, 1.0)
-    parts = axes.frame(ticks_x, ticks_y, "probability by the score difference", "share right", percent=True)
+    parts = axes.frame(ticks_x, ticks_y, "probability by the reward difference", "share right", percent=True)
     parts.append(_line(axes.x(0.5), axes.y(0.5), axes.x(high), axes.y(high), "ideal"))
     for each in calibration.bins:
         x = axes.x(each.probability)
@@ -68,13 +68,13 @@ def calibration_plot(calibration: Calibration, alt: str) -> str:
 
 
 def length_plot(effect: LengthEffect, alt: str) -> str:
-    """Draw score differences against length differences of pairs, chosen minus rejected, with the regression line."""
+    """Draw reward differences against length differences of pairs, chosen minus rejected, with the regression line."""
     span_x = max(1.0, _outer([abs(x) for x, _ in effect.points]))
     span_y = max(1e-6, _outer([abs(y) for _, y in effect.points]))
     axes = _Axes((-span_x, span_x), (-span_y, span_y))
     ticks_x, ticks_y = ([-span, -span / 2, 0.0, span / 2, span] for span in (span_x, span_y))
     unit = f"{effect.unit} of the chosen minus the rejected answer"
-    parts = axes.frame(ticks_x, ticks_y, unit, "score difference")
+    parts = axes.frame(ticks_x, ticks_y, unit, "reward difference")
     parts += [
         _line(axes.x(0), axes.y(-span_y), axes.x(0), axes.y(span_y), "zero"),
         _line(axes.x(-span_x), axes.y(0), axes.x(span_x), axes.y(0), "zero"),
@@ -88,16 +88,16 @@ def length_plot(effect: LengthEffect, alt: str) -> str:
     return _svg([*parts, _line(*line, "fit")], alt, _HEIGHT)
 
 
-def histogram(scores: Distribution, alt: str) -> str:
-    """Draw how many chosen and how many rejected answers have which score."""
-    most = max(*scores.chosen, *scores.rejected, 1)
-    low, high = scores.edges[0], scores.edges[-1]
+def histogram(rewards: Distribution, alt: str) -> str:
+    """Draw how many chosen and how many rejected answers have which reward."""
+    most = max(*rewards.chosen, *rewards.rejected, 1)
+    low, high = rewards.edges[0], rewards.edges[-1]
     axes = _Axes((low, high), (0.0, float(most)))
     ticks = sorted({0, most // 2, most})
-    parts = axes.frame([low + (high - low) * n / 4 for n in range(5)], list(map(float, ticks)), "score", "answers")
-    for name, counts in (("rejected", scores.rejected), ("chosen", scores.chosen)):
+    parts = axes.frame([low + (high - low) * n / 4 for n in range(5)], list(map(float, ticks)), "reward", "answers")
+    for name, counts in (("rejected", rewards.rejected), ("chosen", rewards.chosen)):
         path = f"M{axes.x(low):.1f},{axes.y(0):.1f}"
-        for left, right, count in zip(scores.edges[:-1], scores.edges[1:], counts, strict=True):
+        for left, right, count in zip(rewards.edges[:-1], rewards.edges[1:], counts, strict=True):
             path += f"L{axes.x(left):.1f},{axes.y(count):.1f}L{axes.x(right):.1f},{axes.y(count):.1f}"
         path += f"L{axes.x(high):.1f},{axes.y(0):.1f}Z"
         parts.append(f'<path class="steps {name}" d="{path}"/>')

@@ -1,4 +1,4 @@
-"""Probes: chosen answers of the set, damaged in a named way, which a good reward scores lower.
+"""Probes: chosen answers of the set, damaged in a named way, which a good model rewards less.
 
 A new probe is a function of `(question, answer, rng)` and a line in `PROBES`.
 """
@@ -117,9 +117,9 @@ PROBES = (
 
 @dataclass(frozen=True, slots=True)
 class ProbeResult:
-    """Share of `n` damaged answers with a higher score than the whole ones; a tie counts half.
+    """Share of `n` damaged answers with a higher reward than the whole ones; a tie counts half.
 
-    `low` and `high` bound it at 95%. `shift` is the mean change of the score, in standard deviations of the scores.
+    `low` and `high` bound it at 95%. `shift` is the mean change of the reward, in standard deviations of the rewards.
     With `n` 0 the probe was not tried, and `then` says why.
     """
 
@@ -152,22 +152,22 @@ def run_probe(
 ) -> ProbeResult:
     """Score the chosen answers of some rows again once they are damaged.
 
-    A damaged answer that is longer than `max_length`, that the chat template refuses or that gets no score is skipped;
+    A damaged answer that is longer than `max_length`, that the chat template refuses or that gets no reward is skipped;
     so is one that is the same as before. An `InputError` of the reward skips the probe.
     """
     damaged = _damaged(probe, scored, rows, length, max_length, seed)
-    scores: list[float | None] = []
+    rewards: list[float | None] = []
     why = "No answer of this set could be damaged in this way."
     if damaged:
         answers = Answers.of(scored.pairs, [answer for _, answer, _ in damaged], [row for row, _, _ in damaged])
         try:
-            scores = score(reward, answers, [tokens for _, _, tokens in damaged], advance)
+            rewards = score(reward, answers, [tokens for _, _, tokens in damaged], advance)
         except InputError as error:
             why = f"The reward refuses such answers: {str(error).splitlines()[0][:200]}"
     shifts = [
-        value - scored.chosen[row] for (row, *_), value in zip(damaged, scores, strict=False) if value is not None
+        value - scored.chosen[row] for (row, *_), value in zip(damaged, rewards, strict=False) if value is not None
     ]
-    advance(len(rows) - len(scores))
+    advance(len(rows) - len(rewards))
     if not shifts:
         return ProbeResult(probe.name, probe.what, 0, 0.0, 0.0, 1.0, 0.0, probe.fails_at, why)
     preferred, n = share(wins(shifts)), len(shifts)

@@ -1,4 +1,4 @@
-"""Scores and lengths of pairs, in parts that show how far they are."""
+"""Rewards and lengths of pairs, in parts that show how far they are."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -36,7 +36,7 @@ class Answers(NamedTuple):
 
 
 class ScoredPairs(NamedTuple):
-    """Pairs that were scored, with the scores and the tokens of both texts; and why others were not."""
+    """Pairs that were scored, with the rewards and the tokens of both texts; and why others were not."""
 
     pairs: Pairs
     chosen: list[float]
@@ -85,8 +85,8 @@ def score_pairs(
     kept = pairs.select(rows)
     texts = [Answers.of(kept, answers) for answers in (kept.chosen, kept.rejected)]
     both = Answers(*(first + second for first, second in zip(*texts, strict=True)))
-    scores = score(reward, both, [own for own, _ in tokens] + [own for _, own in tokens], advance)
-    halves = zip(scores[: len(rows)], scores[len(rows) :], tokens, strict=True)
+    rewards = score(reward, both, [own for own, _ in tokens] + [own for _, own in tokens], advance)
+    halves = zip(rewards[: len(rows)], rewards[len(rows) :], tokens, strict=True)
     found = [(number, *of_pair) for number, of_pair in enumerate(halves) if None not in of_pair[:2]]
     if not found:
         raise InputError(f"reward {reward_name(reward)!r} scored no pair: it returned None for one text of each")
@@ -104,20 +104,20 @@ def score_pairs(
 def score(
     reward: Callable[..., Any], answers: Answers, lengths: Sequence[int], advance: Callable[[int], None]
 ) -> list[float | None]:
-    """Return one score for each answer; answers of similar length are scored together.
+    """Return one reward for each answer; answers of similar length are scored together.
 
     Raises `InputError` for anything but a finite number or None.
     """
     name = reward_name(reward)
-    scores: list[float | None] = [None] * len(lengths)
+    rewards: list[float | None] = [None] * len(lengths)
     by_length = sorted(range(len(lengths)), key=lambda row: lengths[row])
     for start in range(0, len(by_length), CHUNK):
         rows = by_length[start : start + CHUNK]
         found = _call(reward, name, Answers(*([column[row] for row in rows] for column in answers)))
         for row, value in zip(rows, found, strict=True):
-            scores[row] = _number(value, name, answers.prompts[row], answers.completions[row])
+            rewards[row] = _number(value, name, answers.prompts[row], answers.completions[row])
         advance(len(rows))
-    return scores
+    return rewards
 
 
 def _call(reward: Callable[..., Any], name: str, answers: Answers) -> list[Any]:

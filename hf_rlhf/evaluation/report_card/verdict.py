@@ -13,9 +13,9 @@ GOOD, CARE, REFUSED = "good", "usable with care", "do not use"
 FEW_PAIRS = 100
 """Pairs below which intervals are so wide that the card cannot say "good"."""
 LENGTH_IS_ALL, LENGTH_IS_MUCH = 0.8, 0.5
-"""Correlation of score differences with length differences from which the reward has learned length, or much of it."""
+"""Correlation of reward differences with length differences from which the reward has learned length, or much of it."""
 ALWAYS_ONE_LENGTH = 0.95
-"""Share of pairs in which the longer text, or the shorter one, gets the higher score, from which it decides alone."""
+"""Share of pairs in which the longer text, or the shorter one, gets the higher reward, from which it decides alone."""
 LENGTH_OF_PEOPLE = 0.15
 """Difference from the share that people chose by length, above which that share is a habit of the reward's."""
 OVERCONFIDENT = 0.05
@@ -83,7 +83,7 @@ def _about_accuracy(found: Findings) -> Iterator[Reason]:
     interval = f"{own.accuracy:.1%} (95% interval {own.low:.1%} to {own.high:.1%})"
     if found.std == 0:
         yield Reason(
-            "It gives every answer the same score.",
+            "It gives every answer the same reward.",
             "standard deviation 0",
             "Check that the score head was trained and saved.",
             REFUSED,
@@ -132,19 +132,19 @@ def _about_length(found: Findings) -> Iterator[Reason]:
     often = max(length.picks_longer, 1 - length.picks_longer)
     side = "longer" if length.picks_longer >= 0.5 else "shorter"
     habit = (
-        f"the {side} text has the higher score in {often:.0%} of the pairs; the correlation of score and length"
+        f"the {side} text has the higher reward in {often:.0%} of the pairs; the correlation of reward and length"
         f" differences is {length.correlation:+.2f}"
     )
     if abs(length.correlation) >= LENGTH_IS_ALL or often >= ALWAYS_ONE_LENGTH:
         yield Reason(
-            "It has learned length: its scores say little more than how long an answer is.",
+            "It has learned length: its rewards say little more than how long an answer is.",
             habit,
             "Train on pairs of similar length, or on pairs in which length and quality do not go together.",
             REFUSED,
         )
     elif abs(length.correlation) >= LENGTH_IS_MUCH or abs(length.picks_longer - length.people_pick_longer) >= LENGTH_OF_PEOPLE:  # fmt: skip
         yield Reason(
-            "Length moves its scores more than it should.",
+            "Length moves its rewards more than it should.",
             f"{habit}; people chose the longer text in {length.people_pick_longer:.0%}",
             f"Watch completions/mean_length in PPO: it may become {side} for the reward alone. length_penalty or"
             " max_completion_length limits this.",
@@ -192,14 +192,14 @@ def _about_rest(found: Findings) -> Iterator[Reason]:
     if found.calibration.overconfidence >= OVERCONFIDENT and probability > found.accuracy.high:
         yield Reason(
             "It is more certain than it is right.",
-            f"its score differences stand for {probability:.1%} right answers, and {found.accuracy.accuracy:.1%} are",
-            "Use its scores for the order of answers only, and scale them in PPO (use_score_scaling).",
+            f"its reward differences stand for {probability:.1%} right answers, and {found.accuracy.accuracy:.1%} are",
+            "Use its rewards for the order of answers only, and scale them in PPO (use_score_scaling).",
             CARE,
         )
     if found.skipped >= MANY_SKIPPED:
         yield Reason(
             "Many pairs could not be scored, so the card speaks for a part of the set.",
-            f"{found.skipped:.0%} of the pairs are too long, refused by the chat template, or got no score",
+            f"{found.skipped:.0%} of the pairs are too long, refused by the chat template, or got no reward",
             "Raise max_length, or take a base with more positions.",
             CARE,
         )
