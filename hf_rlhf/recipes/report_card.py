@@ -13,6 +13,7 @@ from hf_rlhf.data.preferences import check_no_leak, prepare_loaded_preferences
 from hf_rlhf.data.rows import LoadedRows
 from hf_rlhf.distributed import failing_together, rank
 from hf_rlhf.errors import InputError
+from hf_rlhf.evaluation.report_card.baselines import MAX_TRAIN_PAIRS, spread
 from hf_rlhf.evaluation.report_card.card import CARD_FILE, PAGE_FILE, ReportCard, make_report_card
 from hf_rlhf.evaluation.report_card.guard import CardStatus, card_status, weights_of
 from hf_rlhf.evaluation.report_card.probes import PROBE_ROWS
@@ -105,7 +106,7 @@ def card_of_run(
     card = make_report_card(
         reward,
         Pairs.from_dataset(evaluation),
-        train=Pairs.from_dataset(train),
+        train=Pairs.from_dataset(train.select(spread(len(train), MAX_TRAIN_PAIRS))),
         model=folder.absolute().name,
         dataset=shown_name(data.eval_dataset_name or data.dataset_name),
         max_length=limit,
@@ -139,7 +140,10 @@ def check_report_cards(rewards: Sequence[Any], *, required: bool) -> list[CardSt
     where there is no reward model.
     """
     with failing_together():
-        found = [card_status(reward) for reward in rewards if isinstance(reward, str) and not is_function_name(reward)]
+        models = [reward for reward in rewards if isinstance(reward, str) and not is_function_name(reward)]
+        for model in models:
+            load_reward_tokenizer(model)  # which says if there is no such model at all
+        found = [card_status(model) for model in models]
     if required and not found:
         raise InputError(
             "require_report_card=True is invalid: no reward is a model, and only models have report cards. Omit it."

@@ -206,3 +206,8 @@ def test_a_file_that_is_no_card_is_an_error(reward_model, ppo, capsys):
     (reward_model / "report_card.json").write_text("{}", encoding="utf-8")
     assert ppo(reward_model) == 2
     assert "it is no report card" in capsys.readouterr().err
+
+
+def test_a_reward_model_that_does_not_exist_is_no_missing_card(flags, write_rows, failing):
+    rows = ["--dataset_name", write_rows(prompt_rows()), "--reward_model_path", "runs/no/such/model"]
+    assert "there is no such folder" in failing("ppo", *rows, *flags, *PPO_FLAGS)

@@ -110,7 +110,7 @@ def bag_of_words(pairs: Pairs, train: Pairs | None = None) -> list[float] | None
     """
     counts = _word_differences(pairs)
     if train is not None:
-        known = _word_differences(train.select(_spread(len(train.prompts), MAX_TRAIN_PAIRS)))
+        known = _word_differences(train.select(spread(len(train.prompts), MAX_TRAIN_PAIRS)))
         return _learned(known, counts)
     if len(counts) < MIN_PAIRS:
         return None
@@ -121,7 +121,7 @@ def bag_of_words(pairs: Pairs, train: Pairs | None = None) -> list[float] | None
         others = [row for row, own in enumerate(fold_of) if own != fold]
         if not others:
             return None  # one prompt has them all
-        known = [counts[others[number]] for number in _spread(len(others), MAX_TRAIN_PAIRS)]
+        known = [counts[others[number]] for number in spread(len(others), MAX_TRAIN_PAIRS)]
         for row, preference in zip(rows, _learned(known, [counts[row] for row in rows]), strict=True):
             preferences[row] = preference
     return preferences
@@ -182,7 +182,7 @@ def _folds(pairs: Pairs) -> list[int]:
     return [order.setdefault(fingerprint(prompt), len(order)) % FOLDS for prompt in pairs.prompts]
 
 
-def _spread(count: int, most: int) -> list[Any]:
+def spread(count: int, most: int) -> list[Any]:
     """Return at most `most` of `count` rows, spread evenly."""
     step = max(count / most, 1)
     return [int(number * step) for number in range(min(count, most))]

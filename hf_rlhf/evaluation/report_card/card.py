@@ -98,8 +98,8 @@ class ReportCard:
         folder.mkdir(parents=True, exist_ok=True)
         text = json.dumps(asdict(self), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
         page = page_of(self)
-        _write(folder / CARD_FILE, text)
-        return _write(folder / PAGE_FILE, page)
+        _write(folder / CARD_FILE, hide_tokens(text))
+        return _write(folder / PAGE_FILE, hide_tokens(page))
 
 
 def make_report_card(
@@ -201,13 +201,13 @@ def _worst(scored: ScoredPairs, differences: list[float]) -> list[Mistake]:
 
 
 def _shown(text: str) -> str:
-    text = hide_tokens(text.strip()).encode("utf-8", "backslashreplace").decode("utf-8")
+    text = text.strip()
     return text if len(text) <= _SHOWN else text[: _SHOWN - 1] + "…"
 
 
 def _write(file: Path, text: str) -> Path:
     scratch = file.with_name(f".{file.name}.tmp")
-    with scratch.open("w", encoding="utf-8", newline="\n") as stream:
+    with scratch.open("w", encoding="utf-8", errors="backslashreplace", newline="\n") as stream:
         stream.write(text)
         stream.flush()
         os.fsync(stream.fileno())
