@@ -23,7 +23,7 @@ from hf_rlhf.records import versions
 from hf_rlhf.rewards.contract import reward_name
 
 CARD_FILE, PAGE_FILE = "report_card.json", "report_card.html"
-_MISTAKES, _SHOWN = 10, 1200  # characters of a text
+_MISTAKES, _SHOWN = 10, 900  # characters of a text
 
 
 @dataclass(frozen=True, slots=True)
