@@ -65,10 +65,11 @@ def report_card(args: ReportCardArguments) -> Path:
     """
     name = _checked(args)
     folder = _output_folder(args, name)
-    if not is_function_name(name):
+    function = load_function(name) if is_function_name(name) else None
+    if function is None:
         load_reward_tokenizer(name)  # which says at once that there is no such model
     pairs, train = _sets(args)
-    reward = load_function(name) if is_function_name(name) else _model(name, args.batch_size)
+    reward = function or _model(name, args.batch_size)
     if _reads_messages(args, pairs, reward):
         pairs = pairs.as_messages()
         say("prompts and answers are read as messages of user and assistant, by the model's chat template")

@@ -144,13 +144,30 @@ def make_report_card(
             run_probe(probe, reward, scored, drawn, length, limit, rewards.std, seed, advance)
             for probe in (PROBES if drawn else ())
         ]
+    skipped = Skipped(scored.too_long + skipped_before, scored.refused, scored.unscored, limit)
+    return ReportCard(
+        model=model or reward_name(reward),
+        dataset=dataset,
+        probes=probes,
+        skipped=skipped,
+        rewards=rewards,
+        scale=recommended_scale(rewards),
+        seed=seed,
+        weights=dict(weights or {}),
+        versions=versions(),
+        **_figures(scored, unit, train, probes, skipped, rewards.std),
+    )
+
+
+def _figures(
+    scored: ScoredPairs, unit: str, train: Pairs | None, probes: list[ProbeResult], skipped: Skipped, std: float
+) -> dict[str, Any]:
+    """Return the fields of the card that are computed from the rewards of both answers, and the verdict."""
     verdicts = verdicts_of(scored)
-    accuracy = verdicts.agreement("all pairs")
-    tables = tables_of(scored, verdicts, unit)
+    accuracy, tables = verdicts.agreement("all pairs"), tables_of(scored, verdicts, unit)
     baselines, best = find_baselines(scored, unit, train, verdicts.reward)
     differences = [chosen - rejected for chosen, rejected in zip(scored.chosen, scored.rejected, strict=True)]
     calibration, effect = calibration_of(differences), length_effect(scored, unit)
-    skipped = Skipped(scored.too_long + skipped_before, scored.refused, scored.unscored, limit)
     found = Findings(
         accuracy=accuracy,
         similar=next((group for group in tables["length_ratio"] if group.name == SIMILAR), None),
@@ -159,29 +176,20 @@ def make_report_card(
         calibration=calibration,
         probes=probes,
         skipped=skipped.total / (skipped.total + accuracy.n),
-        std=rewards.std,
+        std=std,
     )
-    return ReportCard(
-        model=model or reward_name(reward),
-        dataset=dataset,
-        verdict=judge(found),
-        accuracy=accuracy,
-        mean_margin=sum(differences) / len(differences),
-        baselines=baselines,
-        best_baseline=best,
-        tables=tables,
-        sections=sections_of(tables.get("subset", ())),
-        calibration=calibration,
-        length=effect,
-        probes=probes,
-        skipped=skipped,
-        rewards=rewards,
-        scale=recommended_scale(rewards),
-        mistakes=_worst(scored, differences),
-        seed=seed,
-        weights=dict(weights or {}),
-        versions=versions(),
-    )
+    return {
+        "verdict": judge(found),
+        "accuracy": accuracy,
+        "mean_margin": sum(differences) / len(differences),
+        "baselines": baselines,
+        "best_baseline": best,
+        "tables": tables,
+        "sections": sections_of(tables.get("subset", ())),
+        "calibration": calibration,
+        "length": effect,
+        "mistakes": _worst(scored, differences),
+    }
 
 
 def _worst(scored: ScoredPairs, differences: list[float]) -> list[Mistake]:
