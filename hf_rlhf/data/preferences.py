@@ -90,9 +90,7 @@ def prepare_preferences(
     return prepare_loaded_preferences(LoadedRows.given(dataset, source=source), rating_weights)
 
 
-def prepare_loaded_preferences(
-    rows: LoadedRows, rating_weights: Mapping[str, float] = NOTHING
-) -> PreparedPreferences:
+def prepare_loaded_preferences(rows: LoadedRows, rating_weights: Mapping[str, float] = NOTHING) -> PreparedPreferences:
     """Like `prepare_preferences`, but of rows from a file, of which the bad ones that may be skipped are skipped."""
     rows, pairs, report = _keep(read_pairs(rows, rating_weights))
     return PreparedPreferences(_with_pairs(rows.dataset, pairs), report)

@@ -23,8 +23,8 @@ from hf_rlhf.models.precision import current_device
 from hf_rlhf.models.reward_model import load_reward_tokenizer
 from hf_rlhf.progress import say
 from hf_rlhf.recipes.arguments import flag
-from hf_rlhf.rewards.functions import is_function_name, load_function
 from hf_rlhf.rewards.learned import LearnedReward
+from hf_rlhf.rewards.named import load_named_function, names_function
 from hf_rlhf.rewards.sources import resolve_rewards
 
 logger = logging.getLogger(__name__)
@@ -34,9 +34,7 @@ logger = logging.getLogger(__name__)
 class ReportCardArguments:
     """Reward to measure, the pairs to measure it on, and where the card goes."""
 
-    reward_model_path: str | None = flag(
-        None, "Reward model (folder or Hub name) or function (module:name, file.py:name)."
-    )
+    reward_model_path: str | None = flag(None, "Reward model (folder or Hub name), file.py:name, or a named reward.")
     dataset_name: str | None = flag(None, "Held-out pairs: Hub name, folder or file.")
     dataset_config: str | None = flag(None, "Configuration of a Hub dataset.")
     dataset_split: str = flag("train", "Split of dataset_name; a file has train alone.")
@@ -65,7 +63,7 @@ def report_card(args: ReportCardArguments) -> Path:
     """
     name = _checked(args)
     folder = _output_folder(args, name)
-    function = load_function(name) if is_function_name(name) else None
+    function = load_named_function(name) if names_function(name) else None
     if function is None:
         load_reward_tokenizer(name)  # which says at once that there is no such model
     pairs, train = _sets(args)
@@ -109,7 +107,9 @@ def card_of_run(
         Pairs.from_dataset(evaluation),
         train=Pairs.from_dataset(train.select(spread(len(train), MAX_TRAIN_PAIRS))),
         model=folder.absolute().name,
-        dataset=shown_name(data.eval_dataset_name or data.dataset_name),
+        dataset=", ".join(
+            map(shown_name, [data.eval_dataset_name] if data.eval_dataset_name else data.dataset_names())
+        ),
         max_length=limit,
         skipped_before=skipped,
         weights=weights_of(folder),
@@ -141,7 +141,7 @@ def check_report_cards(rewards: Sequence[Any], *, required: bool) -> list[CardSt
     where there is no reward model.
     """
     with failing_together():
-        models = [reward for reward in rewards if isinstance(reward, str) and not is_function_name(reward)]
+        models = [reward for reward in rewards if isinstance(reward, str) and not names_function(reward)]
         for model in models:
             load_reward_tokenizer(model)  # which says if there is no such model at all
         found = [card_status(model) for model in models]

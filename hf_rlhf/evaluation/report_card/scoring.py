@@ -8,7 +8,7 @@ from hf_rlhf.data.tokens import RefusedByTemplate, options_by_row
 from hf_rlhf.errors import InputError
 from hf_rlhf.evaluation.report_card.texts import text_of
 from hf_rlhf.evaluation.reward_model import Pairs
-from hf_rlhf.rewards.calls import accepted, call_all
+from hf_rlhf.rewards.calls import call_all
 from hf_rlhf.rewards.contract import reward_name
 from hf_rlhf.rewards.learned import LearnedReward
 from hf_rlhf.rewards.values import episode, finite_number
@@ -124,7 +124,9 @@ def _call(reward: Callable[..., Any], name: str, answers: Answers) -> list[Any]:
     names = {name for options in answers.options for name in options}
     columns = {name: [options.get(name) for options in answers.options] for name in sorted(names)}
     arguments = {"prompts": answers.prompts, "completions": answers.completions, **columns}
-    found = call_all([reward], [name], [accepted(reward, arguments)])[0]
+    received: list[Any] = []
+    call_all([reward], [name], [arguments], [received.append])
+    found = received[0]
     if not hasattr(found, "__len__") or isinstance(found, str) or len(found) != len(answers.prompts):
         raise InputError(f"reward {name!r} must return one number for each of {len(answers.prompts)} completions")
     return found.tolist() if hasattr(found, "tolist") else list(found)
