@@ -89,34 +89,31 @@ def report_card(args: ReportCardArguments) -> Path:
 
 
 def card_of_run(
-    folder: Path, reward: LearnedReward, evaluation: Any, train: Any, data: Any, *, skipped: int, limit: int | None
-) -> dict[str, float]:
-    """Write the card of the reward model that a run left in `folder`, print its verdict and return its metrics.
+    folder: Path, reward: Callable[..., Any], held_out: Pairs, train: Any, data: Any, *, skipped: int, limit: int | None
+) -> ReportCard:
+    """Make the card of the reward model that a run saved in `folder`, and print its verdict; nothing is written.
 
     Args:
         folder: of the saved model.
         reward: the saved model, loaded again.
-        evaluation: the held-out pairs in TRL's format.
-        train: the pairs that it was trained on.
+        held_out: the pairs that it is measured on.
+        train: the pairs that it was trained on, in TRL's format.
         data: the flags that name the pairs.
-        skipped: pairs that are not in `evaluation` because they are longer than `limit` tokens.
+        skipped: pairs that are not among `held_out` because they are longer than `limit` tokens.
         limit: most tokens of a text.
     """
+    names = [data.eval_dataset_name] if data.eval_dataset_name else data.dataset_names()
     card = make_report_card(
         reward,
-        Pairs.from_dataset(evaluation),
+        held_out,
         train=Pairs.from_dataset(train.select(spread(len(train), MAX_TRAIN_PAIRS))),
         model=folder.absolute().name,
-        dataset=", ".join(
-            map(shown_name, [data.eval_dataset_name] if data.eval_dataset_name else data.dataset_names())
-        ),
+        dataset=", ".join(map(shown_name, names)),
         max_length=limit,
         skipped_before=skipped,
-        weights=weights_of(folder),
     )
-    card.write(folder)
     say(summary(card))
-    return card.metrics()
+    return card
 
 
 def summary(card: ReportCard) -> str:

@@ -165,9 +165,7 @@ def train_and_save(
                 return evaluate_reward(reward, eval_set, script), None
             pairs = rows.select(trainer.train_dataset["row"])
             skipped = len(held_out) - len(trainer.eval_dataset)
-            made = card_of_run(
-                folder, reward, eval_set, pairs, script, skipped=skipped, limit=training.max_length
-            )
+            made = card_of_run(folder, reward, eval_set, pairs, script, skipped=skipped, limit=training.max_length)
             return made.metrics(), made
 
         metrics |= _check_and_evaluate(folder, probe, expected, trained, trainer, measure, script, training, model)

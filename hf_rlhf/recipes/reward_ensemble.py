@@ -16,6 +16,7 @@ from hf_rlhf.data.rows import fingerprint, read_columns, require_rows
 from hf_rlhf.data.training_rows import tokenized_groups, tokenized_pairs
 from hf_rlhf.distributed import asked_for, by_first_rank, rank
 from hf_rlhf.errors import InputError
+from hf_rlhf.evaluation.report_card.guard import weights_of
 from hf_rlhf.evaluation.reward_model import Pairs, RatedGroups
 from hf_rlhf.hub.push import push_folder
 from hf_rlhf.models.adapted import head_name
@@ -33,6 +34,7 @@ from hf_rlhf.recipes.common import (
     run_begun,
     start_settings,
 )
+from hf_rlhf.recipes.report_card import card_of_run
 from hf_rlhf.recipes.reward import RewardParts, evaluate_reward, load_parts, train_and_save
 from hf_rlhf.recipes.reward_results import write_card, write_results
 from hf_rlhf.records import held_by_another_run, write_settings
@@ -101,7 +103,7 @@ def _train_member(
         require_rows(rows, least, source=parts.sets.train.report.source, why=why)
     alone = replace(script, num_reward_models=1, ensemble_halves=False, resume=None)
     trainer = parts.trainer(alone, own, rows)
-    train_and_save(trainer, parts, alone, own, model, checkpoint, rows)
+    train_and_save(trainer, parts, alone, own, model, checkpoint, rows, card=False)
     facts = own_vocabulary(trainer.model), start_settings(model, trainer.computation)
     trained: Any = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
     release(trainer)
@@ -162,6 +164,11 @@ def _finish(
         fitting = _fitting(eval_set, parts.tokenizer, script, training.max_length)
         metrics |= evaluate_reward(logging_spread, fitting, script)
         metrics["eval_disagreement"] = sum(spreads) / len(spreads)
+        if isinstance(fitting, Pairs):
+            skipped = len(eval_set) - len(fitting.prompts)
+            trained = parts.sets.train.dataset
+            card = card_of_run(folder, reward, fitting, trained, script, skipped=skipped, limit=training.max_length)
+            replace(card, weights=weights_of(folder)).write(folder)
     write_results(folder, metrics)
     write_card(folder, script, training, model, metrics, vocabulary, start)
     if training.push_to_hub:

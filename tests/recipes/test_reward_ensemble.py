@@ -16,6 +16,7 @@ from tiny import make_model, make_tokenizer
 from tiny_data import PPO_FLAGS, conversational_pairs, prompt_rows
 
 from hf_rlhf.cli import main
+from hf_rlhf.evaluation.report_card.guard import STALE, card_status
 from hf_rlhf.models.reward_model import load_reward_model
 from hf_rlhf.rewards.ensemble import EnsembleFile, load_ensemble
 from hf_rlhf.rewards.learned import LearnedReward
@@ -68,6 +69,16 @@ def test_a_member_has_the_bits_of_a_run_of_its_seed(trained, ensemble, tmp_path)
     found = json.loads((ensemble / "evaluation.json").read_text())
     assert found["eval_rows"] == 8
     assert found["eval_disagreement"] > 0
+
+
+def test_the_report_card_is_that_of_the_ensemble_and_of_its_members_weights(trained, ensemble):
+    card = json.loads((ensemble / "report_card.json").read_text())
+    assert card["accuracy"]["accuracy"] == json.loads((ensemble / "evaluation.json").read_text())["eval_accuracy"]
+    assert not list(ensemble.glob("member_*/report_card.json"))
+    assert card_status(str(ensemble)).state == card["verdict"]["word"]
+    with (ensemble / "member_2" / "adapter_model.safetensors").open("ab") as file:
+        file.write(b" ")
+    assert card_status(str(ensemble)).state == STALE
 
 
 def test_the_folder_is_a_reward_for_ppo_on_the_policys_base(trained, ensemble, flags, write_rows, tmp_path):

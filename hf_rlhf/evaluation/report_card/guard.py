@@ -36,9 +36,12 @@ class CardStatus:
 
 
 def weights_of(folder: str | os.PathLike) -> dict[str, str]:
-    """Return the sha256 digest of each safetensors file of the model in `folder`, and of its merged form, by path."""
+    """Return the sha256 digest of each safetensors file of the model in `folder`, by path.
+
+    Its merged form and the members of an ensemble are among them.
+    """
     folder = Path(folder)
-    files = [*folder.glob("*.safetensors"), *(folder / MERGED_FOLDER).glob("*.safetensors")]
+    files = [file for form in (".", MERGED_FOLDER, "member_*") for file in folder.glob(f"{form}/*.safetensors")]
     return {file.relative_to(folder).as_posix(): file_digest(file) for file in sorted(files)}
 
 
