@@ -79,6 +79,17 @@ def _write_json_lines(file: Path, rows: Iterable[Mapping[str, Any]], mode: str) 
         lines.writelines(json.dumps(_finite_or_null(row), ensure_ascii=False, default=str) + "\n" for row in rows)
 
 
+def write_whole(file: Path, text: str) -> Path:
+    """Write a text file that a reader finds whole or not at all; return its path."""
+    scratch = file.with_name(f".{file.name}.tmp")
+    with scratch.open("w", encoding="utf-8", errors="backslashreplace", newline="\n") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.replace(scratch, file)
+    return file
+
+
 def read_json_lines(file: Path) -> list[dict[str, Any]]:
     """Read what `append_json_line` wrote; a last line torn by a kill is skipped."""
     with file.open(encoding="utf-8", newline="\n") as lines:

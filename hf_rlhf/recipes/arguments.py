@@ -19,7 +19,7 @@ from hf_rlhf.errors import InputError, refusals_of_libraries
 from hf_rlhf.models.load import EMBEDDED_MODEL
 from hf_rlhf.models.lora_targets import in_last_blocks, share_of_blocks
 from hf_rlhf.models.precision import NATIVE, dtype_name, native_dtype, warn_of_slow_bfloat16
-from hf_rlhf.ops.preference import BRADLEY_TERRY, COMBINATIONS, REWARD_LOSSES
+from hf_rlhf.ops.preference import BINARY, BRADLEY_TERRY, COMBINATIONS, REWARD_LOSSES
 from hf_rlhf.progress import say
 from hf_rlhf.recipes.mixture import MixtureDataset, require_fractions
 from hf_rlhf.training.best import Directions, require_best_metric, settle_best_metric
@@ -199,6 +199,12 @@ class RewardArguments(DataArguments):
     rating_weights: list[str] | None = flag(
         None, "Attributes whose weighted sum is the rating of a HelpSteer row, as helpfulness:0.7 correctness:0.3."
     )
+    min_precision: float | None = flag(
+        None, "With reward_loss=binary: choose the threshold of the highest recall that has this precision."
+    )
+    min_recall: float | None = flag(
+        None, "With reward_loss=binary: choose the threshold of the highest precision that has this recall."
+    )
     num_reward_models: int = flag(
         1, "Train so many adapters on one base, from different seeds: an ensemble, which is a reward as one model is."
     )
@@ -222,6 +228,7 @@ class RewardArguments(DataArguments):
             raise InputError(
                 f"reward_loss={self.reward_loss} is invalid: it must be one of {', '.join(REWARD_LOSSES)}.{meant}"
             )
+        self._check_threshold()
         if self.num_reward_models < 1:
             raise InputError(f"num_reward_models={self.num_reward_models} is invalid: it must be at least 1.")
         if self.ensemble_halves and self.num_reward_models == 1:
@@ -234,6 +241,24 @@ class RewardArguments(DataArguments):
             )
         if not 0 <= self.ensemble_std_coef < float("inf"):
             raise InputError(f"ensemble_std_coef={self.ensemble_std_coef} is invalid: it must be 0 or above.")
+
+    def _check_threshold(self) -> None:
+        limits = {name: getattr(self, name) for name in ("min_precision", "min_recall")}
+        for name, limit in limits.items():
+            if limit is None:
+                continue
+            if self.reward_loss != BINARY:
+                raise InputError(
+                    f"{name}={limit} is invalid with reward_loss={self.reward_loss}: only labels have a threshold. Omit"
+                    f" it, or set reward_loss to {BINARY}."
+                )
+            if not 0 < limit <= 1:
+                raise InputError(f"{name}={limit} is invalid: it must be above 0 and at most 1.")
+        if None not in limits.values():
+            raise InputError(
+                f"min_precision={self.min_precision} is invalid with min_recall={self.min_recall}: one of them is the"
+                " limit, and the other is made as high as can be. Give one."
+            )
 
     def weights_of_ratings(self) -> dict[str, float]:
         """Return `rating_weights` by attribute. Raises `InputError` for what is no weight."""

@@ -11,16 +11,19 @@ import torch
 from transformers import set_seed
 
 from hf_rlhf.data.prepared import rows_of
+from hf_rlhf.data.rows import fingerprint
 from hf_rlhf.errors import InputError
 from hf_rlhf.evaluation.report_card.card import ReportCard
 from hf_rlhf.evaluation.report_card.guard import weights_of
 from hf_rlhf.evaluation.reward_model import Pairs, RatedGroups, rated_accuracy, reward_accuracy
 from hf_rlhf.evaluation.round_trip import CANDIDATES, Probe, check_plain, check_saved
+from hf_rlhf.evaluation.threshold_report import find_threshold
 from hf_rlhf.hub.push import push_folder
 from hf_rlhf.models.adapted import load_reward_start
 from hf_rlhf.models.adapters import base_of, compute_in_base_dtype, is_peft_model
 from hf_rlhf.models.load import require_fitting_tokenizer
 from hf_rlhf.ops.preference import BINARY
+from hf_rlhf.progress import say
 from hf_rlhf.recipes.arguments import ModelArguments, RewardArguments, RewardTrainingArguments, peft_config
 from hf_rlhf.recipes.common import (
     RunResult,
@@ -161,6 +164,8 @@ def train_and_save(
             if held_out is None:
                 return {}, None
             eval_set = _read(held_out, trainer.eval_dataset)
+            if isinstance(eval_set, RatedGroups) and script.reward_loss == BINARY and card:
+                return _label_results(folder, reward, eval_set, script), None
             if isinstance(eval_set, RatedGroups) or not card:
                 return evaluate_reward(reward, eval_set, script), None
             pairs = rows.select(trainer.train_dataset["row"])
@@ -222,6 +227,20 @@ def evaluate_reward(reward: Any, eval_set: Pairs | RatedGroups, script: RewardAr
     if isinstance(eval_set, RatedGroups):
         return rated_accuracy(reward, eval_set, labels=script.reward_loss == BINARY)
     return reward_accuracy(reward, eval_set)
+
+
+def _label_results(folder: Path, reward: Any, labeled: RatedGroups, script: RewardArguments) -> dict[str, float]:
+    """Return how often a reward agrees with labels, and write the threshold that was found on them."""
+    rewards = labeled.rewards(reward)
+    metrics = rated_accuracy(lambda prompts, completions, **_: rewards, labeled, labels=True)
+    labels = [rating > 0.5 for rating in labeled.ratings]
+    if len(set(labels)) < 2:
+        logger.warning("No threshold is chosen: the held-out rows have one label alone. Hold out rows of both.")
+        return metrics
+    limits = {"min_precision": script.min_precision, "min_recall": script.min_recall}
+    report = find_threshold(rewards, labels, list(map(fingerprint, labeled.prompts)), **limits)
+    say(f"{report.headline}. See {report.write(folder)}")
+    return metrics | report.metrics()
 
 
 def _require_rows(trainer, rows: int, training: RewardTrainingArguments) -> None:

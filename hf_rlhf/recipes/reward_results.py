@@ -24,6 +24,11 @@ RESULTS = {
     "eval_accuracy_high": "Upper bound of it.",
     "eval_margin": "Mean reward of the chosen completion minus that of the rejected one.",
     "eval_rows": "Pairs, or groups, that were evaluated.",
+    "eval_threshold": "With reward_loss=binary: the least reward that is flagged, chosen on half of the held-out"
+    " prompts.",
+    "eval_precision": "Share of the rows flagged from that threshold on whose label is 1, on the other half.",
+    "eval_recall": "Share of the rows with label 1 that are flagged from that threshold on, on the other half.",
+    "eval_average_precision": "Mean precision over all thresholds, weighted by the recall that each adds.",
     "eval_disagreement": "Of an ensemble: mean over completions of the standard deviation over its members.",
 }
 """Results of `train_reward_model`; without an evaluation set, those of training and round trip alone."""

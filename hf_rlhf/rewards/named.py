@@ -38,6 +38,7 @@ REWARDS: dict[str, str] = {
     "json_schema": "hf_rlhf.rewards.verifiers:JSONSchema",
     "judge": "hf_rlhf.rewards.judged:judge_reward",
     "math": "hf_rlhf.rewards.verifiers:Math",
+    "moderation": "hf_rlhf.rewards.moderation:Moderation",
     "regex": "hf_rlhf.rewards.verifiers:Regex",
     "similarity": "hf_rlhf.rewards.similarity:Similarity",
 }

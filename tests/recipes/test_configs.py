@@ -28,7 +28,7 @@ DATACLASSES = {
 
 
 def test_there_are_configs():
-    assert {file.parent.name for file in CONFIGS} == {"quickstart", "hh_rlhf", "tldr"}
+    assert {file.parent.name for file in CONFIGS} == {"quickstart", "hh_rlhf", "tldr", "moderation"}
 
 
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda file: f"{file.parent.name}/{file.stem}")

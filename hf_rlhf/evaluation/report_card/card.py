@@ -1,7 +1,6 @@
 """The report card of a reward: its figures, its verdict, and the files that they are written to."""
 
 import json
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -19,7 +18,7 @@ from hf_rlhf.evaluation.report_card.texts import question_of, text_of
 from hf_rlhf.evaluation.report_card.verdict import Findings, Verdict, judge
 from hf_rlhf.evaluation.reward_model import Pairs
 from hf_rlhf.progress import progress_of
-from hf_rlhf.records import versions
+from hf_rlhf.records import versions, write_whole
 from hf_rlhf.rewards.contract import reward_name
 
 CARD_FILE, PAGE_FILE = "report_card.json", "report_card.html"
@@ -98,8 +97,8 @@ class ReportCard:
         folder.mkdir(parents=True, exist_ok=True)
         text = json.dumps(asdict(self), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
         page = page_of(self)
-        _write(folder / CARD_FILE, hide_tokens(text))
-        return _write(folder / PAGE_FILE, hide_tokens(page))
+        write_whole(folder / CARD_FILE, hide_tokens(text))
+        return write_whole(folder / PAGE_FILE, hide_tokens(page))
 
 
 def make_report_card(
@@ -211,13 +210,3 @@ def _worst(scored: ScoredPairs, differences: list[float]) -> list[Mistake]:
 def _shown(text: str) -> str:
     text = text.strip()
     return text if len(text) <= _SHOWN else text[: _SHOWN - 1] + "…"
-
-
-def _write(file: Path, text: str) -> Path:
-    scratch = file.with_name(f".{file.name}.tmp")
-    with scratch.open("w", encoding="utf-8", errors="backslashreplace", newline="\n") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(scratch, file)
-    return file

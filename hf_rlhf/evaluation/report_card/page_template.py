@@ -39,6 +39,7 @@ svg line.model { stroke: var(--model); } svg line.other { stroke: var(--other); 
 svg circle.model { fill: var(--model); } svg circle.other { fill: var(--other); } svg circle.wrong { fill: var(--wrong); }
 svg text.value.wrong { fill: var(--wrong); }
 svg .point { opacity: .6; }
+svg .curve { fill: none; stroke-width: 2.4; } svg path.model { stroke: var(--model); }
 svg .steps { fill-opacity: .22; stroke-width: 1.8; }
 svg .steps.chosen { fill: var(--model); stroke: var(--model); } svg .steps.rejected { fill: var(--wrong); stroke: var(--wrong); stroke-dasharray: 5 3; }
 .key { display: inline-block; width: 11px; height: 11px; border-radius: 3px; margin-right: 5px; }

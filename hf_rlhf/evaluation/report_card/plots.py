@@ -104,6 +104,20 @@ def histogram(rewards: Distribution, alt: str) -> str:
     return _svg(parts, alt, _HEIGHT)
 
 
+def precision_recall_plot(
+    points: Sequence[tuple[float, float]], chosen: tuple[float, float], chance: float, alt: str
+) -> str:
+    """Draw points of (recall, precision) as a line, the chosen one as a dot, and the precision of chance."""
+    axes = _Axes((0.0, 1.0), (0.0, 1.0))
+    quarters = [tick / 4 for tick in range(5)]
+    parts = axes.frame(quarters, quarters, "recall", "precision", percent=True)
+    parts.append(_line(axes.x(0), axes.y(chance), axes.x(1), axes.y(chance), "chance"))
+    path = "L".join(f"{axes.x(recall):.1f},{axes.y(precision):.1f}" for recall, precision in points)
+    parts.append(f'<path class="curve model" d="M{path}"/>')
+    parts.append(f'<circle class="dot wrong" cx="{axes.x(chosen[0]):.1f}" cy="{axes.y(chosen[1]):.1f}" r="6"/>')
+    return _svg(parts, alt, _HEIGHT)
+
+
 @dataclass(frozen=True, slots=True)
 class _Axes:
     """Linear axes of a plot: what is at its ends."""
