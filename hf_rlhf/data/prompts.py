@@ -103,7 +103,7 @@ def prompt_limit(max_prompt_length: int, overlong_prompts: str) -> Limit:
         raise InputError(f"overlong_prompts={overlong_prompts!r}; choose one of {', '.join(get_args(Overlong))}")
     if max_prompt_length < 1:
         raise InputError(f"max_prompt_length={max_prompt_length} leaves no room for a prompt; use at least 1")
-    then = {"error": "end the run", "filter": "are left out"}.get(overlong_prompts, "are cut on the left")
+    then = {"error": "end the run", "filter": "are skipped"}.get(overlong_prompts, "are cut on the left")
     return Limit("max_prompt_length", max_prompt_length, then)
 
 
@@ -147,7 +147,7 @@ def prepare_prompt_set(
     good, ids, scored = _tokenized(good, tokenizer, chat_template_kwargs, reward_tokenizers)
     lengths, kept = list(map(len, ids)), range(len(ids))
     if limit.tokens is not None and (longer := require_fitting(ids, limit.tokens, overlong, rows=good)):
-        logger.warning("%s; %s", longer, "left out" if overlong == "filter" else "cut on the left")
+        logger.warning("%s; %s", longer, "skipped" if overlong == "filter" else "cut on the left")
         kept = [row for row in kept if overlong != "filter" or lengths[row] <= limit.tokens]
     prompts = good.columns["prompt"]
     different = fingerprints(good.columns, ["prompt", *ROW_OPTIONS])

@@ -31,7 +31,7 @@ class BadRows:
 
     def __init__(self, limit: int | None = 0):
         if limit is not None and limit < 0:
-            raise InputError(f"skip_bad_rows={limit} must be 0 (none is left out) or above")
+            raise InputError(f"skip_bad_rows={limit} must be 0 (none is skipped) or above")
         self.limit = limit
         self.found: list[BadRow] = []
 
@@ -156,7 +156,7 @@ class LoadedRows:
             self.bad_rows.add_all(named, source=self.source, total=self.rows_read, rule=rule)
         if named and len(bad) == len(self.dataset):
             raise InputError(
-                f"{self.source}: no row is left; skip_bad_rows={self.bad_rows.limit} left out all {len(bad)}"
+                f"{self.source}: no row is left; skip_bad_rows={self.bad_rows.limit} skipped all {len(bad)}"
             )
         return [row for row in range(len(self.dataset)) if row not in bad]
 

@@ -30,7 +30,7 @@ class BatchSizes:
         """Compute `num_mini_batches` or `rollout_batch_size` from the other."""
         for name in SIZES[:3]:
             if (value := getattr(self, name)) is not None and value < 1:
-                raise InputError(f"{name}={value} must be at least 1")
+                raise InputError(f"{name}={value} is invalid: it must be at least 1.")
         minibatches, rollout = self._given("num_mini_batches"), self._given("rollout_batch_size")
         if rollout is None:
             minibatches = minibatches or 1

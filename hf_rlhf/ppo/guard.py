@@ -55,7 +55,7 @@ class UpdateGuard(TrainerCallback):
         if missing := [name for name in self._limits if name not in stats]:
             raise InputError(
                 f"ratio_threshold and early_stop_kl read {' and '.join(missing)} from the stats of the loss, which"
-                " are not there; let loss() return them, or unset the flag"
+                " are not there; let loss() return them, or omit the flag"
             )
         sums = torch.stack([stats[name].float() for name in (*self._limits, "tokens")])
         self._sums = sums if self._sums is None else self._sums + sums

@@ -110,11 +110,11 @@ def _require_known_fsdp(plugin: Any, blocks: Collection[str]) -> None:
         ),
         "fsdp_transformer_layer_cls_to_wrap": (
             set(plugin.transformer_cls_names_to_wrap or ()) <= set(blocks),
-            f"must be left out, or name blocks ({', '.join(blocks)}): the head stays with the root",
+            f"must be omitted, or name blocks ({', '.join(blocks)}): the head stays with the root",
         ),
         "fsdp_ignored_modules": (
             plugin.ignored_modules is None,
-            "must be left out: they would get no sum of gradients",
+            "must be omitted: they would get no sum of gradients",
         ),
     }
     _require(rules)

@@ -22,7 +22,7 @@ def require_rules(config: PPOConfig) -> None:
     for rules in (rules_of_algorithm, rules_of_models, rules_of_sampling, rules_of_trainer):
         for name, (holds, rule) in rules(config).items():
             if not holds:
-                raise InputError(f"{name}={getattr(config, name)} must be {rule}")
+                raise InputError(f"{name}={getattr(config, name)} is invalid: it must be {rule}.")
 
 
 def rules_of_algorithm(config: PPOConfig) -> Rules:
@@ -66,7 +66,7 @@ def rules_of_models(config: PPOConfig) -> Rules:
     return {
         "num_layers_unfrozen": (
             config.num_layers_unfrozen is None or config.num_layers_unfrozen >= 1,
-            "at least 1, or unset to train every block",
+            "at least 1, or omitted to train every block",
         ),
         "critic": (config.critic in CRITICS, f"one of {', '.join(CRITICS)}"),
         "critic_warmup_iterations": (config.critic_warmup_iterations >= 0, "0 or above"),
@@ -90,12 +90,12 @@ def rules_of_sampling(config: PPOConfig) -> Rules:
         ),
         "use_vllm": (
             not (config.use_vllm and config.reward_while_sampling and config.world_size > 1),
-            "unset with reward_while_sampling on several ranks: each samples parts of its own, and all hand the"
+            "omitted with reward_while_sampling on several ranks: each samples parts of its own, and all hand the"
             " adapter to the server together",
         ),
         "use_transformers_continuous_batching": (
             not (config.use_transformers_continuous_batching and config.use_vllm),
-            "unset with use_vllm: one of the two samples",
+            "omitted with use_vllm: one of the two samples",
         ),
         "generation_batch_size": (
             (config.generation_batch_size is None or config.generation_batch_size >= 1)
@@ -104,25 +104,25 @@ def rules_of_sampling(config: PPOConfig) -> Rules:
                 or not config.use_transformers_continuous_batching
                 or config.reward_while_sampling
             ),
-            "at least 1, and unset with use_transformers_continuous_batching, whose max_requests_per_batch says it",
+            "at least 1, and omitted with use_transformers_continuous_batching, whose max_requests_per_batch says it",
         ),
         "transformers_continuous_batching_config": (
             config.transformers_continuous_batching_config is None or config.use_transformers_continuous_batching,
-            "unset without use_transformers_continuous_batching",
+            "omitted without use_transformers_continuous_batching",
         ),
         "vllm_server_timeout": (config.vllm_server_timeout > 0, "above 0"),
         "vllm_server_base_url": (
             config.vllm_server_base_url is None or (config.use_vllm and config.vllm_python is None),
-            "unset with vllm_python, which starts a server of the run's own, and without use_vllm",
+            "omitted with vllm_python, which starts a server of the run's own, and without use_vllm",
         ),
         "vllm_server_base_urls": (
             config.vllm_server_base_urls is None or (config.use_vllm and config.vllm_python is None),
-            "unset with vllm_python, which starts a server of the run's own, and without use_vllm",
+            "omitted with vllm_python, which starts a server of the run's own, and without use_vllm",
         ),
-        "vllm_python": (config.vllm_python is None or config.use_vllm, "unset without use_vllm"),
+        "vllm_python": (config.vllm_python is None or config.use_vllm, "omitted without use_vllm"),
         "vllm_server_args": (
             config.vllm_server_args is None or config.vllm_python is not None,
-            "unset without vllm_python: a server that is running already has its arguments",
+            "omitted without vllm_python: a server that is running already has its arguments",
         ),
         "stop_strings": (not isinstance(config.stop_strings, str), "a list of strings"),
         "stop_token_ids": (not isinstance(config.stop_token_ids, int), "a list of ids"),
@@ -158,7 +158,7 @@ def rules_of_trainer(config: PPOConfig) -> Rules:
         "ignore_data_skip": (config.ignore_data_skip, "true: there are no batches to skip when a run resumes"),
         "neftune_noise_alpha": (
             config.neftune_noise_alpha is None,
-            "unset: with noise in the embeddings, the policy that is trained is not the one that samples",
+            "omitted: with noise in the embeddings, the policy that is trained is not the one that samples",
         ),
         "label_smoothing_factor": (config.label_smoothing_factor == 0, "0: PPO has no labels"),
         "auto_find_batch_size": (not config.auto_find_batch_size, "false: it would change the batch algebra"),
@@ -166,5 +166,5 @@ def rules_of_trainer(config: PPOConfig) -> Rules:
             not config.push_to_hub or str(config.hub_strategy) in ("HubStrategy.END", "end"),
             "end: what Trainer pushes during training would lack the value head",
         ),
-        "total_episodes": (config.total_episodes is None or config.max_steps <= 0, "unset when max_steps is given"),
+        "total_episodes": (config.total_episodes is None or config.max_steps <= 0, "omitted when max_steps is given"),
     }

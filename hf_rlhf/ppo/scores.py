@@ -44,10 +44,10 @@ class ScoreShaping:
                 " deviation; switch both on"
             )
         if self.clip is not None and self.clip <= 0:
-            raise InputError(f"score_clip={self.clip} must be above 0. Unset it for no clipping")
+            raise InputError(f"score_clip={self.clip} is invalid: it must be above 0. Omit it for no clipping.")
         if not 0 <= self.overlong_buffer <= self.max_completion_length:
             raise InputError(
-                f"overlong_buffer={self.overlong_buffer} must be from 0 to max_completion_length="
+                f"overlong_buffer={self.overlong_buffer} is invalid: it must be from 0 to max_completion_length="
                 f"{self.max_completion_length}"
             )
         if self.overlong_penalty and not self.overlong_buffer:

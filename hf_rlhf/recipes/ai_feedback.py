@@ -135,7 +135,7 @@ def _say_results(report: Mapping[str, Any], args: AIFeedbackArguments) -> None:
         if (first := agreement["shown_first_share"]) is not None:
             say(f"judge: {first:.0%} of the answers name the reply shown first; 50% is no position bias")
     if left_out := report["revisions_left_out"]:
-        say("left out of sft.jsonl: " + ", ".join(f"{count} {reason}" for reason, count in left_out.items()))
+        say("skipped for sft.jsonl: " + ", ".join(f"{count} {reason}" for reason, count in left_out.items()))
     for name, count in ((SFT_FILE, report["demonstrations"]), (PREFERENCES_FILE, report["preferences"])):
         if not count and (name != SFT_FILE or args.num_revisions):
             say(f"{name} was not written: it would be empty")

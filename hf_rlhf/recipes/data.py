@@ -58,7 +58,7 @@ def reward_sets(script: RewardArguments, training: RewardTrainingArguments, toke
 
     Raises `InputError` for anything wrong in them, a leak included.
     """
-    limit = Limit("max_length", training.max_length, "are left out")
+    limit = Limit("max_length", training.max_length, "are skipped")
     if script.reward_loss != BRADLEY_TERRY:
         return _rated_sets(script, training, tokenizer, limit)
     weights = script.weights_of_ratings()

@@ -28,7 +28,7 @@ CHECKS = {
 def outcome(number, folder, tokenizer):
     """`None` when the set can be used, else the message. Whatever else is raised ends the test."""
     kind, file, skip_bad_rows = make_case(number, folder)
-    limit = Limit("max_length", 16, "are left out")
+    limit = Limit("max_length", 16, "are skipped")
     try:
         rows = read_rows(str(file), skip_bad_rows=skip_bad_rows)
         checked = CHECKS[kind](rows, tokenizer, role="training", limit=limit)

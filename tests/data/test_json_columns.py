@@ -16,7 +16,7 @@ from hf_rlhf.data.report import Limit
 from hf_rlhf.data.rows import fingerprint, read_columns
 from hf_rlhf.data.texts import prepare_text_set
 
-LIMIT = Limit("max_length", 500, "are left out")
+LIMIT = Limit("max_length", 500, "are skipped")
 
 
 def call(question, name, arguments, answer="good"):

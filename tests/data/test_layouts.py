@@ -13,7 +13,7 @@ from hf_rlhf.data.rows import BadRows, LoadedRows
 from hf_rlhf.data.texts import prepare_text_set
 from hf_rlhf.errors import InputError
 
-LIMIT = Limit("max_length", 50, "are left out")
+LIMIT = Limit("max_length", 50, "are skipped")
 SYSTEM = {"role": "system", "content": "you are good"}
 
 

@@ -12,7 +12,7 @@ from hf_rlhf.data.rows import BadRows, LoadedRows
 from hf_rlhf.data.texts import prepare_text_set
 from hf_rlhf.errors import InputError
 
-LIMIT = Limit("max_length", 99, "are left out")
+LIMIT = Limit("max_length", 99, "are skipped")
 
 
 def member(name, rows, fraction=None, prepare=prepare_preference_set):

@@ -264,7 +264,7 @@ def test_each_pair_is_read_once_and_split_once(monkeypatch):
     talks = [[user(f"q {n}"), assistant("a")] for n in range(5)]
     loaded = [{"chosen": talk, "rejected": [talk[0], assistant("b")], "tools": None} for talk in talks]
     rows = LoadedRows.given(datasets.Dataset.from_list(loaded), source="pairs.jsonl")
-    limit = Limit("max_length", 50, "are left out")
+    limit = Limit("max_length", 50, "are skipped")
     assert len(prepare_preference_set(rows, make_tokenizer(), role="training", limit=limit).dataset) == 5
     assert (len(read), len(split)) == (1, 5)
 

@@ -176,7 +176,7 @@ def test_overlong_prompts_are_filtered_aloud(word_tokenizer, caplog):
     assert dataset["prompt"][:] == ["the sky", "the sea is"]
     assert [words(word_tokenizer, ids) for ids in dataset["prompt_ids"]] == ["the sky", "the sea is"]
     assert "1 row (1) of 3" in caplog.text
-    assert "left out" in caplog.text
+    assert "skipped" in caplog.text
     assert "leaves no prompt" in error_of(word_tokenizer, LENGTHS, max_prompt_length=1, overlong_prompts="filter")
 
 

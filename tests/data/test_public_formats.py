@@ -18,7 +18,7 @@ from hf_rlhf.data.rows import LoadedRows
 from hf_rlhf.data.shapes import in_shape
 from hf_rlhf.errors import InputError
 
-LIMIT = Limit("max_length", 200, "are left out")
+LIMIT = Limit("max_length", 200, "are skipped")
 
 
 def asks(*turns):

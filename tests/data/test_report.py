@@ -15,7 +15,7 @@ from hf_rlhf.data.report import DataReport, Limit
 from hf_rlhf.data.texts import prepare_ptx_set, prepare_text_set
 from hf_rlhf.errors import InputError
 
-LIMIT = Limit("max_length", 5, "are left out")
+LIMIT = Limit("max_length", 5, "are skipped")
 
 
 @pytest.fixture
@@ -66,8 +66,8 @@ def test_pairs(load):
     assert rejected.above == 1
     said = str(report)
     for words in (
-        "training: ", "3 of 8 rows", "not used: id", "left out: 1 with chosen equal to rejected", "left out: 1 that are there already",
-        "kept: 1 that contradict another", "above max_length=5: 1 of 3 rows are left out", "rows.jsonl:6", "e.g. prompt: the | chosen: cat sat",
+        "training: ", "3 of 8 rows", "not used: id", "skipped: 1 with chosen equal to rejected", "skipped: 1 that are there already",
+        "kept: 1 that contradict another", "above max_length=5: 1 of 3 rows are skipped", "rows.jsonl:6", "e.g. prompt: the | chosen: cat sat",
     ):  # fmt: skip
         assert words in said
 
@@ -160,7 +160,7 @@ KINDS = {
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_row_that_the_chat_template_refuses_is_named_and_may_be_left_out(load, monkeypatch, kind):
     monkeypatch.setattr(data_report, "MEASURED_ROWS", 2)  # the refused ones are not among them
-    tokenizer, limit = make_tokenizer(), Limit("max_length", 50, "are left out")
+    tokenizer, limit = make_tokenizer(), Limit("max_length", 50, "are skipped")
     tokenizer.chat_template = REFUSES
     rows = ["{\n", *talks(kind, 9, {5})]
     dataset, report, place, *_ = KINDS[kind](load(rows, 2), tokenizer, role="training", limit=limit)
@@ -267,7 +267,7 @@ def test_the_file_holds_what_the_report_says(load, tmp_path):
     content = json.loads((tmp_path / "out" / "data_report.json").read_text(encoding="utf-8"))
     (found,) = content["sets"]
     assert found["bad_rows"][0]["place"].endswith("rows.jsonl:2")
-    assert found["lengths"][0]["limit"] == {"name": "max_length", "tokens": 5, "then": "are left out"}
+    assert found["lengths"][0]["limit"] == {"name": "max_length", "tokens": 5, "then": "are skipped"}
     assert (found["rows"], found["examples"], content["shared"]["rows are in both"]) == (1, [{"prompt": "the"}], 2)
     assert "WARNING: 2 rows are in both" in str(whole)
     assert "nothing" not in str(whole)

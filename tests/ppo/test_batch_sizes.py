@@ -40,8 +40,8 @@ def test_the_size_that_is_not_given_follows(tmp_path, flags, expected):
         ({"rollout_batch_size": 4}, "Take 8"),
         ({"rollout_batch_size": 0}, "Take 8"),
         ({"rollout_batch_size": 16, "num_mini_batches": 3}, "rollout_batch_size=16 holds 2 minibatches of 8"),
-        ({"num_mini_batches": 0}, "num_mini_batches=0 must be at least 1"),
-        ({"per_device_train_batch_size": 0}, "per_device_train_batch_size=0 must be at least 1"),
+        ({"num_mini_batches": 0}, "num_mini_batches=0 is invalid: it must be at least 1"),
+        ({"per_device_train_batch_size": 0}, "per_device_train_batch_size=0 is invalid: it must be at least 1"),
     ],
     ids=str,
 )

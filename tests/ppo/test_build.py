@@ -259,7 +259,7 @@ def test_a_reward_that_needs_a_column_says_so_before_anything_is_sampled(tmp_pat
 
 @pytest.mark.parametrize("flag", ["per_device_train_batch_size", "gradient_accumulation_steps"])
 def test_batches_of_nothing_are_refused(tmp_path, flag):
-    with pytest.raises(InputError, match=f"{flag}=0 must be at least 1"):
+    with pytest.raises(InputError, match=f"{flag}=0 is invalid: it must be at least 1"):
         make_config(tmp_path, **{flag: 0})
 
 

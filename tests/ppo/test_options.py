@@ -260,7 +260,7 @@ def test_the_kl_in_the_loss_weighs_what_the_controller_says(tmp_path):
 
 
 def test_the_gradient_of_k1_is_refused_in_the_loss(tmp_path):
-    with pytest.raises(InputError, match="kl_in_loss=True must be false with kl_estimator k1"):
+    with pytest.raises(InputError, match="kl_in_loss=True is invalid: it must be false with kl_estimator k1"):
         make_config(tmp_path, kl_in_loss=True)
 
 

@@ -261,9 +261,9 @@ def test_the_state_before_the_first_reward_is_plain_json_too():
     ("wrong", "message"),
     [
         ({"center": True}, "use_score_norm needs use_score_scaling"),
-        ({"clip": 0.0}, "score_clip=0.0 must be above 0"),
-        ({"clip": -1.0}, "score_clip=-1.0 must be above 0"),
-        ({"overlong_buffer": 11}, "overlong_buffer=11 must be from 0 to max_completion_length=10"),
+        ({"clip": 0.0}, "score_clip=0.0 is invalid: it must be above 0"),
+        ({"clip": -1.0}, "score_clip=-1.0 is invalid: it must be above 0"),
+        ({"overlong_buffer": 11}, "overlong_buffer=11 is invalid: it must be from 0 to max_completion_length=10"),
         ({"overlong_buffer": -1}, "overlong_buffer=-1"),
         ({"overlong_penalty": 1.0}, "needs an overlong_buffer.*try 2"),
     ],

@@ -47,7 +47,7 @@ def under_deepspeed(**config):
         ({"cpu_offload": True}, "fsdp_offload_params must be false"),
         ({"auto_wrap_policy": "SIZE_BASED_WRAP"}, "fsdp_auto_wrap_policy must be TRANSFORMER_BASED_WRAP"),
         ({"transformer_cls_names_to_wrap": ["Linear"]}, r"fsdp_transformer_layer_cls_to_wrap must .*LlamaDecoderLayer"),
-        ({"ignored_modules": "lm_head"}, "fsdp_ignored_modules must be left out"),
+        ({"ignored_modules": "lm_head"}, "fsdp_ignored_modules must be omitted"),
     ],
     ids=["its own checkpointing", "offloading", "wrapping by size", "wrapping heads", "ignoring"],
 )

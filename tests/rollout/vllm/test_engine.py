@@ -367,7 +367,9 @@ def test_flags_that_do_not_go_together_are_refused(tmp_path, wrong, match):
 
 def test_ranks_that_sample_parts_of_their_own_share_no_server(tmp_path, monkeypatch):
     monkeypatch.setattr(PPOConfig, "world_size", property(lambda config: 2))
-    with pytest.raises(InputError, match="use_vllm=True must be unset with reward_while_sampling on several ranks"):
+    with pytest.raises(
+        InputError, match="use_vllm=True is invalid: it must be omitted with reward_while_sampling on several ranks"
+    ):
         PPOConfig(output_dir=str(tmp_path), use_vllm=True, reward_while_sampling=True, generation_batch_size=2)
 
 
