@@ -10,7 +10,7 @@ from hf_rlhf.data.checks import margin_problem
 from hf_rlhf.data.conversions import CONVERSIONS, BadValue, Compared, Rated, Reading, reads_messages, source_name
 from hf_rlhf.data.json_columns import ROW_OPTIONS, make_dataset, put_beside
 from hf_rlhf.data.layouts import Layout, layout_of
-from hf_rlhf.data.public_formats import FORMATS, RATINGS, Format
+from hf_rlhf.data.public_formats import FORMATS, LABELS, RATINGS, Format
 from hf_rlhf.data.rows import LoadedRows, fingerprint, require_columns
 from hf_rlhf.data.tokens import NOTHING, options_by_row, with_row_options
 from hf_rlhf.errors import InputError
@@ -22,6 +22,7 @@ KEPT = "score_ratio"
 """A column of SHP that stays beside the pairs, since some train only on pairs above a ratio."""
 
 UNKNOWN_SOURCE = "unknown"
+LABELED_FALSE = "whose label is false: fine-tuning would imitate the completion"
 HELPFULNESS: Mapping[str, float] = {"helpfulness": 1.0}
 
 
@@ -162,6 +163,24 @@ def _with_margin(rows: LoadedRows) -> tuple[LoadedRows, list[str]]:
     columns = {name: values for name, values in rows.columns.items() if name not in SCORES}
     dataset = put_beside(rows.dataset.with_format(None), make_dataset({"margin": margins}))
     return replace(rows, dataset=dataset, columns={**columns, "margin": margins}), list(SCORES)
+
+
+def labeled_true(rows: LoadedRows) -> tuple[LoadedRows, dict[str, int]]:
+    """Return the rows to imitate, and how many others there are: of binary labels, those with the label false.
+
+    Raises InputError for a label that is neither true nor false, and where no row has the label true.
+    """
+    if layout_of(rows.dataset, source=rows.source).public != LABELS:
+        return rows, {}
+    read = rows.read(["label"])
+    labels = read.columns["label"]
+    wrong = [None if isinstance(label, bool) else f"{label!r} instead of true or false" for label in labels]
+    read = read.without({"label": wrong})
+    kept = [row for row, label in enumerate(read.columns["label"]) if label]
+    if not kept:
+        raise InputError(f"{rows.source}: every label is false, so there is no text to imitate. Give rows labeled true")
+    false = {LABELED_FALSE: len(read.dataset) - len(kept)}
+    return replace(read.select(kept), columns={}), false
 
 
 def _written(weights: Mapping[str, float]) -> str:

@@ -14,6 +14,7 @@ from hf_rlhf.data.layouts import layout_of
 from hf_rlhf.data.prepared import PreparedSet, TokenizerState
 from hf_rlhf.data.report import BEGUN, Lengths, Limit, SetReport, begun, measured_rows, report_set, select_for_trl
 from hf_rlhf.data.rows import LoadedRows, fingerprints
+from hf_rlhf.data.shapes import labeled_true
 from hf_rlhf.data.tokens import (
     ROW_OPTIONS,
     RefusedByTemplate,
@@ -52,6 +53,7 @@ def prepare_texts(
     Rows have `text` or `messages`, where every token after the first counts, or `prompt` and `completion` (both text or
     both messages), where the completion counts. Messages go through the chat template, with the row's `tools` and
     `chat_template_kwargs` where there are such columns, and the run's where the row does not say otherwise.
+    Of rows with binary labels, those labeled true are used.
     Plain text ends with the tokenizer's end token, which is added where it is missing, as trl's SFTTrainer does. Tokens
     after the first `max_ptx_length` of a row are cut off.
 
@@ -90,7 +92,7 @@ def prepare_ptx_set(
         )
     read, limit = rows.rows_read, Limit("max_ptx_length", max_ptx_length, "are cut on the right")
     settings: dict[str, Any] = {"source": rows.source, "chat_template_kwargs": chat_template_kwargs}
-    good, names = _checked(rows, tokenizer, **settings)
+    good, names, left_out = _checked(rows, tokenizer, **settings)
     texts = tokenize_texts(good.columns, tokenizer, **settings)
     kept = good.good({names[-1]: learning_problems(texts, max_ptx_length)})
     if len(kept) < len(texts):
@@ -105,7 +107,8 @@ def prepare_ptx_set(
             max_ptx_length,
             max(too_long),
         )
-    report = _report(rows, good, names, read, [texts[row] for row in measured_rows(len(texts))], tokenizer, role, limit)
+    measured = [texts[row] for row in measured_rows(len(texts))]
+    report = _report(rows, good, names, read, measured, tokenizer, role, limit, left_out)
     made_with = text_settings(tokenizer, max_ptx_length, chat_template_kwargs)
     return PreparedSet(_to_dataset(texts, max_ptx_length), report, good.place, made_with)
 
@@ -113,10 +116,10 @@ def prepare_ptx_set(
 def prepare_text_set(rows: LoadedRows, tokenizer: PreTrainedTokenizerBase, *, role: str, limit: Limit) -> PreparedSet:
     """Check and report on demonstrations, for trl's `SFTTrainer`. Raises InputError for columns and values."""
     read = rows.rows_read
-    good, names = _checked(rows, tokenizer, source=rows.source)
+    good, names, left_out = _checked(rows, tokenizer, source=rows.source)
     measured = good.select(measured_rows(len(good.dataset)))
     texts = tokenize_texts(measured.columns, tokenizer, source=rows.source)
-    report = _report(rows, good, names, read, texts, tokenizer, role, limit)
+    report = _report(rows, good, names, read, texts, tokenizer, role, limit, left_out)
     different = frozenset(fingerprints(good.columns, [*names, *ROW_OPTIONS]))
     return PreparedSet(select_for_trl(good.dataset, names), report, good.place, fingerprints=different)
 
@@ -127,13 +130,17 @@ def _checked(
     *,
     source: str,
     chat_template_kwargs: Mapping[str, Any] | None = None,
-) -> tuple[LoadedRows, tuple[str, ...]]:
-    """Return the rows whose texts can be used, with the columns of their tokens read, and the names of the texts."""
+) -> tuple[LoadedRows, tuple[str, ...], dict[str, int]]:
+    """Return the rows whose texts can be used, the names of the texts, and how many rows were skipped, by reason.
+
+    The columns of the tokens are read.
+    """
     names = find_columns(rows.dataset, source=source)
+    rows, left_out = labeled_true(rows)
     rows = rows.read(with_row_options(names, rows.dataset.column_names))
     rows = rows.without(text_problems({name: rows.columns[name] for name in names}))
     settings: dict[str, Any] = {"source": source, "chat_template_kwargs": chat_template_kwargs}
-    return rows.without(template_problems(rows.columns, tokenizer, **settings)), names
+    return rows.without(template_problems(rows.columns, tokenizer, **settings)), names, left_out
 
 
 def _report(
@@ -145,6 +152,7 @@ def _report(
     tokenizer: PreTrainedTokenizerBase,
     role: str,
     limit: Limit,
+    left_out: dict[str, int],
 ) -> SetReport:
     layout, count = layout_of(rows.dataset, source=rows.source), len(good.dataset)
     filled = sum(limit.tokens is not None and text.given >= limit.tokens for text in measured)
@@ -154,8 +162,8 @@ def _report(
         rows_read,
         role=role,
         layout=layout.taken_for(layout.texts_name),
-        columns=names,
-        left_out={},
+        columns=[*names, *(["label"] if left_out else [])],
+        left_out=left_out,
         noticed={
             "that are there already": count - len(fingerprints(good.columns, [*names, *ROW_OPTIONS])),
             f"of {len(measured)} whose prompt alone fills {limit.name}": filled,

@@ -4,6 +4,9 @@ import datasets
 import pytest
 
 from hf_rlhf.data import prepare_texts
+from hf_rlhf.data.report import Limit
+from hf_rlhf.data.rows import LoadedRows
+from hf_rlhf.data.texts import prepare_text_set
 from hf_rlhf.errors import InputError
 
 
@@ -33,6 +36,32 @@ def words(tokenizer, dataset):
         tuple(" ".join(tokenizer.convert_ids_to_tokens(row[name])) for name in ("prompt_ids", "completion_ids"))
         for row in dataset
     ]
+
+
+# --- binary labels -----------------------------------------------------------------------------------------------
+
+LABELED = [
+    {"prompt": "the sky is", "completion": " blue", "label": True},
+    {"prompt": "the sky is", "completion": " why", "label": False},
+    {"prompt": "why", "completion": " the sky", "label": True},
+]
+
+
+def test_completions_labeled_false_are_not_imitated_and_are_counted(word_tokenizer):
+    dataset = prepare(word_tokenizer, LABELED)
+    assert words(word_tokenizer, dataset) == [("the sky is", "blue <eos>"), ("why", "the sky <eos>")]
+    rows = LoadedRows.given(datasets.Dataset.from_list(LABELED), source="kto.jsonl")
+    limit = Limit("max_length", 16, "are cut on the right")
+    found = prepare_text_set(rows, word_tokenizer, role="training", limit=limit)
+    assert found.dataset["completion"][:] == [" blue", " the sky"]
+    assert (found.report.rows_read, found.report.rows) == (3, 2)
+    assert "left out: 1 whose label is false" in str(found.report)
+
+
+def test_a_label_that_is_missing_is_an_error_and_so_are_labels_that_are_all_false(word_tokenizer):
+    message = error_of(word_tokenizer, [*LABELED, LABELED[0] | {"label": None}])
+    assert 'column "label": None instead of true or false in 1 row (3)' in message
+    assert "every label is false" in error_of(word_tokenizer, [LABELED[1]])
 
 
 # --- layouts -----------------------------------------------------------------------------------------------------
