@@ -9,6 +9,7 @@ from torch import Tensor
 
 from hf_rlhf.errors import InputError
 from hf_rlhf.models.positions import positions
+from hf_rlhf.ops.padding import lengths_to_mask, pad_sequences
 
 BATCH_SIZE = 32
 
@@ -52,7 +53,6 @@ class Encoder:
         self.model.requires_grad_(False).eval()
         self.name = name_or_path
         self.max_length = max_length or positions(self.model)
-        self.tokenizer.padding_side = "right"
         self.tokenizer.truncation_side = "left" if keep_end else "right"
         self._warned = False
 
@@ -66,16 +66,34 @@ class Encoder:
 
         `read` gets the output and the attention mask `(b, L)` of a batch.
         """
-        ids = [self._ids(text) for text in texts]
+        ids = [self._ids(text) or [self._nothing] for text in texts]
         by_length = sorted(range(len(ids)), key=lambda b: len(ids[b]))
         found: list[Tensor] = [torch.empty(0)] * len(ids)
-        for start in range(0, len(ids), BATCH_SIZE):
-            rows = by_length[start : start + BATCH_SIZE]
-            batch = self.tokenizer.pad({"input_ids": [ids[b] for b in rows]}, return_tensors="pt")
-            batch = batch.to(self.model.device)
-            for b, value in zip(rows, read(self.model(**batch), batch["attention_mask"]).float().cpu(), strict=True):
+        size = 1 if self._padding is None else BATCH_SIZE
+        for start in range(0, len(ids), size):
+            rows = by_length[start : start + size]
+            input_ids = pad_sequences([ids[b] for b in rows], self._padding or 0)
+            mask = lengths_to_mask(torch.tensor([len(ids[b]) for b in rows]), input_ids.shape[1]).long()
+            input_ids, mask = input_ids.to(self.model.device), mask.to(self.model.device)
+            values = read(self.model(input_ids=input_ids, attention_mask=mask), mask)
+            for b, value in zip(rows, values.float().cpu(), strict=True):
                 found[b] = value
         return torch.stack(found)
+
+    @property
+    def _padding(self) -> int | None:
+        """The padding id of the model's own config, None without one.
+
+        A decoder reads its last token that has another id, so the tokenizer's padding id may not stand for it.
+        """
+        padding = self.model.config.get_text_config().pad_token_id
+        return None if padding is None or padding < 0 else padding
+
+    @property
+    def _nothing(self) -> int:
+        """The id that stands for a text without tokens: the end token, where there is one."""
+        eos = self.tokenizer.eos_token_id
+        return (self._padding or 0) if eos is None else eos
 
     def _ids(self, text: str) -> list[int]:
         ids = self.tokenizer(text, truncation=False, verbose=False).input_ids

@@ -6,8 +6,8 @@ import json
 import pytest
 import torch
 from rewards.test_sources import bert
-from tiny import make_tokenizer
-from transformers import BertConfig, BertModel, TextClassificationPipeline
+from tiny import make_model, make_tokenizer
+from transformers import BertConfig, BertModel, LlamaForSequenceClassification, TextClassificationPipeline
 
 from hf_rlhf.errors import InputError
 from hf_rlhf.rewards.named import make_reward
@@ -119,6 +119,25 @@ def test_a_classifier_may_read_the_prompt_and_give_logits_and_probabilities_of_s
 def test_a_classifier_reads_the_end_of_a_text_that_is_too_long_with_its_prompt(classifier):
     reward = make_reward(f"classifier:model={classifier},label=kind,with_prompt=true")
     assert reward(["the " * 30], ["you are happy"]) == pytest.approx(reward(["the " * 13], ["you are happy"]), abs=1e-6)
+
+
+@pytest.mark.parametrize("pad", ["<pad>", "<|im_end|>", None])
+def test_a_decoder_reads_each_text_as_alone_whatever_its_padding_id_and_an_empty_one_as_its_end(tmp_path, pad):
+    tokenizer = make_tokenizer()
+    config = make_model(tokenizer).config
+    config.num_labels, config.pad_token_id = 2, None if pad is None else tokenizer.convert_tokens_to_ids(pad)
+    model = LlamaForSequenceClassification(config).eval()
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    texts = ["the cat", "", "the cat sat on the mat ."]
+    expected = []
+    for text in ("the cat", "<|im_end|>", "the cat sat on the mat ."):
+        with torch.no_grad():
+            logits = model(input_ids=tokenizer(text, return_tensors="pt").input_ids).logits
+        expected.append(logits.softmax(dim=1)[0, 1].item())
+    reward = make_reward(f"classifier:model={tmp_path},label=LABEL_1")
+    assert reward(["?"] * 3, texts) == pytest.approx(expected, abs=1e-5)
+    assert [reward(["?"], [text])[0] for text in texts] == pytest.approx(expected, abs=1e-5)
 
 
 def test_a_wrong_label_and_a_model_without_a_trained_head_are_refused(classifier, embedder):
