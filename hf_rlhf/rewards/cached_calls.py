@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from hf_rlhf.distributed import rank
@@ -88,7 +89,7 @@ class PendingCall:
             self._log_extra(column, values)
 
     def _content_keys(self, identity: str, columns: Sequence[str]) -> list[bytes | None]:
-        read = getattr(self.function, "cached_columns", None) or getattr(self.function, "required_columns", None)
+        read = getattr(self.function, "cached_columns", getattr(self.function, "required_columns", None))
         if read is None:
             taken = accepted(self.function, self.arguments)
             read = [*columns, *(["completion_ids"] if takes_by_name(self.function, "completion_ids") else [])]
@@ -118,7 +119,7 @@ class PendingCall:
 def known_identities(functions: Mapping[str, Callable[..., Any]]) -> dict[str, str]:
     """Return the identity of each reward that can be cached, by its name; say which cannot.
 
-    Raises `InputError` for a `cache_key` that is no text.
+    Raises `InputError` for a `cache_key` that is no text, and for one that two functions of the same name share.
     """
     found: dict[str, str] = {}
     without: list[str] = []
@@ -137,6 +138,12 @@ def known_identities(functions: Mapping[str, Callable[..., Any]]) -> dict[str, s
             continue
         own = named or hasattr(function, "cached_columns")  # a reward model
         found[name] = key if own else identity(*_place(function), key)
+        twin = next((each for each in found if each != name and found[each] == found[name]), None)
+        if twin is not None and not own and functions[twin] is not function:
+            raise InputError(
+                f"reward {name!r} has the cache_key {key!r} of {twin!r}, so each would get the kept rewards of the other."
+                " Put what tells them apart into the cache_key"
+            )
     if without and rank() == 0:
         logger.warning(
             "reward_cache: %s %s not kept there: no cache_key says when its values change (docs/how-to/rewards.md)",
@@ -147,5 +154,7 @@ def known_identities(functions: Mapping[str, Callable[..., Any]]) -> dict[str, s
 
 
 def _place(function: Any) -> tuple[str, str]:
+    if isinstance(function, partial):
+        return _place(function.func)
     named = function if hasattr(function, "__qualname__") else type(function)
     return str(named.__module__), named.__qualname__

@@ -4,6 +4,7 @@ import os
 import signal
 import sqlite3
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from multiprocessing import get_context
 
 import pytest
@@ -147,6 +148,34 @@ def test_a_named_rewards_key_has_its_arguments_and_the_column_that_it_reads_only
     changed = trajectories(r"\boxed{4}", solution=["$4$"], gold=["$5$"], other=["y"])
     assert computed(make_reward("math"), tmp_path, changed) == ([1.0], [1.0])
     assert computed(make_reward("math:column=gold"), tmp_path, rows) == ([0.0], [0.0])
+
+
+def test_two_objects_of_one_class_with_one_cache_key_are_refused_and_one_object_twice_is_not(tmp_path):
+    one, other = Counted(), Counted(value=lambda completion: -1.0)
+    cache = RewardCache(tmp_path)
+    with pytest.raises(InputError, match=r"reward 'counted_2' has the cache_key '1' of 'counted'"):
+        Rewards([one, other]).use_cache(cache)
+    Rewards([one, one]).use_cache(cache)
+    Rewards([one, Counted("another")]).use_cache(cache)
+
+
+def length(prompts, completions, factor=1.0):
+    return [factor * len(completion) for completion in completions]
+
+
+def minus(prompts, completions, factor=1.0):
+    return [-factor * len(completion) for completion in completions]
+
+
+def test_partials_of_two_functions_are_two_identities(tmp_path):
+    functions = [partial(length, factor=2.0), partial(minus, factor=2.0)]
+    for function in functions:
+        function.cache_key = "1"  # pyright: ignore[reportAttributeAccessIssue]
+    rewards = Rewards(functions)
+    rewards.use_cache(RewardCache(tmp_path))
+    assert [rewards.compute(trajectories("aa")).rewards[0].parts for _ in range(2)] == [
+        {"length": 4.0, "minus": -4.0}
+    ] * 2
 
 
 def test_values_that_json_cannot_say_exactly_have_no_key():

@@ -10,8 +10,11 @@ from tiny import make_model, make_tokenizer
 from transformers import BertConfig, BertModel, LlamaForSequenceClassification, TextClassificationPipeline
 
 from hf_rlhf.errors import InputError
+from hf_rlhf.rewards.cache import RewardCache
+from hf_rlhf.rewards.contract import Rewards
 from hf_rlhf.rewards.named import make_reward
 from hf_rlhf.rewards.similarity import PACKAGE
+from hf_rlhf.types import Completion, Trajectory
 
 LABELS = {0: "toxic", 1: "insult", 2: "kind"}
 TEXTS = ["the cat sat on the mat .", "no", "you are happy", ""]
@@ -159,3 +162,13 @@ def test_other_weights_tokenizers_and_settings_are_other_identities(classifier, 
     tokenizer = make_reward(f"classifier:model={classifier},label=toxic")
     tokenizer.encoder.tokenizer.chat_template = "another"
     assert len({one, *(each.cache_key for each in (*others, changed, tokenizer))}) == 5
+
+
+def test_what_a_classifier_said_is_found_again_beside_other_columns(classifier, tmp_path):
+    rewards = Rewards([make_reward(f"classifier:model={classifier},label=toxic")])
+    rewards.use_cache(RewardCache(tmp_path))
+    held = []
+    for row in ({"prompt": "the", "topic": "cats"}, {"prompt": "the"}):
+        trajectory = Trajectory(row, [1], Completion([1], [0.0], True), "cat")
+        held.append(rewards.compute([trajectory]).cached["classifier"])
+    assert held == [[0.0], [1.0]]
