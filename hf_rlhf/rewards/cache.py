@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 from hf_rlhf.errors import InputError, RunFailed, require_path_name
 
 CACHE_FILE = "rewards.sqlite"
-FORMAT = 1
+FORMAT = 2
 """Part of every key. It is raised when the file changes, and when a named reward computes other numbers than before."""
 
 _BUSY_SECONDS = 60.0

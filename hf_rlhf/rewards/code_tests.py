@@ -1,6 +1,7 @@
 """The reward `code_tests`: whether the Python code of a completion passes the tests of a column."""
 
 import re
+import textwrap
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -11,14 +12,16 @@ from hf_rlhf.rewards.sandbox import Limits, Outcome, require_sandbox, run_limite
 from hf_rlhf.rewards.texts import as_list, column_of, completion_text
 from hf_rlhf.rewards.values import Unkept
 
-_FENCE = re.compile(r"```[^\n`]*\n(.*?)(?:```|\Z)", re.DOTALL)
+_FENCE = re.compile(r"```[ \t{.]*(\w*)[^\n`]*\n(.*?)(?:```|\Z)", re.DOTALL)
+_PYTHON = ("python", "python3", "py")
 
 
 class CodeTests:
     """1.0 where the completion's Python code passes all tests, else 0.0; None for a row without tests.
 
-    The code is what stands in the fenced code blocks of the completion, or the whole completion where it has none. Each
-    test runs after it in a process of its own; see `hf_rlhf.rewards.sandbox`.
+    The code is what stands in the fenced code blocks of the completion, or the whole completion where it has none. Where
+    some blocks are marked as Python, it is these alone, as the others may show output. Each test runs after it in a
+    process of its own; see `hf_rlhf.rewards.sandbox`.
 
     Args:
         column: holds the tests as Python code, such as `assert add(1, 2) == 3`: one text or a list of texts.
@@ -78,6 +81,12 @@ class CodeTests:
 
 
 def find_code(text: str) -> str:
-    """Return the fenced code blocks of a text, one below the other, or the whole text where it has none."""
-    blocks = _FENCE.findall(text)
-    return "\n".join(blocks) if blocks else text
+    """Return the fenced code blocks of a text, one below the other, or the whole text where it has none.
+
+    They are those marked as Python where there are such, else those without a mark, else all.
+    """
+    blocks = [(mark.lower(), textwrap.dedent(code)) for mark, code in _FENCE.findall(text)]
+    for marks in (_PYTHON, ("",)):
+        if marked := [code for mark, code in blocks if mark in marks]:
+            return "\n".join(marked)
+    return "\n".join(code for _, code in blocks) if blocks else text

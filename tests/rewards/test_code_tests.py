@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from hf_rlhf.errors import InputError
+from hf_rlhf.rewards.code_tests import find_code
 from hf_rlhf.rewards.named import make_reward
 from hf_rlhf.rewards.sandbox import Limits, run_limited
 from hf_rlhf.rewards.values import Unkept
@@ -34,6 +35,34 @@ def test_the_reward_is_whether_all_tests_pass_or_their_share():
     assert reward(["?"] * 4, texts, tests=tests) == [1.0, 0.0, 0.0, None]
     shared = make_reward("code_tests:allow_execution=true,share=true")
     assert shared(["?"] * 4, messages, tests=tests) == [1.0, 0.5, 0.0, None]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"```python\n{ADD}\n```\nIt prints:\n```\nThe sum is 3\n```",
+        f"```bash\npip install x\n```\n```\n{ADD}\n```",
+        "1. Add:\n   ```py\n   def add(a, b):\n       return a + b\n   ```",
+        f"```{{.python}}\n{ADD}",
+        f"```Python title=a\nA = 1\n```\nand\n```python3\r\n{ADD}\n```",
+    ],
+)
+def test_blocks_marked_as_python_are_the_code_and_output_beside_them_is_not(text):
+    assert outcome(find_code(text), "assert add(1, 2) == 3") == "passed"
+
+
+@pytest.mark.parametrize(
+    ("code", "test"),
+    [
+        ("import numpy as np\ndef add(a, b): return int(np.sum([a, b]))", "assert add(1, 2) == 3"),
+        ("from __future__ import annotations\nfrom dataclasses import dataclass\n@dataclass\nclass A:\n    a: int",
+         "import pickle; assert pickle.loads(pickle.dumps(A(1))) == A(1)"),
+        ("import asyncio\nasync def one(): return 1", "assert asyncio.run(one()) == 1"),
+        ("import tempfile", "with tempfile.NamedTemporaryFile() as file: file.write(b'a')"),
+    ],
+)  # fmt: skip
+def test_right_code_passes_that_uses_what_the_limits_do_not_forbid(code, test):
+    assert outcome(code, test, memory_mb=1024, cpu_seconds=5) == "passed"
 
 
 @pytest.mark.parametrize(
@@ -69,6 +98,7 @@ def test_code_starts_no_processes_and_reaches_no_network_and_no_file_outside(tmp
         "import subprocess; subprocess.run(['true'])",
         "import os; os.system('true')",
         "import socket; socket.create_connection(('127.0.0.1', 9))",
+        "import socket; socket.socket(socket.AF_UNIX).bind('own')",
         f"import os; os.remove({str(kept)!r})",
         f"open({str(kept)!r}, 'w')",
         "import ctypes; ctypes.CDLL(None)",
