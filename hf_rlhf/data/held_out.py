@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from hf_rlhf.data.checks import prompt_problems
 from hf_rlhf.data.conversions import BadValue
@@ -19,8 +20,8 @@ def hold_out(rows: LoadedRows, fraction: float) -> tuple[LoadedRows, LoadedRows]
     """Split rows into those to train on and those to evaluate on, such that no prompt is in both.
 
     A prompt is held out when its hash is below `fraction` of all hashes. So it is on the same side whatever the order
-    of the rows, the other rows, the number of ranks and the stage are, and in every dataset of a mixture. The share of
-    rows is near `fraction`, and not exactly it. Rows without a prompt that can be told stay in training, where they
+    of the rows, the other rows, the number of ranks and the stage are, in every dataset of a mixture, and as text or as
+    the user's message. The share of rows is near `fraction`, and not exactly it. Rows without a prompt that can be told stay in training, where they
     are reported. A text without a prompt is its own.
 
     Raises InputError for pairs of whole texts, whose prompts cannot be told, and where one side would be empty.
@@ -42,7 +43,7 @@ def _prompt_keys(rows: LoadedRows) -> list[bytes | None]:
     layout = layout_of(rows.dataset, source=rows.source)
     if layout.prompts == "public":
         _, made = rows_converted(rows, layout.public)
-        return [None if isinstance(each, BadValue) else fingerprint(each.prompt) for each in made]
+        return [None if isinstance(each, BadValue) else _key(each.prompt) for each in made]
     if layout.pairs == IMPLICIT_TEXT:
         raise InputError(
             f"eval_fraction is invalid: the pairs of {rows.source} are whole texts, so their prompts cannot be told."
@@ -59,5 +60,10 @@ def _prompt_keys(rows: LoadedRows) -> list[bytes | None]:
             prompt = None if any(found) else prompt_of(row, prompts=layout.prompts, pairs=layout.pairs)
         except MalformedDialogue:
             prompt = None
-        keys.append(None if prompt is None else fingerprint(prompt))
+        keys.append(None if prompt is None else _key(prompt))
     return keys
+
+
+def _key(prompt: Any) -> bytes:
+    """Return the digest of a prompt, in which text is the same as that text in one message of the user."""
+    return fingerprint([{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt)

@@ -31,6 +31,7 @@ FORMATS = {  # a row of prompt number n and answer number k
     "shp": lambda n, k: {"history": f"q {n}", "human_ref_A": f"a {k}", "human_ref_B": "b", "labels": 1},
     "helpsteer": lambda n, k: {"prompt": f"q {n}", "response": f"a {k}", "helpfulness": k},
     "demonstrations": lambda n, k: {"messages": asks(f"q {n}") + says(f"a {k}")},
+    "labels": lambda n, k: {"prompt": f"q {n}", "completion": says(f"a {k}"), "label": k > 0},
     "prompts": lambda n, k: {"prompt": asks(f"q {n}"), "k": k},
     "texts": lambda n, k: {"text": f"q {n}"},
 }  # fmt: skip
@@ -53,7 +54,7 @@ def test_no_prompt_is_on_both_sides_in_any_order_and_among_any_rows(name):
 
 
 def test_one_prompt_is_on_the_same_side_for_every_stage_and_dataset():
-    names = ["messages", "dialogues", "hh", "shp", "helpsteer", "demonstrations", "prompts"]
+    names = [name for name in FORMATS if name != "texts"]  # a text without a prompt is its own
     rows = {name: [FORMATS[name](n, 0) | {"n": n} for n in range(60)] for name in names}
     held = {name: hold_out(rows_of(rows[name]), 0.3)[1].dataset["n"][:] for name in names}
     assert all(each == held["messages"] for each in held.values())
