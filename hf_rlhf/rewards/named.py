@@ -13,6 +13,7 @@ contract. Beside the contract, a reward may have these attributes:
 - `required_columns`: names of columns that it reads, so that a dataset without them is refused at the start;
 - `cache_key`: see `hf_rlhf.rewards.cache`;
 - `cached_columns`: names of the columns that are part of its key, by default `required_columns`, else all;
+- `main_thread`: True where it can be called in the main thread only, and so not while the policy samples;
 - `to(device)`: moves its model to the device of the run.
 
 Every named reward also takes `weight`, `clip` and `normalize`; see `hf_rlhf.rewards.parts`.

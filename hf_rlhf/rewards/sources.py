@@ -90,12 +90,21 @@ def reward_tokenizers(sources: Sequence[RewardSource]) -> dict[str, Any]:
 
 
 def require_functions(rewards: Rewards) -> None:
-    """Raise `InputError` when a reward is a model: it would share the device, or the policy's base, with sampling."""
+    """Raise `InputError` for a reward that cannot be called while the policy samples.
+
+    A model would share the device, or the policy's base, with sampling. Some functions work in the main thread only.
+    """
     named = [name for name, function in zip(rewards.names, rewards.functions, strict=True) if _has_model(function)]
     if models := [*reward_models(rewards), *named]:
         raise InputError(
             f"reward_while_sampling=True is invalid: {', '.join(models)} is a model, which computes where the policy"
             " does. Omit it, or use rewards that are functions, such as calls to a server."
+        )
+    pairs = zip(rewards.names, rewards.functions, strict=True)
+    if tied := [name for name, function in pairs if getattr(function, "main_thread", False)]:
+        raise InputError(
+            f"reward_while_sampling=True is invalid: {', '.join(tied)} keeps its time limits in the main thread only,"
+            " where the policy samples. Omit it."
         )
 
 

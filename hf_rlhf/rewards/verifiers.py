@@ -3,6 +3,7 @@
 import json
 import re
 import string
+import time
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
@@ -11,8 +12,10 @@ from typing import Any
 from hf_rlhf.errors import InputError
 from hf_rlhf.models.fingerprints import identity
 from hf_rlhf.rewards.texts import as_list, column_of, completion_text
+from hf_rlhf.rewards.values import Unkept
 
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
+_LATE_SECONDS = 5.0  # the shorter one of trl's time limits for math-verify, which a busy machine can exceed
 _FENCE = re.compile(r"```[^\n`]*\n(.*?)```", re.DOTALL)
 
 
@@ -130,7 +133,7 @@ class JSONSchema:
             return False
         try:
             return self.validator.is_valid(content)
-        except RecursionError:
+        except (RecursionError, ArithmeticError):  # such as of "multipleOf" for a number that is no float
             return False
         except Unresolvable as error:
             raise InputError(
@@ -143,14 +146,14 @@ class Math:
     r"""1.0 where the completion's answer equals the solution of a column as mathematics, else 0.0, by `math-verify`.
 
     This is trl's `accuracy_reward` for completions of either kind: None where the solution cannot be read, and the
-    completion's answer has to be LaTeX, such as `\boxed{4}`.
+    completion's answer has to be LaTeX, such as `\boxed{4}`. An answer that is not compared in time gets 0.0.
 
     Args:
         column: holds the solution, as text.
     """
 
     name = "math"
-    deterministic = True
+    main_thread = True  # math-verify limits its time by a signal; in another thread 9^{9^{9^9}} would never end
 
     def __init__(self, *, column: str = "solution"):
         from trl.import_utils import is_math_verify_available
@@ -165,12 +168,18 @@ class Math:
         """Return 1.0, 0.0 or None for each completion."""
         from trl.rewards import accuracy_reward
 
-        solutions = column_of(columns, self.column, self.name)
-        known = [row for row, solution in enumerate(solutions) if solution is not None]
-        messages = [[{"role": "assistant", "content": completion_text(completions[row])}] for row in known]
-        found: Any = accuracy_reward(messages, [str(solutions[row]) for row in known])
-        values = dict(zip(known, found, strict=True))
-        return [values.get(row) for row in range(len(completions))]
+        values: list[float | None] = []
+        for completion, solution in zip(completions, column_of(columns, self.column, self.name), strict=True):
+            if solution is None:
+                values.append(None)
+                continue
+            begun = time.monotonic()
+            [value] = accuracy_reward(
+                [[{"role": "assistant", "content": completion_text(completion)}]], [str(solution)]
+            )
+            late = value is not None and time.monotonic() - begun >= _LATE_SECONDS
+            values.append(Unkept(value) if late else value)
+        return values
 
 
 def _compiled(pattern: str, argument: str, flags: int = 0) -> re.Pattern[str]:

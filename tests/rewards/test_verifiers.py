@@ -3,7 +3,10 @@ import json
 import pytest
 
 from hf_rlhf.errors import InputError
+from hf_rlhf.rewards.contract import Rewards
 from hf_rlhf.rewards.named import load_named_function, make_reward
+from hf_rlhf.rewards.sources import require_functions
+from hf_rlhf.rewards.values import Unkept
 
 SCHEMA = json.dumps({"type": "object", "required": ["n"], "properties": {"n": {"type": "integer", "minimum": 0}}})
 
@@ -90,6 +93,26 @@ def test_mathematics_is_compared_as_trls_accuracy_reward_does():
     rows = [row for row, solution in enumerate(solutions) if solution is not None]
     messages = [[{"role": "assistant", "content": texts[row]}] for row in rows]
     assert accuracy_reward(messages, [solutions[row] for row in rows]) == [found[row] for row in rows]
+
+
+def test_mathematics_that_was_not_compared_in_time_is_not_kept(monkeypatch):
+    reward = make_reward("math")
+    assert not isinstance(reward(["?"], [r"\boxed{2}"], solution=["1"])[0], Unkept)
+    monkeypatch.setattr("hf_rlhf.rewards.verifiers._LATE_SECONDS", 0.0)
+    found = reward(["?"] * 2, [r"\boxed{2}", r"\boxed{1}"], solution=["1", "no mathematics"])
+    assert found == [0.0, None]
+    assert isinstance(found[0], Unkept)
+
+
+def test_mathematics_is_not_compared_while_the_policy_samples_in_the_main_thread():
+    with pytest.raises(InputError, match="reward_while_sampling=True is invalid: math keeps its time limits"):
+        require_functions(Rewards([make_reward("regex:pattern=a"), make_reward("math")]))
+    require_functions(Rewards([make_reward("regex:pattern=a")]))
+
+
+def test_numbers_that_no_float_holds_end_no_run():
+    reward = make_reward("""json_schema:schema='{"multipleOf": 0.5}'""")
+    assert reward(["?"] * 3, ["1" + "0" * 400, "1e400", "1.5"]) == [0.0, 0.0, 1.0]
 
 
 def test_trls_own_rewards_are_functions_by_name():
