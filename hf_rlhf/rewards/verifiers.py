@@ -45,7 +45,7 @@ class ExactMatch:
     """1.0 where the completion is the answer that a column holds, else 0.0; None for a row without an answer.
 
     Args:
-        column: holds the answer, or a list of answers, of which one has to match.
+        column: holds the answer, or a list of answers, of which one has to match. 4.0 is the answer 4.
         ignore_case: whether upper and lower case are the same.
         ignore_whitespace: whether whitespace at the ends does not count, and any other run of it is one space.
         ignore_punctuation: whether ASCII punctuation is removed from both.
@@ -76,7 +76,7 @@ class ExactMatch:
         return [self._score(completion_text(text), answer) for text, answer in zip(completions, answers, strict=True)]
 
     def _score(self, text: str, answer: Any) -> float | None:
-        wanted = {self._normalized(str(each)) for each in as_list(answer) if each is not None}
+        wanted = {self._normalized(_written(each)) for each in as_list(answer) if each is not None}
         if not wanted:
             return None
         if self.extract is not None:
@@ -180,6 +180,11 @@ class Math:
             late = value is not None and time.monotonic() - begun >= _LATE_SECONDS
             values.append(Unkept(value) if late else value)
         return values
+
+
+def _written(answer: Any) -> str:
+    """Return an answer as text. A whole number is written as one: a column that lacks some is often one of floats."""
+    return str(int(answer)) if isinstance(answer, float) and answer.is_integer() else str(answer)
 
 
 def _compiled(pattern: str, argument: str, flags: int = 0) -> re.Pattern[str]:

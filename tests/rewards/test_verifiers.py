@@ -38,6 +38,7 @@ def test_an_exact_match_is_of_the_text_after_the_normalization_that_was_asked_fo
 
 def test_an_exact_match_takes_numbers_several_answers_and_the_last_match_of_a_pattern():
     assert scores("exact_match:column=gold", ["4", "5", "6"], gold=[4, ["3", "5"], []]) == [1.0, 1.0, None]
+    assert scores("exact_match", ["4", "4.5", "4.0"], answer=[4.0, 4.5, 4.0]) == [1.0, 1.0, 0.0]
     extract = r"exact_match:extract=#### (\d+)"
     assert scores(extract, ["7 #### 1 so #### 42", "42", "#### 41"], answer=["42"] * 3) == [1.0, 0.0, 0.0]
 
