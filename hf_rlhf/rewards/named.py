@@ -178,7 +178,7 @@ def _split_value(text: str, whole: str) -> tuple[str, str]:
         return match[1][1:-1].replace(quote * 2, quote), text[match.end() :]
     end = _NEXT_ARGUMENT.search(text)
     value, rest = (text, "") if end is None else (text[: end.start()], text[end.end() :])
-    if _NEXT_REWARD.search(value):
+    if _NEXT_REWARD.search(value) or any(each.strip() in REWARDS for each in value.split(",")[1:]):
         raise _invalid(whole, "it holds two rewards", "Separate them by a space, or put the value into quotes")
     return value.strip(), rest
 

@@ -85,6 +85,7 @@ def test_a_folder_of_the_name_is_a_model(tmp_path, monkeypatch):
         ("regex:pattern=a,full=yes", "neither true nor false"),
         ("regex:pattern='a", "does not close"),
         ("regex:pattern=a,math:column=b", "two rewards"),
+        ("regex:pattern=a, math", "two rewards"),
         ("regex:pattern=(", "no regular expression"),
     ],
 )
