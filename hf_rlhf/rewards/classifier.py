@@ -30,7 +30,7 @@ class Classifier:
 
     name = "classifier"
     deterministic = True
-    cached_columns = ()  # it reads no column
+    required_columns = ()
 
     def __init__(self, *, model: str, label: str | None = None, logit: bool = False, with_prompt: bool = False):
         from transformers import AutoModelForSequenceClassification
