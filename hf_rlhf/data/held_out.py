@@ -21,8 +21,8 @@ def hold_out(rows: LoadedRows, fraction: float) -> tuple[LoadedRows, LoadedRows]
 
     A prompt is held out when its hash is below `fraction` of all hashes. So it is on the same side whatever the order
     of the rows, the other rows, the number of ranks and the stage are, in every dataset of a mixture, and as text or as
-    the user's message. The share of rows is near `fraction`, and not exactly it. Rows without a prompt that can be told stay in training, where they
-    are reported. A text without a prompt is its own.
+    the user's message. The share of rows is near `fraction`, and not exactly it. Rows without a prompt that can be told
+    stay in training, where they are reported. A text without a prompt is its own.
 
     Raises InputError for pairs of whole texts, whose prompts cannot be told, and where one side would be empty.
     """

@@ -141,8 +141,8 @@ def known_identities(functions: Mapping[str, Callable[..., Any]]) -> dict[str, s
         twin = next((each for each in found if each != name and found[each] == found[name]), None)
         if twin is not None and not own and functions[twin] is not function:
             raise InputError(
-                f"reward {name!r} has the cache_key {key!r} of {twin!r}, so each would get the kept rewards of the other."
-                " Put what tells them apart into the cache_key"
+                f"reward {name!r} has the cache_key {key!r} of {twin!r}, so each would get the kept rewards of the"
+                " other. Put what tells them apart into the cache_key"
             )
     if without and rank() == 0:
         logger.warning(

@@ -19,9 +19,9 @@ _PYTHON = ("python", "python3", "py")
 class CodeTests:
     """1.0 where the completion's Python code passes all tests, else 0.0; None for a row without tests.
 
-    The code is what stands in the fenced code blocks of the completion, or the whole completion where it has none. Where
-    some blocks are marked as Python, it is these alone, as the others may show output. Each test runs after it in a
-    process of its own; see `hf_rlhf.rewards.sandbox`.
+    The code is what stands in the fenced code blocks of the completion, or the whole completion where it has none.
+    Where some blocks are marked as Python, it is these alone, as the others may show output. Each test runs after it in
+    a process of its own; see `hf_rlhf.rewards.sandbox`.
 
     Args:
         column: holds the tests as Python code, such as `assert add(1, 2) == 3`: one text or a list of texts.

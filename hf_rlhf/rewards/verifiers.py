@@ -177,8 +177,8 @@ class Math:
             [value] = accuracy_reward(
                 [[{"role": "assistant", "content": completion_text(completion)}]], [str(solution)]
             )
-            late = value is not None and time.monotonic() - begun >= _LATE_SECONDS
-            values.append(Unkept(value) if late else value)
+            late = time.monotonic() - begun >= _LATE_SECONDS
+            values.append(Unkept(value) if late and value is not None else value)
         return values
 
 
