@@ -11,6 +11,7 @@ from hf_rlhf.data.dialogues import MalformedDialogue
 from hf_rlhf.data.layouts import IMPLICIT_TEXT, layout_of, prompt_columns, prompt_of
 from hf_rlhf.data.rows import BadRows, LoadedRows, fingerprint
 from hf_rlhf.data.shapes import rows_converted
+from hf_rlhf.data.tokens import NOTHING
 from hf_rlhf.errors import InputError
 
 _HASHES = 2**64
@@ -42,7 +43,7 @@ def _prompt_keys(rows: LoadedRows) -> list[bytes | None]:
     """Return a digest of the prompt of each row, None where a row has no prompt that can be told."""
     layout = layout_of(rows.dataset, source=rows.source)
     if layout.prompts == "public":
-        _, made = rows_converted(rows, layout.public)
+        _, made = rows_converted(rows, layout.public, NOTHING)  # whatever the ratings are
         return [None if isinstance(each, BadValue) else _key(each.prompt) for each in made]
     if layout.pairs == IMPLICIT_TEXT:
         raise InputError(

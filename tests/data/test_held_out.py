@@ -60,6 +60,13 @@ def test_one_prompt_is_on_the_same_side_for_every_stage_and_dataset():
     assert all(each == held["messages"] for each in held.values())
 
 
+def test_a_rating_that_is_missing_does_not_part_the_rows_of_a_prompt():
+    rows = [FORMATS["helpsteer"](n, k) | {"correctness": k} for n in range(40) for k in (1, 2)]
+    rows = [row | {"helpfulness": None} if row["correctness"] == 2 else row for row in rows]
+    train, held = hold_out(rows_of(rows), 0.3)
+    assert not set(train.dataset["prompt"]) & set(held.dataset["prompt"])
+
+
 def test_a_larger_fraction_holds_out_the_same_prompts_and_more():
     rows = [FORMATS["text"](n, 0) | {"n": n} for n in range(60)]
     small, large = (set(hold_out(rows_of(rows), fraction)[1].dataset["n"]) for fraction in (0.1, 0.4))
