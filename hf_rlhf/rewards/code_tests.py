@@ -64,7 +64,12 @@ class CodeTests:
         """Return the reward of each completion."""
         given = column_of(columns, self.column, self.name)
         codes = [find_code(completion_text(completion)) for completion in completions]
-        jobs = [(row, str(test)) for row, tests in enumerate(given) for test in as_list(tests) if test is not None]
+        jobs = [
+            (row, str(test))
+            for row, tests in enumerate(given)
+            for test in as_list(tests, self.name)
+            if test is not None
+        ]
         with ThreadPoolExecutor(self.workers) as pool:
             outcomes: list[Outcome] = list(pool.map(lambda job: run_limited(codes[job[0]], job[1], self.limits), jobs))
         by_row: dict[int, list[Outcome]] = {}

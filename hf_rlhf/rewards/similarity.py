@@ -46,7 +46,7 @@ class Similarity:
     def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float | None]:
         """Return the similarity of each completion to its reference, or None."""
         given = column_of(columns, self.column, self.name)
-        references = [[str(each) for each in as_list(value) if each is not None] for value in given]
+        references = [[str(each) for each in as_list(value, self.name) if each is not None] for value in given]
         texts = [completion_text(completion) for completion in completions]
         different = list(dict.fromkeys([*texts, *(each for row in references for each in row)]))
         embeddings = dict(zip(different, self.embed(different), strict=True))

@@ -23,6 +23,33 @@ def column_of(columns: Mapping[str, Sequence[Any]], name: str, reward: str) -> S
     return columns[name]
 
 
-def as_list(value: Any) -> list[Any]:
-    """Return the items of a column's value: several where it is a list, itself alone where it is not."""
-    return list(value) if isinstance(value, (list, tuple)) else [value]
+def as_list(value: Any, reward: str) -> list[Any]:
+    """Return the items of a column's value: several where it is a list, itself alone where it is not.
+
+    Messages are one item, see `plain`, which raises what this does.
+    """
+    several = isinstance(value, (list, tuple)) and not _are_messages(value)
+    return [plain(each, reward) for each in (value if several else [value])]
+
+
+def plain(value: Any, reward: str) -> Any:
+    """Return the text of messages after the user's last one, and any other value as it is.
+
+    Raises `InputError` for another mapping, whose text as Python writes it nobody means.
+    """
+    messages = [value] if isinstance(value, Mapping) else value
+    if _are_messages(messages):
+        asked = max((n for n, message in enumerate(messages) if message.get("role") == "user"), default=-1)
+        return completion_text(messages[asked + 1 :])
+    if isinstance(value, Mapping):
+        raise InputError(
+            f"reward {reward!r} reads text, and its column holds a mapping with {', '.join(map(str, value))}. Give the"
+            " text a column of its own, and name it by column="
+        )
+    return value
+
+
+def _are_messages(value: Any) -> bool:
+    if not isinstance(value, (list, tuple)) or not value:
+        return False
+    return all(isinstance(each, Mapping) and "content" in each for each in value)

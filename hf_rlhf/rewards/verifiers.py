@@ -11,7 +11,7 @@ from typing import Any
 
 from hf_rlhf.errors import InputError
 from hf_rlhf.models.fingerprints import identity
-from hf_rlhf.rewards.texts import as_list, column_of, completion_text
+from hf_rlhf.rewards.texts import as_list, column_of, completion_text, plain
 from hf_rlhf.rewards.values import Unkept
 
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -76,7 +76,7 @@ class ExactMatch:
         return [self._score(completion_text(text), answer) for text, answer in zip(completions, answers, strict=True)]
 
     def _score(self, text: str, answer: Any) -> float | None:
-        wanted = {self._normalized(_written(each)) for each in as_list(answer) if each is not None}
+        wanted = {self._normalized(_written(each)) for each in as_list(answer, self.name) if each is not None}
         if not wanted:
             return None
         if self.extract is not None:
@@ -175,7 +175,7 @@ class Math:
                 continue
             begun = time.monotonic()
             [value] = accuracy_reward(
-                [[{"role": "assistant", "content": completion_text(completion)}]], [str(solution)]
+                [[{"role": "assistant", "content": completion_text(completion)}]], [str(plain(solution, self.name))]
             )
             late = time.monotonic() - begun >= _LATE_SECONDS
             values.append(Unkept(value) if late and value is not None else value)

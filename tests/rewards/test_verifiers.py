@@ -43,6 +43,15 @@ def test_an_exact_match_takes_numbers_several_answers_and_the_last_match_of_a_pa
     assert scores(extract, ["7 #### 1 so #### 42", "42", "#### 41"], answer=["42"] * 3) == [1.0, 0.0, 0.0]
 
 
+def test_an_answer_written_as_messages_is_its_text_and_another_mapping_is_refused():
+    asked, said = {"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "4"}
+    answers = [[said], [asked, said], [[said], "5"], []]
+    assert scores("exact_match", ["4"] * 4, answer=answers) == [1.0, 1.0, 1.0, None]
+    assert scores("math", [r"\boxed{4}", r"\boxed{4}"], solution=[[asked, said], said]) == [1.0, 1.0]
+    with pytest.raises(InputError, match="reward 'exact_match' reads text, and its column holds a mapping with text"):
+        scores("exact_match", ["4"], answer=[{"text": ["4"], "answer_start": [0]}])
+
+
 def test_a_json_schema_accepts_json_of_its_kind_only():
     texts = [
         '{"n": 1}',
