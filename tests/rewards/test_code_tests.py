@@ -25,6 +25,11 @@ def test_code_is_not_executed_without_the_flag():
             make_reward(text)
 
 
+def test_limits_under_which_nothing_runs_are_refused():
+    with pytest.raises(InputError, match="even code that does nothing fails within memory_mb=10"):
+        make_reward("code_tests:allow_execution=true,memory_mb=10")
+
+
 def test_the_reward_is_whether_all_tests_pass_or_their_share():
     fenced = f"Here it is:\n```python\n{ADD}\n```\nIt adds."
     wrong = "def add(a, b):\n    return 3"
