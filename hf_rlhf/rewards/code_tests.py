@@ -58,8 +58,8 @@ class CodeTests:
         self.limits = Limits(cpu_seconds=cpu_seconds, seconds=seconds, memory_mb=memory_mb)
         if run_limited("", "", self.limits) == "failed":
             raise InputError(
-                f"even code that does nothing fails within memory_mb={memory_mb} and cpu_seconds={cpu_seconds}, so every"
-                " reward would be 0. Raise memory_mb"
+                f"even code that does nothing fails within memory_mb={memory_mb} and cpu_seconds={cpu_seconds}, so"
+                " every reward would be 0. Raise memory_mb"
             )
         self.share = share
         self.workers = workers

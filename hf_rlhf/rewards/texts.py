@@ -35,7 +35,7 @@ def as_list(value: Any, reward: str) -> list[Any]:
 def plain(value: Any, reward: str) -> Any:
     """Return the text of messages after the user's last one, and any other value as it is.
 
-    Raises `InputError` for another mapping, whose text as Python writes it nobody means.
+    Raises `InputError` for another mapping: only Python would write that as text.
     """
     messages = [value] if isinstance(value, Mapping) else value
     if _are_messages(messages):
