@@ -55,7 +55,7 @@ def test_completions_labeled_false_are_not_imitated_and_are_counted(word_tokeniz
     found = prepare_text_set(rows, word_tokenizer, role="training", limit=limit)
     assert found.dataset["completion"][:] == [" blue", " the sky"]
     assert (found.report.rows_read, found.report.rows) == (3, 2)
-    assert "left out: 1 whose label is false" in str(found.report)
+    assert "skipped: 1 whose label is false" in str(found.report)
 
 
 def test_a_label_that_is_missing_is_an_error_and_so_are_labels_that_are_all_false(word_tokenizer):
