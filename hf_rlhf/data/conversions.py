@@ -18,6 +18,7 @@ from hf_rlhf.data.public_formats import (
     SHP,
     STRENGTHS,
     SUMMARIES,
+    label_problem,
 )
 
 if TYPE_CHECKING:
@@ -147,9 +148,9 @@ def from_attributes(row: Row, reading: Reading) -> Rated:
 
 
 def from_label(row: Row, reading: Reading) -> Rated:
-    """Convert one completion with a label, as for KTO: true rates it 1, and false 0."""
-    if not isinstance(row["label"], bool):
-        raise BadValue("label", f"{row['label']!r} instead of true or false")
+    """Convert one completion with a label, as for KTO: true (or 1) rates it 1, and false (or 0) rates it 0."""
+    if problem := label_problem(row["label"]):
+        raise BadValue("label", problem)
     prompt, completion = _as_read(row["prompt"], reading), _completion(row["completion"], "completion", reading)
     return Rated(prompt, [completion], [float(row["label"])], _source(row))
 

@@ -56,7 +56,7 @@ FORMATS = {
 
 _TOLD_BY_VALUES = {
     RANKINGS: ("answers", lambda answers: isinstance(answers, list) and any(map(_is_ranked, answers))),
-    LABELS: ("label", lambda label: isinstance(label, bool)),
+    LABELS: ("label", lambda label: label_problem(label) is None),
     RATED: ("completions", lambda completions: isinstance(completions, list)),
 }
 
@@ -84,6 +84,11 @@ def closest_format(found: Sequence[str]) -> Format | None:
     }
     share = max(shares, default=0)
     return shares[share] if share >= 0.5 else None
+
+
+def label_problem(label: Any) -> str | None:
+    """Return what is wrong with a label that should be true or false, or 1 or 0; None for a good one."""
+    return None if isinstance(label, (bool, int, float)) and label in (0, 1) else f"{label!r} instead of true or false"
 
 
 def _most_values_fit(name: str, columns: Mapping[str, Sequence[Any]]) -> bool:

@@ -10,7 +10,7 @@ from hf_rlhf.data.checks import margin_problem
 from hf_rlhf.data.conversions import CONVERSIONS, BadValue, Compared, Rated, Reading, reads_messages, source_name
 from hf_rlhf.data.json_columns import ROW_OPTIONS, make_dataset, put_beside
 from hf_rlhf.data.layouts import Layout, layout_of
-from hf_rlhf.data.public_formats import FORMATS, LABELS, RATINGS, Format
+from hf_rlhf.data.public_formats import FORMATS, LABELS, RATINGS, Format, label_problem
 from hf_rlhf.data.rows import LoadedRows, fingerprint, require_columns
 from hf_rlhf.data.tokens import NOTHING, options_by_row, with_row_options
 from hf_rlhf.errors import InputError
@@ -174,8 +174,7 @@ def labeled_true(rows: LoadedRows) -> tuple[LoadedRows, dict[str, int]]:
         return rows, {}
     read = rows.read(["label"])
     labels = read.columns["label"]
-    wrong = [None if isinstance(label, bool) else f"{label!r} instead of true or false" for label in labels]
-    read = read.without({"label": wrong})
+    read = read.without({"label": list(map(label_problem, labels))})
     kept = [row for row, label in enumerate(read.columns["label"]) if label]
     if not kept:
         raise InputError(f"{rows.source}: every label is false, so there is no text to imitate. Give rows labeled true")

@@ -157,6 +157,13 @@ def test_ratings_and_rankings_become_exactly_these_groups(load, name):
     assert f"from {len(rows)} rows" in str(report)
 
 
+@pytest.mark.parametrize("kind", [int, float])
+def test_labels_of_one_and_zero_are_those_of_true_and_false(load, kind):
+    rows = [row | {"label": kind(row["label"])} for row in KTO]
+    dataset, report, *_ = prepare_rating_set(load(rows), make_tokenizer(), role="training", limit=LIMIT)
+    assert (dataset["ratings"][:], report.layout) == ([[1.0, 0.0]], "binary labels (KTO)")
+
+
 def test_a_set_of_pairs_has_no_rated_groups(load):
     with pytest.raises(InputError, match=r"hold no ratings of completions\. The set holds SHP"):
         prepare_rating_set(load([SHP]), make_tokenizer(), role="training", limit=LIMIT)

@@ -58,6 +58,13 @@ def test_completions_labeled_false_are_not_imitated_and_are_counted(word_tokeniz
     assert "skipped: 1 whose label is false" in str(found.report)
 
 
+def test_labels_of_one_and_zero_leave_the_same_rows(word_tokenizer):
+    numbers = [row | {"label": int(row["label"])} for row in LABELED]
+    assert words(word_tokenizer, prepare(word_tokenizer, numbers)) == words(
+        word_tokenizer, prepare(word_tokenizer, LABELED)
+    )
+
+
 def test_a_label_that_is_missing_is_an_error_and_so_are_labels_that_are_all_false(word_tokenizer):
     message = error_of(word_tokenizer, [*LABELED, LABELED[0] | {"label": None}])
     assert 'column "label": None instead of true or false in 1 row (3)' in message
