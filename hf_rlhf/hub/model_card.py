@@ -86,6 +86,9 @@ def reward_model_card(
     curve_image: str | None = None,
     datasets: Sequence[str] = (),
     adapter: bool = True,
+    loss: str | None = None,
+    members: int = 0,
+    combination: str = "mean",
     vocabulary: int | None = None,
     license: str | None = None,
     language: str = "en",
@@ -93,16 +96,20 @@ def reward_model_card(
     simulated_annotator: bool = False,
     limits: Sequence[str] = (),
 ) -> str:
-    """Return the README of a reward model trained with TRL's `RewardTrainer`.
+    """Return the README of a reward model.
 
     The model is a LoRA adapter with a score head, or every weight.
 
     The fields are those of `policy_card`; `results` maps each metric to its value ("held-out accuracy": 0.91), and
-    `report_card` is the content of report_card.json.
+    `report_card` is the content of report_card.json. `loss` is that of rated completions, None for pairs and TRL's
+    `RewardTrainer`. An ensemble has `members` adapters, whose rewards are combined by `combination`.
     """
     return _card(
         "reward_model.md.j2",
-        tags=["hf_rlhf", "reward-model", "rlhf", "trl", "reward-trainer"],
+        tags=["hf_rlhf", "reward-model", "rlhf", *(() if loss else ("trl", "reward-trainer"))],
+        loss=loss,
+        members=members,
+        combination=combination,
         pipeline_tag="text-classification",
         model_id=model_id,
         base_model=base_model,

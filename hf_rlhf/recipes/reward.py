@@ -162,6 +162,7 @@ def train_and_save(
 
         def measure(reward: LearnedReward) -> tuple[dict[str, float], ReportCard | None]:
             if held_out is None:
+                say("no accuracy and no report card: there is no evaluation set. eval_fraction=0.1 holds out one")
                 return {}, None
             eval_set = _read(held_out, trainer.eval_dataset)
             if isinstance(eval_set, RatedGroups) and script.reward_loss == BINARY and card:

@@ -59,6 +59,8 @@ def write_card(
             f"{metrics['eval_accuracy']:.3f} (95% interval {metrics['eval_accuracy_low']:.3f} to"
             f" {metrics['eval_accuracy_high']:.3f}, {metrics['eval_rows']:.0f} {'rows' if script.rates else 'pairs'})"
         )
+    if "eval_disagreement" in metrics:
+        results["disagreement of the members (standard deviation)"] = f"{metrics['eval_disagreement']:.3g}"
     names = "learning_rate num_train_epochs per_device_train_batch_size gradient_accumulation_steps max_length seed"
     settings = {name: getattr(training, name) for name in names.split()} | start
     card = reward_model_card(
@@ -69,6 +71,9 @@ def write_card(
         settings=settings | ({"reward_loss": script.reward_loss} if script.rates else {}),
         datasets=hub_names(*script.dataset_names()),
         adapter=model.use_peft,
+        loss=script.reward_loss if script.rates else None,
+        members=script.num_reward_models if script.num_reward_models > 1 else 0,
+        combination=script.ensemble_reward,
         vocabulary=vocabulary,
     )
     (folder / "README.md").write_text(card, encoding="utf-8")

@@ -41,6 +41,8 @@ class ScoreArguments:
     reward_funcs: list[str] | None = flag(None, "Rewards: models, functions, or named rewards, as for ppo.")
     reward_weights: list[float] | None = flag(None, "A weight for each reward; 1 each by default.")
     reward_clips: list[float] | None = flag(None, "A largest size for each reward, before its weight; inf for none.")
+    ensemble_reward: str | None = flag(None, "Reward of an ensemble, as for ppo: mean, min or mean_minus_std.")
+    ensemble_std_coef: float | None = flag(None, "Lambda of mean_minus_std, instead of the ensemble's own.")
     reward_cache: str | None = flag(None, "Folder of the cache of rewards that is filled, as for ppo.")
     output: str | None = flag(None, "File (.jsonl) for the rows with their scores.")
     min_score: float | None = flag(None, "Write only rows whose completions all have at least this score.")
@@ -132,6 +134,8 @@ def _load(names: Sequence[str], arguments: ScoreArguments) -> Rewards:
         device=device or torch.device("cpu"),
         weights=arguments.reward_weights,
         clips=arguments.reward_clips,
+        ensemble_reward=arguments.ensemble_reward,
+        ensemble_std_coef=arguments.ensemble_std_coef,
     )
     if normalized := [name for name, shaping in rewards.shapings.items() if shaping.normalize]:
         raise InputError(

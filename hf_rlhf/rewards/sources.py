@@ -68,11 +68,27 @@ def resolve_rewards(
             " for each, and None for a function."
         )
     combination = (ensemble_reward, ensemble_std_coef)
+    _require_ensemble(given, ensemble_reward, ensemble_std_coef)
     functions = [
         _to_function(source, tokenizer, policy, device, share_base, combination)
         for source, tokenizer in zip(given, tokenizers, strict=True)
     ]
     return Rewards(functions, weights, clips, normalize)
+
+
+def _require_ensemble(sources: Sequence[Any], ensemble_reward: str | None, ensemble_std_coef: float | None) -> None:
+    """Raise `InputError` for flags of an ensemble where no reward is one."""
+    if ensemble_reward is None and ensemble_std_coef is None:
+        return
+    paths = [os.fspath(each) for each in sources if isinstance(each, (str, os.PathLike))]
+    if not any(ensemble_folder(path) for path in paths if not names_function(path)):
+        name, value = ("ensemble_std_coef", ensemble_std_coef) if ensemble_reward is None else (
+            "ensemble_reward", ensemble_reward
+        )  # fmt: skip
+        raise InputError(
+            f"{name}={value} is invalid: no reward is an ensemble. Omit it, or give the folder of a run with"
+            " num_reward_models."
+        )
 
 
 def reward_tokenizers(sources: Sequence[RewardSource]) -> dict[str, Any]:

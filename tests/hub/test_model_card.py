@@ -52,6 +52,18 @@ def test_policy_metadata():
     }
 
 
+def test_a_reward_model_says_what_it_was_trained_on_and_how_many_members_it_has():
+    pairs = reward_model_card(model_id="someone/judge", base_model=BASE)
+    assert "preference pairs with TRL's `RewardTrainer`" in pairs
+    assert "member" not in pairs
+    rated = reward_model_card(model_id="someone/judge", base_model=BASE, loss="k_wise", members=3, combination="min")
+    assert "rated completions, with the loss k_wise" in rated
+    assert "RewardTrainer" not in rated
+    assert "3 LoRA adapters, each with a score head" in rated
+    assert 'PeftModel.from_pretrained(base, "someone/judge", subfolder="member_1")' in rated
+    assert "The reward is their `min`" in rated
+
+
 def test_reward_model_metadata():
     data = ModelCard(reward_model_card(model_id="someone/judge", base_model=BASE, license="mit")).data.to_dict()
     assert data["pipeline_tag"] == "text-classification"

@@ -197,3 +197,14 @@ def test_a_reward_model_is_loaded_in_the_dtype_of_the_runs_device(monkeypatch, t
     make_tokenizer().save_pretrained(tmp_path)
     assert next(resolve(str(tmp_path)).functions[0].model.model.parameters()).dtype == native
     assert asked == [torch.device("cpu")]
+
+
+@pytest.mark.parametrize("flags", [{"ensemble_reward": "min"}, {"ensemble_std_coef": 0.5}], ids=str)
+def test_a_flag_of_ensembles_without_one_is_refused(flags):
+    def length(prompts, completions):
+        return [float(len(completion)) for completion in completions]
+
+    with pytest.raises(InputError, match=rf"{next(iter(flags))}=.* is invalid: no reward is an ensemble"):
+        resolve_rewards(
+            [length, "regex:pattern=a"], None, policy=None, device=torch.device("cpu"), weights=None, **flags
+        )
