@@ -129,7 +129,10 @@ class RatingTrainer(RewardTrainer):
         lowest = torch.where(mask, rewards, torch.inf).amin(1)
         highest = torch.where(mask, rewards, -torch.inf).amax(1)
         columns = torch.stack([column.double() for column in (*sums, lowest, highest)], dim=1)
-        whole: Any = self.accelerator.gather_for_metrics(columns)
+        # accelerate takes each batch for the last one as soon as that is fetched: with accumulation, before its turn
+        is_earlier = mode == "train" and not self.accelerator.sync_gradients
+        gather = self.accelerator.gather if is_earlier else self.accelerator.gather_for_metrics
+        whole: Any = gather(columns)
         names = ("loss", "items", "compared", "agreed", "margin", "completions", "reward", "tokens")
         counted = self._sums[mode]
         for name, value in zip(names, whole.sum(dim=0).tolist(), strict=False):

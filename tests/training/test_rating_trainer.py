@@ -96,6 +96,18 @@ def test_accumulation_changes_no_loss_metric_or_weight(base, tmp_path, loss):
             torch.testing.assert_close(weight, runs[0][1][name], rtol=1e-5, atol=1e-5)
 
 
+def test_every_group_of_the_last_update_of_an_epoch_is_counted(base, tmp_path):
+    """Seven groups in batches of two leave one that is half full, and the three before it are whole."""
+    found = []
+    for size, steps in ((7, 1), (2, 4)):
+        folder = tmp_path / str(size)
+        settings = {"per_device_train_batch_size": size, "gradient_accumulation_steps": steps, "max_steps": 1}
+        make(base, folder, "k_wise", groups(7), **settings).train()
+        (row,) = [row for row in metrics_of(folder) if "loss" in row]
+        found.append([row[key] for key in ("accuracy", "mean_reward", "margin", "num_tokens")])
+    assert found[1] == pytest.approx(found[0], abs=1e-5)
+
+
 def test_an_evaluation_does_not_depend_on_the_size_of_its_batches(base, tmp_path):
     found = []
     for size in (1, 3, 8):
