@@ -202,6 +202,15 @@ def test_a_reward_whose_probabilities_are_exact_is_calibrated():
     assert found.log_loss == pytest.approx(sum(expected) / len(expected), abs=0.01)
 
 
+@pytest.mark.parametrize("ordered", [True, False])
+def test_equal_differences_are_not_parted_by_who_won(ordered):
+    """A rating of whole numbers has few different ones, which fill many bins; the order of the set says nothing."""
+    differences = [1.0] * 439 + [-1.0] * 161
+    found = calibration_of(differences if ordered else differences[::3] + differences[1::3] + differences[2::3])
+    assert found.error == pytest.approx(abs(439 / 600 - sigmoid(1.0)), abs=1e-9)
+    assert [each.share for each in found.bins] == pytest.approx([439 / 600] * len(found.bins))
+
+
 def test_a_reward_that_is_three_times_too_certain_is_not_calibrated():
     rng = random.Random(0)
     sizes = [rng.expovariate(1.0) for _ in range(2000)]

@@ -62,9 +62,7 @@ class LengthEffect:
 
 def calibration_of(differences: Sequence[float]) -> Calibration:
     """Compare probabilities and choices in bins of equally many pairs; `differences` are chosen minus rejected."""
-    rows = sorted(
-        (sigmoid(abs(difference)), won) for difference, won in zip(differences, wins(differences), strict=True)
-    )
+    rows = _equal_in_bins(differences)
     count = max(1, min(_BINS, len(rows) // _PAIRS_OF_A_BIN))
     bins, error, by_chance = [], 0.0, 0.0
     for number in range(count):
@@ -76,6 +74,17 @@ def calibration_of(differences: Sequence[float]) -> Calibration:
         by_chance += weight * math.sqrt(2 / math.pi * share(p * (1 - p) for p, _ in part) / len(part))
     overconfidence = share(p for p, _ in rows) - share(won for _, won in rows)
     return Calibration(bins, error, by_chance, overconfidence, share(softplus(-each) for each in differences))
+
+
+def _equal_in_bins(differences: Sequence[float]) -> list[tuple[float, float]]:
+    """Return (probability, won) in the order of probabilities; of pairs with the same one, each has the mean of `won`.
+
+    Otherwise a boundary between bins would part them by what was to be predicted, or by their place in the set.
+    """
+    same: dict[float, list[float]] = {}
+    for difference, won in zip(differences, wins(differences), strict=True):
+        same.setdefault(sigmoid(abs(difference)), []).append(won)
+    return [(probability, share(same[probability])) for probability in sorted(same) for _ in same[probability]]
 
 
 def length_effect(scored: ScoredPairs, unit: str) -> LengthEffect:
