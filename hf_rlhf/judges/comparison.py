@@ -64,9 +64,9 @@ class Agreement:
         survived: those where both orders name the same completion.
         ties: the other answered ones, where the orders name different completions or an order names none.
         survived_share: `survived` among the answered pairs; None without any.
-        shown_first_share: among all answers that name a completion, those that name the one shown first: 0.5 without
-            position bias; None without any.
-        mean_position_shift: mean over answered pairs of P(the one shown first is better) - 0.5: 0 without position
+        shown_first_share: among the judge's own answers that name a completion, those that name the one shown first:
+            0.5 without position bias; None without any. A correction for the position does not hide it.
+        mean_position_shift: mean over its own answers of P(the one shown first is better) - 0.5: 0 without position
             bias, at most 0.5.
         survived_share_uncorrected: `survived_share` of the answers before they were corrected for the position; the
             same where none was.
@@ -92,7 +92,7 @@ def agreement(comparisons: Sequence[Comparison]) -> Agreement:
     survived = sum(each.survived_swap for each in answered)
     of_first_shown = [
         probability
-        for each in answered
+        for each in (each.uncorrected for each in answered)
         if each.shown_first is not None and each.shown_second is not None
         for probability in (each.shown_first, 1 - each.shown_second)
     ]
@@ -116,12 +116,11 @@ def corrected_for_position(comparisons: Sequence[Comparison]) -> list[Comparison
     difference between both orders is the place alone. Each pair is corrected by the mean of that over all other pairs,
     so no pair decides about itself (batch calibration, Zhou et al. 2023, arXiv 2309.17249, leaving one out).
 
-    A pair without both answers stays as it is. So do all where the judge is certain of an answer, as one that gives
-    words is, and a pair that is alone.
+    A pair without both answers stays as it is, and shows nothing. So does one with a certain answer, 0 or 1, as a judge
+    that gives words has it, and a pair that is alone.
     """
-    known = [each for each in comparisons if each.shown_first is not None and each.shown_second is not None]
-    places = [place for each in known if (place := _place(each)) is not None]
-    if len(places) < max(len(known), 2):
+    places = [place for each in comparisons if (place := _place(each)) is not None]
+    if len(places) < 2:
         return list(comparisons)
     total, found = math.fsum(places), []
     for each in comparisons:

@@ -94,3 +94,19 @@ def test_the_place_is_taken_out_as_the_other_pairs_show_it():
 )
 def test_without_other_probabilities_nothing_is_corrected(comparisons):
     assert corrected_for_position(comparisons) == comparisons
+
+
+def test_a_correction_does_not_hide_how_much_the_judge_prefers_a_place():
+    raw = [Comparison(sigmoid(c + 3), sigmoid(c - 3)) for c in (0.4, -0.3, 0.1)]
+    before, after = agreement(raw), agreement(corrected_for_position(raw))
+    assert (before.survived, after.survived) == (0, 3)
+    assert before.shown_first_share == after.shown_first_share == 1
+    assert after.mean_position_shift == pytest.approx(before.mean_position_shift)
+    assert before.mean_position_shift > 0.4
+
+
+def test_one_certain_answer_leaves_the_correction_of_all_others():
+    """A probability of a large logit is 1 in fp32."""
+    raw = [Comparison(sigmoid(c + 3), sigmoid(c - 3)) for c in (0.4, -0.3, 0.1)]
+    certain = Comparison(1.0, 0.99)
+    assert corrected_for_position([*raw, certain]) == [*corrected_for_position(raw), certain]
