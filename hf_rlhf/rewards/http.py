@@ -7,9 +7,9 @@ from functools import partial
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-from hf_rlhf.data.tokens import begin_already, chat_text, row_ids
+from hf_rlhf.data.tokens import NOTHING, ROW_OPTIONS, begin_already, chat_text, options_by_row, row_ids
 from hf_rlhf.endpoints.client import Endpoint, EndpointError, Post, Unusable
-from hf_rlhf.errors import InputError
+from hf_rlhf.errors import InputError, RunFailed
 from hf_rlhf.judges.questions import completion_text, transcript
 from hf_rlhf.models.load import load_tokenizer
 from hf_rlhf.rewards.failures import Failures
@@ -19,6 +19,7 @@ ROUTES = {"vllm": "/classify", "tgi": "/predict", "generic": ""}
 """The kinds of servers, and the path where the address has none."""
 
 _VLLM_PATHS = ("classify", "pooling", "score")
+_SAME = 4  # different texts whose raw score is 1, which two of them may have by chance in bf16
 
 
 class HTTPReward:
@@ -49,6 +50,7 @@ class HTTPReward:
 
     name = "http"
     required_columns = ()
+    cached_columns = ROW_OPTIONS
 
     def __init__(
         self,
@@ -78,6 +80,8 @@ class HTTPReward:
             raise InputError(f"url={url} is invalid: route=vllm asks /classify, /pooling or /score. End the url so.")
         self.failures = Failures(on_error, max_failed_share)
         self.route, self.model, self.label, self.raw = route, model, label, raw
+        self._ones: set[str] = set()  # different texts that got 1, until one gets another score
+        self._differs = False
         self._key = ["http", self.endpoint.url, route, model, tokenizer, label, raw]
         self.tokenizer = None if tokenizer is None else load_tokenizer(tokenizer, distinct_padding=False)
 
@@ -89,15 +93,17 @@ class HTTPReward:
     async def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float | None]:
         """Return one value for each completion. Raises `EndpointError` where answers are missing, see `Failures`."""
         try:
-            return await asyncio.to_thread(self.score, prompts, completions)
+            return await asyncio.to_thread(self.score, prompts, completions, **columns)
         except asyncio.CancelledError:  # another reward failed
             self.endpoint.give_up()
             raise
 
-    def score(self, prompts: Sequence[Any], completions: Sequence[Any]) -> list[float | None]:
+    def score(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float | None]:
         """Return one value for each completion, and wait for it."""
         allowed = self.failures.allowance(len(completions))
-        bodies = [self._body(prompt, completion) for prompt, completion in zip(prompts, completions, strict=True)]
+        given = {name: columns[name] for name in ROW_OPTIONS if columns.get(name) is not None}
+        rows = zip(prompts, completions, options_by_row({"prompts": prompts, **given}), strict=True)
+        bodies = [self._body(*row) for row in rows]
         read = partial(_READ[self.path if self.route == "vllm" else self.route], label=self.label)
 
         def call(body: Mapping[str, Any], post: Post) -> float | None:
@@ -106,13 +112,27 @@ class HTTPReward:
         found = self.endpoint.call_all(call, bodies, keep_errors=allowed)
         errors = [each for each in found if isinstance(each, EndpointError)]
         self.failures.settle(self.name, len(errors), len(found), str(errors[-1]) if errors else "")
-        return [None if isinstance(each, EndpointError) else each for each in found]
+        scores: list[float | None] = [None if isinstance(each, EndpointError) else each for each in found]
+        if self.route != "generic" and not self._differs:
+            self._require_different(bodies, scores)
+        return scores
 
-    def _body(self, prompt: Any, completion: Any) -> dict[str, Any]:
+    def _require_different(self, bodies: Sequence[Mapping[str, Any]], scores: Sequence[float | None]) -> None:
+        """Raise `RunFailed` where all texts so far have the probability of an only label by softmax, which is 1."""
+        self._differs = any(score not in (None, 1.0) for score in scores)
+        self._ones |= {json.dumps(body) for body, score in zip(bodies, scores, strict=True) if score is not None}
+        if len(self._ones) >= _SAME and not self._differs:
+            raise RunFailed(
+                f"reward {self.name!r}: {self.endpoint.url} gave 1 to {len(self._ones)} different texts, as a softmax"
+                " over one label does. Let the server give raw scores: take a later version of it, or start it without"
+                """ the softmax (vLLM: --override-pooler-config '{"softmax": false}')"""
+            )
+
+    def _body(self, prompt: Any, completion: Any, options: Mapping[str, Any] = NOTHING) -> dict[str, Any]:
         if self.route == "generic":
             return {"prompt": prompt, "completion": completion}
         if self.route == "tgi":
-            return {"inputs": self._text(prompt, completion), "raw_scores": self.raw, "truncate": False}
+            return {"inputs": self._text(prompt, completion, options), "raw_scores": self.raw, "truncate": False}
         # vLLM before 0.12 knows `activation`, later ones `use_activation`; each ignores the other
         body: dict[str, Any] = {"use_activation": not self.raw, "activation": not self.raw}
         if self.model is not None:
@@ -120,10 +140,10 @@ class HTTPReward:
         if self.path == "score":
             return body | {"text_1": transcript(prompt), "text_2": completion_text(completion)}
         if self.tokenizer is not None:
-            return body | {"input": row_ids(prompt + completion, self.tokenizer, continued=False)}
-        return body | {"input": self._text(prompt, completion)}
+            return body | {"input": row_ids(prompt + completion, self.tokenizer, continued=False, options=options)}
+        return body | {"input": self._text(prompt, completion, options)}
 
-    def _text(self, prompt: Any, completion: Any) -> str:
+    def _text(self, prompt: Any, completion: Any, options: Mapping[str, Any]) -> str:
         """Return prompt and completion as one text, without what the server's tokenizer puts before it."""
         tokenizer = self.tokenizer
         if tokenizer is None:
@@ -136,7 +156,7 @@ class HTTPReward:
         if isinstance(prompt, str):
             end = tokenizer.eos_token or ""
             return prompt + completion.removesuffix(end) + end
-        text = chat_text(prompt + completion, tokenizer, continued=False)
+        text = chat_text(prompt + completion, tokenizer, continued=False, options=options)
         return text.removeprefix(tokenizer.bos_token or "") if begin_already([text], tokenizer)[0] else text
 
 
@@ -179,7 +199,11 @@ def _read_predict(content: Any, label: str | None) -> float:
 
 def _read_generic(content: Any, label: str | None) -> float | None:
     if isinstance(content, dict):
-        content = next((content[key] for key in (label, "score", "reward") if key in content), content)
+        keys = ("score", "reward") if label is None else (label,)
+        found = [content[key] for key in keys if key in content]
+        if not found:
+            raise Unusable(f"it has no {' or '.join(keys)}")
+        content = found[0]
     return None if content is None else _number(content)
 
 

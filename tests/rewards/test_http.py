@@ -77,13 +77,13 @@ def test_each_route_sends_and_reads_its_servers_shape(settings, answer, path, bo
 
 def test_the_chat_template_is_applied_here(tokenizer_folder):
     tokenizer = make_tokenizer()
-    with HTTPDouble(vllm(1.0)) as server:
+    with HTTPDouble(vllm(2.0)) as server:
         reward(server, route="vllm", tokenizer=tokenizer_folder).score([MESSAGES, "the cat"], [ANSWER, " sat"])
     bodies = sorted((body["input"] for _, body in server.requests), key=len)
     whole = tokenizer.apply_chat_template(MESSAGES + ANSWER, tokenize=True, return_dict=True)["input_ids"]
     plain = tokenizer("the cat sat")["input_ids"]
     assert bodies == [[*plain, tokenizer.eos_token_id], whole]
-    with HTTPDouble([[{"label": "a", "score": 1}]]) as server:
+    with HTTPDouble([[{"label": "a", "score": 2}]]) as server:
         reward(server, route="tgi", tokenizer=tokenizer_folder).score([MESSAGES, "the cat"], [ANSWER, " sat"])
     assert sorted(body["inputs"] for _, body in server.requests) == [
         tokenizer.apply_chat_template(MESSAGES + ANSWER, tokenize=False), "the cat sat<|im_end|>",
@@ -112,6 +112,7 @@ def test_a_text_begins_once_where_the_server_adds_the_beginning(tmp_path):
         ("vllm", vllm(None), "no finite number"),
         ("tgi", {"error": "no"}, "no list of labels"),
         ("generic", {"score": "high"}, "no finite number"),
+        ("generic", {"value": 1}, "it has no score or reward"),
         ("generic", '{"score": NaN}', "it has NaN"),
         ("generic", '{"score": 1e999}', "no finite number"),
         ("generic", True, "no finite number"),
@@ -132,6 +133,47 @@ def test_several_labels_without_a_choice_are_refused_and_asked_once():
         with pytest.raises(InputError, match="label=toxic is invalid"):
             reward(server, route="vllm", label="toxic").score(["a"], ["b"])
     assert len(server.requests) == 2
+
+
+def test_another_score_is_not_taken_for_a_label_that_is_missing():
+    with HTTPDouble({"score": 0.1, "toxic": 0.9}) as server:
+        assert reward(server, label="toxic").score(["a"], ["b"]) == [0.9]
+        with pytest.raises(EndpointError, match="it has no toxicity"):
+            reward(server, label="toxicity").score(["a"], ["b"])
+
+
+@pytest.mark.parametrize(("route", "answer"), [("vllm", vllm(1.0)), ("tgi", [[{"label": "LABEL_0", "score": 1}]])])
+def test_a_softmax_over_one_label_is_no_reward(route, answer):
+    with HTTPDouble(answer) as server:
+        scorer = reward(server, route=route)
+        assert scorer.score(["a"] * 6, ["b"] * 6) == [1.0] * 6  # one text
+        assert scorer.score(["a"] * 2, ["c", "d"]) == [1.0] * 2
+        with pytest.raises(RunFailed, match="gave 1 to 4 different texts, as a softmax over one label"):
+            scorer.score(["a"], ["e"])
+
+
+def test_a_score_of_one_among_others_is_a_score():
+    with HTTPDouble(lambda path, body: vllm(2.0 if body["input"] == "ab" else 1.0)) as server:
+        scorer = reward(server, route="vllm")
+        assert scorer.score(["a"] * 2, ["b", "c"]) == [2.0, 1.0]
+        assert scorer.score(["a"] * 5, list("cdefg")) == [1.0] * 5
+
+
+@pytest.mark.parametrize("route", ["vllm", "tgi"])
+def test_the_chat_template_gets_the_options_of_a_row(tmp_path, route):
+    """The training of the reward model read `chat_template_kwargs`, too."""
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = "{% if mood %}{{ mood }} {% endif %}" + tokenizer.chat_template
+    tokenizer.save_pretrained(tmp_path)
+    answer = vllm(2.0) if route == "vllm" else [[{"label": "a", "score": 2}]]
+    with HTTPDouble(answer) as server:
+        scorer = reward(server, route=route, tokenizer=str(tmp_path), concurrency=1)
+        asyncio.run(scorer([MESSAGES] * 2, [ANSWER] * 2, chat_template_kwargs=[{"mood": "happy"}, None]))
+    (_, first), (_, second) = server.requests
+    if route == "vllm":
+        assert first["input"] == tokenizer("happy")["input_ids"] + second["input"]
+    else:
+        assert first["inputs"] == "happy " + second["inputs"]
 
 
 def test_messages_for_a_server_of_texts_need_a_tokenizer():
