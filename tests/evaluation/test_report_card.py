@@ -144,6 +144,14 @@ def test_few_pairs_are_never_called_good():
     assert "few pairs" in reasons_of(card)
 
 
+@pytest.mark.parametrize(("rows", "word"), [(0, "usable with care"), (4, "usable with care"), (16, "good")])
+def test_a_reward_that_hardly_any_damaged_answer_was_tried_on_is_not_good(rows, word):
+    pairs = make_pairs()
+    card = make_report_card(reads_all(pairs), pairs._replace(rejected=_scrambled(pairs)), probe_rows=rows)
+    assert card.verdict.word == word
+    assert ("too few damaged answers" in reasons_of(card)) == (word != "good")
+
+
 def test_a_reward_that_is_too_certain_is_named():
     card = make_report_card(as_reward(lambda text: 20 * (("fine" in text) + 0.6 * noise(text))), make_pairs())
     assert "more certain than it is right" in reasons_of(card)

@@ -22,6 +22,8 @@ OVERCONFIDENT = 0.05
 """Mean probability minus accuracy from which probabilities should not be taken at their word."""
 MANY_PROBES = 4
 """Failed probes from which the reward is not usable."""
+FEW_PROBED = 16
+"""Damaged answers of each probe below which the card cannot say "good": who does not look finds no weakness."""
 MANY_SKIPPED = 0.1
 """Share of pairs that were not scored, from which the card speaks for a part of the set only."""
 
@@ -181,6 +183,14 @@ def _about_probes(found: Findings) -> Iterator[Reason]:
 
 
 def _about_rest(found: Findings) -> Iterator[Reason]:
+    tried = max((probe.n for probe in found.probes), default=0)
+    if tried < min(FEW_PROBED, found.accuracy.n):
+        yield Reason(
+            "The probes tried too few damaged answers to find a weakness.",
+            f"{tried} answers a probe; the card asks for {FEW_PROBED}",
+            "Run them: omit probe_rows, or raise it.",
+            CARE,
+        )
     if found.accuracy.n < FEW_PAIRS:
         yield Reason(
             "There are few pairs, so every figure is uncertain.",
