@@ -39,11 +39,12 @@ class EndpointError(RunFailed):
 
     Attributes:
         for_all: whether every other request would fail in the same way, such as for a wrong key or path.
+        again: whether the same request may be answered at another time, such as by a server that was down.
     """
 
-    def __init__(self, message: str, *, for_all: bool = False):
+    def __init__(self, message: str, *, for_all: bool = False, again: bool = False):
         super().__init__(message)
-        self.for_all = for_all
+        self.for_all, self.again = for_all, again
 
 
 class _Failed(Exception):
@@ -162,7 +163,8 @@ class Endpoint:
             except _Failed as failed:
                 if number == self.retries or not failed.again:
                     tries = f" after {number + 1} tries" if number else ""
-                    raise EndpointError(self._shown(f"{url} gave no usable answer{tries}: {failed}"), for_all=failed.for_all) from None  # fmt: skip
+                    message = self._shown(f"{url} gave no usable answer{tries}: {failed}")
+                    raise EndpointError(message, for_all=failed.for_all, again=failed.again) from None
                 pause = _PAUSE_SECONDS * 2**number * random.uniform(0.8, 1.2)
                 pause = min(max(pause, failed.after or 0.0), _LONGEST_PAUSE_SECONDS)
                 self._notice(f"{url}: {failed}. Asking again in {pause:.1f} s (try {number + 2} of {self.retries + 1})")

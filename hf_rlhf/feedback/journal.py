@@ -41,8 +41,11 @@ class Journal:
         return self._answers[key]
 
     def add(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Append answers, each with its `key`, and wait until they are on the disk."""
-        self._append(rows)
+        """Append answers, each with its `key`, and wait until they are on the disk.
+
+        One that is to be asked for `again` by a run that resumes is known to this run alone.
+        """
+        self._append([row for row in rows if not row.get("again")])
         self._answers.update({row["key"]: dict(row) for row in rows})
 
     def _append(self, rows: Sequence[Mapping[str, Any]]) -> None:

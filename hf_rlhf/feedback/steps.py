@@ -153,6 +153,7 @@ class FeedbackSteps:
             for part in _parts(left, self.part_size):
                 principles = [self._principle_of_pair(pair) for pair in part]
                 self.judge.keep_errors = self.max_failed_requests - self.failed_requests
+                lost = self.judge.counts["lost"]
                 found = self.judge.compare(
                     [self.prompts[row] for row, *_ in part],
                     [first for *_, first, _ in part],
@@ -160,9 +161,16 @@ class FeedbackSteps:
                     [principle.comparison for principle in principles],
                     on_done=advance,
                 )
-                answers = ((each.shown_first, each.shown_second) for each in found)
+                server_was_lost = self.judge.counts["lost"] > lost
                 self.journal.add(
-                    [{"key": _pair_key(pair), "answers": each} for pair, each in zip(part, answers, strict=True)]
+                    [
+                        {
+                            "key": _pair_key(pair),
+                            "answers": (each.shown_first, each.shown_second),
+                            "again": server_was_lost and each.probability is None,
+                        }
+                        for pair, each in zip(part, found, strict=True)
+                    ]
                 )
 
     # --- what was answered ---

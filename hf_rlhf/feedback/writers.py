@@ -20,14 +20,18 @@ from hf_rlhf.types import Message, Model
 
 
 class Written(NamedTuple):
-    """Text that a model wrote, and whether it came to an end before the length limit."""
+    """Text that a model wrote, and whether it came to an end before the length limit.
+
+    `again` says that the model did not write it, and that a run that resumes asks for it: a server was down.
+    """
 
     text: str
     finished: bool
+    again: bool = False
 
 
-NOTHING = Written("", finished=False)
-"""Stand-in for a text that could not be written."""
+NOTHING = Written("", finished=False, again=True)
+"""Stand-in for a text that nothing could be asked for."""
 
 
 class Writer(Protocol):
@@ -35,8 +39,8 @@ class Writer(Protocol):
 
     Attributes:
         name: under which rows name it.
-        keep_errors: so many dialogues of a call may get `NOTHING`, where a server fails. One more ends the call.
-        failed: dialogues that got `NOTHING` so far.
+        keep_errors: so many dialogues of a call may get no text, where a server fails. One more ends the call.
+        failed: dialogues that got none so far.
     """
 
     name: str
@@ -131,4 +135,6 @@ class EndpointWriter:
         asked = list(zip(dialogues, seeds, strict=True))
         found = self.chat.endpoint.call_all(call, asked, keep_errors=self.keep_errors)
         self.failed += sum(isinstance(each, EndpointError) for each in found)
-        return [NOTHING if isinstance(each, EndpointError) else each for each in found]
+        return [
+            Written("", finished=False, again=each.again) if isinstance(each, EndpointError) else each for each in found
+        ]

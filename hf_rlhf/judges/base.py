@@ -20,7 +20,7 @@ class Judge(ABC):
 
     Attributes:
         counts: `asked` questions, and of them those `repeated` after an answer that could not be read, those
-            `unreadable` both times, and those that `failed`.
+            `unreadable` both times, and those that `failed`; of these, those `lost` may be answered at another time.
         example: the last answer that could not be read, for messages.
         keep_errors: so many questions of a call may fail after all tries of a server, and have no answer then. One more
             ends the call.

@@ -106,6 +106,7 @@ class EndpointJudge(Judge):
             repeated=sum(each.repeated for each in answers),
             unreadable=len(unreadable),
             failed=len(found) - len(answers),
+            lost=sum(each.again for each in found if isinstance(each, EndpointError)),
         )
         return [None if isinstance(each, EndpointError) else each.value for each in found]
 

@@ -158,6 +158,30 @@ def test_requests_that_fail_are_omitted_up_to_a_number_that_is_asked_for(prompts
     assert not any("" in [turn["content"] for turn in body["messages"]] for _, body in server.requests)
 
 
+def test_what_a_server_that_was_down_did_not_answer_is_asked_by_a_run_that_resumes(prompts, tmp_path):
+    is_down = True
+
+    def sometimes(path, body):
+        asked = [turn["content"] for turn in body["messages"]]
+        compares = "the cat 4" in asked[-1] and "[Reply A]" in asked[-1]
+        return Status(503, "down") if is_down and (asked == ["the cat 3"] or compares) else answer(path, body)
+
+    with HTTPDouble(answer) as server:
+        write_ai_feedback(flags(prompts, tmp_path / "whole", server))
+    with HTTPDouble(sometimes) as server:
+        given = flags(prompts, tmp_path / "run", server, max_failed_requests=20, resume="auto")
+        write_ai_feedback(given)
+        asked = {row["prompt"][-1]["content"] for row in rows_of(tmp_path / "run", PREFERENCES_FILE)}
+        assert not asked & {"the cat 3", "the cat 4"}
+        is_down = False
+        write_ai_feedback(given)
+        asked = len(server.requests)
+        write_ai_feedback(given)
+        assert len(server.requests) == asked
+    for name in FILES:
+        assert rows_of(tmp_path / "run", name) == rows_of(tmp_path / "whole", name)
+
+
 def test_ties_are_left_out_or_decided_by_the_mean_of_both_orders(prompts, tmp_path):
     def leans_to_a(path, body):
         given = answer(path, body)

@@ -69,7 +69,7 @@ def test_what_is_no_letter_is_asked_for_once_more_and_then_counts_as_no_answer(a
         (found,) = one.compare(["x"], ["a"], ["b"])
     assert found.preference is None
     assert len(server.requests) == 4
-    assert one.counts == {"asked": 2, "repeated": 2, "unreadable": 2, "failed": 0}
+    assert one.counts == {"asked": 2, "repeated": 2, "unreadable": 2, "failed": 0, "lost": 0}
     assert one.example == answer
 
 
@@ -104,7 +104,7 @@ def test_a_failing_server_ends_the_call_and_kept_errors_are_no_answers():
         kept = judge(server)
         kept.keep_errors = 1
         assert [each.preference for each in kept.compare(prompts, first, second)] == [None, 0.5, 0.5, 0.5]
-    assert kept.counts == {"asked": 8, "repeated": 0, "unreadable": 0, "failed": 1}
+    assert kept.counts == {"asked": 8, "repeated": 0, "unreadable": 0, "failed": 1, "lost": 1}
 
 
 @pytest.mark.parametrize(
