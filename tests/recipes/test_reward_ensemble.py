@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -79,6 +80,15 @@ def test_the_report_card_is_that_of_the_ensemble_and_of_its_members_weights(trai
     with (ensemble / "member_2" / "adapter_model.safetensors").open("ab") as file:
         file.write(b" ")
     assert card_status(str(ensemble)).state == STALE
+
+
+def test_the_report_card_of_other_members_or_of_another_combination_is_stale(ensemble):
+    whole = EnsembleFile.read(ensemble)
+    for changed in (replace(whole, members=whole.members[:2], wanted=2), replace(whole, combination="min")):
+        changed.write(ensemble)
+        assert card_status(str(ensemble)).state == STALE
+        whole.write(ensemble)
+        assert card_status(str(ensemble)).state != STALE
 
 
 def test_the_folder_is_a_reward_for_ppo_on_the_policys_base(trained, ensemble, flags, write_rows, tmp_path):

@@ -11,6 +11,7 @@ from hf_rlhf.errors import InputError
 from hf_rlhf.evaluation.report_card.card import CARD_FILE
 from hf_rlhf.evaluation.report_card.verdict import CARE, GOOD, REFUSED
 from hf_rlhf.models.adapter_files import adapter_folder, hub_folder
+from hf_rlhf.rewards.ensemble import ENSEMBLE_FILE
 from hf_rlhf.training.trl_setup import MERGED_FOLDER
 
 MISSING, STALE = "missing", "stale"
@@ -38,10 +39,11 @@ class CardStatus:
 def weights_of(folder: str | os.PathLike) -> dict[str, str]:
     """Return the sha256 digest of each safetensors file of the model in `folder`, by path.
 
-    Its merged form and the members of an ensemble are among them.
+    Its merged form and the members of an ensemble are among them, and the file that says how these are combined.
     """
     folder = Path(folder)
     files = [file for form in (".", MERGED_FOLDER, "member_*") for file in folder.glob(f"{form}/*.safetensors")]
+    files += folder.glob(ENSEMBLE_FILE)
     return {file.relative_to(folder).as_posix(): file_digest(file) for file in sorted(files)}
 
 
