@@ -109,7 +109,9 @@ class RewardParts(NamedTuple):
             loss=script.reward_loss,
             callbacks=stopping_callbacks(training),
         )
-        _require_rows(trainer, len(rows), training)
+        _require_rows(trainer, trainer.train_dataset, len(rows), training)
+        if held_out is not None:
+            _require_rows(trainer, trainer.eval_dataset, len(held_out), training, "evaluation ")
         require_positions(trainer)
         return trainer
 
@@ -244,11 +246,12 @@ def _label_results(folder: Path, reward: Any, labeled: RatedGroups, script: Rewa
     return metrics | report.metrics()
 
 
-def _require_rows(trainer, rows: int, training: RewardTrainingArguments) -> None:
-    kept, loss = len(trainer.train_dataset), getattr(trainer, "rating_loss", None)
-    what, rule = "pairs", f"longer than max_length={training.max_length}"
+def _require_rows(trainer, prepared: Any, rows: int, training: RewardTrainingArguments, role: str = "") -> None:
+    kept, loss = len(prepared), getattr(trainer, "rating_loss", None)
+    what, rule = f"{role}pairs", f"longer than max_length={training.max_length}"
     if loss is not None:
-        what, rule = "groups", rule + (", or without two completions of different rating" if loss.compares else "")
+        what = f"{role}groups"
+        rule += ", or without two completions of different rating" if loss.compares else ""
     if kept == 0:
         raise InputError(f"all {rows} {what} are {rule} tokens. Raise max_length" if loss is None else (
             f"all {rows} {what} are {rule}. Raise max_length, or give other ratings"

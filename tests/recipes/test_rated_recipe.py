@@ -73,3 +73,11 @@ def test_two_ranks_log_what_one_process_logs(flags, write_rows, tmp_path):
 def test_bad_groups_are_one_message(failing, flags, write_rows, row, argv, message):
     rows = [each | row for each in rated(8)]
     assert message in failing("reward", "--dataset_name", write_rows(rows), "--reward_loss", "k_wise", *flags, *argv)
+
+
+def test_an_evaluation_set_without_a_pair_that_fits_is_refused_before_training(failing, flags, write_rows):
+    long = [{"role": "assistant", "content": "sad " * 100}]
+    groups = [row | {"completions": [row["completions"][0], long, long]} for row in rated(24)[16:]]
+    argv = ["--dataset_name", write_rows(rated(16)), "--eval_dataset_name", write_rows(groups, "test.jsonl")]
+    said = failing("reward", *argv, "--reward_loss", "k_wise", "--max_length", "50", *flags)
+    assert "all 8 evaluation groups are longer than max_length=50" in said
