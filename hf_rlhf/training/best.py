@@ -19,7 +19,8 @@ _SCHEDULES = ("reduce_lr_on_plateau", "greedy")  # which follow the metric
 def settle_best_metric(args: Any, directions: Directions) -> None:
     """Fill in `metric_for_best_model` and `greater_is_better` before `TrainingArguments` does, which assumes a loss.
 
-    Raises `InputError` for a direction that has to be given, and for a best checkpoint without evaluations.
+    Raises `InputError` for a direction that has to be given, and for a best checkpoint without evaluations, or that
+    need not be there.
     """
     best_only = _value(args.save_strategy) == "best"
     follows = args.load_best_model_at_end or best_only or _value(args.lr_scheduler_type) in _SCHEDULES
@@ -32,6 +33,13 @@ def settle_best_metric(args: Any, directions: Directions) -> None:
         raise InputError(
             f"{flag} is invalid: nothing is evaluated, so no checkpoint can be the best. Set eval_strategy to steps or"
             " epoch"
+        )
+    evaluates, saves = args.eval_steps or args.logging_steps, args.save_steps
+    both = {_value(args.eval_strategy), _value(args.save_strategy)}
+    if args.load_best_model_at_end and both == {"steps"} and evaluates != saves:  # transformers takes any multiple
+        raise InputError(
+            f"save_steps={saves:g} is invalid with eval_steps={evaluates:g} where the best checkpoint is kept: the best"
+            f" evaluation may have none. Set save_steps to {evaluates:g}."
         )
     if args.metric_for_best_model is None:
         args.metric_for_best_model = f"eval_{next(iter(directions))}"

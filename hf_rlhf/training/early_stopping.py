@@ -67,11 +67,5 @@ def settle_early_stopping(args: Any, metric: str) -> None:
             f"early_stopping_patience={patience} is invalid with eval_strategy={evaluates} and save_strategy={saves}:"
             f" the best checkpoint is kept, so each evaluation needs one. Set save_strategy to {evaluates}."
         )
-    every, kept_every = args.eval_steps or args.logging_steps, args.save_steps
-    if saves == "steps" and every != kept_every:
-        raise InputError(
-            f"early_stopping_patience={patience} is invalid with eval_steps={every:g} and save_steps={kept_every:g}:"
-            f" the best checkpoint is kept, so each evaluation needs one. Set save_steps to {every:g}."
-        )
     args.load_best_model_at_end = True
     args.metric_for_best_model = args.metric_for_best_model or f"eval_{metric}"

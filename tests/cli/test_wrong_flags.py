@@ -61,6 +61,11 @@ WRONG = [
     (ALL, "--report_to tensorbord", "Did you mean tensorboard?"),
     (ALL, "--per_device_train_batch_size 0", "per_device_train_batch_size=0"),
     (ALL, "--load_best_model_at_end true", "nothing is evaluated"),
+    (
+        ALL,
+        "--load_best_model_at_end true --eval_strategy steps --eval_steps 2 --save_strategy steps --save_steps 4",
+        "the best evaluation may have none. Set save_steps to 2.",
+    ),
     (ALL, "--dataloader_prefetch_factor 2", "refetch"),
     (ALL, "--load_in_4bit true --bnb_4bit_quant_storage foo", "bnb_4bit_quant_storage=foo is invalid"),
     (ALL, "--torch_compile_backend foo", "torch_compile_backend=foo is invalid"),
