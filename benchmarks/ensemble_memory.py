@@ -51,7 +51,7 @@ def main() -> None:
             del classifier
         sizes, found = {}, {}
         for count in (1, args.members):
-            EnsembleFile(count, names[:count]).write(folder)
+            EnsembleFile(count, names[:count], centers=(0.0,) * count).write(folder)
             reward = load_ensemble(folder, dtype=args.dtype)
             sizes[count] = loaded_bytes(reward.members)
             found[count] = len(reward(["The sky is"], [" blue."]))

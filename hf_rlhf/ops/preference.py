@@ -118,7 +118,7 @@ RATING_LOSSES: Mapping[str, RatingLoss] = {
 }
 """Losses of rated groups by their names in `reward_loss`."""
 
-BRADLEY_TERRY, BINARY = "bradley_terry", "binary"
+BRADLEY_TERRY, REGRESSION, BINARY = "bradley_terry", "regression", "binary"
 REWARD_LOSSES = (BRADLEY_TERRY, *RATING_LOSSES)
 """Names of `reward_loss`: trl's on pairs, then those of rated groups."""
 

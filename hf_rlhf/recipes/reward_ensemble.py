@@ -1,9 +1,11 @@
 """Train several reward models on one loaded base, each an adapter from another seed: an ensemble."""
 
 import copy
+import json
 import random
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -16,11 +18,13 @@ from hf_rlhf.data.rows import fingerprint, read_columns, require_rows
 from hf_rlhf.data.training_rows import tokenized_groups, tokenized_pairs
 from hf_rlhf.distributed import asked_for, by_first_rank, rank
 from hf_rlhf.errors import InputError
+from hf_rlhf.evaluation.report_card.baselines import spread
 from hf_rlhf.evaluation.report_card.guard import weights_of
 from hf_rlhf.evaluation.reward_model import Pairs, RatedGroups
 from hf_rlhf.hub.push import push_folder
 from hf_rlhf.models.adapted import head_name
 from hf_rlhf.models.adapters import base_of, is_peft_model
+from hf_rlhf.ops.preference import BINARY, REGRESSION
 from hf_rlhf.progress import say
 from hf_rlhf.recipes.arguments import ModelArguments, RewardArguments, RewardTrainingArguments
 from hf_rlhf.recipes.common import (
@@ -36,9 +40,11 @@ from hf_rlhf.recipes.common import (
 )
 from hf_rlhf.recipes.report_card import card_of_run
 from hf_rlhf.recipes.reward import RewardParts, evaluate_reward, load_parts, train_and_save
-from hf_rlhf.recipes.reward_results import write_card, write_results
+from hf_rlhf.recipes.reward_results import RESULT_FILE, write_card, write_results
 from hf_rlhf.records import held_by_another_run, write_settings
-from hf_rlhf.rewards.ensemble import ENSEMBLE_FILE, EnsembleFile, load_ensemble
+from hf_rlhf.rewards.ensemble import ENSEMBLE_FILE, EnsembleFile, EnsembleReward, load_ensemble
+
+_CENTERED_ROWS = 64  # of training, by whose completions the levels of the members are measured
 
 
 def train_reward_ensemble(
@@ -151,11 +157,14 @@ def _finish(
     """Write what makes the folder a reward, and measure it on the evaluation set."""
     parts.tokenizer.save_pretrained(folder)
     write_settings(folder, training, model, script)
-    metrics = {"train_rows": float(len(parts.sets.train.dataset))}
+    metrics = {"train_rows": fmean(_train_rows(folder, script))}
+    as_trained = model.load_kwargs() | {"dtype": base_of(parts.classifier).dtype}
+    as_trained["trust_remote_code"] = training.trust_remote_code
+    reward = load_ensemble(folder, device=training.device, unfinished=True, **as_trained)
+    if script.reward_loss not in (REGRESSION, BINARY):
+        reward.centers = _measure_centers(reward, parts, script, training.max_length)
+        replace(EnsembleFile.read(folder), centers=reward.centers).write(folder)
     if (eval_set := rows_of(parts.sets.evaluation)) is not None:
-        as_trained = model.load_kwargs() | {"dtype": base_of(parts.classifier).dtype}
-        as_trained["trust_remote_code"] = training.trust_remote_code
-        reward = load_ensemble(folder, device=training.device, **as_trained)
         spreads: list[float] = []
 
         def logging_spread(prompts, completions, **columns):
@@ -174,6 +183,27 @@ def _finish(
     if training.push_to_hub:
         push_folder(folder, training.hub_model_id, private=training.hub_private_repo)
     return metrics
+
+
+def _train_rows(folder: Path, script: RewardArguments) -> list[float]:
+    """Return how many rows each member was trained on."""
+    files = [_member_folder(folder, number) / RESULT_FILE for number in range(script.num_reward_models)]
+    return [json.loads(file.read_text(encoding="utf-8"))["train_rows"] for file in files]
+
+
+def _measure_centers(
+    reward: EnsembleReward, parts: RewardParts, script: RewardArguments, limit: int | None
+) -> tuple[float, ...]:
+    """Return the mean reward of each member on completions of some training rows."""
+    rows = parts.sets.train.dataset
+    held = _fitting(rows.select(spread(len(rows), _CENTERED_ROWS)), parts.tokenizer, script, limit)
+    prompts, completions, options = held.texts
+    if isinstance(held, Pairs):
+        prompts, completions = [*prompts, *prompts], [*completions, *held.rejected]
+        options = {name: [*values, *values] for name, values in options.items()}
+    if not completions:  # the rows that fit are others: nothing says what the levels are
+        return (0.0,) * len(reward.members)
+    return tuple(reward.rewards(prompts, completions, options).double().mean(dim=0).tolist())
 
 
 def _fitting(rows: Any, tokenizer: Any, script: RewardArguments, limit: int | None) -> Pairs | RatedGroups:

@@ -11,7 +11,7 @@ from hf_rlhf.recipes.common import base_and_adapter
 
 RESULT_FILE = "evaluation.json"
 RESULTS = {
-    "train_rows": "Pairs that were trained on, or groups of rated completions.",
+    "train_rows": "Pairs that were trained on, or groups of rated completions; of an ensemble, the mean over members.",
     "reload_gap": "Largest difference between the rewards of 8 training texts in memory and after the saved model was"
     " loaded again: 0 but for rounding.",
     "padding_gap": "Largest difference between their rewards alone, beside others in a batch, and padded on either"

@@ -17,7 +17,7 @@ from hf_rlhf.models.positions import positions
 from hf_rlhf.models.precision import native_dtype
 from hf_rlhf.models.reward_model import SeparateRewardModel, load_reward_adapters, load_reward_tokenizer
 from hf_rlhf.models.same_base import same_model
-from hf_rlhf.ops.preference import COMBINATIONS, combined_rewards, disagreement
+from hf_rlhf.ops.preference import BINARY, COMBINATIONS, REGRESSION, combined_rewards, disagreement
 from hf_rlhf.rewards.learned import LearnedReward
 from hf_rlhf.types import Model, Prompt
 
@@ -33,6 +33,9 @@ class EnsembleFile:
         members: folders beside the file of those that are trained and checked.
         combination, std_coef: the reward, see `combined_rewards`.
         settings: those of the training that a resumed run has to share.
+        centers: the mean reward of each member on some training texts. A loss of comparisons leaves the level of a
+            member free, so `min` would be the member of the lowest level. Empty where the level has a meaning (ratings,
+            labels).
     """
 
     wanted: int
@@ -40,6 +43,7 @@ class EnsembleFile:
     combination: str = "mean"
     std_coef: float = 1.0
     settings: dict[str, Any] = field(default_factory=dict)
+    centers: tuple[float, ...] = ()
 
     @classmethod
     def read(cls, folder: Path) -> "EnsembleFile":
@@ -47,7 +51,7 @@ class EnsembleFile:
         file = folder / ENSEMBLE_FILE
         try:
             content = json.loads(file.read_text(encoding="utf-8"))
-            read = cls(**{**content, "members": tuple(content["members"])})
+            read = cls(**{**content, "members": tuple(content["members"]), "centers": tuple(content["centers"])})
         except (ValueError, TypeError, KeyError) as error:
             raise InputError(
                 f"{file} is invalid: it describes no ensemble ({error}). Write it again, by training the ensemble with"
@@ -58,6 +62,12 @@ class EnsembleFile:
                 raise InputError(f"{file} is invalid: {member!r} is no folder beside it. Put it there, or omit it.")
         require_combination(read.combination, read.std_coef)
         return read
+
+    @property
+    def needs_centers(self) -> bool:
+        """True if the loss compares completions, and the members' levels are not measured yet."""
+        compares = self.settings.get("reward_loss") not in (REGRESSION, BINARY)
+        return compares and len(self.centers) != len(self.members)
 
     def write(self, folder: Path) -> None:
         """Write ensemble.json, whole or not at all."""
@@ -75,21 +85,33 @@ class EnsembleReward(LearnedReward):
         members: each maps `(input_ids (B, L), attention_mask (B, L))`, right-padded, to rewards `(B,)`.
         tokenizer: that of all.
         combination, std_coef: see `combined_rewards`.
+        centers: the level of each member, which all exchange for their mean; () leaves the levels as they are.
         settings: those of `LearnedReward`.
     """
 
     def __init__(
-        self, members: Sequence[Any], tokenizer, *, combination: str = "mean", std_coef: float = 1.0, **settings: Any
+        self,
+        members: Sequence[Any],
+        tokenizer,
+        *,
+        combination: str = "mean",
+        std_coef: float = 1.0,
+        centers: Sequence[float] = (),
+        **settings: Any,
     ):
         require_combination(combination, std_coef)
         super().__init__(self._by_member, tokenizer, **settings)
         self.members, self.combination, self.std_coef = list(members), combination, std_coef
+        self.centers = tuple(centers)
 
     def __call__(
         self, prompts: Sequence[Prompt], completions: Sequence[Any], log_extra=None, log_metric=None, **columns: Any
     ) -> list[float]:
         """Return one reward for each completion, and log how far members disagree on it."""
         rewards = self.rewards(prompts, completions, columns).double()
+        if self.centers and len(rewards):
+            levels = torch.tensor(self.centers, dtype=torch.float64)
+            rewards = rewards - levels + levels.mean()
         spread = disagreement(rewards)
         if log_extra is not None:
             log_extra(f"{self.name}_disagreement", spread.tolist())
@@ -127,6 +149,7 @@ def load_ensemble(
     device: torch.device | str = "cpu",
     combination: str | None = None,
     std_coef: float | None = None,
+    unfinished: bool = False,
     **kwargs: Any,
 ) -> EnsembleReward:
     """Load an ensemble as a reward: adapters on the policy's base where they were trained on it, or on their own.
@@ -138,15 +161,16 @@ def load_ensemble(
         name: under which the reward is logged; by default that of the folder.
         device: for a base of their own.
         combination, std_coef: instead of those in the file.
+        unfinished: whether the levels of the members may still have to be measured.
         kwargs: `dtype` of a base of their own (by default native), and others for `from_pretrained`.
 
     Raises `InputError` for an ensemble that is not trained to the end, and for members on different bases.
     """
     described = EnsembleFile.read(folder)
-    if len(described.members) < described.wanted:
+    if len(described.members) < described.wanted or (described.needs_centers and not unfinished):
         raise InputError(
-            f"the ensemble {folder} is incomplete: {len(described.members)} of {described.wanted} members are trained."
-            " Run its training again with --resume auto"
+            f"the ensemble {folder} is incomplete: {len(described.members)} of {described.wanted} members are trained,"
+            f" and the levels of {len(described.centers)} are measured. Run its training again with --resume auto"
         )
     tokenizer = tokenizer or load_reward_tokenizer(str(folder))
     folders = [str(folder / member) for member in described.members]
@@ -165,6 +189,7 @@ def load_ensemble(
         tokenizer,
         combination=combination or described.combination,
         std_coef=described.std_coef if std_coef is None else std_coef,
+        centers=() if described.needs_centers else described.centers,
         name=name or folder.name,
         max_length=positions(members[0].model),
         device=device,

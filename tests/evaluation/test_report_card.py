@@ -366,3 +366,36 @@ def test_no_access_token_of_the_pairs_reaches_the_card(tmp_path):
     pairs.rejected[:] = [[{"role": "assistant", "content": f"my token is {token} {n}"}] for n in range(24)]
     make_report_card(as_reward(lambda text: float("token" in text)), pairs).write(tmp_path)
     assert not any(token in path.read_text(encoding="utf-8") for path in tmp_path.iterdir())
+
+
+def short_and_long(equal, unequal):
+    """Pairs of equal length, and pairs whose rejected answer is one word longer."""
+    prompts = [f"question {n}?" for n in range(equal + unequal)]
+    chosen = [f" a fine answer {n}" for n in range(equal + unequal)]
+    rejected = [f" a poor answer {n}" + " more" * (n < unequal) for n in range(equal + unequal)]
+    return Pairs(prompts, chosen, rejected)
+
+
+def without_word(text):
+    return float(len(text.split()) < 5) + (" fine" in text)
+
+
+@pytest.mark.parametrize(("unequal", "named"), [(5, False), (60, True)])
+def test_a_habit_of_length_needs_more_than_a_handful_of_pairs(unequal, named):
+    card = make_report_card(as_reward(without_word), short_and_long(60, unequal), probe_rows=0)
+    assert card.length.unequal == unequal
+    assert any("It has learned length" in reason.what for reason in card.verdict.reasons) == named
+
+
+def test_the_advice_on_length_points_where_the_reward_differs_from_people():
+    pairs = short_and_long(0, 100)  # people never chose the longer one
+
+    def reward(text):  # which prefers it in 4 of 10
+        return len(text.split()) * (1 if int(re.search(r"\d+", text)[0]) % 10 < 4 else -1)
+
+    card = make_report_card(as_reward(reward), pairs, probe_rows=0)
+    (reason,) = [each for each in card.verdict.reasons if each.what.startswith("Length moves")]
+    assert (card.length.picks_longer, card.length.people_pick_longer) == (0.4, 0.0)
+    assert "the shorter text has the higher reward in 60% of the 100 pairs whose texts differ in words" in reason.figure
+    assert "people chose the shorter text in 100%" in reason.figure
+    assert "may become longer for the reward alone" in reason.do

@@ -17,6 +17,7 @@ from tiny import make_model, make_tokenizer
 from tiny_data import PPO_FLAGS, conversational_pairs, prompt_rows
 
 from hf_rlhf.cli import main
+from hf_rlhf.errors import InputError
 from hf_rlhf.evaluation.report_card.guard import STALE, card_status
 from hf_rlhf.models.reward_model import load_reward_model
 from hf_rlhf.rewards.ensemble import EnsembleFile, load_ensemble
@@ -109,8 +110,9 @@ def test_combinations_are_those_of_the_members_scores(ensemble):
     members = []
     for number in (1, 2, 3):
         EnsembleFile(1, (f"member_{number}",)).write(ensemble)
-        members.append(load_ensemble(ensemble, dtype="float32")(prompts, completions))
-    rewards = torch.tensor(members).T  # (B, k)
+        members.append(load_ensemble(ensemble, dtype="float32", unfinished=True)(prompts, completions))
+    levels = torch.tensor(reward.centers)
+    rewards = torch.tensor(members).T - levels + levels.mean()  # (B, k)
     logged = {}
     found = reward(prompts, completions, log_extra=logged.__setitem__, log_metric=logged.__setitem__)
     torch.testing.assert_close(torch.tensor(found), rewards.mean(1))
@@ -120,6 +122,36 @@ def test_combinations_are_those_of_the_members_scores(ensemble):
     reward.combination, reward.std_coef = "mean_minus_std", 0.5
     by_hand = rewards.mean(1) - 0.5 * rewards.std(1, correction=0)
     torch.testing.assert_close(torch.tensor(reward(prompts, completions)), by_hand)
+
+
+def test_the_level_of_a_member_decides_nothing(ensemble):
+    """A loss of comparisons leaves it free: without centers, the member of the lowest level would be the minimum."""
+    reward = load_ensemble(ensemble, dtype="float32")
+    rows = ROWS[:16]  # those of the training
+    texts = [row["prompt"] for row in rows] * 2, [row[side] for side in ("chosen", "rejected") for row in rows]
+    by_member = reward.rewards(*texts, {}).double()
+    torch.testing.assert_close(torch.tensor(reward.centers, dtype=torch.float64), by_member.mean(0))
+    before = {how: combine(reward, how, texts) for how in ("mean", "min", "mean_minus_std")}
+    members, levels = reward.members, reward.centers
+    reward.members = [members[0], lambda ids, mask: members[1](ids, mask) - 7.0, members[2]]
+    reward.centers = (levels[0], levels[1] - 7.0, levels[2])
+    for how, found in before.items():
+        torch.testing.assert_close(combine(reward, how, texts), found - 7 / 3)
+    spread = json.loads((ensemble / "evaluation.json").read_text())["eval_disagreement"]
+    assert spread < by_member.mean(0).std(correction=0) + by_member.std(0).mean()
+
+
+def combine(reward, how, texts):
+    reward.combination = how
+    return torch.tensor(reward(*texts))
+
+
+def test_an_ensemble_whose_levels_were_not_measured_is_incomplete(ensemble):
+    EnsembleFile(1, ("member_1",)).write(ensemble)
+    with pytest.raises(InputError, match="is incomplete"):
+        load_ensemble(ensemble)
+    EnsembleFile(1, ("member_1",), settings={"reward_loss": "regression"}).write(ensemble)
+    assert load_ensemble(ensemble, dtype="float32").centers == ()
 
 
 def tensors_of(reward):
@@ -136,8 +168,8 @@ def test_members_share_one_base_and_a_bf16_base_halves_their_matrices_without_ch
         alone = []
         for number in (1, 2, 3):
             EnsembleFile(1, (f"member_{number}",)).write(ensemble)
-            alone.append(load_ensemble(ensemble, dtype=dtype))
-        EnsembleFile(3, ("member_1", "member_2", "member_3")).write(ensemble)
+            alone.append(load_ensemble(ensemble, dtype=dtype, unfinished=True))
+        EnsembleFile(3, ("member_1", "member_2", "member_3"), centers=(0.0, 0.0, 0.0)).write(ensemble)
         matrices = sum(t.numel() for name, t in adapter(ensemble / "member_1").items() if "lora" in name)
         heads = 32 * 4 * 3
         assert abs(whole - sum(tensors_of(alone[0]).values()) - 2 * matrices * size) < heads

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean, stdev
 
 from hf_rlhf.evaluation.metrics import Z_95, wilson_interval
 from hf_rlhf.evaluation.report_card.agreement import share, wins
@@ -44,8 +45,10 @@ class LengthEffect:
     """Regression of reward differences on length differences of the same pair, through the origin.
 
     `slope` is in rewards per token, bounded at 95% by `low` and `high` (standard error of White 1980). `correlation` is
-    that of the two differences, about zero. `picks_longer` is the share of pairs in which the longer text has the
-    higher reward; `people_pick_longer` that in which people chose it. `points` are (tokens, reward) of some pairs.
+    that of the two differences, about zero. `picks_longer` is the share of the `unequal` pairs, whose texts differ in
+    length, in which the longer text has the higher reward; `people_pick_longer` that in which people chose it.
+    `excess_low` and `excess_high` bound the first minus the second at 95% (paired). `points` are (tokens, reward) of
+    some pairs.
     """
 
     unit: str
@@ -57,6 +60,9 @@ class LengthEffect:
     correlation_high: float
     picks_longer: float
     people_pick_longer: float
+    unequal: int
+    excess_low: float
+    excess_high: float
     points: list[tuple[float, float]]
 
 
@@ -98,6 +104,7 @@ def length_effect(scored: ScoredPairs, unit: str) -> LengthEffect:
     spread = math.sqrt(squares) * math.sqrt(math.fsum(y * y for y in rewards))
     correlation = max(-1.0, min(1.0, products / spread)) if spread else 0.0
     unequal = [(x, y) for x, y in zip(lengths, rewards, strict=True) if x]
+    picks, people = list(wins(x * y for x, y in unequal)), list(wins(x for x, _ in unequal))
     step = max(len(rewards) / _POINTS, 1)
     kept = [int(number * step) for number in range(min(len(rewards), _POINTS))]
     return LengthEffect(
@@ -107,10 +114,20 @@ def length_effect(scored: ScoredPairs, unit: str) -> LengthEffect:
         slope + half,
         correlation,
         *_fisher_interval(correlation, len(rewards)),
-        picks_longer=share(wins(x * y for x, y in unequal)) if unequal else 0.5,
-        people_pick_longer=share(wins(x for x, _ in unequal)) if unequal else 0.5,
+        picks_longer=share(picks) if unequal else 0.5,
+        people_pick_longer=share(people) if unequal else 0.5,
+        unequal=len(unequal),
+        **_excess([one - other for one, other in zip(picks, people, strict=True)]),
         points=[(lengths[row], round(rewards[row], 5)) for row in kept],
     )
+
+
+def _excess(differences: Sequence[float]) -> dict[str, float]:
+    """Return the bounds of a mean paired difference, `mean +- 1.96 x std / sqrt(n)`; -1 and 1 for fewer than two."""
+    if len(differences) < 2:
+        return {"excess_low": -1.0, "excess_high": 1.0}
+    middle, half = fmean(differences), Z_95 * stdev(differences) / math.sqrt(len(differences))
+    return {"excess_low": max(-1.0, middle - half), "excess_high": min(1.0, middle + half)}
 
 
 def _fisher_interval(correlation: float, n: int) -> tuple[float, float]:

@@ -139,7 +139,7 @@ TEMPLATE = """<!doctype html>
 <figure class="card plot"><h3>Length</h3>
 <p class="note">Each dot is a pair. <span class="key" style="background: var(--model)"></span>right <span class="key" style="background: var(--wrong); margin-left: 8px"></span>wrong. The line is the regression.</p>
 {{ plots.length | safe }}
-<figcaption>100 more {{ card.length.unit }} change the reward by {{ length_per_100 | signed }} standard deviations. Correlation {{ card.length.correlation | signed }} (95% interval {{ card.length.correlation_low | signed }} to {{ card.length.correlation_high | signed }}). The model prefers the longer text in {{ card.length.picks_longer | percent(0) }} of the pairs, people in {{ card.length.people_pick_longer | percent(0) }}.</figcaption>
+<figcaption>100 more {{ card.length.unit }} change the reward by {{ length_per_100 | signed }} standard deviations. Correlation {{ card.length.correlation | signed }} (95% interval {{ card.length.correlation_low | signed }} to {{ card.length.correlation_high | signed }}). The model prefers the longer text in {{ card.length.picks_longer | percent(0) }} of the {{ card.length.unequal }} pairs of different length, people in {{ card.length.people_pick_longer | percent(0) }}.</figcaption>
 </figure>
 </div>
 </section>

@@ -17,7 +17,11 @@ LENGTH_IS_ALL, LENGTH_IS_MUCH = 0.8, 0.5
 ALWAYS_ONE_LENGTH = 0.95
 """Share of pairs in which the longer text, or the shorter one, gets the higher reward, from which it decides alone."""
 LENGTH_OF_PEOPLE = 0.15
-"""Difference from the share that people chose by length, above which that share is a habit of the reward's."""
+"""Difference from the share that people chose by length, from which it is a habit of the reward's, if it is certain."""
+FEW_UNEQUAL = 20
+"""Pairs of different length below which no share of them is a habit."""
+CERTAIN = 0.05
+"""Probability of a difference by chance, below which it is called certain."""
 OVERCONFIDENT = 0.05
 """Mean probability minus accuracy from which probabilities should not be taken at their word."""
 MANY_PROBES = 4
@@ -113,14 +117,15 @@ def _about_best(best: Comparison) -> Iterator[Reason]:
         f"accuracy minus that of this rule: {100 * best.difference:+.1f} points (95% interval {100 * best.low:+.1f} to"
         f" {100 * best.high:+.1f}, p = {best.p:.2g})"
     )
-    if (best.difference <= 0 and best.is_length) or best.high < 0:
+    certain = best.p < CERTAIN
+    if best.difference <= 0 and (best.is_length or certain):
         yield Reason(
-            f"A simple rule does {'better' if best.high < 0 else 'as well'}: {best.baseline}.",
+            f"A simple rule does {'better' if certain and best.difference < 0 else 'as well'}: {best.baseline}.",
             figure,
             "Train on more pairs, or on pairs that this rule does not decide.",
             REFUSED,
         )
-    elif best.low <= 0:
+    elif not certain:
         yield Reason(
             f"It is not shown to be better than a simple rule: {best.baseline}.",
             figure,
@@ -134,22 +139,28 @@ def _about_length(found: Findings) -> Iterator[Reason]:
     often = max(length.picks_longer, 1 - length.picks_longer)
     side = "longer" if length.picks_longer >= 0.5 else "shorter"
     habit = (
-        f"the {side} text has the higher reward in {often:.0%} of the pairs; the correlation of reward and length"
-        f" differences is {length.correlation:+.2f}"
+        f"the {side} text has the higher reward in {often:.0%} of the {length.unequal} pairs whose texts differ in"
+        f" {length.unit}; the correlation of reward and length differences is {length.correlation:+.2f}"
     )
-    if abs(length.correlation) >= LENGTH_IS_ALL or often >= ALWAYS_ONE_LENGTH:
+    excess = length.picks_longer - length.people_pick_longer
+    certain = length.excess_low > 0 or length.excess_high < 0
+    if length.unequal < FEW_UNEQUAL:
+        pass
+    elif abs(length.correlation) >= LENGTH_IS_ALL or often >= ALWAYS_ONE_LENGTH:
         yield Reason(
             "It has learned length: its rewards say little more than how long an answer is.",
             habit,
             "Train on pairs of similar length, or on pairs in which length and quality do not go together.",
             REFUSED,
         )
-    elif abs(length.correlation) >= LENGTH_IS_MUCH or abs(length.picks_longer - length.people_pick_longer) >= LENGTH_OF_PEOPLE:  # fmt: skip
+    elif abs(length.correlation) >= LENGTH_IS_MUCH or (certain and abs(excess) >= LENGTH_OF_PEOPLE):
+        more = "longer" if (excess if certain else length.correlation) > 0 else "shorter"
+        people = length.people_pick_longer if side == "longer" else 1 - length.people_pick_longer
         yield Reason(
             "Length moves its rewards more than it should.",
-            f"{habit}; people chose the longer text in {length.people_pick_longer:.0%}",
-            f"Watch completions/mean_length in PPO: it may become {side} for the reward alone. length_penalty or"
-            " max_completion_length limits this.",
+            f"{habit}; people chose the {side} text in {people:.0%}",
+            f"Watch completions/mean_length in PPO: completions may become {more} for the reward alone. length_penalty"
+            " or max_completion_length limits this.",
             CARE,
         )
     if similar is not None and similar.low <= 0.5:
