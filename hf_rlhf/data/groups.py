@@ -87,7 +87,7 @@ def prepare_rating_set(
     if not shaped.are_groups:
         raise InputError(
             f"{rows.source}: the rows hold no ratings of completions.{shaped.layout.sentence} Give rankings, ratings,"
-            " labels, or the columns prompt, completions and ratings"
+            " labels (true or false, 1 or 0), or the columns prompt, completions and ratings"
         )
     good = _accepted(shaped.rows, tokenizer)
     if compared:

@@ -63,8 +63,10 @@ class Layout:
 
     @property
     def sentence(self) -> str:
-        """The sentence that an error says of a set that a stage cannot use; nothing of one that no stage can."""
-        return f" The set holds {self}." if self.public or self.pairs or self.texts or self.prompt else ""
+        """The sentences that an error says of a set that a stage cannot use, and which can; nothing where none can."""
+        stages = {"reward": self.public or self.pairs, "sft": self.texts, "ppo": self.prompt}
+        fitting = next((stage for stage, holds in stages.items() if holds), None)
+        return f" The set holds {self}. `hf-rlhf {fitting}` trains on it." if fitting else ""
 
     @property
     def texts_name(self) -> str:

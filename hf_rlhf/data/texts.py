@@ -179,7 +179,7 @@ def find_columns(dataset: Dataset, *, source: str) -> tuple[str, ...]:
     if not layout.texts:
         raise InputError(
             f"{source}: columns {', '.join(dataset.column_names) or 'none'}; texts need messages, or prompt and"
-            f" completion, or text.{layout.sentence} Use dataset.rename_column(...)"
+            f" completion, or text.{layout.sentence}"
         )
     return layout.texts
 

@@ -182,7 +182,8 @@ class Endpoint:
             raise _Failed(f"no answer in {self.timeout:g} s", again=True) from error
         except (OSError, HTTPException, ValueError) as error:
             never = isinstance(error, (ssl.SSLCertVerificationError, ValueError))
-            raise _Failed(f"no connection ({error or type(error).__name__})", again=not never, for_all=never) from error
+            reason = f"no connection ({error or type(error).__name__}). Check the url, and that the server runs"
+            raise _Failed(reason, again=not never, for_all=never) from error
         status, text = answer.status, self._shown(answer.text)
         if not 200 <= status < 300:
             again = status in _BUSY or status >= 500

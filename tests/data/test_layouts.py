@@ -71,9 +71,10 @@ def of_stage(check, row, **options):
 @each_file
 def test_every_stage_takes_a_file_for_the_same(row, holds, prompt, texts):
     assert str(layout_of(datasets.Dataset.from_list([row]))) == holds
+    stage = "reward" if "chosen" in row else "sft" if texts else "ppo"
     for_ppo, report = of_stage(prepare_prompt_set, row)
     if prompt is None:
-        assert report.endswith(f"The set holds {holds}.")
+        assert report.endswith(f"The set holds {holds}. `hf-rlhf {stage}` trains on it.")
     else:
         assert for_ppo["prompt"] == prompt
         assert not {"chosen", "rejected"} & set(for_ppo) or "prompt" in row
@@ -98,7 +99,7 @@ def test_every_stage_takes_a_file_for_the_same(row, holds, prompt, texts):
         assert report.layout in (holds.removeprefix("preference pairs (")[:-1], f"{IMPLICIT}; the set holds {holds}")
     else:
         assert 'no column "chosen" and "rejected"' in report
-        assert report.endswith(f"The set holds {holds}.")
+        assert report.endswith(f"The set holds {holds}. `hf-rlhf {stage}` trains on it.")
 
 
 @each_file
