@@ -15,7 +15,8 @@ export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
 # What make test-fast runs: of each part the files whose tests take milliseconds, as --durations=0 says.
-FAST := tests/ops tests/evaluation tests/hub tests/rewards tests/training/test_trl_trainers.py \
+FAST := tests/ops tests/hub tests/training/test_trl_trainers.py $(filter-out %/test_round_trip.py,$(wildcard tests/evaluation/test_*.py)) \
+	$(filter-out %/test_code_tests.py %/test_cache.py %/test_judged.py,$(wildcard tests/rewards/test_*.py)) \
 	$(filter-out %/test_damaged_sets.py,$(wildcard tests/data/test_*.py)) \
 	$(addprefix tests/models/test_,adapters.py foreign_code.py heads.py) $(addprefix tests/models/fast/test_,attention.py fused_lora.py) \
 	$(addprefix tests/rollout/test_,engines.py stops.py support.py) tests/rollout/vllm/test_server.py \
@@ -28,7 +29,7 @@ FAST := tests/ops tests/evaluation tests/hub tests/rewards tests/training/test_t
 help:
 	@echo "make quickstart   a language model learns from feedback, on this machine, in eight minutes (ARGS=\"--minutes 20\")"
 	@echo "make test-fast    the quick tests of every part, while you work (under a minute on two cores)"
-	@echo "make test         the test suite, a process for each core (eight to twelve minutes on two)"
+	@echo "make test         the test suite, a process for each core (twelve to eighteen minutes on two)"
 	@echo "make test-slow    the long tests as well"
 	@echo "make test-kills   50 runs of PPO, 50 of a reward model and 10 of PPO under FSDP2 are killed, and end in the same bits"
 	@echo "make test-deepspeed  the tests under DeepSpeed on two CPU ranks, in an environment of its own (three minutes)"
