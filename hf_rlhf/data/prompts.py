@@ -137,13 +137,7 @@ def prepare_prompt_set(
     read, found = rows.rows_read, rows.dataset.column_names
     layout = layout_of(rows.dataset, source=rows.source)
     require_prompts(layout, found, source=rows.source)
-    if layout.prompts == "public":
-        shaped = in_shape(rows)
-        good, names = _each_prompt_once(shaped.rows), shaped.columns
-        left_out = {_AGAIN: shaped.rows_in - len(good.dataset)}
-    else:
-        names = prompt_columns(layout, found)
-        good, left_out = _checked_prompts(rows.read(with_row_options(names, found)), layout, names)
+    good, names, left_out = _good_prompts(rows, layout)
     good, ids, scored = _tokenized(good, tokenizer, chat_template_kwargs, reward_tokenizers)
     lengths, kept = list(map(len, ids)), range(len(ids))
     if limit.tokens is not None and (longer := require_fitting(ids, limit.tokens, overlong, rows=good)):
@@ -181,6 +175,21 @@ def prepare_prompt_set(
         [(state, [each[row] for row in kept]) for state, each in scored],
         frozenset(different),
     )
+
+
+def _good_prompts(rows: LoadedRows, layout: Layout) -> tuple[LoadedRows, Sequence[str], dict[str, int]]:
+    """Return the rows with their prompts checked, the columns that were read, and how many rows were skipped and why.
+
+    Rows of a public format give each prompt once.
+    """
+    if layout.prompts == "public":
+        shaped = in_shape(rows)
+        good = _each_prompt_once(shaped.rows)
+        return good, shaped.columns, {_AGAIN: shaped.rows_in - len(good.dataset)}
+    found = rows.dataset.column_names
+    names = prompt_columns(layout, found)
+    good, skipped = _checked_prompts(rows.read(with_row_options(names, found)), layout, names)
+    return good, names, skipped
 
 
 def _checked_prompts(rows: LoadedRows, layout: Layout, names: Sequence[str]) -> tuple[LoadedRows, dict[str, int]]:

@@ -19,7 +19,7 @@ Rules = dict[str, tuple[bool, str]]
 
 def require_rules(config: PPOConfig) -> None:
     """Raise `InputError` for the first flag that breaks its rule."""
-    for rules in (rules_of_algorithm, rules_of_models, rules_of_sampling, rules_of_trainer):
+    for rules in (rules_of_algorithm, rules_of_models, rules_of_sampling, rules_of_rewards, rules_of_trainer):
         for name, (holds, rule) in rules(config).items():
             if not holds:
                 raise InputError(f"{name}={getattr(config, name)} is invalid: it must be {rule}.")
@@ -81,7 +81,7 @@ def rules_of_models(config: PPOConfig) -> Rules:
 
 
 def rules_of_sampling(config: PPOConfig) -> Rules:
-    """Return the rules of prompts, sampling and rewards."""
+    """Return the rules of prompts and sampling."""
     return {
         "rollout_forward_batch_size": (config.rollout_forward_batch_size >= 1, "at least 1"),
         "reward_while_sampling": (
@@ -126,6 +126,17 @@ def rules_of_sampling(config: PPOConfig) -> Rules:
         ),
         "stop_strings": (not isinstance(config.stop_strings, str), "a list of strings"),
         "stop_token_ids": (not isinstance(config.stop_token_ids, int), "a list of ids"),
+        "temperature": (config.temperature > 0, "above 0: a greedy policy has nothing to learn from its samples"),
+        "overlong_prompts": (
+            config.overlong_prompts in ("error", "filter", "truncate_left"),
+            "error, filter or truncate_left",
+        ),
+    }
+
+
+def rules_of_rewards(config: PPOConfig) -> Rules:
+    """Return the rules of how rewards are weighted, shaped and combined."""
+    return {
         "reward_weights": (not isinstance(config.reward_weights, (int, float)), "a list of numbers"),
         "reward_clips": (
             config.reward_clips is None
@@ -142,11 +153,6 @@ def rules_of_sampling(config: PPOConfig) -> Rules:
             f"one of {', '.join(COMBINATIONS)}",
         ),
         "ensemble_std_coef": (config.ensemble_std_coef is None or config.ensemble_std_coef >= 0, "0 or above"),
-        "temperature": (config.temperature > 0, "above 0: a greedy policy has nothing to learn from its samples"),
-        "overlong_prompts": (
-            config.overlong_prompts in ("error", "filter", "truncate_left"),
-            "error, filter or truncate_left",
-        ),
     }
 
 
