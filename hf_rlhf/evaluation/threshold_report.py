@@ -107,7 +107,8 @@ def find_threshold(
         min_precision, min_recall: a limit that the choice keeps, see `choose_point`. By default the F1 is highest.
 
     Where a half lacks one of the labels, all rows are used for both. Where no threshold keeps the limit, the F1 is
-    highest. Each is answered with a warning. Raises `InputError` where no row, or every row, is to be flagged.
+    highest. Each is answered with a warning. Raises `InputError` where no row, or every row, is to be flagged, and for
+    both limits.
     """
     if len(set(labels)) < 2:
         raise InputError("a threshold needs held-out rows of both labels. Give rows with each.")
@@ -130,6 +131,8 @@ def find_threshold(
         elif min_recall is not None:
             rule = f"highest precision with a recall of at least {min_recall:g}"
     except InputError as error:
+        if min_recall is not None:
+            raise
         logger.warning("%s The threshold of the highest F1 is taken instead.", error)
         point = choose_point(points)
         rule = f"highest F1, since no threshold has a precision of {min_precision}"

@@ -46,6 +46,11 @@ def test_a_precision_that_no_threshold_has_is_no_silent_promise(caplog):
     assert report.rule == "highest F1, since no threshold has a precision of 0.99"
 
 
+def test_two_limits_are_refused_and_not_taken_for_one_that_cannot_be_kept():
+    with pytest.raises(InputError, match="together with min_recall"):
+        find_threshold(*rows(200), min_precision=0.8, min_recall=0.8)
+
+
 def test_rows_of_one_label_have_no_threshold():
     with pytest.raises(InputError, match="both labels"):
         find_threshold([1.0, 2.0], [True, True], [b"\0", b"\1"])
