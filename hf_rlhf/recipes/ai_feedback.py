@@ -12,10 +12,10 @@ from hf_rlhf.checkpoint.lock import locked
 from hf_rlhf.data.files import read_rows
 from hf_rlhf.data.tokens import row_ids
 from hf_rlhf.errors import InputError
-from hf_rlhf.feedback.journal import JOURNAL_FILE, Journal
-from hf_rlhf.feedback.principles import Principle, load_principles
-from hf_rlhf.feedback.prompts import feedback_prompts
-from hf_rlhf.feedback.results import (
+from hf_rlhf.feedback.ai.journal import JOURNAL_FILE, Journal
+from hf_rlhf.feedback.ai.principles import Principle, load_principles
+from hf_rlhf.feedback.ai.prompts import feedback_prompts
+from hf_rlhf.feedback.ai.results import (
     PREFERENCES_FILE,
     REPORT_FILE,
     SFT_FILE,
@@ -25,8 +25,8 @@ from hf_rlhf.feedback.results import (
     sft_rows,
     write_results,
 )
-from hf_rlhf.feedback.steps import FeedbackSteps
-from hf_rlhf.feedback.writers import EndpointWriter, ModelWriter, Writer
+from hf_rlhf.feedback.ai.steps import FeedbackSteps
+from hf_rlhf.feedback.ai.writers import EndpointWriter, ModelWriter, Writer
 from hf_rlhf.judges.base import Judge
 from hf_rlhf.judges.endpoint import EndpointJudge
 from hf_rlhf.judges.local import ModelJudge

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from hf_rlhf.errors import InputError
-from hf_rlhf.feedback.results import AVERAGE, SKIP
+from hf_rlhf.feedback.ai.results import AVERAGE, SKIP
 from hf_rlhf.models.load import EMBEDDED_MODEL
 from hf_rlhf.models.precision import NATIVE
 from hf_rlhf.recipes.arguments import flag

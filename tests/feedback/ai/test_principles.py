@@ -3,7 +3,7 @@
 import pytest
 
 from hf_rlhf.errors import InputError
-from hf_rlhf.feedback.principles import Principle, load_principles
+from hf_rlhf.feedback.ai.principles import Principle, load_principles
 
 WHOLE = "- {name: a, critique: b, revision: c, comparison: d}\n"
 

@@ -35,7 +35,7 @@ def load_principles(path: str | None = None) -> list[Principle]:
 
     try:
         if path is None:
-            text = (files("hf_rlhf") / "feedback" / "principles.yaml").read_text(encoding="utf-8")
+            text = (files("hf_rlhf") / "feedback" / "ai" / "principles.yaml").read_text(encoding="utf-8")
         else:
             text = Path(path).expanduser().read_text(encoding="utf-8")
         content = yaml.safe_load(text)

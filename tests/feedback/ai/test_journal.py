@@ -3,7 +3,7 @@
 import pytest
 
 from hf_rlhf.errors import InputError
-from hf_rlhf.feedback.journal import JOURNAL_FILE, Journal
+from hf_rlhf.feedback.ai.journal import JOURNAL_FILE, Journal
 
 MADE_BY = {"seed": 0, "prompts": "abc"}
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_rlhf.checkpoint.manifest import flush
-from hf_rlhf.feedback.steps import Judged, Revised
+from hf_rlhf.feedback.ai.steps import Judged, Revised
 from hf_rlhf.judges.comparison import agreement, corrected_for_position
 from hf_rlhf.records import write_json_lines
 from hf_rlhf.types import Message

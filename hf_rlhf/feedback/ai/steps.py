@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
-from hf_rlhf.feedback.journal import Journal
-from hf_rlhf.feedback.principles import Principle
-from hf_rlhf.feedback.writers import NOTHING, Writer, Written
+from hf_rlhf.feedback.ai.journal import Journal
+from hf_rlhf.feedback.ai.principles import Principle
+from hf_rlhf.feedback.ai.writers import NOTHING, Writer, Written
 from hf_rlhf.judges.base import Judge
 from hf_rlhf.judges.comparison import Comparison
 from hf_rlhf.progress import progress_of

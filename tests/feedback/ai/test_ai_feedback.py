@@ -16,7 +16,7 @@ from hf_rlhf.cli import main
 from hf_rlhf.endpoints import client
 from hf_rlhf.endpoints.client import EndpointError
 from hf_rlhf.errors import InputError
-from hf_rlhf.feedback.results import PREFERENCES_FILE, REPORT_FILE, SFT_FILE
+from hf_rlhf.feedback.ai.results import PREFERENCES_FILE, REPORT_FILE, SFT_FILE
 from hf_rlhf.recipes.ai_feedback import write_ai_feedback
 from hf_rlhf.recipes.ai_feedback_arguments import AIFeedbackArguments
 from hf_rlhf.records import read_json_lines
