@@ -1,0 +1,157 @@
+"""The store keeps what it acknowledged, asks each annotator once, and changes no event."""
+
+import sqlite3
+from dataclasses import replace
+
+import pytest
+
+from hf_rlhf.errors import InputError
+from hf_rlhf.feedback import Event, FeedbackStore, Form, InvalidAnswer, Task
+from hf_rlhf.feedback.store import ANSWER, FLAG, SKIP, new_uuid
+
+PAIR = Form("pairwise")
+
+
+def pair(number: int, **changed) -> Task:
+    return Task(PAIR, f"question {number}", (f"good {number}", f"bad {number}"), **changed)
+
+
+def answer(task: Task, annotator: str = "ann", preferred=0, strength=1, **changed) -> Event:
+    value = {"preferred": preferred, "strength": strength} if preferred in (0, 1) else {"preferred": preferred}
+    return Event(new_uuid(), task.id, annotator, value=value, **changed)
+
+
+@pytest.fixture
+def store(tmp_path):
+    with FeedbackStore(tmp_path / "feedback.db") as opened:
+        yield opened
+
+
+def test_the_same_question_twice_is_one_task(store):
+    assert store.add_tasks([pair(1), pair(2), pair(1)]) == 2
+    assert store.add_tasks([pair(2), pair(3, sources=("a", "b"))]) == 1
+    assert [task.prompt for task in store.tasks()] == ["question 1", "question 2", "question 3"]
+    assert store.task(pair(3).id) == pair(3, sources=("a", "b"))
+
+
+def test_an_answer_that_is_sent_twice_is_one_event(store):
+    store.add_tasks([pair(1)])
+    event = answer(pair(1))
+    first = store.append(event)
+    assert store.append(event) == first
+    assert store.events() == [first]
+    with pytest.raises(ValueError, match="belongs to another event"):
+        store.append(replace(event, value={"preferred": 1, "strength": 1}))
+
+
+def test_a_second_answer_replaces_the_first_which_stays_in_the_log(store):
+    store.add_tasks([pair(1)])
+    store.append(answer(pair(1)))
+    second = store.append(answer(pair(1), preferred=1))
+    assert store.current() == [second]
+    assert [event.supersedes for event in store.events()] == [None, 1]
+
+
+def test_undo_takes_back_the_last_event_and_asks_again(store):
+    store.add_tasks([pair(1), pair(2)])
+    store.append(answer(pair(1)))
+    taken = store.append(Event(new_uuid(), pair(2).id, "ann", kind=SKIP))
+    assert store.next_task("ann") is None
+    key = new_uuid()
+    assert store.undo("ann", key) == taken
+    assert store.undo("ann", key) == taken  # sent twice, done once
+    assert store.next_task("ann") == pair(2)
+    assert [event.kind for event in store.current()] == [ANSWER]
+    assert len(store.events()) == 3
+
+
+def test_events_cannot_be_changed_or_deleted(store):
+    store.add_tasks([pair(1)])
+    store.append(answer(pair(1)))
+    other = sqlite3.connect(store.file)
+    for statement in ("DELETE FROM event", "UPDATE event SET value = '{}'"):
+        with pytest.raises(sqlite3.IntegrityError, match="never"):
+            other.execute(statement)
+
+
+def test_two_annotators_with_overlap_one_share_the_tasks(tmp_path):
+    now = [0.0]
+    with FeedbackStore(tmp_path / "feedback.db", clock=lambda: now[0]) as store:
+        store.add_tasks([pair(1), pair(2)])
+        assert store.next_task("ann", lease_seconds=60) == pair(1)
+        assert store.next_task("ann", lease_seconds=60) == pair(1)  # the same until it is answered
+        assert store.next_task("bob", lease_seconds=60) == pair(2)
+        assert store.next_task("cat", lease_seconds=60) is None
+        now[0] = 61.0
+        assert store.next_task("cat", lease_seconds=60) == pair(1)
+        store.append(answer(pair(1), "cat"))
+        store.append(Event(new_uuid(), pair(2).id, "bob", kind=FLAG, value={"reason": "broken"}))
+        assert store.next_task("ann") is None
+
+
+def test_with_overlap_two_both_get_every_task(store):
+    store.add_tasks([pair(1), pair(2)])
+    for name in ("ann", "bob"):
+        for _ in range(2):
+            task = store.next_task(name, overlap=2)
+            store.append(answer(task, name))
+        assert store.next_task(name, overlap=2) is None
+    assert len(store.current()) == 4
+
+
+def test_a_gold_question_is_asked_of_everybody(store):
+    gold = pair(9, gold={"preferred": 0, "strength": 1})
+    store.add_tasks([*map(pair, range(6)), gold])
+    asked = {}
+    for name in ("ann", "bob"):
+        while (task := store.next_task(name, gold_every=6)) is not None:
+            store.append(answer(task, name))
+            asked.setdefault(name, []).append(task.prompt)
+    assert asked["ann"].index("question 9") == 3  # among the others
+    assert asked["bob"] == ["question 9"]
+
+
+def test_an_answer_that_the_form_does_not_allow_is_refused(store):
+    store.add_tasks([pair(1)])
+    for value in (
+        None,
+        {},
+        {"preferred": 2},
+        {"preferred": True},
+        {"preferred": 0, "strength": 4},
+        {"preferred": 0, "more": 1},
+    ):
+        with pytest.raises(InvalidAnswer):
+            store.append(Event(new_uuid(), pair(1).id, "ann", value=value))
+    with pytest.raises(KeyError):
+        store.append(answer(pair(5)))
+    assert store.events() == []
+
+
+def test_a_file_that_is_no_store_is_refused(tmp_path):
+    (tmp_path / "text.db").write_text("a text that is long enough to be no database at all" * 20)
+    with pytest.raises(InputError, match="no store of feedback"):
+        FeedbackStore(tmp_path / "text.db")
+    with sqlite3.connect(tmp_path / "other.db") as other:
+        other.execute("CREATE TABLE something (a)")
+    with pytest.raises(InputError, match="no store of feedback"):
+        FeedbackStore(tmp_path / "other.db")
+    with pytest.raises(InputError, match="no such file"):
+        FeedbackStore(tmp_path / "none.db", create=False)
+
+
+def test_the_store_is_found_again_as_it_was(tmp_path):
+    text = "emoji 🙂, 漢字, العربية, NUL \x00, half \ud800?"
+    with FeedbackStore(tmp_path / "feedback.db") as store:
+        task = Task(
+            Form("correction"), [{"role": "user", "content": "hi"}], ([{"role": "assistant", "content": "yo"}],)
+        )
+        store.add_tasks([task])
+        event = store.append(
+            Event(new_uuid(), task.id, "ann", value={"text": text[:-8]}, comment="so", shown_order=[0], seconds=2.5)
+        )
+        salt = store.salt
+    with FeedbackStore(tmp_path / "feedback.db") as again:
+        assert list(again.tasks()) == [task]
+        assert again.events() == [event]
+        assert again.salt == salt
