@@ -10,10 +10,16 @@ from hf_rlhf.models.adapters import is_peft_model, train_in_fp32
 from hf_rlhf.models.load import require_full_training
 from hf_rlhf.models.trained_tokens import mend_trained_tokens
 from hf_rlhf.training.durable import DurableTrainer
+from hf_rlhf.training.length_sampler import LengthSampler, row_lengths
 
 
-class _CountsAsTrl(DurableTrainer):
-    """A mixin that saves what trl's trainers count between logs (means of the batches, tokens seen). Trains in fp32."""
+class _OfTrl(DurableTrainer):
+    """A mixin that saves what trl's trainers count between logs (means of the batches, tokens seen). Trains in fp32.
+
+    `train_sampling_strategy=group_by_length` is by `LengthSampler`.
+    """
+
+    _lengths: LengthSampler | None = None  # of the training rows, where they are grouped by length
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -37,8 +43,31 @@ class _CountsAsTrl(DurableTrainer):
             self._metrics[mode].update(values)
         self._total_train_tokens = sums["tokens"]
 
+    def _get_train_sampler(self, train_dataset=None):
+        """Like `Trainer._get_train_sampler`, but pairs and groups are grouped by length too, and by `LengthSampler`."""
+        sampler = self._lengths = self._length_sampler(self.train_dataset if train_dataset is None else train_dataset)
+        return super()._get_train_sampler(train_dataset) if sampler is None else sampler
 
-class RewardTrainer(_CountsAsTrl, trl.RewardTrainer):
+    def _get_eval_sampler(self, eval_dataset):
+        """Like `Trainer._get_eval_sampler`, but by `LengthSampler`, in the same order at each evaluation."""
+        sampler = self._length_sampler(eval_dataset)
+        return super()._get_eval_sampler(eval_dataset) if sampler is None else sampler
+
+    def _length_sampler(self, dataset: Any) -> LengthSampler | None:
+        args = self.args
+        if args.train_sampling_strategy != "group_by_length" or not isinstance(dataset, Dataset):
+            return None
+        rows = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        return LengthSampler(row_lengths(dataset), rows, args.seed if args.data_seed is None else args.data_seed)
+
+    def _run_epoch(self, **kwargs):
+        """Like `DurableTrainer._run_epoch`, in the order of this epoch, which accelerate does not always pass on."""
+        if self._lengths is not None:
+            self._lengths.epoch = kwargs["epoch"]
+        super()._run_epoch(**kwargs)
+
+
+class RewardTrainer(_OfTrl, trl.RewardTrainer):
     """`trl.RewardTrainer` with whole checkpoints, on the ids that the data report counted and that rewards score."""
 
     def _prepare_dataset(self, dataset, processing_class, args, dataset_name):
@@ -48,7 +77,7 @@ class RewardTrainer(_CountsAsTrl, trl.RewardTrainer):
         return super()._prepare_dataset(dataset, processing_class, args, dataset_name)
 
 
-class SFTTrainer(_CountsAsTrl, trl.SFTTrainer):
+class SFTTrainer(_OfTrl, trl.SFTTrainer):
     """`trl.SFTTrainer` with whole checkpoints, on the ids that the data report counted."""
 
     def _prepare_dataset(self, dataset, processing_class, args, packing, formatting_func, dataset_name):
