@@ -49,7 +49,7 @@ class Comparison:
         return float(self.probability > 0.5) if self.survived_swap else 0.5
 
     @property
-    def margin(self) -> float | None:
+    def confidence(self) -> float | None:
         """Difference of the probabilities of the better and the other completion, the mean over both orders: 0 to 1."""
         return None if self.probability is None else abs(2 * self.probability - 1)
 

@@ -8,7 +8,7 @@ from hf_rlhf.judges.comparison import Comparison, agreement, corrected_for_posit
 
 
 @pytest.mark.parametrize(
-    ("shown_first", "shown_second", "preference", "margin", "survived"),
+    ("shown_first", "shown_second", "preference", "confidence", "survived"),
     [
         (1.0, 1.0, 1.0, 1.0, True),
         (0.0, 0.0, 0.0, 1.0, True),
@@ -19,18 +19,18 @@ from hf_rlhf.judges.comparison import Comparison, agreement, corrected_for_posit
     ],
 )
 def test_agreement_of_both_orders_is_a_preference_and_disagreement_a_tie(
-    shown_first, shown_second, preference, margin, survived
+    shown_first, shown_second, preference, confidence, survived
 ):
     comparison = Comparison(shown_first, shown_second)
     assert comparison.preference == preference
-    assert comparison.margin == pytest.approx(margin)
+    assert comparison.confidence == pytest.approx(confidence)
     assert comparison.survived_swap is survived
 
 
 @pytest.mark.parametrize("comparison", [Comparison(None, 1.0), Comparison(1.0, None), Comparison(None, None)])
 def test_a_missing_answer_is_no_preference_and_no_tie(comparison):
     assert comparison.preference is None
-    assert comparison.margin is None
+    assert comparison.confidence is None
     assert comparison.probability is None
     assert not comparison.survived_swap
 

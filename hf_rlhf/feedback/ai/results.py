@@ -56,7 +56,10 @@ def sft_rows(
 def preference_rows(
     prompts: Sequence[list[Message]], judged: Iterable[Judged], *, judge: str, when_orders_disagree: str
 ) -> list[dict[str, Any]]:
-    """Return the preferences in TRL's format, with `margin`: how much more probable the chosen one is, from 0 to 1.
+    """Return the preferences in TRL's format, with `confidence`: how much more probable the chosen one is, from 0 to 1.
+
+    It is no `margin`, which the loss of a reward model would take: probabilities are not on the scale of rewards, and a
+    judge that gives words has a confidence of 1 in every pair.
 
     A pair whose two orders name different replies is a tie, which the format has not: it is omitted (`skip`), or the
     mean over both orders decides (`average`).
@@ -64,7 +67,7 @@ def preference_rows(
     rows = []
     for each in judged:
         comparison = each.comparison
-        if not comparison.margin or (not comparison.survived_swap and when_orders_disagree == SKIP):
+        if not comparison.confidence or (not comparison.survived_swap and when_orders_disagree == SKIP):
             continue
         first_is_better = (comparison.probability or 0.0) > 0.5
         chosen, rejected = (each.first, each.second) if first_is_better else (each.second, each.first)
@@ -73,7 +76,7 @@ def preference_rows(
                 "prompt": prompts[each.row],
                 "chosen": _reply(chosen),
                 "rejected": _reply(rejected),
-                "margin": comparison.margin,
+                "confidence": comparison.confidence,
                 "annotator": "ai",
                 "judge": judge,
                 "principle": each.principle.name,

@@ -82,9 +82,10 @@ def test_replies_critiques_revisions_and_preferences(prompts, tmp_path):
     assert first["completion"] == [answer("", revision)["choices"][0]["message"]]
     for row in preferences:
         assert len(row["chosen"][0]["content"]) > len(row["rejected"][0]["content"])
-        assert {name: row[name] for name in ("annotator", "judge", "survived_swap", "margin")} == {
-            "annotator": "ai", "judge": "writer", "survived_swap": True, "margin": 1.0,
+        assert {name: row[name] for name in ("annotator", "judge", "survived_swap", "confidence")} == {
+            "annotator": "ai", "judge": "writer", "survived_swap": True, "confidence": 1.0,
         }  # fmt: skip
+        assert "margin" not in row  # which the loss of a reward model would take
     agreement = report["judge_agreement"]
     assert agreement["survived"] == len(preferences) == result.metrics["preferences"]
     assert agreement["survived"] + agreement["ties"] == agreement["pairs"]
