@@ -203,8 +203,13 @@ def _require_there(name_or_path: str) -> None:
     """Raise `InputError` for what looks like a path and is none; a Hub name is `owner/name`."""
     require_path_name(name_or_path, "reward model")
     path = Path(name_or_path)
-    if path.is_dir() or name_or_path.startswith("embedded:"):
+    if path.is_dir():
         return
+    if name_or_path.startswith("embedded:"):
+        raise InputError(
+            f"reward model {name_or_path!r} is invalid: an embedded model writes text, and gives no rewards. Train a"
+            " reward model on it first, with hf-rlhf reward."
+        )
     if path.is_absolute() or path.parent.is_dir() or name_or_path.count("/") != 1:
         beside = [folder.name for folder in path.parent.iterdir() if folder.is_dir()] if path.parent.is_dir() else []
         close = difflib.get_close_matches(path.name, beside, n=1, cutoff=0.75)

@@ -38,7 +38,7 @@ from hf_rlhf.recipes.report_card import check_report_cards
 from hf_rlhf.records import iteration_rows
 from hf_rlhf.rewards.cache import RewardCache
 from hf_rlhf.rewards.contract import RewardFunction
-from hf_rlhf.rewards.named import load_named_function, names_function, shown_reward
+from hf_rlhf.rewards.named import loaded_rewards, shown_reward
 from hf_rlhf.rollout.stops import configured_end_ids, stop_token_ids
 
 logger = logging.getLogger(__name__)
@@ -113,9 +113,8 @@ def _train(
 
 def named_rewards(script: PPOArguments) -> list[str | RewardFunction]:
     """Return the rewards that the flags name: model paths as text, named rewards and functions as functions."""
-    names = [name for name in (script.reward_model_path, *(script.reward_funcs or ())) if name]
     with failing_together():
-        return [load_named_function(name) if names_function(name) else name for name in names]
+        return loaded_rewards(script.reward_model_path, script.reward_funcs)
 
 
 def _name(reward: Any) -> str:

@@ -63,7 +63,7 @@ def report_card(args: ReportCardArguments) -> Path:
     """
     name = _checked(args)
     folder = _output_folder(args, name)
-    function = load_named_function(name) if names_function(name) else None
+    function = load_named_function(name, flag="reward_model_path") if names_function(name) else None
     if function is None:
         load_reward_tokenizer(name)  # which says at once that there is no such model
     pairs, train = _sets(args)

@@ -1,5 +1,6 @@
 """Rewards of the completions of a dataset: into the cache, beside the rows, or as a filter of them."""
 
+import logging
 import math
 import os
 import statistics
@@ -21,9 +22,11 @@ from hf_rlhf.records import write_json_lines
 from hf_rlhf.rewards.cache import RewardCache
 from hf_rlhf.rewards.calls import required_arguments
 from hf_rlhf.rewards.contract import Rewards
-from hf_rlhf.rewards.named import load_named_function, names_function
+from hf_rlhf.rewards.named import loaded_rewards
 from hf_rlhf.rewards.sources import resolve_rewards, reward_tokenizers
 from hf_rlhf.types import Completion, Trajectory
+
+logger = logging.getLogger(__name__)
 
 _OF_THE_CALL = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric")
 
@@ -94,7 +97,7 @@ def score_dataset(arguments: ScoreArguments) -> dict[str, float]:
         rows = rows.select(range(min(arguments.max_samples, len(rows.dataset))))
     rows, texts = find_texts(rows)
     _require_free_columns(rows, texts)
-    rewards = _load(names, arguments)
+    rewards = _load(arguments)
     _require_scorable(rewards, rows)
     if cache is not None:
         rewards.use_cache(cache)
@@ -125,10 +128,10 @@ def score_texts(
     return scored, held
 
 
-def _load(names: Sequence[str], arguments: ScoreArguments) -> Rewards:
+def _load(arguments: ScoreArguments) -> Rewards:
     device = None if arguments.use_cpu else torch.accelerator.current_accelerator()
     rewards = resolve_rewards(
-        [load_named_function(name) if names_function(name) else name for name in names],
+        loaded_rewards(arguments.reward_model_path, arguments.reward_funcs),
         None,
         policy=None,
         device=device or torch.device("cpu"),
@@ -264,6 +267,13 @@ def _report(
         say(f"{name:<32} {value:.4g}" if isinstance(value, float) else f"{name:<32} {value:,}")
     if output is not None:
         say(f"saved to {output}")
+        if not kept:
+            logger.warning(
+                "%s has 0 of %d rows: none has all of its scores within min_score and max_score. Choose other limits by"
+                " the means above",
+                output,
+                rows,
+            )
     return numbers
 
 

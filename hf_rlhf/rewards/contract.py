@@ -29,6 +29,7 @@ from hf_rlhf.errors import InputError
 from hf_rlhf.rewards.cache import RewardCache
 from hf_rlhf.rewards.cached_calls import PendingCall, known_identities
 from hf_rlhf.rewards.calls import call_all, required_arguments
+from hf_rlhf.rewards.functions import did_you_mean
 from hf_rlhf.rewards.parts import part_shapings
 from hf_rlhf.rewards.values import Value, finite_number
 from hf_rlhf.types import Reward, Trajectory
@@ -91,9 +92,11 @@ class Rewards:
             there = sorted(set(columns) - {"prompt", "prompt_ids"})  # which rewards get as `prompts`
             required = required_arguments(function) | set(getattr(function, "required_columns", ()))
             if missing := required - _RESERVED - set(there):
+                hints = [meant for each in sorted(missing) if (meant := did_you_mean(each, there))]
                 raise InputError(
                     f"reward {name!r} takes {', '.join(sorted(missing))}, and the dataset has no such column (besides"
-                    f" the prompt it has {', '.join(there) or 'none'}). Add it, or give the argument a default."
+                    f" the prompt it has {', '.join(there) or 'none'}). {''.join(hints)}Add it, or give the argument a"
+                    " default."
                 )
 
     def compute(

@@ -13,7 +13,7 @@ import importlib
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
@@ -33,7 +33,7 @@ _ADVICE = "Name a function as file.py:name or module:name"
 
 def is_function_name(name: str) -> bool:
     """Return whether `name` means a function, and not a model's folder or Hub name."""
-    return (":" in name or name.endswith(".py")) and not Path(name).is_dir()
+    return (":" in name or name.endswith(".py")) and not name.startswith("embedded:") and not Path(name).is_dir()
 
 
 def load_function(name: str) -> Callable[..., Any]:
@@ -229,7 +229,7 @@ def _find_function(module: ModuleType, attribute: str, name: str) -> Callable[..
     if not attribute:
         raise _invalid(name, "it names a file, and no function in it", has)
     if not hasattr(module, attribute):
-        raise _invalid(name, f"there is no {attribute!r} in it", f"{_did_you_mean(attribute, defined)}{has}")
+        raise _invalid(name, f"there is no {attribute!r} in it", f"{did_you_mean(attribute, defined)}{has}")
     found = getattr(module, attribute)
     if isinstance(found, type):
         raise _invalid(name, f"{attribute} is a class", "Make an object of it in the file, and name the object")
@@ -241,7 +241,7 @@ def _find_function(module: ModuleType, attribute: str, name: str) -> Callable[..
 def _require_file(file: Path, name: str) -> None:
     if not file.is_file():
         there = [each.name for each in file.parent.glob("*.py")] if file.parent.is_dir() else []
-        raise _invalid(name, f"there is no file {file}", _did_you_mean(file.name, there) + _ADVICE)
+        raise _invalid(name, f"there is no file {file}", did_you_mean(file.name, there) + _ADVICE)
 
 
 def _no_module(module: str, name: str) -> InputError:
@@ -250,8 +250,9 @@ def _no_module(module: str, name: str) -> InputError:
     return _invalid(name, f"there is no module {module!r}", meant + _ADVICE)
 
 
-def _did_you_mean(name: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1)
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return a sentence with the closest name of `known`, or nothing."""
+    close = difflib.get_close_matches(name, list(known), n=1)
     return f"Did you mean {close[0]!r}? " if close else ""
 
 

@@ -19,17 +19,16 @@ contract. Beside the contract, a reward may have these attributes:
 Every named reward also takes `weight`, `clip` and `normalize`; see `hf_rlhf.rewards.parts`.
 """
 
-import difflib
 import inspect
 import os
 import re
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from hf_rlhf.errors import InputError
-from hf_rlhf.rewards.functions import is_function_name, load_function
+from hf_rlhf.rewards.functions import did_you_mean, is_function_name, load_function
 from hf_rlhf.rewards.parts import PART_ARGUMENTS, PartShaping
 
 REWARDS: dict[str, str] = {
@@ -74,9 +73,24 @@ def names_function(text: str) -> bool:
     return is_named_reward(text) or is_function_name(text)
 
 
-def load_named_function(text: str) -> Callable[..., Any]:
-    """Return the function that `text` means: a named reward, `module:function` or `file.py:function`."""
-    return make_reward(text) if is_named_reward(text) else load_function(text)
+def load_named_function(text: str, *, flag: str = "reward_funcs") -> Callable[..., Any]:
+    """Return the function that `text` means: a named reward, `module:function` or `file.py:function`.
+
+    Raises `InputError` that names the `flag` which gave `text`.
+    """
+    try:
+        return make_reward(text) if is_named_reward(text) else load_function(text)
+    except InputError as error:
+        raise InputError(str(error).replace("reward_funcs=", f"{flag}=", 1)) from error
+
+
+def loaded_rewards(reward_model_path: str | None, reward_funcs: Sequence[str] | None) -> list[Any]:
+    """Return the rewards that two flags name: functions and named rewards as functions, models by their names.
+
+    Raises `InputError` as `load_named_function`.
+    """
+    named = [("reward_model_path", reward_model_path), *(("reward_funcs", name) for name in reward_funcs or ())]
+    return [load_named_function(name, flag=flag) if names_function(name) else name for flag, name in named if name]
 
 
 def make_reward(text: str) -> Callable[..., Any]:
@@ -160,12 +174,6 @@ def require_no_typing_slip(text: str) -> None:
         )
     if hint := did_you_mean(text, REWARDS):
         raise _invalid(text, "there is no folder and no reward of that name", f"{hint}{_known()}")
-
-
-def did_you_mean(name: str, known: Any) -> str:
-    """Return a sentence with the closest name of `known`, or nothing."""
-    close = difflib.get_close_matches(name, list(known), n=1)
-    return f"Did you mean {close[0]!r}? " if close else ""
 
 
 def _split_value(text: str, whole: str) -> tuple[str, str]:

@@ -90,6 +90,14 @@ def test_rows_outside_the_limits_and_unscored_ones_are_not_written(place):
     assert [row["score"] for row in read("matches.jsonl")] == [0.0, 1.0, 0.0, 0.0]
 
 
+def test_an_output_without_rows_is_warned_of(place, caplog):
+    rows = write("rows.jsonl", [{"prompt": "a", "completion": "bb"}])
+    score(rows, output="some.jsonl", min_score=2.0)
+    assert not caplog.records
+    score(rows, output="none.jsonl", min_score=2.5)
+    assert "none.jsonl has 0 of 1 rows: none has all of its scores within min_score and max_score" in caplog.text
+
+
 def test_a_command_that_is_killed_goes_on_where_it_was(place, monkeypatch):
     file = write("rows.jsonl", [{"prompt": "a", "completion": "b" * size} for size in range(1, 41)])
     monkeypatch.setenv("SLOW", "0.2")
@@ -135,7 +143,12 @@ def test_a_command_that_is_killed_goes_on_where_it_was(place, monkeypatch):
         ({"reward_cache": "cache", "reward_funcs": []}, "no reward"),
         ({"reward_cache": "cache", "reward_funcs": ["exact_match"]}, "takes answer"),
         ({"reward_cache": "cache", "reward_funcs": ["regex:pattern=a,normalize=true"]}, "normalize=true"),
-        ({"reward_cache": "cache", "reward_funcs": ["trl.rewards:think"]}, "no 'think'"),
+        ({"reward_cache": "cache", "reward_funcs": ["trl.rewards:think"]}, "reward_funcs=.* there is no 'think'"),
+        (
+            {"reward_cache": "cache", "reward_model_path": "trl.rewards:think"},
+            "reward_model_path=.* there is no 'think'",
+        ),
+        ({"reward_cache": "cache", "reward_model_path": "embedded:smollm2-135m-instruct"}, "reward model 'embedded:"),
     ],
 )
 def test_wrong_flags_are_one_error_before_anything_is_scored(place, flags, message):

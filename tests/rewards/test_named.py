@@ -137,6 +137,10 @@ def test_a_column_that_a_named_reward_reads_has_to_be_there():
     rewards = Rewards([make_reward("exact_match:column=gold")])
     with pytest.raises(InputError, match="'exact_match' takes gold, and the dataset has no such column"):
         rewards.require_columns(["prompt", "answer"])
+    with pytest.raises(
+        InputError, match=r"besides the prompt it has answer, golden\)\. Did you mean 'golden'\? Add it"
+    ):
+        rewards.require_columns(["prompt", "answer", "golden"])
 
 
 def test_weights_come_from_the_list_or_the_reward_and_not_from_both():
