@@ -68,7 +68,12 @@ def _train(
     if training.reward_cache is not None:
         with failing_together():
             RewardCache(training.reward_cache).close()  # a folder that cannot be used, before models are loaded
-    check_report_cards(rewards, required=script.require_report_card)
+    check_report_cards(
+        rewards,
+        required=script.require_report_card,
+        ensemble_reward=training.ensemble_reward,
+        ensemble_std_coef=training.ensemble_std_coef,
+    )
     tokenizer = tokenizer_of(model, script.chat_template_path)
     sets = ppo_sets(script, training, tokenizer, rewards)
     planned = planned_peak(script, training, model)

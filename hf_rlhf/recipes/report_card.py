@@ -23,6 +23,7 @@ from hf_rlhf.models.precision import current_device
 from hf_rlhf.models.reward_model import load_reward_tokenizer
 from hf_rlhf.progress import say
 from hf_rlhf.recipes.arguments import flag
+from hf_rlhf.rewards.ensemble import EnsembleFile, ensemble_folder
 from hf_rlhf.rewards.learned import LearnedReward
 from hf_rlhf.rewards.named import load_named_function, names_function
 from hf_rlhf.rewards.sources import resolve_rewards
@@ -131,8 +132,16 @@ def summary(card: ReportCard) -> str:
     return "\n".join(lines)
 
 
-def check_report_cards(rewards: Sequence[Any], *, required: bool) -> list[CardStatus]:
+def check_report_cards(
+    rewards: Sequence[Any],
+    *,
+    required: bool,
+    ensemble_reward: str | None = None,
+    ensemble_std_coef: float | None = None,
+) -> list[CardStatus]:
     """Print the verdict of each reward model among `rewards`, and warn where there is none or it is not good.
+
+    Warn also of an ensemble whose card is of another combination.
 
     Raises `InputError` with `required` unless every reward model has a card of its weights that lets it be used, and
     where there is no reward model.
@@ -156,7 +165,24 @@ def check_report_cards(rewards: Sequence[Any], *, required: bool) -> list[CardSt
             say(f"reward model {status.model}: {status.words}")
         else:
             logger.warning("reward model %s: %s", status.model, status.words)
+        if status.has_verdict and (words := _other_combination(status.model, ensemble_reward, ensemble_std_coef)):
+            logger.warning("reward model %s: %s", status.model, words)
     return found
+
+
+def _other_combination(model: str, ensemble_reward: str | None, ensemble_std_coef: float | None) -> str | None:
+    """Return a warning where `model` is an ensemble whose card measured another combination than this one."""
+    folder = ensemble_folder(model)
+    if folder is None:
+        return None
+    file = EnsembleFile.read(folder)
+    used, measured = file.combined(ensemble_reward, ensemble_std_coef), file.combined()
+    if used == measured:
+        return None
+    return (
+        f"its report card is of ensemble_reward {measured}, and this run uses {used}: the verdict and the figures are"
+        " of another reward. Train with --resume auto and this ensemble_reward to write a card of it"
+    )
 
 
 def _checked(args: ReportCardArguments) -> str:

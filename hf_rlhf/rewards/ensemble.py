@@ -63,6 +63,12 @@ class EnsembleFile:
         require_combination(read.combination, read.std_coef)
         return read
 
+    def combined(self, combination: str | None = None, std_coef: float | None = None) -> str:
+        """Return in words how rewards are combined, by these or else by the file, as `mean_minus_std (lambda 2)`."""
+        combination = combination or self.combination
+        coef = self.std_coef if std_coef is None else std_coef
+        return f"{combination} (lambda {coef:g})" if combination == "mean_minus_std" else combination
+
     @property
     def needs_centers(self) -> bool:
         """True if the loss compares completions, and the members' levels are not measured yet."""

@@ -20,6 +20,7 @@ from hf_rlhf.cli import main
 from hf_rlhf.errors import InputError
 from hf_rlhf.evaluation.report_card.guard import STALE, card_status
 from hf_rlhf.models.reward_model import load_reward_model
+from hf_rlhf.recipes.report_card import check_report_cards
 from hf_rlhf.rewards.ensemble import EnsembleFile, load_ensemble
 from hf_rlhf.rewards.learned import LearnedReward
 
@@ -92,7 +93,19 @@ def test_the_report_card_of_other_members_or_of_another_combination_is_stale(ens
         assert card_status(str(ensemble)).state != STALE
 
 
-def test_the_folder_is_a_reward_for_ppo_on_the_policys_base(trained, ensemble, flags, write_rows, tmp_path):
+@pytest.mark.parametrize(
+    ("given", "used"),
+    [({"ensemble_reward": "min"}, "min"), ({"ensemble_reward": "mean_minus_std"}, "mean_minus_std (lambda 1)"),
+     ({"ensemble_reward": "mean"}, None), ({"ensemble_std_coef": 2.0}, None), ({}, None)],
+)  # fmt: skip
+def test_ppo_warns_of_a_combination_that_the_card_did_not_measure(ensemble, caplog, given, used):
+    check_report_cards([str(ensemble)], required=False, **given)
+    warned = f"its report card is of ensemble_reward mean, and this run uses {used}:"
+    assert (warned in caplog.text) == (used is not None)
+    assert caplog.text.count("this run uses") == (used is not None)
+
+
+def test_the_folder_is_a_reward_for_ppo_on_the_policys_base(trained, ensemble, flags, write_rows, tmp_path, caplog):
     prompts = write_rows(prompt_rows(), "prompts.jsonl")
     argv = ["ppo", "--dataset_name", prompts, "--reward_model_path", str(ensemble), *flags, *PPO_FLAGS]
     argv += ["--max_steps", "1", "--output_dir", str(tmp_path / "ppo"), "--ensemble_reward", "min"]
@@ -101,6 +114,7 @@ def test_the_folder_is_a_reward_for_ppo_on_the_policys_base(trained, ensemble, f
     assert row["out_disagreement"] > 0
     samples = [json.loads(line) for line in (tmp_path / "ppo" / "samples.jsonl").read_text().splitlines()]
     assert any("out_disagreement" in str(sample) for sample in samples)
+    assert "this run uses min" in caplog.text
 
 
 def test_combinations_are_those_of_the_members_scores(ensemble):

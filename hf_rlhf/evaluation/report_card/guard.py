@@ -26,6 +26,11 @@ class CardStatus:
     words: str
 
     @property
+    def has_verdict(self) -> bool:
+        """True if there is a card, of these weights."""
+        return self.state not in (MISSING, STALE)
+
+    @property
     def is_good(self) -> bool:
         """True if nothing speaks against the model."""
         return self.state == GOOD
