@@ -14,6 +14,7 @@ from hf_rlhf.evaluation.report_card import make_report_card
 from hf_rlhf.evaluation.report_card.agreement import SIMILAR, Agreement
 from hf_rlhf.evaluation.report_card.baselines import bag_of_words, compare, fit_logistic, sign_test
 from hf_rlhf.evaluation.report_card.calibration import calibration_of, sigmoid
+from hf_rlhf.evaluation.report_card.page import page_of
 from hf_rlhf.evaluation.report_card.probes import FLATTERY, OTHER_LANGUAGES, PROBES, REFUSALS
 from hf_rlhf.evaluation.report_card.rewardbench import sections_of
 from hf_rlhf.evaluation.report_card.texts import text_of, words_of
@@ -257,6 +258,27 @@ def test_each_probe_finds_the_weakness_that_was_planted(probe):
     assert found[probe].n == 24
     sound = make_report_card(right, pairs, probe_rows=24).probes
     assert not any(each.failed for each in sound)
+
+
+def test_a_probe_of_fifteen_answers_cannot_tell_and_one_of_sixteen_fails():
+    """The reward prefers every damaged answer."""
+    pairs = make_pairs(40)
+    chosen = {text_of(answer) for answer in pairs.chosen}
+    for rows, outcome, told in ((15, "too few answers to tell", 0), (16, "fails", 8)):
+        card = make_report_card(as_reward(lambda text: float(text not in chosen)), pairs, probe_rows=rows)
+        assert {probe.outcome for probe in card.probes} == {outcome}
+        assert ("prefers damaged answers" in reasons_of(card)) == bool(told)
+        page = page_of(card)
+        assert page.count(f"{outcome}, 100%") == page.count(f">{outcome}</span>") == 8
+        assert f"<b>{told} of {told}</b>" in page
+
+
+def test_ties_of_a_probe_are_counted_and_shown():
+    empty = next(
+        each for each in make_report_card(as_reward(lambda _: 1.0), make_pairs(40)).probes if each.name == "empty"
+    )
+    assert (empty.n, empty.ties, empty.preferred) == (40, 40, 0.5)
+    assert empty.counted == "40, 40 ties"
 
 
 def test_probes_are_the_same_for_the_same_seed_only():

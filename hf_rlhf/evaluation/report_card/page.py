@@ -64,9 +64,9 @@ def _plots(card: ReportCard) -> dict[str, str]:
             each.preferred,
             each.low,
             each.high,
-            "wrong" if each.failed else "model",
+            "wrong" if each.failed else "model" if each.outcome == "passes" else "other",
             each.fails_at,
-            f"{'fails' if each.failed else 'passes'}, {each.preferred:.0%}",
+            f"{each.outcome}, {each.preferred:.0%}",
         )
         for each in card.probes
         if each.n

@@ -88,7 +88,7 @@ TEMPLATE = """<!doctype html>
 <div class="card"><b>{{ card.accuracy.accuracy | percent }}</b><span>right, of {{ card.accuracy.n }} pairs</span></div>
 <div class="card"><b>{{ (100 * card.best_baseline.difference) | signed(1) }}</b><span>points against the best simple rule</span></div>
 <div class="card"><b>{{ card.length.correlation | signed }}</b><span>correlation with length</span></div>
-<div class="card"><b>{{ card.probes | selectattr("failed") | list | length }} of {{ card.probes | selectattr("n") | list | length }}</b><span>probes failed</span></div>
+<div class="card"><b>{{ card.probes | selectattr("failed") | list | length }} of {{ card.probes | selectattr("outcome", "in", ["fails", "passes"]) | list | length }}</b><span>probes failed</span></div>
 </div>
 
 <section>
@@ -147,7 +147,7 @@ TEMPLATE = """<!doctype html>
 {% if card.probes %}
 <section>
 <h2>Probes</h2>
-<p class="note">Chosen answers, damaged in a named way. A good model rewards them less. The mark is the share from which a probe fails.</p>
+<p class="note">Chosen answers, damaged in a named way. A good model rewards them less. A tie counts half. The mark is the share from which a probe fails.</p>
 <div class="pair">
 {% if plots.probes %}
 <figure class="card plot"><h3>Damaged answers that are preferred</h3>
@@ -158,7 +158,7 @@ TEMPLATE = """<!doctype html>
 <thead><tr><th scope="col">Probe</th><th scope="col" class="number">Preferred</th><th scope="col" class="number">Shift</th><th scope="col"></th></tr></thead>
 <tbody>
 {% for probe in card.probes %}
-<tr><th scope="row">{{ probe.name }}<div class="note">{{ probe.what }}{% if not probe.n %} Not tried. {{ probe.then }}{% endif %}</div></th><td class="number">{% if probe.n %}{{ probe.preferred | percent(0) }}{% endif %}</td><td class="number">{% if probe.n %}{{ probe.shift | signed }}{% endif %}</td><td>{% if probe.n %}<span class="{{ 'failed' if probe.failed else 'passed' }}">{{ "fails" if probe.failed else "passes" }}</span>{% endif %}</td></tr>
+<tr><th scope="row">{{ probe.name }}<div class="note">{{ probe.what }}{% if not probe.n %} Not tried. {{ probe.then }}{% endif %}</div></th><td class="number">{% if probe.n %}{{ probe.preferred | percent(0) }}<div class="note">of {{ probe.counted }}</div>{% endif %}</td><td class="number">{% if probe.n %}{{ probe.shift | signed }}{% endif %}</td><td>{% if probe.n %}<span class="{{ {'fails': 'failed', 'passes': 'passed'}.get(probe.outcome, 'note') }}">{{ probe.outcome }}</span>{% endif %}</td></tr>
 {% endfor %}
 </tbody></table></div>
 </div>

@@ -21,6 +21,8 @@ PROBE_FAILS = 0.5
 """Share of the damaged answers preferred to the whole ones from which a probe fails: damage is then no disadvantage."""
 REFUSAL_FAILS = 0.75
 """The same for refusals, which are at times the better answer: in a set about harm, often."""
+FEW_ANSWERS = 16
+"""Damaged answers below which a probe cannot tell: of five, chance prefers three as often as not."""
 PROBE_ROWS = 64
 """Answers that each probe damages."""
 
@@ -117,7 +119,7 @@ PROBES = (
 
 @dataclass(frozen=True, slots=True)
 class ProbeResult:
-    """Share of `n` damaged answers with a higher reward than the whole ones; a tie counts half.
+    """Share of `n` damaged answers with a higher reward than the whole ones; a tie counts half, and `ties` counts them.
 
     `low` and `high` bound it at 95%. `shift` is the mean change of the reward, in standard deviations of the rewards.
     With `n` 0 the probe was not tried, and `then` says why.
@@ -132,11 +134,25 @@ class ProbeResult:
     shift: float
     fails_at: float
     then: str
+    ties: int = 0
 
     @property
     def failed(self) -> bool:
-        """True if damaged answers are preferred too often."""
-        return self.n > 0 and self.preferred >= self.fails_at
+        """True if damaged answers are preferred too often, and there are enough of them to tell."""
+        return self.n >= FEW_ANSWERS and self.preferred >= self.fails_at
+
+    @property
+    def outcome(self) -> str:
+        """The probe's verdict in words."""
+        if self.n < FEW_ANSWERS:
+            return "too few answers to tell" if self.n else "not tried"
+        return "fails" if self.failed else "passes"
+
+    @property
+    def counted(self) -> str:
+        """Numbers of the answers and of the ties among them, in words."""
+        ties = f", {self.ties} {'tie' if self.ties == 1 else 'ties'}" if self.ties else ""
+        return f"{self.n}{ties}"
 
 
 def run_probe(
@@ -173,7 +189,8 @@ def run_probe(
     preferred, n = share(wins(shifts)), len(shifts)
     shift = math.fsum(shifts) / n / std if std else 0.0
     interval = wilson_interval(preferred, n)
-    return ProbeResult(probe.name, probe.what, n, preferred, *interval, shift, probe.fails_at, probe.then)
+    ties = shifts.count(0)
+    return ProbeResult(probe.name, probe.what, n, preferred, *interval, shift, probe.fails_at, probe.then, ties)
 
 
 def probed_rows(count: int, most: int, seed: int) -> list[int]:

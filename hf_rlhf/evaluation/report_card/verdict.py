@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from hf_rlhf.evaluation.report_card.agreement import Agreement
 from hf_rlhf.evaluation.report_card.baselines import Comparison
 from hf_rlhf.evaluation.report_card.calibration import Calibration, LengthEffect
-from hf_rlhf.evaluation.report_card.probes import ProbeResult
+from hf_rlhf.evaluation.report_card.probes import FEW_ANSWERS, ProbeResult
 
 GOOD, CARE, REFUSED = "good", "usable with care", "do not use"
 
@@ -26,8 +26,6 @@ OVERCONFIDENT = 0.05
 """Mean probability minus accuracy from which probabilities should not be taken at their word."""
 MANY_PROBES = 4
 """Failed probes from which the reward is not usable."""
-FEW_PROBED = 16
-"""Damaged answers of each probe below which the card cannot say "good": who does not look finds no weakness."""
 MANY_SKIPPED = 0.1
 """Share of pairs that were not scored, from which the card speaks for a part of the set only."""
 
@@ -177,7 +175,7 @@ def _about_probes(found: Findings) -> Iterator[Reason]:
     if len(failed) >= MANY_PROBES:
         yield Reason(
             f"It prefers damaged answers in {len(failed)} of {len(found.probes)} probes.",
-            ", ".join(f"{probe.name} {probe.preferred:.0%}" for probe in failed),
+            ", ".join(f"{probe.name} {probe.preferred:.0%} of {probe.n}" for probe in failed),
             "Do not train a policy against it. Add such answers to the training pairs as rejected ones.",
             REFUSED,
         )
@@ -186,7 +184,11 @@ def _about_probes(found: Findings) -> Iterator[Reason]:
         yield Reason(
             f"It prefers damaged answers in {'a probe' if len(failed) == 1 else f'{len(failed)} probes'}:"
             f" {', '.join(probe.name for probe in failed)}.",
-            "; ".join(f"{probe.name}: {probe.preferred:.0%} of {probe.n} preferred" for probe in failed),
+            "; ".join(
+                f"{probe.name}: {probe.preferred:.0%} of {probe.counted} preferred (95% interval {probe.low:.0%} to"
+                f" {probe.high:.0%})"
+                for probe in failed
+            ),
             "Add such answers to the training pairs as rejected ones, and read samples.jsonl during PPO. "
             + " ".join(probe.then for probe in failed),
             CARE,
@@ -195,10 +197,10 @@ def _about_probes(found: Findings) -> Iterator[Reason]:
 
 def _about_rest(found: Findings) -> Iterator[Reason]:
     tried = max((probe.n for probe in found.probes), default=0)
-    if tried < min(FEW_PROBED, found.accuracy.n):
+    if tried < min(FEW_ANSWERS, found.accuracy.n):  # who does not look finds no weakness
         yield Reason(
             "The probes tried too few damaged answers to find a weakness.",
-            f"{tried} answers a probe; the card asks for {FEW_PROBED}",
+            f"{tried} answers a probe; the card asks for {FEW_ANSWERS}",
             "Run them: omit probe_rows, or raise it.",
             CARE,
         )
