@@ -1,6 +1,7 @@
 """A real HTTP server in a thread that answers as a test tells it to: late, broken, wrong, or well."""
 
 import json
+import socket
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -27,11 +28,11 @@ class Status:
 class HTTPDouble:
     """`answer(path, body)` gives what the server does: an object is sent as JSON, a str as it is, or one of the above.
 
-    A list is worked off, one item a request; the last stays.
+    A list is worked off, one item a request; the last stays. `get` is the answer to GET, which it does not know else.
     """
 
-    def __init__(self, answer: Any):
-        self.answer, self.requests, self.headers = answer, [], []
+    def __init__(self, answer: Any, get: Any = None):
+        self.answer, self.get, self.requests, self.headers = answer, get, [], []
         self.at_once, self.most_at_once, self._lock = 0, 0, threading.Lock()
 
     def __enter__(self):
@@ -41,6 +42,12 @@ class HTTPDouble:
             def do_POST(self):
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 double._serve(self, body)
+
+            def do_GET(self):
+                if double.get is None:
+                    self.send_error(501)
+                else:
+                    double._send(self, double.get)
 
             def log_message(self, *args):
                 pass
@@ -100,3 +107,10 @@ class HTTPDouble:
 def chat(text: str) -> dict[str, Any]:
     """An answer of an OpenAI-compatible server."""
     return {"choices": [{"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}]}
+
+
+def dead_url() -> str:
+    """An address at which no server listens."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return f"http://127.0.0.1:{free.getsockname()[1]}"

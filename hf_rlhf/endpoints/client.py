@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from hf_rlhf.credentials import hide_tokens, printable
 from hf_rlhf.endpoints.addresses import checked_url, key_in
-from hf_rlhf.endpoints.answers import send
+from hf_rlhf.endpoints.answers import Answer, send
 from hf_rlhf.errors import InputError, RunFailed
 
 T = TypeVar("T")
@@ -101,6 +101,19 @@ class Endpoint:
         """
         return self._post(path, body, read, threading.Event())
 
+    def require_reachable(self) -> None:
+        """Ask the server by GET, before anything expensive starts; it need not know GET at this address.
+
+        Raises `EndpointError` where no answer comes after all tries, and where the key is refused (401).
+        """
+
+        def look() -> None:
+            answer = self._answer(urllib.request.Request(self.url))
+            if answer.status == 401:
+                raise self._refused(answer)
+
+        self._repeat(look, self.url, threading.Event())
+
     def call_all(
         self,
         call: Callable[[Item, Post], T],
@@ -155,11 +168,14 @@ class Endpoint:
 
     def _post(self, path: str, body: Mapping[str, Any], read: Callable[[Any], T], stopped: threading.Event) -> T:
         url, data = self.url + path, json.dumps(body).encode()
+        return self._repeat(lambda: self._try(url, data, read), url, stopped)
+
+    def _repeat(self, attempt: Callable[[], T], url: str, stopped: threading.Event) -> T:
         for number in range(self.retries + 1):
             if stopped.is_set():
                 break
             try:
-                return self._try(url, data, read)
+                return attempt()
             except _Failed as failed:
                 if number == self.retries or not failed.again:
                     tries = f" after {number + 1} tries" if number else ""
@@ -173,24 +189,10 @@ class Endpoint:
 
     def _try(self, url: str, data: bytes, read: Callable[[Any], T]) -> T:
         headers = {"Content-Type": "application/json", "Accept": "application/json"}
-        request = urllib.request.Request(url, data, headers)
-        if self._key:
-            request.add_unredirected_header("Authorization", f"Bearer {self._key}")
-        try:
-            answer = send(request, self.timeout)
-        except TimeoutError as error:
-            raise _Failed(f"no answer in {self.timeout:g} s", again=True) from error
-        except (OSError, HTTPException, ValueError) as error:
-            never = isinstance(error, (ssl.SSLCertVerificationError, ValueError))
-            reason = f"no connection ({error or type(error).__name__}). Check the url, and that the server runs"
-            raise _Failed(reason, again=not never, for_all=never) from error
+        answer = self._answer(urllib.request.Request(url, data, headers))
         status, text = answer.status, self._shown(answer.text)
         if not 200 <= status < 300:
-            again = status in _BUSY or status >= 500
-            to = f", to {answer.headers['Location']}: write that address" if 300 <= status < 400 else ""
-            for_all = status in _FOR_ALL or status < 400
-            said = f"status {status}{to}: {printable(answer._replace(text=text).message, 300)}"
-            raise _Failed(said, again=again, after=answer.retry_after, for_all=for_all)
+            raise self._refused(answer)
         try:
             content = json.loads(answer.text, parse_constant=_refuse_constant)
         except (ValueError, RecursionError) as error:
@@ -200,6 +202,28 @@ class Endpoint:
             return read(content)
         except Unusable as error:
             raise _unusable(status, error, text) from error
+
+    def _answer(self, request: urllib.request.Request) -> Answer:
+        if self._key:
+            request.add_unredirected_header("Authorization", f"Bearer {self._key}")
+        try:
+            return send(request, self.timeout)
+        except TimeoutError as error:
+            raise _Failed(f"no answer in {self.timeout:g} s", again=True) from error
+        except (OSError, HTTPException, ValueError) as error:
+            never = isinstance(error, (ssl.SSLCertVerificationError, ValueError))
+            reason = f"no connection ({error or type(error).__name__}). Check the url, and that the server runs"
+            raise _Failed(reason, again=not never, for_all=never) from error
+
+    def _refused(self, answer: Answer) -> _Failed:
+        status, text = answer.status, self._shown(answer.text)
+        to = f", to {answer.headers['Location']}: write that address" if 300 <= status < 400 else ""
+        return _Failed(
+            f"status {status}{to}: {printable(answer._replace(text=text).message, 300)}",
+            again=status in _BUSY or status >= 500,
+            after=answer.retry_after,
+            for_all=status in _FOR_ALL or status < 400,
+        )
 
     def _notice(self, text: str) -> None:
         """Warn about a server that is asked again, at most once in `_NOTICE_SECONDS`."""

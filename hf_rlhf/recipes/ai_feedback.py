@@ -64,7 +64,7 @@ def write_ai_feedback(args: AIFeedbackArguments) -> RunResult:
     folder = Path(args.output_dir)
     with locked(folder):
         _require_place(folder, args.resume)
-        writer, judge = _models(args)
+        writer, judge = _models(args, resumes=(folder / JOURNAL_FILE).is_file())
         _require_room(args, prompts, principles, writer, judge)
         journal = Journal(folder, _made_by(args, prompts, principles, writer, judge))
         write_settings(folder, args)
@@ -141,8 +141,11 @@ def _say_results(report: Mapping[str, Any], args: AIFeedbackArguments) -> None:
             say(f"{name} was not written: it would be empty")
 
 
-def _models(args: AIFeedbackArguments) -> tuple[Writer, Judge]:
-    """Return the model that writes and the judge; one model is loaded once."""
+def _models(args: AIFeedbackArguments, *, resumes: bool) -> tuple[Writer, Judge]:
+    """Return the model that writes and the judge; one model is loaded once.
+
+    A new run asks the servers first: `EndpointError` where none answers. One that resumes may have all answers.
+    """
     connection = {"timeout": args.timeout, "retries": args.retries, "concurrency": args.concurrency, "request": args.request}  # fmt: skip
     judge_model = args.judge_model or args.model_name_or_path
     judge_url, key = args.judge_url, args.judge_api_key_env
@@ -151,12 +154,16 @@ def _models(args: AIFeedbackArguments) -> tuple[Writer, Judge]:
     judge: Judge | None = None
     if judge_url is not None:
         judge = EndpointJudge(judge_model, judge_url, max_tokens=args.judge_max_tokens, api_key_env=key, **connection)
+        if not resumes:
+            judge.chat.endpoint.require_reachable()
     sampling = {"temperature": args.temperature}
     writer: Writer
     if args.url is not None:
         writer = EndpointWriter(
             args.model_name_or_path, args.url, api_key_env=args.api_key_env, **sampling, **connection
         )
+        if not resumes:
+            writer.chat.endpoint.require_reachable()
     else:
         writer = ModelWriter.load(args.model_name_or_path, dtype=args.dtype, batch_size=args.batch_size, **sampling)
     if judge is None:

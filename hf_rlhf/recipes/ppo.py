@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from hf_rlhf.distributed import failing_together
+from hf_rlhf.distributed import by_first_rank, failing_together
 from hf_rlhf.errors import InputError, refusals_of_libraries
 from hf_rlhf.hub.push import push_folder
 from hf_rlhf.models.adapters import base_of, is_peft_model
@@ -39,6 +39,7 @@ from hf_rlhf.records import iteration_rows
 from hf_rlhf.rewards.cache import RewardCache
 from hf_rlhf.rewards.contract import RewardFunction
 from hf_rlhf.rewards.named import loaded_rewards, shown_reward
+from hf_rlhf.rewards.sources import require_reachable
 from hf_rlhf.rollout.stops import configured_end_ids, stop_token_ids
 
 logger = logging.getLogger(__name__)
@@ -68,6 +69,7 @@ def _train(
     if training.reward_cache is not None:
         with failing_together():
             RewardCache(training.reward_cache).close()  # a folder that cannot be used, before models are loaded
+    by_first_rank(lambda: require_reachable(rewards))
     check_report_cards(
         rewards,
         required=script.require_report_card,

@@ -26,7 +26,7 @@ from hf_rlhf.recipes.arguments import flag
 from hf_rlhf.rewards.ensemble import EnsembleFile, ensemble_folder
 from hf_rlhf.rewards.learned import LearnedReward
 from hf_rlhf.rewards.named import load_named_function, names_function
-from hf_rlhf.rewards.sources import resolve_rewards
+from hf_rlhf.rewards.sources import require_reachable, resolve_rewards
 
 logger = logging.getLogger(__name__)
 
@@ -65,6 +65,7 @@ def report_card(args: ReportCardArguments) -> Path:
     name = _checked(args)
     folder = _output_folder(args, name)
     function = load_named_function(name, flag="reward_model_path") if names_function(name) else None
+    require_reachable([function])
     if function is None:
         load_reward_tokenizer(name)  # which says at once that there is no such model
     pairs, train = _sets(args)

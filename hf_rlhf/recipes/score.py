@@ -23,7 +23,7 @@ from hf_rlhf.rewards.cache import RewardCache
 from hf_rlhf.rewards.calls import required_arguments
 from hf_rlhf.rewards.contract import Rewards
 from hf_rlhf.rewards.named import loaded_rewards
-from hf_rlhf.rewards.sources import resolve_rewards, reward_tokenizers
+from hf_rlhf.rewards.sources import require_reachable, resolve_rewards, reward_tokenizers
 from hf_rlhf.types import Completion, Trajectory
 
 logger = logging.getLogger(__name__)
@@ -129,9 +129,12 @@ def score_texts(
 
 
 def _load(arguments: ScoreArguments) -> Rewards:
+    sources = loaded_rewards(arguments.reward_model_path, arguments.reward_funcs)
+    if arguments.reward_cache is None:  # which may hold all that a server would be asked
+        require_reachable(sources)
     device = None if arguments.use_cpu else torch.accelerator.current_accelerator()
     rewards = resolve_rewards(
-        loaded_rewards(arguments.reward_model_path, arguments.reward_funcs),
+        sources,
         None,
         policy=None,
         device=device or torch.device("cpu"),

@@ -90,6 +90,10 @@ class HTTPReward:
         """Text that names everything the reward depends on besides the row."""
         return json.dumps(self._key)
 
+    def require_reachable(self) -> None:
+        """Raise `EndpointError` where no server answers, before anything expensive starts."""
+        self.endpoint.require_reachable()
+
     async def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float | None]:
         """Return one value for each completion. Raises `EndpointError` where answers are missing, see `Failures`."""
         try:

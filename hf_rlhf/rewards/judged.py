@@ -91,6 +91,10 @@ class ModelJudgeReward(JudgeReward):
 class EndpointJudgeReward(JudgeReward):
     """A reward by a judge behind a server, which is waited for while other rewards are computed."""
 
+    def require_reachable(self) -> None:
+        """Raise `EndpointError` where no server answers, before anything expensive starts."""
+        self.judge.chat.endpoint.require_reachable()  # pyright: ignore[reportAttributeAccessIssue]
+
     async def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float | None]:
         """Like `JudgeReward.__call__`, in a thread."""
         try:

@@ -124,6 +124,13 @@ def require_functions(rewards: Rewards) -> None:
         )
 
 
+def require_reachable(sources: Sequence[Any]) -> None:
+    """Ask the server of each reward that has one. Raises `EndpointError` where none answers."""
+    for source in sources:
+        if (ask := getattr(source, "require_reachable", None)) is not None:
+            ask()
+
+
 def separate_dtypes(rewards: Rewards) -> dict[str, torch.dtype]:
     """Return the dtype of each reward model that has a base of its own, by the reward's name."""
     return {

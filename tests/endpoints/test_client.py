@@ -5,7 +5,7 @@ import threading
 import time
 
 import pytest
-from http_double import CUT, DROP, HTTPDouble, Late, Status
+from http_double import CUT, DROP, HTTPDouble, Late, Status, dead_url
 
 from hf_rlhf.endpoints import client
 from hf_rlhf.endpoints.answers import Answer
@@ -64,11 +64,21 @@ def test_after_the_last_try_the_error_names_url_status_and_what_came(failure, sa
 
 
 def test_a_server_that_is_not_there_is_named():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        url = f"http://127.0.0.1:{free.getsockname()[1]}"
-    with pytest.raises(EndpointError, match=r"after 2 tries: no connection \(.*refused"):
-        Endpoint(url, retries=1).post("", {}, score)
+    endpoint = Endpoint(dead_url(), retries=1)
+    for ask_it in (lambda: endpoint.post("", {}, score), endpoint.require_reachable):
+        with pytest.raises(EndpointError, match=r"after 2 tries: no connection \(.*refused"):
+            ask_it()
+
+
+def test_a_server_that_answers_get_in_any_way_is_there_but_not_one_that_refuses_the_key(monkeypatch):
+    monkeypatch.setenv("JUDGE_KEY", KEY)
+    for get in (None, "{}", Status(405), Status(404), Status(403)):  # None: 501
+        with HTTPDouble({}, get) as server:
+            Endpoint(server.url, retries=0).require_reachable()
+    with HTTPDouble({}, Status(401, f"wrong key {KEY}")) as server, pytest.raises(EndpointError) as raised:
+        Endpoint(server.url, api_key_env="JUDGE_KEY").require_reachable()
+    assert "status 401: wrong key <token>" in str(raised.value)
+    assert server.requests == []
 
 
 def test_a_slow_server_is_given_up_after_the_timeout():
