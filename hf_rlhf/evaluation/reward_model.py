@@ -1,6 +1,8 @@
 """Agreement of a reward model with people."""
 
+import random
 from collections.abc import Callable, Mapping, Sequence
+from itertools import combinations
 from typing import Any, NamedTuple
 
 import torch
@@ -73,6 +75,7 @@ class RatedGroups(NamedTuple):
     ratings: list[float]
     groups: list[int]
     options: Mapping[str, list[Any]] = NOTHING
+    about: Mapping[str, list[Any]] = NOTHING  # the column `source`, where the set has it
 
     @property
     def texts(self) -> tuple[list[Any], list[Any], Mapping[str, list[Any]]]:
@@ -82,18 +85,46 @@ class RatedGroups(NamedTuple):
     @classmethod
     def from_dataset(cls, dataset, kept: Sequence[Sequence[int]] | None = None) -> "RatedGroups":
         """Read rows of `prompt`, `completions` and `ratings`; `kept` are the places of those to read in each row."""
-        names = with_row_options(["prompt", "completions", "ratings"], dataset.column_names)
-        columns = read_columns(dataset, names)
+        names = ["prompt", "completions", "ratings", *(name for name in ("source",) if name in dataset.column_names)]
+        columns = read_columns(dataset, with_row_options(names, dataset.column_names))
         of_row = [range(len(ratings)) for ratings in columns["ratings"]] if kept is None else kept
         places = [(row, which) for row, numbers in enumerate(of_row) for which in numbers]
-        options = {name: [columns[name][row] for row, _ in places] for name in ROW_OPTIONS if name in columns}
+        options, about = (
+            {name: [columns[name][row] for row, _ in places] for name in group if name in columns}
+            for group in (ROW_OPTIONS, ("source",))
+        )
         return cls(
             [columns["prompt"][row] for row, _ in places],
             [columns["completions"][row][which] for row, which in places],
             [float(columns["ratings"][row][which]) for row, which in places],
             [row for row, _ in places],
             options,
+            about,
         )
+
+    def one_pair_each(self, seed: int = 0) -> Pairs | None:
+        """Return a pair of each group that has two ratings, drawn by `seed`; its `margin` is their difference.
+
+        All pairs of a prompt would not be independent, and would score each completion several times. None where no
+        group has a pair.
+        """
+        of_group: dict[int, list[int]] = {}
+        for place, group in enumerate(self.groups):
+            of_group.setdefault(group, []).append(place)
+        rng, drawn = random.Random(seed), []
+        for places in of_group.values():
+            unequal = [pair for pair in combinations(places, 2) if self.ratings[pair[0]] != self.ratings[pair[1]]]
+            if unequal:
+                drawn.append(sorted(rng.choice(unequal), key=lambda place: -self.ratings[place]))
+        if not drawn:
+            return None
+        margins = [self.ratings[better] - self.ratings[worse] for better, worse in drawn]
+        options, about = (
+            {name: [column[better] for better, _ in drawn] for name, column in group.items()}
+            for group in (self.options, self.about)
+        )
+        chosen, rejected = ([self.completions[pair[side]] for pair in drawn] for side in (0, 1))
+        return Pairs([self.prompts[pair[0]] for pair in drawn], chosen, rejected, options, {**about, "margin": margins})
 
     def rewards(self, reward: Callable[..., list[float]]) -> list[float]:
         """Return the rewards of all completions by a function of TRL's contract."""

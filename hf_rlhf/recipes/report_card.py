@@ -13,11 +13,10 @@ from hf_rlhf.data.preferences import check_no_leak, prepare_loaded_preferences
 from hf_rlhf.data.rows import LoadedRows
 from hf_rlhf.distributed import failing_together, rank
 from hf_rlhf.errors import InputError
-from hf_rlhf.evaluation.report_card.baselines import MAX_TRAIN_PAIRS, spread
 from hf_rlhf.evaluation.report_card.card import CARD_FILE, PAGE_FILE, ReportCard, make_report_card
 from hf_rlhf.evaluation.report_card.guard import CardStatus, card_status, weights_of
 from hf_rlhf.evaluation.report_card.probes import PROBE_ROWS
-from hf_rlhf.evaluation.reward_model import Pairs
+from hf_rlhf.evaluation.reward_model import Pairs, RatedGroups
 from hf_rlhf.hub.model_card import shown_name
 from hf_rlhf.models.precision import current_device
 from hf_rlhf.models.reward_model import load_reward_tokenizer
@@ -91,24 +90,37 @@ def report_card(args: ReportCardArguments) -> Path:
 
 
 def card_of_run(
-    folder: Path, reward: Callable[..., Any], held_out: Pairs, train: Any, data: Any, *, skipped: int, limit: int | None
-) -> ReportCard:
+    folder: Path,
+    reward: Callable[..., Any],
+    held_out: Pairs | RatedGroups,
+    train: Pairs | RatedGroups,
+    data: Any,
+    *,
+    skipped: int,
+    limit: int | None,
+) -> ReportCard | None:
     """Make the card of the reward model that a run saved in `folder`, and print its verdict; nothing is written.
+
+    Of rated groups, it is measured on one pair of each. None, and said, where no group has a pair.
 
     Args:
         folder: of the saved model.
         reward: the saved model, loaded again.
-        held_out: the pairs that it is measured on.
-        train: the pairs that it was trained on, in TRL's format.
-        data: the flags that name the pairs.
-        skipped: pairs that are not among `held_out` because they are longer than `limit` tokens.
+        held_out: the pairs or groups that it is measured on.
+        train: those that it was trained on, or `MAX_TRAIN_PAIRS` of them.
+        data: the flags that name them.
+        skipped: pairs or groups that are not among `held_out` because they are longer than `limit` tokens.
         limit: most tokens of a text.
     """
+    pairs, known = (each.one_pair_each() if isinstance(each, RatedGroups) else each for each in (held_out, train))
+    if pairs is None:
+        say("no report card: no group of the evaluation set has two completions of different rating")
+        return None
     names = [data.eval_dataset_name] if data.eval_dataset_name else data.dataset_names()
     card = make_report_card(
         reward,
-        held_out,
-        train=Pairs.from_dataset(train.select(spread(len(train), MAX_TRAIN_PAIRS))),
+        pairs,
+        train=known,
         model=folder.absolute().name,
         dataset=", ".join(map(shown_name, names)),
         max_length=limit,

@@ -13,6 +13,7 @@ from transformers import set_seed
 from hf_rlhf.data.prepared import rows_of
 from hf_rlhf.data.rows import fingerprint
 from hf_rlhf.errors import InputError
+from hf_rlhf.evaluation.report_card.baselines import MAX_TRAIN_PAIRS, spread
 from hf_rlhf.evaluation.report_card.card import ReportCard
 from hf_rlhf.evaluation.report_card.guard import weights_of
 from hf_rlhf.evaluation.reward_model import Pairs, RatedGroups, rated_accuracy, reward_accuracy
@@ -144,7 +145,8 @@ def train_and_save(
 ) -> dict[str, float]:
     """Train, save, check what was saved and evaluate it; return the numbers, on the first rank.
 
-    `rows` are those of the trainer, by default all. Where it is evaluated on pairs, it gets a report `card`.
+    `rows` are those of the trainer, by default all. Where it is evaluated on pairs or on groups that hold some, it gets
+    a report `card`.
     """
     rows = parts.sets.train.dataset if rows is None else rows
     held_out = rows_of(parts.sets.evaluation)
@@ -169,12 +171,14 @@ def train_and_save(
             eval_set = _read(held_out, trainer.eval_dataset)
             if isinstance(eval_set, RatedGroups) and script.reward_loss == BINARY and card:
                 return _label_results(folder, reward, eval_set, script), None
-            if isinstance(eval_set, RatedGroups) or not card:
-                return evaluate_reward(reward, eval_set, script), None
-            pairs = rows.select(trainer.train_dataset["row"])
+            is_rated = isinstance(eval_set, RatedGroups)
+            measured = evaluate_reward(reward, eval_set, script) if is_rated or not card else {}
+            if not card:
+                return measured, None
+            known = _read(rows, trainer.train_dataset.select(spread(len(trainer.train_dataset), MAX_TRAIN_PAIRS)))
             skipped = len(held_out) - len(trainer.eval_dataset)
-            made = card_of_run(folder, reward, eval_set, pairs, script, skipped=skipped, limit=training.max_length)
-            return made.metrics(), made
+            made = card_of_run(folder, reward, eval_set, known, script, skipped=skipped, limit=training.max_length)
+            return (made.metrics() if made is not None else {}) | measured, made
 
         metrics |= _check_and_evaluate(folder, probe, expected, trained, trainer, measure, script, training, model)
         start = start_settings(model, trainer.computation)

@@ -18,7 +18,7 @@ from hf_rlhf.data.rows import fingerprint, read_columns, require_rows
 from hf_rlhf.data.training_rows import tokenized_groups, tokenized_pairs
 from hf_rlhf.distributed import asked_for, by_first_rank, rank
 from hf_rlhf.errors import InputError
-from hf_rlhf.evaluation.report_card.baselines import spread
+from hf_rlhf.evaluation.report_card.baselines import MAX_TRAIN_PAIRS, spread
 from hf_rlhf.evaluation.report_card.guard import weights_of
 from hf_rlhf.evaluation.reward_model import Pairs, RatedGroups
 from hf_rlhf.hub.push import push_folder
@@ -173,11 +173,14 @@ def _finish(
         fitting = _fitting(eval_set, parts.tokenizer, script, training.max_length)
         metrics |= evaluate_reward(logging_spread, fitting, script)
         metrics["eval_disagreement"] = sum(spreads) / len(spreads)
-        if isinstance(fitting, Pairs):
-            skipped = len(eval_set) - len(fitting.prompts)
-            trained = parts.sets.train.dataset
-            card = card_of_run(folder, reward, fitting, trained, script, skipped=skipped, limit=training.max_length)
-            replace(card, weights=weights_of(folder)).write(folder)
+        if script.reward_loss != BINARY:
+            left = len(set(fitting.groups)) if isinstance(fitting, RatedGroups) else len(fitting.prompts)
+            rows = parts.sets.train.dataset
+            rows = rows.select(spread(len(rows), MAX_TRAIN_PAIRS))
+            known = RatedGroups.from_dataset(rows) if script.rates else Pairs.from_dataset(rows)
+            skipped, limit = len(eval_set) - left, training.max_length
+            if (card := card_of_run(folder, reward, fitting, known, script, skipped=skipped, limit=limit)) is not None:
+                replace(card, weights=weights_of(folder)).write(folder)
     write_results(folder, metrics)
     write_card(folder, script, training, model, metrics, vocabulary, start)
     if training.push_to_hub:

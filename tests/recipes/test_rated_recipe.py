@@ -8,6 +8,7 @@ from ranks import run_ranks
 from tiny import WORDS
 
 from hf_rlhf.cli import main
+from hf_rlhf.evaluation.report_card.guard import MISSING, card_status, read_report_card
 from hf_rlhf.recipes.reward_results import RESULTS
 
 SCRIPT = Path(__file__).parents[2] / "recipes" / "reward.py"
@@ -39,6 +40,22 @@ def test_a_loss_of_groups_learns_and_leaves_a_whole_model(flags, write_rows, tmp
     logged = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
     last = [row["eval_accuracy"] for row in logged if "eval_accuracy" in row][-1]
     assert last == pytest.approx(found["eval_accuracy"])
+    if loss == "binary":  # which has a threshold instead
+        assert card_status(str(tmp_path / "out")).state == MISSING
+        return
+    card = read_report_card(tmp_path / "out")
+    assert card_status(str(tmp_path / "out")).state == card["verdict"]["word"]
+    assert card["accuracy"]["n"] == 8  # one pair of each group
+    assert {row["name"] for row in card["tables"]["margin"]} <= {"1", "2"}
+    assert "## Is it good enough?" in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+
+
+def test_groups_without_two_ratings_have_no_card_and_the_run_says_so(flags, write_rows, tmp_path, capsys):
+    rows = [{**row, "completions": row["completions"][:1], "ratings": row["ratings"][:1]} for row in rated(24)]
+    argv = ["reward", "--dataset_name", write_rows(rows[:16], "train.jsonl"), "--reward_loss", "regression", *flags]
+    assert main([*argv, "--eval_dataset_name", write_rows(rows[16:], "test.jsonl"), "--max_steps", "1"]) == 0
+    assert "no report card: no group of the evaluation set has two completions" in capsys.readouterr().out
+    assert not (tmp_path / "out" / "report_card.json").exists()
 
 
 def test_two_ranks_log_what_one_process_logs(flags, write_rows, tmp_path):
