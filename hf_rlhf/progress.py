@@ -12,6 +12,8 @@ from typing import Any
 
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback, TrainerState
 
+from hf_rlhf.distributed import rank
+
 Watched = tuple[tuple[str, str, int], ...]
 """`(key, name to show, digits)`; keys that are not logged are omitted."""
 
@@ -141,8 +143,12 @@ FIRST_LINE_SECONDS, PLAIN_LINE_SECONDS = 4.0, 8.0
 def progress_of(total: int, description: str) -> Iterator[Callable[[int], None]]:
     """Show how much of `total` is done while the block runs: as a bar on a terminal, else as a line every few seconds.
 
-    Gives the function that adds to what is done.
+    Gives the function that adds to what is done. A line says the time alone where `total` is 1; other ranks show
+    nothing.
     """
+    if rank():
+        yield lambda amount: None
+        return
     if sys.stdout.isatty():
         from rich.progress import Progress
 
@@ -162,7 +168,11 @@ def progress_of(total: int, description: str) -> Iterator[Callable[[int], None]]
         due, passed = now + PLAIN_LINE_SECONDS, now - begun
         share = min(done / max(total, 1), 1)
         left = f", about {duration(passed / share - passed)} left" if share > 0.1 else ""  # the prompts come first
-        say(f"{description}: {share:.0%} ({duration(passed)}{left})")
+        say(
+            f"{description}: {share:.0%} ({duration(passed)}{left})"
+            if total > 1
+            else f"{description}: {duration(passed)}"
+        )
 
     def advance(amount: int) -> None:
         nonlocal done

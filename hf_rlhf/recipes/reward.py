@@ -24,7 +24,7 @@ from hf_rlhf.models.adapted import load_reward_start
 from hf_rlhf.models.adapters import base_of, compute_in_base_dtype, is_peft_model
 from hf_rlhf.models.load import require_fitting_tokenizer
 from hf_rlhf.ops.preference import BINARY
-from hf_rlhf.progress import say
+from hf_rlhf.progress import progress_of, say
 from hf_rlhf.recipes.arguments import ModelArguments, RewardArguments, RewardTrainingArguments, peft_config
 from hf_rlhf.recipes.common import (
     RunResult,
@@ -154,12 +154,14 @@ def train_and_save(
     with adapters_in_base_dtype(trainer.model):
         trainer.train(resume_from_checkpoint=checkpoint)
     folder, tokenizer = output_folder(training), parts.tokenizer
-    save_trained(trainer, folder)
-    trained = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)  # without Trainer's autocast
-    candidates = trainer.train_dataset.select(range(min(len(trainer.train_dataset), CANDIDATES)))
-    probe = Probe.of(tokenizer, *_read(rows, candidates).texts)
-    pad_id = tokenizer.pad_token_id or 0
-    expected = probe.rewards(_OwnForward(trained), pad_id, training.device)  # by every rank: each may hold a shard
+    with progress_of(2, "saving") as advance:
+        save_trained(trainer, folder)
+        advance(1)
+        trained = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)  # without Trainer's autocast
+        candidates = trainer.train_dataset.select(range(min(len(trainer.train_dataset), CANDIDATES)))
+        probe = Probe.of(tokenizer, *_read(rows, candidates).texts)
+        pad_id = tokenizer.pad_token_id or 0
+        expected = probe.rewards(_OwnForward(trained), pad_id, training.device)  # by every rank: each may hold a shard
     metrics = {"train_rows": float(len(trainer.train_dataset))}
     if trainer.is_world_process_zero():
         write_settings(folder, training, model, script)
@@ -206,16 +208,19 @@ def _check_and_evaluate(
     """
     trust = {"trust_remote_code": training.trust_remote_code}
     as_trained = model.load_kwargs() | {"dtype": base_of(trained).dtype} | trust
-    saved = check_saved(folder, probe, expected, as_trained, training.device, casts=_fsdp_casts_weights(trainer))
+    with progress_of(1, "loading what was saved, and comparing its rewards"):
+        saved = check_saved(folder, probe, expected, as_trained, training.device, casts=_fsdp_casts_weights(trainer))
     measured, card = measure(saved.reward)
     metrics, plain, rewards = saved.gaps | measured, folder, saved.rewards
     if is_peft_model(saved.model.model):
         plain = folder / MERGED_FOLDER if script.save_merged else None
-    if plain is not None and plain != folder:
-        save_merged(saved.model.model, saved.reward.tokenizer, folder)
-    del saved  # before another copy is loaded
     if plain is not None:
-        metrics |= check_plain(plain, probe, rewards, training.device, **trust)
+        with progress_of(2, "comparing the rewards of the plain classifier") as advance:
+            if plain != folder:
+                save_merged(saved.model.model, saved.reward.tokenizer, folder)
+            del saved  # before another copy is loaded
+            advance(1)
+            metrics |= check_plain(plain, probe, rewards, training.device, **trust)
     if card is not None:
         replace(card, weights=weights_of(folder)).write(folder)
     return metrics
@@ -231,14 +236,16 @@ def _read(rows: Any, prepared: Any) -> Pairs | RatedGroups:
 
 def evaluate_reward(reward: Any, eval_set: Pairs | RatedGroups, script: RewardArguments) -> dict[str, float]:
     """Return how often a reward agrees with pairs or rated groups."""
-    if isinstance(eval_set, RatedGroups):
-        return rated_accuracy(reward, eval_set, labels=script.reward_loss == BINARY)
-    return reward_accuracy(reward, eval_set)
+    with progress_of(1, "agreement with the evaluation set"):
+        if isinstance(eval_set, RatedGroups):
+            return rated_accuracy(reward, eval_set, labels=script.reward_loss == BINARY)
+        return reward_accuracy(reward, eval_set)
 
 
 def _label_results(folder: Path, reward: Any, labeled: RatedGroups, script: RewardArguments) -> dict[str, float]:
     """Return how often a reward agrees with labels, and write the threshold that was found on them."""
-    rewards = labeled.rewards(reward)
+    with progress_of(1, "rewards of the evaluation set"):
+        rewards = labeled.rewards(reward)
     metrics = rated_accuracy(lambda prompts, completions, **_: rewards, labeled, labels=True)
     labels = [rating > 0.5 for rating in labeled.ratings]
     if len(set(labels)) < 2:

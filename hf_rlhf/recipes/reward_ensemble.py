@@ -25,7 +25,7 @@ from hf_rlhf.hub.push import push_folder
 from hf_rlhf.models.adapted import head_name
 from hf_rlhf.models.adapters import base_of, is_peft_model
 from hf_rlhf.ops.preference import BINARY, REGRESSION
-from hf_rlhf.progress import say
+from hf_rlhf.progress import progress_of, say
 from hf_rlhf.recipes.arguments import ModelArguments, RewardArguments, RewardTrainingArguments
 from hf_rlhf.recipes.common import (
     RunResult,
@@ -160,10 +160,11 @@ def _finish(
     metrics = {"train_rows": fmean(_train_rows(folder, script))}
     as_trained = model.load_kwargs() | {"dtype": base_of(parts.classifier).dtype}
     as_trained["trust_remote_code"] = training.trust_remote_code
-    reward = load_ensemble(folder, device=training.device, unfinished=True, **as_trained)
-    if script.reward_loss not in (REGRESSION, BINARY):
-        reward.centers = _measure_centers(reward, parts, script, training.max_length)
-        replace(EnsembleFile.read(folder), centers=reward.centers).write(folder)
+    with progress_of(1, "loading all members, and measuring their levels"):
+        reward = load_ensemble(folder, device=training.device, unfinished=True, **as_trained)
+        if script.reward_loss not in (REGRESSION, BINARY):
+            reward.centers = _measure_centers(reward, parts, script, training.max_length)
+            replace(EnsembleFile.read(folder), centers=reward.centers).write(folder)
     if (eval_set := rows_of(parts.sets.evaluation)) is not None:
         spreads: list[float] = []
 

@@ -2,12 +2,14 @@
 
 import json
 import shutil
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from pages import Page
 from tiny_data import PPO_FLAGS, conversational_pairs, plain_pairs, prompt_rows
 
+from hf_rlhf import progress
 from hf_rlhf.cli import main
 from hf_rlhf.evaluation.report_card import card_status, read_report_card
 from hf_rlhf.recipes.report_card import check_report_cards
@@ -75,6 +77,31 @@ def test_training_writes_the_card_and_its_section_of_the_model_card(trained):
     assert "## Is it good enough?" in readme
     assert "this model" in readme
     assert "svg" in Page((folder / "report_card.html").read_text(encoding="utf-8")).tags
+
+
+@pytest.mark.parametrize("loss", ["bradley_terry", "k_wise"])
+def test_every_long_step_after_the_last_update_shows_that_it_is_under_way(loss, flags, write_rows, monkeypatch, capsys):
+    """Each step prints at once what it prints else after some seconds."""
+
+    @contextmanager
+    def at_once(show):
+        show()
+        yield
+
+    monkeypatch.setattr(progress, "FIRST_LINE_SECONDS", -1.0)
+    monkeypatch.setattr(progress, "PLAIN_LINE_SECONDS", 100.0)
+    monkeypatch.setattr(progress, "_each_second", at_once)
+    rows = conversational_pairs(24)
+    if loss == "k_wise":
+        both = [{"prompt": row["prompt"], "completions": [row["chosen"], row["rejected"]]} for row in rows]
+        rows = [row | {"ratings": [1, 0]} for row in both]
+    sets = ["--dataset_name", write_rows(rows[:16], "a.jsonl"), "--eval_dataset_name", write_rows(rows[16:], "b.jsonl")]
+    assert main(["reward", *sets, *flags, "--reward_loss", loss, "--max_steps", "1"]) == 0
+    shown = [line.partition(":")[0] for line in capsys.readouterr().out.splitlines()]
+    steps = ["saving", "loading what was saved, and comparing its rewards",
+             *(["agreement with the evaluation set"] if loss == "k_wise" else []), "report card",
+             "comparing the rewards of the plain classifier"]  # fmt: skip
+    assert [line for line in shown if line in steps] == steps
 
 
 # The command

@@ -135,7 +135,8 @@ def make_report_card(
     limits = [most for most in (max_length, getattr(reward, "max_length", None)) if most is not None]
     limit = min(limits, default=None)
     rows = min(probe_rows, len(pairs.prompts))
-    with progress_of(2 * len(pairs.prompts) + len(PROBES) * rows, "report card") as advance:
+    work = 2 * len(pairs.prompts) + len(PROBES) * rows
+    with progress_of(work + work // 10, "report card") as advance:  # a tenth for the rules, which learn words
         scored = score_pairs(reward, pairs, length, limit, advance)
         rewards = distribution_of(scored.chosen, scored.rejected)
         drawn = probed_rows(len(scored.chosen), rows, seed)
@@ -143,7 +144,8 @@ def make_report_card(
             run_probe(probe, reward, scored, drawn, length, limit, rewards.std, seed, advance)
             for probe in (PROBES if drawn else ())
         ]
-    skipped = Skipped(scored.too_long + skipped_before, scored.refused, scored.unscored, limit)
+        skipped = Skipped(scored.too_long + skipped_before, scored.refused, scored.unscored, limit)
+        figures = _figures(scored, unit, train, probes, skipped, rewards.std)
     return ReportCard(
         model=model or reward_name(reward),
         dataset=dataset,
@@ -154,7 +156,7 @@ def make_report_card(
         seed=seed,
         weights=dict(weights or {}),
         versions=versions(),
-        **_figures(scored, unit, train, probes, skipped, rewards.std),
+        **figures,
     )
 
 
