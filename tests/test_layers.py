@@ -22,6 +22,7 @@ LAYERS = (
     "types",
     "distributed",
     "data",
+    "environments",
     "models",
     "rollout",
     "judges",

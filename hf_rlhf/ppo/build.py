@@ -48,6 +48,7 @@ class PPOData(NamedTuple):
     prepared_prompts: Any  # a PreparedSet or a stream; None for a loop that brings its own prompts
     prepared_evaluation: Any  # a PreparedSet, or several by name; None without evaluation
     texts: Any  # rows of PPO-ptx; None without
+    longest_completion: int  # tokens behind a prompt: of a completion, or of an episode of an environment
 
     @property
     def prompts(self) -> Any:
@@ -84,12 +85,18 @@ def load_policy_tokenizer(model: str | Model):
     return load_tokenizer(adapter_folder(model if isinstance(model, str) else model.config._name_or_path))
 
 
-def prepare_data(train_dataset, eval_dataset, ptx_dataset, tokenizer, args: PPOConfig) -> PPOData:
-    """Check and tokenize the sets of a run. Raises `InputError`, also for fewer prompts than an iteration takes."""
+def prepare_data(
+    train_dataset, eval_dataset, ptx_dataset, tokenizer, args: PPOConfig, *, episodes: bool = False
+) -> PPOData:
+    """Check and tokenize the sets of a run. Raises `InputError`, also for fewer prompts than an iteration takes.
+
+    `episodes` says that an environment answers to completions.
+    """
     data = PPOData(
         prepared_prompts(train_dataset, tokenizer, args, "train_dataset"),
         prepared_evaluation(eval_dataset, tokenizer, args),
         prepared_texts(ptx_dataset, tokenizer, args),
+        args.episode_limits.max_tokens if episodes else args.max_completion_length,
     )
     if data.num_prompts is not None:
         require_rows(data.prompts, args.rollout_batch_size, source="train_dataset", why=args.batch_algebra())
@@ -256,7 +263,7 @@ def build_policy(
         ("the critic", getattr(critic, "model", None)),
     ):
         if each is not None:
-            check_context_length(each, args, name)
+            check_context_length(each, args, data.longest_completion, name)
     if data.texts is not None:
         require_positions(policy, data.texts)
     if args.disable_dropout:
@@ -296,7 +303,15 @@ def build_rewards(
     return rewards
 
 
-def build_engine(model: Model, tokenizer, args: PPOConfig, *, in_step: bool = False, sharded: bool = False) -> Engine:
+def build_engine(
+    model: Model,
+    tokenizer,
+    args: PPOConfig,
+    *,
+    longest_completion: int | None = None,
+    in_step: bool = False,
+    sharded: bool = False,
+) -> Engine:
     """Build the engine that samples completions: the model itself, its continuous batching, or vLLM servers.
 
     Raises `InputError` for what either cannot do.
@@ -305,6 +320,7 @@ def build_engine(model: Model, tokenizer, args: PPOConfig, *, in_step: bool = Fa
         model: the policy.
         tokenizer: its tokenizer.
         args: of the run.
+        longest_completion: most tokens behind a prompt; `max_completion_length` by default.
         in_step: whether all ranks run each block together, since it is gathered whenever it runs.
         sharded: whether weights come and go between the steps of sampling, so that none can be recorded.
     """
@@ -324,7 +340,7 @@ def build_engine(model: Model, tokenizer, args: PPOConfig, *, in_step: bool = Fa
     if args.vllm_python is not None:
         arguments = server_arguments(
             model,
-            max_length=args.max_prompt_length + args.max_completion_length,
+            max_length=args.max_prompt_length + (longest_completion or args.max_completion_length),
             max_logprobs=max_logprobs,
             on_cpu=args.device.type == "cpu",
             more=args.vllm_server_args,
@@ -346,16 +362,17 @@ def longest_sequence(args: PPOConfig, data: PPOData) -> int:
     longest_prompt = max(map(len, data.prompts["prompt_ids"])) if known else args.max_prompt_length
     texts = () if data.texts is None else data.texts
     longest_text = max((len(row["prompt_ids"]) + len(row["completion_ids"]) for row in texts), default=0)
-    return max(longest_prompt + args.max_completion_length, longest_text)
+    return max(longest_prompt + data.longest_completion, longest_text)
 
 
-def check_context_length(model: Model, args: PPOConfig, name: str = "the model") -> None:
-    """Raise `InputError` when prompt and completion together can be longer than the model's positions."""
+def check_context_length(model: Model, args: PPOConfig, longest_completion: int, name: str = "the model") -> None:
+    """Raise `InputError` when prompt and completion (or episode) together can be longer than the model's positions."""
     limit = positions(model)
-    needed = args.max_prompt_length + args.max_completion_length
+    needed = args.max_prompt_length + longest_completion
+    flag = "max_completion_length" if longest_completion == args.max_completion_length else "max_episode_length"
     if limit is not None and needed > limit:
         raise InputError(
-            f"max_prompt_length={args.max_prompt_length} + max_completion_length={args.max_completion_length} ="
+            f"max_prompt_length={args.max_prompt_length} + {flag}={longest_completion} ="
             f" {needed} tokens, but {name} has {limit} positions; make one of them smaller"
         )
 

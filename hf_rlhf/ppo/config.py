@@ -14,6 +14,7 @@ from hf_rlhf.ppo.batch_sizes import SIZES, BatchSizes, Derived
 from hf_rlhf.ppo.kl_control import AdaptiveKL, FixedKL, KLControl
 from hf_rlhf.ppo.rules import KL_CHOICES, require_rules
 from hf_rlhf.ppo.scores import ScoreShaping
+from hf_rlhf.rollout.episodes import EpisodeLimits
 from hf_rlhf.rollout.sampling import Sampling
 from hf_rlhf.rollout.vllm.client import server_addresses
 from hf_rlhf.training.best import settle_best_metric
@@ -194,6 +195,16 @@ class PPOConfig(BatchSizes, TrainingArguments):
         None, 'Fields of transformers\' ContinuousBatchingConfig, such as: {"max_memory_percent": 0.5}.'
     )
 
+    # Episodes of an environment
+    max_turns: int = _flag(8, "With an environment: most completions of an episode, which is truncated then.")
+    max_episode_length: int | None = _flag(
+        None,
+        "With an environment: most tokens behind the prompt; by default what max_turns completions may have twice.",
+    )
+    max_failed_episodes: float = _flag(
+        0.05, "With an environment: largest share of an iteration's episodes in which it may raise an exception."
+    )
+
     # Sampling by a vLLM server
     use_vllm: bool = _flag(False, "Sample by a vLLM server, which gets the policy's LoRA adapter in each iteration.")
     vllm_server_base_url: str | None = _flag(None, "Address of a running server; http://127.0.0.1:8000 by default.")
@@ -254,6 +265,14 @@ class PPOConfig(BatchSizes, TrainingArguments):
             stop_token_ids=tuple(self.stop_token_ids or ()),
             stop_strings=tuple(self.stop_strings or ()),
         )
+
+    @property
+    def episode_limits(self) -> EpisodeLimits:
+        """Limits of the episodes of an environment."""
+        longest = self.max_episode_length
+        if longest is None:
+            longest = 2 * self.max_turns * self.max_completion_length
+        return EpisodeLimits(self.max_turns, longest, self.max_failed_episodes)
 
     @property
     def vllm_addresses(self) -> list[str]:

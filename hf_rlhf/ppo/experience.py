@@ -42,6 +42,7 @@ class Experience:
     kl: Tensor  # (B, T) by the estimator of the run
     values: Tensor  # (B, T)
     entropy: Tensor  # (B, T)
+    bootstrap: Tensor | None = None  # (B,) value beyond the last token: V(s) of a truncated episode, 0 of others
     per_token_rewards: Tensor | None = None  # (B, T) score and KL penalty laid out over tokens
     advantages: Tensor | None = None  # (B, T)
     returns: Tensor | None = None  # (B, T)
@@ -130,7 +131,7 @@ class Experience:
             [None if n is None else TokenSupport(flat, n) for flat, n in zip(support, counts, strict=True)],
         )
         tensors: dict[str, Any] = {
-            name: torch.cat(column) if name == "scores" else pad_sequences(column, 0.0, dtype=column[0].dtype)
+            name: torch.cat(column) if name in _BY_COMPLETION else pad_sequences(column, 0.0, dtype=column[0].dtype)
             for name, column in zip(_TENSORS, columns, strict=True)
             if column[0] is not None
         }
@@ -144,6 +145,7 @@ class Experience:
         )
 
 
+_BY_COMPLETION = ("scores", "bootstrap")  # (B,), the others (B, T)
 _TENSORS = [field.name for field in fields(Experience) if field.name not in ("sequences", "kl_coef")]
 
 

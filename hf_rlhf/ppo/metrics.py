@@ -61,6 +61,8 @@ METRICS: dict[str, str] = {
     "completions/min_length": "Shortest completion, in tokens.",
     "completions/max_length": "Longest completion, in tokens.",
     "completions/clipped_ratio": "Share of completions cut off by the length limit.",
+    "episodes/turns": "With an environment: mean completions of an episode.",
+    "episodes/truncated": "With an environment: share of episodes that a limit ended, whose value beyond is the critic's.",
     "loss": "Mean total loss of the updates since the last log, a withheld one counting as 0.",
     "grad_norm": "Norm of the gradient of the last update, before clipping; 0 when early_stop_kl withheld it or its"
     " minibatch was empty.",
@@ -116,7 +118,7 @@ def mean_sequence_kl(experience: Experience) -> float:
 def rollout_metrics(trajectories: Sequence[Trajectory], rewards: Sequence[Reward]) -> dict[str, float]:
     """Return rewards and lengths of the completions of all ranks, each of which gives its own."""
     totals = _of_all([reward.total for reward in rewards])
-    lengths = _of_all([len(trajectory.completion.ids) for trajectory in trajectories])
+    lengths = _of_all([_sampled_tokens(trajectory) for trajectory in trajectories])
     stopped = _of_all([trajectory.completion.stopped for trajectory in trajectories])
     metrics = {
         "reward": _mean(totals),
@@ -127,12 +129,21 @@ def rollout_metrics(trajectories: Sequence[Trajectory], rewards: Sequence[Reward
         "completions/clipped_ratio": 1 - _mean(stopped),
         "rewards/unscored": (len(lengths) - len(totals)) / len(lengths),
     }
+    turns = _of_all([float(each.info.get("turns", 0.0)) for each in trajectories if each.messages is not None])
+    if turns:
+        truncated = _of_all([float(each.truncated) for each in trajectories])
+        metrics |= {"episodes/turns": _mean(turns), "episodes/truncated": _mean(truncated)}
     names = gather_in_order([list(rewards[0].parts) if rewards else []])  # a rank may have no completion
     for name in dict.fromkeys(name for rank_names in names for name in rank_names):
         values = _of_all([reward.parts[name] for reward in rewards])
         metrics[f"rewards/{name}/mean"] = _mean(values)
         metrics[f"rewards/{name}/std"] = _std(values)
     return metrics
+
+
+def _sampled_tokens(trajectory: Trajectory) -> int:
+    """Return the tokens of a completion, or those that the policy sampled in an episode."""
+    return len(trajectory.completion.ids) if trajectory.messages is None else sum(trajectory.completion_mask)
 
 
 def update_metrics(sums: dict[str, float]) -> dict[str, float]:

@@ -83,6 +83,12 @@ def rules_of_models(config: PPOConfig) -> Rules:
 def rules_of_sampling(config: PPOConfig) -> Rules:
     """Return the rules of prompts and sampling."""
     return {
+        "max_turns": (config.max_turns >= 1, "at least 1"),
+        "max_episode_length": (
+            config.max_episode_length is None or config.max_episode_length >= config.max_completion_length,
+            "at least max_completion_length, for one completion",
+        ),
+        "max_failed_episodes": (0 <= config.max_failed_episodes <= 1, "from 0 to 1"),
         "rollout_forward_batch_size": (config.rollout_forward_batch_size >= 1, "at least 1"),
         "reward_while_sampling": (
             not config.reward_while_sampling or config.generation_batch_size is not None,

@@ -17,6 +17,7 @@ from hf_rlhf.ops.masked import STD_EPS, Moments, combine, masked_moments
 from hf_rlhf.rewards.parts import PartShaping
 from hf_rlhf.types import Reward, Score, Trajectory
 
+_AS_GIVEN = PartShaping()  # of what an environment pays
 NO_SPREAD = 1e-6
 """A standard deviation below this share of the rewards' size is rounding in fp32, and not a difference between them."""
 
@@ -163,7 +164,7 @@ class ScoreShaper:
         return sum(self._shaped_part(name, value) for name, value in reward.parts.items() if value is not None)
 
     def _shaped_part(self, name: str, value: float) -> float:
-        part = self.parts[name]
+        part = self.parts.get(name, _AS_GIVEN)
         if part.normalize:
             value = (value - self._of_parts[name].mean) / self._of_parts[name].divisor
         return part.weight * min(max(value, -part.clip), part.clip)

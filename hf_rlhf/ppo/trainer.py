@@ -5,10 +5,11 @@ One iteration, from its prompts to its updates:
     make_micro_batches(iteration)            when Trainer asks for the first update of the iteration
         make_experience(iteration)
             rollout(rows, seeds)
-                sample                       B completions, by the policy as the last update left it
+                sample                       B completions (or episodes of the environment), by the policy as it is
                 compute_rewards              of each, by the reward functions
             forward_pass                     log-probabilities, reference log-probabilities, KL, values: (B, T) each
             shaper.shape                     scores (B,): rewards after scaling, clipping and penalties
+            bootstrap                        (B,): the value beyond an episode that a limit ended
             per_token_rewards                (B, T): KL penalty on each token, score on the last
             advantages                       advantages and returns (B, T)
             kl_control.update
@@ -20,12 +21,11 @@ One iteration, from its prompts to its updates:
     log, evaluate, save                      when IterationCallback lets them, at the end of the iteration
 
 To change a stage, override `sample`, `compute_rewards`, `advantages` or `loss`; each returns what it makes. The classes
-below `PPOTrainer` hold the rest: `ManualLoop` (generate and step, for a loop that the user writes), `RolloutSetup`
+below `PPOTrainer` hold the rest: `Evaluation`, `ManualLoop` (generate and step, for a loop that the user writes), `RolloutSetup`
 (held weights, seeds, stop tokens), `IterationTrainer` (iterations inside Trainer's steps), `RunFiles` (logs, saved
 models, resuming), `DurableTrainer` (checkpoints).
 """
 
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -35,7 +35,8 @@ from torch import Tensor
 from transformers import TrainerCallback, set_seed
 
 from hf_rlhf.compat.names import RENAMED_STAGES, TRAINER_ARGUMENTS, explain_names
-from hf_rlhf.distributed import global_moments, in_step, take_share
+from hf_rlhf.distributed import global_moments, in_step
+from hf_rlhf.environments.base import EnvFactory
 from hf_rlhf.errors import InputError
 from hf_rlhf.models.adapters import keep_modes
 from hf_rlhf.models.fast.compile import uncompiled
@@ -46,7 +47,6 @@ from hf_rlhf.ppo.build import (
     build_engine,
     build_policy,
     build_rewards,
-    evaluation_rows,
     load_policy_tokenizer,
     prepare_data,
     require_arguments,
@@ -56,6 +56,7 @@ from hf_rlhf.ppo.callbacks import PPO_WATCHED, IterationCallback, SettingsCallba
 from hf_rlhf.ppo.choices import in_lines
 from hf_rlhf.ppo.compute import choose_compute, hidden_from_trainer
 from hf_rlhf.ppo.config import PPOConfig
+from hf_rlhf.ppo.evaluation import Evaluation
 from hf_rlhf.ppo.experience import (
     Experience,
     MicroBatch,
@@ -68,22 +69,23 @@ from hf_rlhf.ppo.experience import (
 from hf_rlhf.ppo.guard import UpdateGuard
 from hf_rlhf.ppo.iteration_log import IterationLog
 from hf_rlhf.ppo.loss import PPOLoss, ppo_loss, text_loss
-from hf_rlhf.ppo.manual_loop import ManualLoop
-from hf_rlhf.ppo.metrics import evaluation_metrics, iteration_metrics, mean_sequence_kl
+from hf_rlhf.ppo.metrics import iteration_metrics, mean_sequence_kl
 from hf_rlhf.ppo.overlap import sample_and_reward_in_parts
 from hf_rlhf.ppo.prompts import TextStream, prompt_stream
 from hf_rlhf.ppo.scores import ScoreShaper
 from hf_rlhf.ppo.trunk import KeptStates
 from hf_rlhf.progress import use_compact_progress
+from hf_rlhf.rewards.environment import with_environment
 from hf_rlhf.rewards.sources import RewardSource
 from hf_rlhf.rollout.collect import collect
+from hf_rlhf.rollout.episodes import collect_episodes
 from hf_rlhf.rollout.support import fill_in_support
 from hf_rlhf.rollout.vllm.engine import VLLMEngine
 from hf_rlhf.types import ForwardPass, Model, Reward, Sequences, Trajectory
 
 
 @explain_names(TRAINER_ARGUMENTS)
-class PPOTrainer(ManualLoop):
+class PPOTrainer(Evaluation):
     """Train a causal language model with PPO against one or more rewards.
 
     Args:
@@ -100,6 +102,8 @@ class PPOTrainer(ManualLoop):
         peft_config: a LoRA config to wrap the policy with.
         ref_model: a reference of its own; by default see `PolicyWithValue`.
         value_model: a sequence classifier to be the critic, with `critic="model"`; by default see `build_critic`.
+        environment: makes the environment of each episode, such as a class: a dialogue, a game, tools. By default a
+            prompt gets one completion. What it pays is added to the rewards, and `reward_funcs` may be None.
         ptx_dataset: texts for the language-model loss of PPO-ptx, with `ptx_coef`; see `prepare_texts`.
         callbacks, optimizers: as in `transformers.Trainer`.
 
@@ -123,13 +127,15 @@ class PPOTrainer(ManualLoop):
         ref_model: Model | None = None,
         value_model: Model | None = None,
         ptx_dataset=None,
+        environment: EnvFactory | None = None,
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple = (None, None),
     ):
         require_arguments(args, optimizers)
+        self.environment = environment
         set_seed(args.seed)  # before the adapter's random start
         tokenizer = load_policy_tokenizer(model) if processing_class is None else processing_class
-        data = prepare_data(train_dataset, eval_dataset, ptx_dataset, tokenizer, args)
+        data = prepare_data(train_dataset, eval_dataset, ptx_dataset, tokenizer, args, episodes=environment is not None)
         require_roles_of_their_own(model, ref_model, value_model, reward_funcs)
         policy = build_policy(model, args, data, peft_config=peft_config, ref_model=ref_model, value_model=value_model)
         self.rewards = build_rewards(reward_funcs, reward_processing_classes, policy, data, tokenizer, args)
@@ -150,7 +156,14 @@ class PPOTrainer(ManualLoop):
         self._attention = compute.attention
         self.choices = compute.choices
         self.kept_states = KeptStates(policy, compute.trunk.rewards)
-        self.engine = build_engine(policy.model, tokenizer, args, in_step=self._in_step, sharded=self._sharded)
+        self.engine = build_engine(
+            policy.model,
+            tokenizer,
+            args,
+            longest_completion=data.longest_completion,
+            in_step=self._in_step,
+            sharded=self._sharded,
+        )
         self._set_up_iterations(data)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -213,6 +226,7 @@ class PPOTrainer(ManualLoop):
         scores = self.shaper.shape(rollout.rewards, rollout.trajectories)
 
         experience = Experience.from_rollout(rollout.trajectories, scores, passes, self.kl_control.coef)
+        experience.bootstrap = self.bootstrap(rollout.trajectories)
         mask = experience.mask
         require_counted(mask, iteration)
         kl_coef = 0.0 if args.kl_in_loss else experience.kl_coef
@@ -234,20 +248,26 @@ class PPOTrainer(ManualLoop):
     # Its stages
 
     def sample(self, rows: Sequence[Mapping[str, Any]], seeds: Sequence[int]) -> list[Trajectory]:
-        """Return one completion for each row (`prompt`, `prompt_ids` and any other column), drawn by the row's seed."""
+        """Return one completion, or episode, for each row (`prompt`, `prompt_ids` and any other column) by its seed."""
         as_written = uncompiled() if self.args.torch_compile else nullcontext()
         with self.iteration_log.timed("sample"), as_written:
             kwargs: Any = self.args.chat_template_kwargs
-            return collect(self.engine, rows, self.processing_class, self.args.sampling, seeds, kwargs)
+            settings = (self.engine, rows, self.processing_class, self.args.sampling, seeds)
+            if self.environment is None:
+                return collect(*settings, kwargs)
+            limits = self.args.episode_limits
+            return collect_episodes(*settings, self.environment, limits, kwargs, together=self._in_step)
 
     def compute_rewards(self, trajectories: Sequence[Trajectory]) -> list[Reward]:
         """Return the reward of each completion; its `total` is None where no reward function gave a number."""
         if self.rewards is None:
+            if self.environment is not None:
+                return with_environment(None, trajectories)
             raise InputError("no reward: give reward_funcs, or write a loop with generate() and step()")
         with self.iteration_log.timed("reward"), self.kept_states.share(trajectories):
             rewards, metrics, cached = self.rewards.compute(trajectories, self.state)
             self.iteration_log.add_reward_metrics(metrics, cached)
-            return rewards
+            return rewards if self.environment is None else with_environment(rewards, trajectories)
 
     @torch.no_grad()
     def forward_pass(self, trajectories: Sequence[Trajectory], *, kl_only: bool = False) -> list[ForwardPass]:
@@ -289,6 +309,20 @@ class PPOTrainer(ManualLoop):
         require_finite(made, trajectories)
         return made
 
+    def bootstrap(self, trajectories: Sequence[Trajectory]) -> Tensor | None:
+        """Return the value beyond the end of each episode `(B,)`: the critic's where a limit truncated it, else 0.
+
+        None without an environment: a completion that the length limit cut off counts as ended there.
+        """
+        if self.environment is None:
+            return None
+        values = torch.zeros(len(trajectories))
+        rows = [row for row, trajectory in enumerate(trajectories) if trajectory.truncated]
+        if rows or self._in_step:
+            states = [[*trajectories[row].prompt_ids, *trajectories[row].completion.ids] for row in rows]
+            values[rows] = torch.tensor(self.predict_value(states), dtype=values.dtype)
+        return values
+
     def advantages(self, experience: Experience) -> tuple[Tensor, Tensor]:
         """Return advantages and returns `(B, T)` of the `B` completions that this rank sampled in the iteration.
 
@@ -298,7 +332,14 @@ class PPOTrainer(ManualLoop):
         args = self.args
         assert experience.per_token_rewards is not None
         by_lam = {
-            lam: gae(experience.per_token_rewards, experience.values, experience.mask, args.gamma, lam)
+            lam: gae(
+                experience.per_token_rewards,
+                experience.values,
+                experience.mask,
+                args.gamma,
+                lam,
+                experience.bootstrap,
+            )
             for lam in {args.lam, args.lam_of_critic}
         }
         advantages = by_lam[args.lam].advantages
@@ -339,44 +380,6 @@ class PPOTrainer(ManualLoop):
         # DDP averages gradients over ranks, and the loss is a sum over all of them.
         mean = mean * args.world_size
         return (mean, output) if return_outputs else mean
-
-    # Evaluation
-
-    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
-        """Sample completions for evaluation prompts; log `eval_reward`, `eval_kl` and more.
-
-        The draws are the same each time.
-        """
-        prepared: Any = self.eval_dataset if eval_dataset is None else eval_dataset
-        if isinstance(prepared, str):
-            prepared = self.eval_dataset[prepared]
-        if isinstance(prepared, Mapping):
-            metrics: dict[str, float] = {}
-            for key, part in prepared.items():
-                metrics.update(self.evaluate(part, metric_key_prefix=f"{metric_key_prefix}_{key}"))
-            return metrics
-        if prepared is None:
-            raise InputError("evaluation needs an eval_dataset; give one to PPOTrainer or to evaluate()")
-        if not any(prepared is each for each in self._eval_sets):
-            prepared = evaluation_rows(prepared, self.rewards, self.processing_class, self.args)
-        self._stop_at_end_of_turn(self._turns(prepared)[0])
-
-        start = time.perf_counter()
-        rows = take_share(list(range(len(prepared))))
-        with self.iteration_log.outside_iteration(), self.kept_states.keep_nothing():
-            seeds = self._seeds("eval", 0, len(rows))
-            with self._sampling():
-                rollout = self.rollout([prepared[row] for row in rows], seeds)
-            with self._weights(), self._failing():
-                passes = self.forward_pass(rollout.trajectories, kl_only=True)
-            logged = self.iteration_log.reward_metrics()
-        metrics = evaluation_metrics(rollout.trajectories, rollout.rewards, passes)
-        metrics |= {**logged, "runtime": time.perf_counter() - start}
-        metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
-        self.write_samples(rollout, None, metric_key_prefix)
-        self.log(metrics)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        return metrics
 
     # Its parts
 

@@ -173,10 +173,14 @@ def reward_name(function: RewardFunction) -> str:
 
 
 def as_completion(trajectory: Trajectory) -> str | list[dict[str, str]]:
-    """Return the completion as rewards see it: text for a text prompt, one assistant message for a conversation."""
+    """Return the completion as rewards see it: text for a text prompt, the messages behind the prompt for a dialogue.
+
+    Without an environment that is one message of the assistant.
+    """
+    messages = trajectory.messages or [{"role": "assistant", "content": trajectory.text}]
     if isinstance(trajectory.prompt, str):
-        return trajectory.text
-    return [{"role": "assistant", "content": trajectory.text}]
+        return "".join(message["content"] for message in messages)
+    return [{"role": message["role"], "content": message["content"]} for message in messages]
 
 
 class _Log:
