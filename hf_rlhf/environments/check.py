@@ -86,7 +86,9 @@ def _require_end(env: Any) -> None:
     except Exception:  # as it should
         return
     if isinstance(answer, Turn) and not answer.ends:
-        raise _wrong(env, "an episode that ended goes on when step is called again", "Raise an error there, or end again")
+        raise _wrong(
+            env, "an episode that ended goes on when step is called again", "Raise an error there, or end again"
+        )
 
 
 def _require_picklable(env: Any, make_env: EnvFactory) -> None:

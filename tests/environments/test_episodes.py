@@ -17,6 +17,9 @@ from hf_rlhf.rollout.episodes import EpisodeLimits, collect_episodes
 from hf_rlhf.rollout.sampling import Sampling, row_seed
 
 
+NO_LIMITS, SAMPLING = EpisodeLimits(), Sampling(6)
+
+
 @pytest.fixture(scope="module")
 def tokenizer():
     return make_tokenizer()
@@ -35,7 +38,7 @@ def rows(tokenizer):
     ]
 
 
-def play(model, tokenizer, rows, make_env=TwoTurns, limits=EpisodeLimits(), sampling=Sampling(6), batch_size=None, **settings):
+def play(model, tokenizer, rows, make_env=TwoTurns, limits=NO_LIMITS, sampling=SAMPLING, batch_size=None, **settings):
     seeds = [row_seed(0, row["number"]) for row in rows]
     engine = TransformersEngine(model, tokenizer, batch_size)
     return collect_episodes(engine, rows, tokenizer, sampling, seeds, make_env, limits, **settings)
@@ -79,7 +82,9 @@ def test_the_tokens_are_those_that_the_policy_saw_and_the_mask_those_that_it_sam
 def test_what_the_environment_pays_is_on_the_last_token_of_each_answer(model, tokenizer, rows):
     for episode in play(model, tokenizer, rows):
         answers = [message["content"] for message in episode.messages if message["role"] == "assistant"]
-        ends = [t for t, own in enumerate(episode.completion_mask) if own and not (episode.completion_mask + [False])[t + 1]]
+        ends = [
+            t for t, own in enumerate(episode.completion_mask) if own and not (episode.completion_mask + [False])[t + 1]
+        ]
         expected = torch.zeros(len(episode.completion.ids), dtype=torch.float64)
         expected[ends] = torch.tensor([float(len(answer.split())) for answer in answers], dtype=torch.float64)
         assert torch.equal(episode.env_rewards, expected)
@@ -135,7 +140,13 @@ def ppo(tmp_path, tokenizer, environment, reward_funcs=None, **flags):
     model = make_model(tokenizer, max_position_embeddings=256)
     args = PPOConfig(**{**settings, **flags})
     return PPOTrainer(
-        model, reward_funcs, args, make_prompts(8), processing_class=tokenizer, environment=environment, peft_config=make_lora()
+        model,
+        reward_funcs,
+        args,
+        make_prompts(8),
+        processing_class=tokenizer,
+        environment=environment,
+        peft_config=make_lora(),
     )
 
 
@@ -161,7 +172,9 @@ def test_one_turn_trains_as_a_run_without_an_environment(tmp_path, tokenizer):
 
 
 def test_a_truncated_episode_is_worth_what_the_critic_says_beyond_it(tmp_path, tokenizer):
-    trainer = ppo(tmp_path, tokenizer, Endless, max_turns=2, value_head_init_std=1.0, whiten_advantages=False, kl_coef=0.0)
+    trainer = ppo(
+        tmp_path, tokenizer, Endless, max_turns=2, value_head_init_std=1.0, whiten_advantages=False, kl_coef=0.0
+    )
     experience = trainer.make_experience(0)
     beyond = experience.bootstrap
     assert beyond is not None
