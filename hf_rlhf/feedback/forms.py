@@ -52,7 +52,7 @@ class Field:
 
 @dataclass(frozen=True)
 class Form:
-    """What is asked about the completions of a task.
+    """Question about the completions of a task.
 
     Attributes:
         kind: pairwise, ranking, rating, correction, span or custom.

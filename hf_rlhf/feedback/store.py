@@ -105,7 +105,7 @@ class Event:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far an annotator is. `open` counts the tasks that this annotator could still be asked."""
+    """Counts of how far an annotator is. `open` counts the tasks that this annotator could still be asked."""
 
     answered: int
     skipped: int
@@ -165,8 +165,8 @@ class FeedbackStore:
                     now,
                 )
                 added += connection.execute(
-                    "INSERT OR IGNORE INTO task (id, form, prompt, completions, sources, gold, priority, columns, added)"
-                    " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                    "INSERT OR IGNORE INTO task (id, form, prompt, completions, sources, gold, priority, columns,"
+                    " added) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
                     row,
                 ).rowcount
         return added
@@ -345,8 +345,8 @@ class FeedbackStore:
             version = int(connection.execute("SELECT value FROM meta WHERE key = 'schema_version'").fetchone()["value"])
         if version > SCHEMA_VERSION:
             raise InputError(
-                f"store={self.file} is invalid: it has version {version}, and this package reads up to {SCHEMA_VERSION}."
-                " Install a newer one."
+                f"store={self.file} is invalid: it has version {version}, and this package reads up to"
+                f" {SCHEMA_VERSION}. Install a newer one."
             )
 
     def _checked(self, event: Event) -> dict[str, Any] | None:

@@ -50,7 +50,7 @@ class Task:
     def id(self) -> str:
         """Sha256 of the form, the prompt and the completions: the same question twice is one task."""
         content = [self.form.to_json(), self.prompt, list(self.completions)]
-        return hashlib.sha256(canonical_json(content).encode("utf-8", "surrogatepass")).hexdigest()
+        return hashlib.sha256(canonical_json(content).encode("utf-8")).hexdigest()
 
     @property
     def texts(self) -> list[str]:
@@ -66,12 +66,16 @@ def text_of(completion: Prompt) -> str:
     """Return the text of a completion; messages are joined by an empty line."""
     if isinstance(completion, str):
         return completion
-    return "\n\n".join(message["content"] for message in completion)
+    return "\n\n".join(message.get("content") or "" for message in completion)  # None beside a call of a tool
 
 
 def canonical_json(content: Any) -> str:
-    """Return JSON with sorted keys and no spaces, the same for equal content."""
-    return json.dumps(content, sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    """Return JSON with sorted keys and no spaces, the same for equal content.
+
+    Half of a surrogate pair, which UTF-8 lacks, becomes its JSON escape.
+    """
+    text = json.dumps(content, sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def shown_order(task: str, annotator: str, salt: str, completions: int) -> list[int]:
@@ -79,7 +83,7 @@ def shown_order(task: str, annotator: str, salt: str, completions: int) -> list[
 
     It is random over tasks and annotators, and the same each time.
     """
-    key = hashlib.sha256(canonical_json([task, annotator, salt]).encode("utf-8", "surrogatepass")).digest()
+    key = hashlib.sha256(canonical_json([task, annotator, salt]).encode("utf-8")).digest()
     order = list(range(completions))
     random.Random(key).shuffle(order)
     return order
