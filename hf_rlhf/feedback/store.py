@@ -25,6 +25,7 @@ ANSWER, SKIP, FLAG, UNDO = "answer", "skip", "flag", "undo"
 FLAGS = ("harmful", "broken", "private")
 PERSON, RULE, MODEL = "person", "rule", "model"
 SCHEMA_VERSION = 1
+LEASE_SECONDS = 600.0
 
 _SCHEMA = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
@@ -41,6 +42,7 @@ CREATE TABLE task (
     added TEXT NOT NULL
 );
 CREATE INDEX task_order ON task (priority DESC, number);
+CREATE INDEX task_gold ON task (id) WHERE gold IS NOT NULL;
 CREATE TABLE event (
     number INTEGER PRIMARY KEY AUTOINCREMENT,
     uuid TEXT NOT NULL UNIQUE,
@@ -227,12 +229,13 @@ class FeedbackStore:
         assert appended is not None
         return appended
 
-    def undo(self, annotator: str, uuid: str) -> Event | None:
+    def undo(self, annotator: str, uuid: str, *, lease_seconds: float = LEASE_SECONDS) -> Event | None:
         """Take back the last event of an annotator, and return that event; None where there is none.
 
-        The same `uuid` again returns the same event and takes nothing else back.
+        Its task is theirs to answer next: it is kept for them instead of those that they held. The same `uuid` again
+        returns the same event and takes nothing else back.
         """
-        with self._transaction():
+        with self._transaction() as connection:
             if (known := self._event("uuid = ?", uuid)) is not None:
                 return self._event("number = ?", known.supersedes)
             last = self._current("annotator = ?", annotator, tail="ORDER BY number DESC LIMIT 1")
@@ -240,6 +243,9 @@ class FeedbackStore:
                 return None
             taken = last[0]
             self.append(Event(uuid, taken.task, annotator, taken.annotator_kind, UNDO, supersedes=taken.number))
+            connection.execute("DELETE FROM lease WHERE annotator = ?", (annotator,))
+            lease = (taken.task, annotator, self.clock() + lease_seconds)
+            connection.execute("INSERT INTO lease VALUES (?, ?, ?)", lease)
         return taken
 
     def events(self) -> list[Event]:
@@ -259,10 +265,14 @@ class FeedbackStore:
         *,
         kind: str = PERSON,
         overlap: int = 1,
-        lease_seconds: float = 600.0,
+        lease_seconds: float = LEASE_SECONDS,
         gold_every: int = 10,
+        besides: Sequence[str] = (),
     ) -> Task | None:
         """Return the task to ask an annotator next, and keep it for them; None when nothing is left.
+
+        The task that they hold comes first, so that they resume where they left, and its lease begins again. `besides`
+        names tasks that they have in hand already: the next one is another.
 
         A task is asked until `overlap` annotators of this kind have answered or flagged it; each annotator gets it
         once. One that somebody holds counts as answered until the lease ends. A gold question is asked of everybody,
@@ -271,23 +281,28 @@ class FeedbackStore:
         now = self.clock()
         with self._transaction() as connection:
             connection.execute("DELETE FROM lease WHERE expires <= ?", (now,))
-            mine = "NOT EXISTS (SELECT 1 FROM current WHERE current.task = task.id AND current.annotator = ?1)"
-            held = f"SELECT * FROM task WHERE id IN (SELECT task FROM lease WHERE annotator = ?1) AND {mine} LIMIT 1"
-            row = connection.execute(held, (annotator,)).fetchone()
+            mine = (
+                "NOT EXISTS (SELECT 1 FROM current WHERE current.task = task.id AND current.annotator = ?1)"
+                " AND task.id NOT IN (SELECT value FROM json_each(?2))"
+            )
+            in_hand = json.dumps(list(besides))
+            held = f"SELECT task.* FROM lease JOIN task ON task.id = lease.task WHERE lease.annotator = ?1 AND {mine} ORDER BY lease.rowid LIMIT 1"  # fmt: skip
+            row = connection.execute(held, (annotator, in_hand)).fetchone()
             if row is None:
                 given = connection.execute("SELECT COUNT(*) FROM current WHERE annotator = ?", (annotator,)).fetchone()[
                     0
                 ]
-                gold_now = given % gold_every == gold_every // 2
+                gold_now = (given + len(besides)) % gold_every == gold_every // 2
                 takers = (
-                    "(SELECT COUNT(*) FROM current WHERE current.task = task.id AND annotator_kind = ?2 AND kind IN"
+                    "(SELECT COUNT(*) FROM current WHERE current.task = task.id AND annotator_kind = ?3 AND kind IN"
                     " ('answer', 'flag')) + (SELECT COUNT(*) FROM lease WHERE lease.task = task.id AND annotator != ?1)"
                 )
-                ordinary = f"SELECT * FROM task WHERE gold IS NULL AND {mine} AND {takers} < ?3 ORDER BY priority DESC, number LIMIT 1"  # fmt: skip
-                gold = f"SELECT * FROM task WHERE gold IS NOT NULL AND {mine} ORDER BY priority DESC, number LIMIT 1"
+                ordinary = f"SELECT id FROM task WHERE gold IS NULL AND {mine} AND {takers} < ?4 ORDER BY priority DESC, number LIMIT 1"  # fmt: skip
+                gold = f"SELECT id FROM task WHERE gold IS NOT NULL AND {mine} ORDER BY priority DESC, number LIMIT 1"
                 for query in (gold, ordinary) if gold_now else (ordinary, gold):
-                    parameters = (annotator, kind, overlap) if query is ordinary else (annotator,)
+                    parameters = (annotator, in_hand, kind, overlap) if query is ordinary else (annotator, in_hand)
                     if (row := connection.execute(query, parameters).fetchone()) is not None:
+                        row = connection.execute("SELECT * FROM task WHERE id = ?", (row["id"],)).fetchone()
                         break
             if row is None:
                 return None
@@ -299,13 +314,13 @@ class FeedbackStore:
 
     def progress(self, annotator: str, *, kind: str = PERSON, overlap: int = 1) -> Progress:
         """Return how far an annotator is."""
-        events = self.current(annotator=annotator)
-        count = {name: sum(event.kind == name for event in events) for name in (ANSWER, SKIP, FLAG)}
-        seconds = sorted(event.seconds for event in events if event.kind == ANSWER and event.seconds is not None)
+        mine = self._read("SELECT kind, seconds FROM current WHERE annotator = ?", annotator).fetchall()
+        count = {name: sum(row["kind"] == name for row in mine) for name in (ANSWER, SKIP, FLAG)}
+        seconds = sorted(row["seconds"] for row in mine if row["kind"] == ANSWER and row["seconds"] is not None)
         left = self._read(
-            "SELECT COUNT(*) FROM task WHERE NOT EXISTS (SELECT 1 FROM current WHERE current.task = task.id AND"
-            " annotator = ?1) AND (gold IS NOT NULL OR (SELECT COUNT(*) FROM current WHERE current.task = task.id AND"
-            " annotator_kind = ?2 AND kind IN ('answer', 'flag')) < ?3)",
+            "SELECT (SELECT COUNT(*) FROM task) - (SELECT COUNT(*) FROM (SELECT task, MAX(annotator = ?1) AS mine,"
+            " SUM(annotator_kind = ?2 AND kind IN ('answer', 'flag')) AS takers FROM current GROUP BY task) WHERE mine OR"
+            " takers >= ?3 AND task NOT IN (SELECT id FROM task WHERE gold IS NOT NULL))",
             annotator,
             kind,
             overlap,

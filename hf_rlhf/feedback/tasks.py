@@ -1,15 +1,19 @@
 """Tasks: a prompt, its completions and the form that is asked about them, addressed by their content."""
 
+from __future__ import annotations
+
 import hashlib
 import json
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hf_rlhf.feedback.forms import Form, check_answer, completions_of_form
-from hf_rlhf.types import Prompt
+
+if TYPE_CHECKING:  # hf_rlhf.types imports torch, which a server of the page does without
+    from hf_rlhf.types import Prompt
 
 
 @dataclass(frozen=True)
