@@ -14,9 +14,9 @@ from hf_rlhf.feedback.coefficients import (
     NOMINAL,
     ORDINAL,
     Estimate,
+    Resampled,
     cohens_kappa,
     coincidences,
-    estimate,
     kendalls_w,
     krippendorff_alpha,
     number_or_none,
@@ -109,9 +109,9 @@ def agreement_of(units: Units, *, seed: int = 0) -> dict[str, Any]:
     }
     shared = {task: of_task for task, of_task in shared.items() if of_task}
     values = sorted({value for of_task in shared.values() for given in of_task.values() for value in given.values()})
-    parts = _parts(shared, values)
+    sums = Resampled.of(_parts(shared, values), seed)
     alphas = {
-        level: estimate(parts, lambda sums, level=level: krippendorff_alpha(sums, level, values), seed)
+        level: sums.estimate(lambda counts, level=level: krippendorff_alpha(counts, level, values))
         for level in units.levels
     }
     return {
@@ -121,7 +121,7 @@ def agreement_of(units: Units, *, seed: int = 0) -> dict[str, Any]:
         "units": sum(map(len, shared.values())),
         "annotations": sum(len(given) for of_task in shared.values() for given in of_task.values()),
         "annotators": len({name for of_task in shared.values() for given in of_task.values() for name in given}),
-        "percent": estimate(parts, percent_agreement, seed)._asdict(),
+        "percent": sums.estimate(percent_agreement)._asdict(),
         "alpha": {level: found._asdict() for level, found in alphas.items()},
         **({"kendalls_w": _kendall(shared, seed)} if units.form == RANKING else {}),
         "pairs": _pairs(shared, values, len(units.levels) > 1, seed),
@@ -180,7 +180,7 @@ def _kendall(shared: Shared, seed: int) -> dict[str, Any]:
     if not found:
         return Estimate(None, None, None)._asdict()
     parts = np.array([[w, 1.0] for w in found])
-    return estimate(parts, lambda sums: sums[..., 0] / sums[..., 1], seed)._asdict()
+    return Resampled.of(parts, seed).estimate(lambda sums: sums[..., 0] / sums[..., 1])._asdict()
 
 
 def _pairs(shared: Shared, values: Sequence[Any], ordered: bool, seed: int) -> list[dict[str, Any]]:
@@ -201,8 +201,9 @@ def _pairs(shared: Shared, values: Sequence[Any], ordered: bool, seed: int) -> l
 
 def _pair(names: Sequence[str], parts: np.ndarray, scale: Sequence[float] | None, seed: int) -> dict[str, Any]:
     made: dict[str, Any] = {"annotators": list(names), "n": int(parts.sum())}
-    made["percent"] = estimate(parts, percent_agreement, seed)._asdict()
-    made["kappa"] = estimate(parts, cohens_kappa, seed)._asdict()
+    sums = Resampled.of(parts, seed)
+    made["percent"] = sums.estimate(percent_agreement)._asdict()
+    made["kappa"] = sums.estimate(cohens_kappa)._asdict()
     if scale is not None:
-        made["kappa_linear"] = estimate(parts, lambda sums: cohens_kappa(sums, scale), seed)._asdict()
+        made["kappa_linear"] = sums.estimate(lambda counts: cohens_kappa(counts, scale))._asdict()
     return made

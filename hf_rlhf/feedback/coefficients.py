@@ -13,7 +13,6 @@ import numpy as np
 Array = np.ndarray
 NOMINAL, ORDINAL, INTERVAL = "nominal", "ordinal", "interval"
 RESAMPLES = 500
-_PART = 100  # resamples whose weights are in memory together
 
 
 class Estimate(NamedTuple):
@@ -93,27 +92,33 @@ def kendalls_w(rankings: Sequence[Sequence[float]]) -> float:
     return float((12 * sums - 3 * m**2 * n * (n + 1) ** 2) / whole) if whole else math.nan
 
 
-def estimate(parts: Array, statistic: Callable[[Array], Array], seed: int = 0, resamples: int = RESAMPLES) -> Estimate:
-    """Return a statistic of the sum of `parts` with its bootstrap interval (percentiles 2.5 and 97.5).
+class Resampled(NamedTuple):
+    """Sums of the parts of all units, `(...)`, and of the units of each bootstrap resample, `(R, ...)`."""
 
-    Args:
-        parts: `(U, ...)`, one for each unit that is resampled.
-        statistic: of sums `(..., )` and of many at once, `(R, ...)`.
-        seed: of the resamples; the same parts give the same interval.
-        resamples: how many are drawn.
-    """
-    if not len(parts):
-        return Estimate(None, None, None)
-    rng = np.random.default_rng(seed)
-    flat, found = parts.reshape(len(parts), -1), []
-    for begin in range(0, resamples, _PART):
-        drawn = rng.integers(len(parts), size=(min(_PART, resamples - begin), len(parts)))
-        weights = np.stack([np.bincount(row, minlength=len(parts)) for row in drawn]).astype(float)
-        found.append(statistic((weights @ flat).reshape(-1, *parts.shape[1:])))
-    values = np.concatenate(found)
-    values = values[np.isfinite(values)]
-    low, high = np.percentile(values, [2.5, 97.5]).tolist() if len(values) else (None, None)
-    return Estimate(number_or_none(float(statistic(parts.sum(0)))), *map(number_or_none, (low, high)))
+    total: Array
+    drawn: Array
+
+    @classmethod
+    def of(cls, parts: Array, seed: int = 0, resamples: int = RESAMPLES) -> "Resampled":
+        """Draw resamples of `parts` `(U, ...)`; the same parts and seed give the same ones.
+
+        Equal parts are drawn together: the number of times that any of them is drawn is multinomial.
+        """
+        shape = parts.shape[1:]
+        if not len(parts):
+            return cls(np.zeros(shape), np.zeros((0, *shape)))
+        different, counts = np.unique(parts.reshape(len(parts), -1), axis=0, return_counts=True)
+        drawn = np.random.default_rng(seed).multinomial(len(parts), counts / len(parts), size=resamples)
+        return cls(parts.sum(0), (drawn @ different).reshape(resamples, *shape))
+
+    def estimate(self, statistic: Callable[[Array], Array]) -> Estimate:
+        """Return a statistic of the sums with its interval: the percentiles 2.5 and 97.5 of the resamples."""
+        if not len(self.drawn):
+            return Estimate(None, None, None)
+        values = statistic(self.drawn)
+        values = values[np.isfinite(values)]
+        low, high = np.percentile(values, [2.5, 97.5]).tolist() if len(values) else (None, None)
+        return Estimate(number_or_none(float(statistic(self.total))), *map(number_or_none, (low, high)))
 
 
 def wilson(count: int, total: int, z: float = 1.959964) -> Estimate:

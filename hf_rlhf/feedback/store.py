@@ -4,13 +4,13 @@ An answer is acknowledged when it is on the disk (WAL, synchronous=FULL). An eve
 triggers in the file enforce; an answer that is given again, or taken back, is an event that supersedes the one before.
 """
 
+import functools
 import json
 import sqlite3
-import threading
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
@@ -18,55 +18,16 @@ from pathlib import Path
 from typing import Any
 
 from hf_rlhf.errors import InputError
-from hf_rlhf.feedback.forms import form_from_json
-from hf_rlhf.feedback.tasks import Task, canonical_json
+from hf_rlhf.feedback.assignments import Assignments
+from hf_rlhf.feedback.database import Database
+from hf_rlhf.feedback.forms import Form, form_from_json
+from hf_rlhf.feedback.tasks import Task, canonical_json, form_text
 
 ANSWER, SKIP, FLAG, UNDO = "answer", "skip", "flag", "undo"
 FLAGS = ("harmful", "broken", "private")
 PERSON, RULE, MODEL = "person", "rule", "model"
-SCHEMA_VERSION = 1
-LEASE_SECONDS = 600.0
+LEASE_SECONDS, LONGEST_NAME = 600.0, 200
 
-_SCHEMA = """
-CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
-CREATE TABLE task (
-    number INTEGER PRIMARY KEY,
-    id TEXT NOT NULL UNIQUE,
-    form TEXT NOT NULL,
-    prompt TEXT NOT NULL,
-    completions TEXT NOT NULL,
-    sources TEXT NOT NULL,
-    gold TEXT,
-    priority REAL NOT NULL,
-    columns TEXT NOT NULL,
-    added TEXT NOT NULL
-);
-CREATE INDEX task_order ON task (priority DESC, number);
-CREATE INDEX task_gold ON task (id) WHERE gold IS NOT NULL;
-CREATE TABLE event (
-    number INTEGER PRIMARY KEY AUTOINCREMENT,
-    uuid TEXT NOT NULL UNIQUE,
-    task TEXT NOT NULL REFERENCES task (id),
-    annotator TEXT NOT NULL,
-    annotator_kind TEXT NOT NULL,
-    kind TEXT NOT NULL,
-    value TEXT,
-    comment TEXT,
-    shown_order TEXT,
-    seconds REAL,
-    created TEXT NOT NULL,
-    app_version TEXT NOT NULL,
-    supersedes INTEGER REFERENCES event (number)
-);
-CREATE INDEX event_task ON event (task, annotator);
-CREATE INDEX event_annotator ON event (annotator, number);
-CREATE UNIQUE INDEX event_supersedes ON event (supersedes) WHERE supersedes IS NOT NULL;
-CREATE VIEW current AS SELECT * FROM event WHERE kind != 'undo'
-    AND NOT EXISTS (SELECT 1 FROM event AS later WHERE later.supersedes = event.number);
-CREATE TRIGGER event_is_kept BEFORE DELETE ON event BEGIN SELECT RAISE(ABORT, 'events are never deleted'); END;
-CREATE TRIGGER event_is_fixed BEFORE UPDATE ON event BEGIN SELECT RAISE(ABORT, 'events are never changed'); END;
-CREATE TABLE lease (task TEXT NOT NULL, annotator TEXT NOT NULL, expires REAL NOT NULL, PRIMARY KEY (task, annotator));
-"""
 _EVENT_COLUMNS = (
     "number, uuid, task, annotator, annotator_kind, kind, value, comment, shown_order, seconds, created, app_version,"
     " supersedes"
@@ -123,28 +84,20 @@ class FeedbackStore:
         file: made when it is not there, unless `create` is False.
         clock: seconds since 1970; leases and times of events are by it.
 
-    Raises `InputError` for a file that is no store, or of a newer version of this package.
+    Raises `InputError` for a file that is no store, is damaged, or is of a newer version of this package, and
+    `RunFailed` where a disk is full or the file is locked for long; what was being written then is not kept.
     """
 
     def __init__(self, file: str | Path, *, create: bool = True, clock: Callable[[], float] = time.time):
-        self.file, self.clock, self._lock = Path(file), clock, threading.RLock()
+        self.file, self.clock = Path(file), clock
         if not create and not self.file.is_file():
             raise InputError(f"store={file} is invalid: there is no such file. Check the path.")
-        try:
-            self.file.parent.mkdir(parents=True, exist_ok=True)
-            self._connection = sqlite3.connect(self.file, timeout=30, isolation_level=None, check_same_thread=False)
-            self._connection.execute("PRAGMA journal_mode=WAL")
-            self._connection.execute("PRAGMA synchronous=FULL")
-            self._connection.execute("PRAGMA foreign_keys=ON")
-            self._begin()
-        except (OSError, sqlite3.DatabaseError) as error:
-            raise InputError(
-                f"store={file} is invalid: it is no store of feedback ({error}). Choose another file."
-            ) from error
+        self._database = Database(self.file, {"salt": uuid.uuid4().hex, "made": self._now()})
+        self._assignments = Assignments()
 
     def close(self) -> None:
         """Close the file."""
-        self._connection.close()
+        self._database.close()
 
     def __enter__(self) -> "FeedbackStore":
         return self
@@ -155,11 +108,11 @@ class FeedbackStore:
     def add_tasks(self, tasks: Iterable[Task]) -> int:
         """Add tasks, and return how many were not there before."""
         added, now = 0, self._now()
-        with self._transaction() as connection:
+        with self._database.transaction() as connection:
             for task in tasks:
                 row = (
                     task.id,
-                    canonical_json(task.form.to_json()),
+                    form_text(task.form),
                     *map(canonical_json, (task.prompt, list(task.completions), list(task.sources))),
                     None if task.gold is None else canonical_json(task.check(task.gold)),
                     task.priority,
@@ -175,14 +128,14 @@ class FeedbackStore:
 
     def task(self, id: str) -> Task:
         """Return a task. Raises `KeyError` where there is none of this id."""
-        row = self._read("SELECT * FROM task WHERE id = ?", id).fetchone()
-        if row is None:
+        rows = self._database.read("SELECT * FROM task WHERE id = ?", id)
+        if not rows:
             raise KeyError(id)
-        return _task(row)
+        return _task(rows[0])
 
     def tasks(self) -> Iterator[Task]:
         """Return all tasks in the order in which they were added."""
-        return map(_task, self._read("SELECT * FROM task ORDER BY number").fetchall())
+        return map(_task, self._database.read("SELECT * FROM task ORDER BY number"))
 
     def append(self, event: Event) -> Event:
         """Append an event, and return it as it is in the log, when it is on the disk.
@@ -191,10 +144,11 @@ class FeedbackStore:
         gave to the same task before.
 
         Raises `InvalidAnswer` for an answer that the form does not allow, `KeyError` for an unknown task, and
-        `ValueError` when the same uuid was used for another event.
+        `ValueError` for a name of an annotator that is no line of text, and when the same uuid was used for another
+        event.
         """
         value = self._checked(event)
-        with self._transaction() as connection:
+        with self._database.transaction() as connection:
             known = self._event("uuid = ?", event.uuid)
             if known is not None:
                 if (known.task, known.annotator, known.kind, known.value) != (
@@ -216,11 +170,11 @@ class FeedbackStore:
                     event.annotator_kind,
                     event.kind,
                     None if value is None else canonical_json(value),
-                    event.comment or None,
+                    canonical_json(event.comment) if event.comment else None,
                     None if event.shown_order is None else canonical_json(list(event.shown_order)),
                     event.seconds,
                     event.created or self._now(),
-                    event.app_version or metadata.version("hf-rlhf"),
+                    event.app_version or _version(),
                     supersedes,
                 ),
             )
@@ -235,7 +189,7 @@ class FeedbackStore:
         Its task is theirs to answer next: it is kept for them instead of those that they held. The same `uuid` again
         returns the same event and takes nothing else back.
         """
-        with self._transaction() as connection:
+        with self._database.transaction() as connection:
             if (known := self._event("uuid = ?", uuid)) is not None:
                 return self._event("number = ?", known.supersedes)
             last = self._current("annotator = ?", annotator, tail="ORDER BY number DESC LIMIT 1")
@@ -250,7 +204,7 @@ class FeedbackStore:
 
     def events(self) -> list[Event]:
         """Return the whole log."""
-        return list(map(_event, self._read(f"SELECT {_EVENT_COLUMNS} FROM event ORDER BY number")))
+        return list(map(_event, self._database.read(f"SELECT {_EVENT_COLUMNS} FROM event ORDER BY number")))
 
     def current(self, *, task: str | None = None, annotator: str | None = None) -> list[Event]:
         """Return the events that nothing supersedes, in the order of the log."""
@@ -279,63 +233,50 @@ class FeedbackStore:
         about every `gold_every` tasks.
         """
         now = self.clock()
-        with self._transaction() as connection:
+        with self._database.transaction(durable=False) as connection:
             connection.execute("DELETE FROM lease WHERE expires <= ?", (now,))
-            mine = (
-                "NOT EXISTS (SELECT 1 FROM current WHERE current.task = task.id AND current.annotator = ?1)"
-                " AND task.id NOT IN (SELECT value FROM json_each(?2))"
-            )
-            in_hand = json.dumps(list(besides))
-            held = f"SELECT task.* FROM lease JOIN task ON task.id = lease.task WHERE lease.annotator = ?1 AND {mine} ORDER BY lease.rowid LIMIT 1"  # fmt: skip
-            row = connection.execute(held, (annotator, in_hand)).fetchone()
-            if row is None:
-                given = connection.execute("SELECT COUNT(*) FROM current WHERE annotator = ?", (annotator,)).fetchone()[
-                    0
-                ]
-                gold_now = (given + len(besides)) % gold_every == gold_every // 2
-                takers = (
-                    "(SELECT COUNT(*) FROM current WHERE current.task = task.id AND annotator_kind = ?3 AND kind IN"
-                    " ('answer', 'flag')) + (SELECT COUNT(*) FROM lease WHERE lease.task = task.id AND annotator != ?1)"
-                )
-                ordinary = f"SELECT id FROM task WHERE gold IS NULL AND {mine} AND {takers} < ?4 ORDER BY priority DESC, number LIMIT 1"  # fmt: skip
-                gold = f"SELECT id FROM task WHERE gold IS NOT NULL AND {mine} ORDER BY priority DESC, number LIMIT 1"
-                for query in (gold, ordinary) if gold_now else (ordinary, gold):
-                    parameters = (annotator, in_hand, kind, overlap) if query is ordinary else (annotator, in_hand)
-                    if (row := connection.execute(query, parameters).fetchone()) is not None:
-                        row = connection.execute("SELECT * FROM task WHERE id = ?", (row["id"],)).fetchone()
-                        break
-            if row is None:
+            self._assignments.refresh(connection)
+            id = self._task_of(annotator, kind, overlap, gold_every, set(besides))
+            if id is None:
                 return None
             connection.execute(
                 "INSERT INTO lease VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET expires = excluded.expires",
-                (row["id"], annotator, now + lease_seconds),
+                (id, annotator, now + lease_seconds),
             )
-        return _task(row)
+            return self.task(id)
+
+    def _task_of(self, annotator: str, kind: str, overlap: int, gold_every: int, besides: set[str]) -> str | None:
+        """Return the id of the task that an annotator holds, or is asked next."""
+        assignments = self._assignments
+        done = assignments.done(annotator)
+        for row in self._database.read("SELECT task FROM lease WHERE annotator = ? ORDER BY rowid", annotator):
+            if row["task"] not in done and row["task"] not in besides:
+                return row["task"]
+        others = "SELECT task, COUNT(*) AS count FROM lease WHERE annotator != ? GROUP BY task"
+        held = {row["task"]: row["count"] for row in self._database.read(others, annotator)}
+        gold = assignments.next_gold(annotator, besides)
+        if gold is not None and (len(done) + len(besides)) % gold_every == gold_every // 2:
+            return gold
+        ordinary = assignments.next_ordinary(annotator, kind, overlap, besides=besides, held=held)
+        return gold if ordinary is None else ordinary
 
     def progress(self, annotator: str, *, kind: str = PERSON, overlap: int = 1) -> Progress:
         """Return how far an annotator is."""
-        mine = self._read("SELECT kind, seconds FROM current WHERE annotator = ?", annotator).fetchall()
-        count = {name: sum(row["kind"] == name for row in mine) for name in (ANSWER, SKIP, FLAG)}
-        seconds = sorted(row["seconds"] for row in mine if row["kind"] == ANSWER and row["seconds"] is not None)
-        left = self._read(
-            "SELECT (SELECT COUNT(*) FROM task) - (SELECT COUNT(*) FROM (SELECT task, MAX(annotator = ?1) AS mine,"
-            " SUM(annotator_kind = ?2 AND kind IN ('answer', 'flag')) AS takers FROM current GROUP BY task) WHERE mine OR"
-            " takers >= ?3 AND task NOT IN (SELECT id FROM task WHERE gold IS NOT NULL))",
-            annotator,
-            kind,
-            overlap,
-        ).fetchone()[0]
-        median = seconds[len(seconds) // 2] if seconds else None
+        with self._database.transaction(durable=False) as connection:
+            self._assignments.refresh(connection)
+            count = Counter(standing.kind for standing in self._assignments.done(annotator).values())
+            left = self._assignments.open(annotator, kind, overlap)
+            median = self._assignments.median_seconds(annotator)
         return Progress(count[ANSWER], count[SKIP], count[FLAG], left, median)
 
     def setting(self, key: str, default: str | None = None) -> str | None:
         """Return a setting of the store, such as `salt` (of the order of completions) or `guidelines`."""
-        row = self._read("SELECT value FROM meta WHERE key = ?", key).fetchone()
-        return default if row is None else row["value"]
+        rows = self._database.read("SELECT value FROM meta WHERE key = ?", key)
+        return rows[0]["value"] if rows else default
 
     def set(self, key: str, value: str) -> None:
         """Write a setting."""
-        with self._transaction() as connection:
+        with self._database.transaction() as connection:
             connection.execute(
                 "INSERT INTO meta VALUES (?, ?) ON CONFLICT DO UPDATE SET value = excluded.value", (key, value)
             )
@@ -345,27 +286,10 @@ class FeedbackStore:
         """The random text from which the orders of completions are drawn."""
         return self.setting("salt") or ""
 
-    def _begin(self) -> None:
-        """Make the tables of a new file, and require the version of one that is there."""
-        self._connection.row_factory = sqlite3.Row
-        with self._transaction() as connection:
-            tables = {row["name"] for row in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-            if not tables:
-                for statement in _statements(_SCHEMA):
-                    connection.execute(statement)
-                made = {"schema_version": str(SCHEMA_VERSION), "salt": uuid.uuid4().hex, "made": self._now()}
-                connection.executemany("INSERT INTO meta VALUES (?, ?)", made.items())
-            elif not {"meta", "task", "event"} <= tables:
-                raise sqlite3.DatabaseError("its tables are others")
-            version = int(connection.execute("SELECT value FROM meta WHERE key = 'schema_version'").fetchone()["value"])
-        if version > SCHEMA_VERSION:
-            raise InputError(
-                f"store={self.file} is invalid: it has version {version}, and this package reads up to"
-                f" {SCHEMA_VERSION}. Install a newer one."
-            )
-
     def _checked(self, event: Event) -> dict[str, Any] | None:
         task = self.task(event.task)
+        if not event.annotator.strip() or not event.annotator.isprintable() or len(event.annotator) > LONGEST_NAME:
+            raise ValueError(f"an annotator's name is one line of 1 to {LONGEST_NAME} characters")
         if event.kind == ANSWER:
             return task.check(event.value)
         if event.kind == FLAG and (event.value or {}).get("reason") not in FLAGS:
@@ -375,30 +299,13 @@ class FeedbackStore:
         return None if event.value is None else dict(event.value)
 
     def _current(self, where: str, *values: Any, tail: str) -> list[Event]:
-        return list(map(_event, self._read(f"SELECT {_EVENT_COLUMNS} FROM current WHERE {where} {tail}", *values)))
+        return list(
+            map(_event, self._database.read(f"SELECT {_EVENT_COLUMNS} FROM current WHERE {where} {tail}", *values))
+        )
 
     def _event(self, where: str, value: Any) -> Event | None:
-        row = self._read(f"SELECT {_EVENT_COLUMNS} FROM event WHERE {where}", value).fetchone()
-        return None if row is None else _event(row)
-
-    def _read(self, query: str, *values: Any) -> sqlite3.Cursor:
-        with self._lock:
-            return self._connection.execute(query, values)
-
-    @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
-        """Write all or nothing; the outermost block commits."""
-        with self._lock:
-            if self._connection.in_transaction:
-                yield self._connection
-                return
-            self._connection.execute("BEGIN IMMEDIATE")
-            try:
-                yield self._connection
-            except BaseException:
-                self._connection.execute("ROLLBACK")
-                raise
-            self._connection.execute("COMMIT")
+        rows = self._database.read(f"SELECT {_EVENT_COLUMNS} FROM event WHERE {where}", value)
+        return _event(rows[0]) if rows else None
 
     def _now(self) -> str:
         return datetime.fromtimestamp(self.clock(), UTC).isoformat(timespec="milliseconds")
@@ -409,20 +316,20 @@ def new_uuid() -> str:
     return str(uuid.uuid4())
 
 
-def _statements(script: str) -> Iterator[str]:
-    """Split a script where SQLite says that a statement is complete; triggers hold semicolons."""
-    statement = ""
-    for part in script.split(";"):
-        statement += part + ";"
-        if sqlite3.complete_statement(statement):
-            yield statement
-            statement = ""
+@functools.cache
+def _version() -> str:
+    return metadata.version("hf-rlhf")
+
+
+@functools.lru_cache(maxsize=1000)
+def _form(text: str) -> Form:
+    return form_from_json(json.loads(text))
 
 
 def _task(row: sqlite3.Row) -> Task:
     read = {name: json.loads(row[name]) for name in ("prompt", "completions", "sources", "columns")}
-    return Task(
-        form_from_json(json.loads(row["form"])),
+    task = Task(
+        _form(row["form"]),
         read["prompt"],
         tuple(read["completions"]),
         tuple(read["sources"]),
@@ -430,10 +337,12 @@ def _task(row: sqlite3.Row) -> Task:
         row["priority"],
         read["columns"],
     )
+    task.__dict__["id"] = row["id"]  # so that it need not be hashed again
+    return task
 
 
 def _event(row: sqlite3.Row) -> Event:
     values = dict(row)
-    for name in ("value", "shown_order"):
+    for name in ("value", "shown_order", "comment"):
         values[name] = None if values[name] is None else json.loads(values[name])
     return Event(**values)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from hf_rlhf.feedback.forms import Form, check_answer, completions_of_form
@@ -50,11 +50,11 @@ class Task:
         if self.gold is not None:
             check_answer(self.form, self.texts, self.gold)
 
-    @cached_property
+    @functools.cached_property
     def id(self) -> str:
         """Sha256 of the form, the prompt and the completions: the same question twice is one task."""
-        content = [self.form.to_json(), self.prompt, list(self.completions)]
-        return hashlib.sha256(canonical_json(content).encode("utf-8")).hexdigest()
+        content = [form_text(self.form), canonical_json(self.prompt), canonical_json(list(self.completions))]
+        return hashlib.sha256(f"[{','.join(content)}]".encode()).hexdigest()
 
     @property
     def texts(self) -> list[str]:
@@ -64,6 +64,12 @@ class Task:
     def check(self, value: Any) -> dict[str, Any]:
         """Return an answer in its normal form. Raises `InvalidAnswer`."""
         return check_answer(self.form, self.texts, value)
+
+
+@functools.lru_cache(maxsize=1000)
+def form_text(form: Form) -> str:
+    """Return a form as canonical JSON."""
+    return canonical_json(form.to_json())
 
 
 def text_of(completion: Prompt) -> str:

@@ -126,9 +126,9 @@ def _usable(store: FeedbackStore, rules: ConversionRules) -> tuple[list[Answer],
         else:
             used += [(task, event) for event in given]
     layout = Layout.of((task for task, _ in used), rules.separator)
-    questions = {task.id: layout.question(task) for task, _ in used}
+    questions = {task.id: layout.question(task) for task in {task.id: task for task, _ in used}.values()}
     answers = [Answer(questions[task.id], event) for task, event in used]
-    lost = sorted({name for answer in answers for name in answer.question.task.columns} - _kept_columns(answers))
+    lost = {name for each in questions.values() for name in set(each.task.columns) - set(each.columns)}
     report = {
         "tasks": len(tasks),
         "tasks_answered": len(questions),
@@ -139,13 +139,9 @@ def _usable(store: FeedbackStore, rules: ConversionRules) -> tuple[list[Answer],
         "answers_of_excluded_annotators": counts[f"{ANSWER} of an annotator that is not asked for"],
         "skips": counts[SKIP],
         "flags": counts[FLAG],
-        **({"columns_omitted": lost} if lost else {}),
+        **({"columns_omitted": sorted(lost)} if lost else {}),
     }
     return answers, layout, report
-
-
-def _kept_columns(answers: Iterable[Answer]) -> set[str]:
-    return {name for answer in answers for name in answer.question.columns}
 
 
 def _read(
