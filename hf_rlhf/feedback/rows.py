@@ -64,7 +64,7 @@ def tasks_from_rows(
 
 def _question(row: Mapping[str, Any], preferences_are_gold: bool) -> _Question:
     given = {name: value for name, value in row.items() if value is not None}
-    rest = {name: _plain(value) for name, value in given.items() if name not in _READ}
+    rest = {name: plain(value) for name, value in given.items() if name not in _READ}
     priority = float(given.get("priority", 0.0))
     if not math.isfinite(priority):
         raise ValueError(f"its priority is {priority}")
@@ -162,12 +162,12 @@ def _as_given(value: Any) -> Any:
     return [dict(message) for message in value] if isinstance(value, list) else value
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Return a value as JSON can hold it: dates and the like as text, NaN as null."""
     if isinstance(value, Mapping):
-        return {str(key): _plain(each) for key, each in value.items()}
+        return {str(key): plain(each) for key, each in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(each) for each in value]
+        return [plain(each) for each in value]
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     return value if isinstance(value, (str, int, bool, type(None))) else str(value)

@@ -183,6 +183,14 @@ class FeedbackStore:
         assert appended is not None
         return appended
 
+    def append_all(self, events: Iterable[Event]) -> int:
+        """Append events, all or none, and return how many were not there before. Raises as `append` does."""
+        with self._database.transaction():
+            before = self._database.read("SELECT COUNT(*) FROM event")[0][0]
+            for event in events:
+                self.append(event)
+            return self._database.read("SELECT COUNT(*) FROM event")[0][0] - before
+
     def undo(self, annotator: str, uuid: str, *, lease_seconds: float = LEASE_SECONDS) -> Event | None:
         """Take back the last event of an annotator, and return that event; None where there is none.
 
