@@ -115,9 +115,35 @@ def ai_feedback(argv: Sequence[str]) -> None:
     _print_result(write_ai_feedback(*parse_arguments([AIFeedbackArguments], argv, "hf-rlhf ai-feedback")))
 
 
+def feedback(argv: Sequence[str]) -> None:
+    """Import feedback, export it as rows to train on, report the agreement, or push it to the Hub."""
+    from hf_rlhf.cli.parsing import parse_arguments
+    from hf_rlhf.recipes import feedback as of
+    from hf_rlhf.recipes import feedback_arguments as arguments
+
+    action, *flags = argv or [""]
+    if action in ("-h", "--help"):
+        print(f"usage: hf-rlhf feedback <{' | '.join(of.ACTIONS)}> [STORE] and the flags of that action")
+        return
+    if action not in of.ACTIONS:
+        raise InputError(
+            f"the action is missing. Name it, as in `hf-rlhf feedback {' | '.join(of.ACTIONS)}`, and then give its flags"
+        )
+    if flags and not flags[0].startswith("-"):
+        flags = ["--store", *flags]
+    run, kind = {
+        "import": (of.import_feedback, arguments.ImportArguments),
+        "export": (of.export_feedback, arguments.ExportArguments),
+        "report": (of.report_feedback, arguments.ReportArguments),
+        "push": (of.push_feedback, arguments.PushArguments),
+    }[action]
+    run(*parse_arguments([arguments.StoreArguments, kind], flags, f"hf-rlhf feedback {action}"))
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "quickstart": quickstart,
     "ai-feedback": ai_feedback,
+    "feedback": feedback,
     "sft": sft,
     "reward": reward,
     "report-card": report_card,

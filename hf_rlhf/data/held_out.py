@@ -28,7 +28,7 @@ def hold_out(rows: LoadedRows, fraction: float) -> tuple[LoadedRows, LoadedRows]
     Raises InputError for pairs of whole texts, whose prompts cannot be told, and where one side would be empty.
     """
     keys = _prompt_keys(rows)
-    held = [key is not None and int.from_bytes(key[:8], "big") < fraction * _HASHES for key in keys]
+    held = [key is not None and _is_below(key, fraction) for key in keys]
     if all(held) or not any(held):
         prompts = len(set(keys) - {None})
         raise InputError(
@@ -37,6 +37,15 @@ def hold_out(rows: LoadedRows, fraction: float) -> tuple[LoadedRows, LoadedRows]
         )
     train, evaluation = (rows.select([n for n, each in enumerate(held) if each == side]) for side in (False, True))
     return train, replace(evaluation, bad_rows=BadRows(rows.bad_rows.limit))
+
+
+def is_held_out(prompt: Any, fraction: float) -> bool:
+    """Return whether `hold_out` puts the rows of a prompt (text or messages) on the side to evaluate on."""
+    return _is_below(_key(prompt), fraction)
+
+
+def _is_below(key: bytes, fraction: float) -> bool:
+    return int.from_bytes(key[:8], "big") < fraction * _HASHES
 
 
 def _prompt_keys(rows: LoadedRows) -> list[bytes | None]:

@@ -210,9 +210,10 @@ class FeedbackStore:
             connection.execute("INSERT INTO lease VALUES (?, ?, ?)", lease)
         return taken
 
-    def events(self) -> list[Event]:
-        """Return the whole log."""
-        return list(map(_event, self._database.read(f"SELECT {_EVENT_COLUMNS} FROM event ORDER BY number")))
+    def events(self, *, after: int = 0) -> list[Event]:
+        """Return the log, or what came after the event of a number."""
+        query = f"SELECT {_EVENT_COLUMNS} FROM event WHERE number > ? ORDER BY number"
+        return list(map(_event, self._database.read(query, after)))
 
     def current(self, *, task: str | None = None, annotator: str | None = None) -> list[Event]:
         """Return the events that nothing supersedes, in the order of the log."""

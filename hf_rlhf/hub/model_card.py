@@ -185,7 +185,6 @@ def _card(
     **fields: Any,
 ) -> str:
     from huggingface_hub import ModelCardData
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     metadata = ModelCardData(
         library_name="peft" if adapter else "transformers",
@@ -196,15 +195,8 @@ def _card(
         language=language,
         datasets=list(datasets) or None,
     )
-    environment = Environment(
-        loader=FileSystemLoader(template_folder()),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters |= {"inline": inline, "fence": fence, "json": json.dumps}
-    body = environment.get_template(template).render(
+    body = render(
+        template,
         name=model_id.rsplit("/", 1)[-1],
         model_id=model_id,
         base_model=shown_name(base_model),
@@ -214,6 +206,21 @@ def _card(
         **fields,
     )
     return f"---\n{metadata.to_yaml()}\n---\n\n{body}"
+
+
+def render(template: str, **fields: Any) -> str:
+    """Return the body of a card; a name that the template lacks is an error."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(template_folder()),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {"inline": inline, "fence": fence, "json": json.dumps}
+    return environment.get_template(template).render(**fields)
 
 
 def inline(value: object) -> str:

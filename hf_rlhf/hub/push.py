@@ -65,6 +65,32 @@ def push_folder(folder: Path, repo_id: str | None, *, private: bool | None = Non
         ) from error
 
 
+def push_dataset(folder: Path, repo_id: str, *, private: bool | None = None) -> str:
+    """Upload the files of `folder` to the dataset repository `repo_id`, made unless it exists; return its address.
+
+    Raises `PushError` when the Hub refuses, does not answer or cannot be reached.
+    """
+    from huggingface_hub import create_repo, upload_folder
+
+    try:
+        with _hub_errors():
+            repository = create_repo(repo_id, private=private, exist_ok=True, repo_type="dataset")
+            return str(
+                upload_folder(
+                    repo_id=repository.repo_id,
+                    repo_type="dataset",
+                    folder_path=str(folder),
+                    ignore_patterns=LEFT_OUT,
+                    commit_message="Push feedback with hf_rlhf",
+                )
+            )
+    except PushError as error:
+        command = shlex.join(["hf", "upload", "--repo-type", "dataset", repo_id, str(folder)])
+        raise PushError(
+            f"the dataset is complete in {folder}, but the push failed: {error}\nPush it again with: {command}"
+        ) from error
+
+
 def _upload_command(folder: Path, repo_id: str | None) -> str:
     """Return the shell command that pushes the same files."""
     exclude = [part for pattern in LEFT_OUT for part in ("--exclude", pattern)]

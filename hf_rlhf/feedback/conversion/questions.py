@@ -82,7 +82,9 @@ class Layout:
 
 
 def _message(role: str, content: Prompt) -> Prompt:
-    return [{"role": role, "content": content}] if isinstance(content, str) else content
+    if isinstance(content, str):
+        return [{"role": role, "content": content}]
+    return [{"role": message["role"], **message} for message in content]  # the role first, as people write it
 
 
 def is_empty(item: Item) -> bool:
