@@ -127,7 +127,7 @@ def feedback(argv: Sequence[str]) -> None:
         return
     if action not in of.ACTIONS:
         raise InputError(
-            f"the action is missing. Name it, as in `hf-rlhf feedback {' | '.join(of.ACTIONS)}`, and then give its flags"
+            f"the action is missing. Name it, as in `hf-rlhf feedback {' | '.join(of.ACTIONS)}`, then give its flags"
         )
     if flags and not flags[0].startswith("-"):
         flags = ["--store", *flags]

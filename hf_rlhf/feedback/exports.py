@@ -92,7 +92,7 @@ def _require_place(folder: Path) -> None:
     names = [f"{name}{ending}.jsonl" for name in KINDS.values() for ending in ("", HELD_OUT)]
     if found := [name for name in (*names, EVENTS_FILE, REPORT_FILE) if (folder / name).exists()]:
         raise InputError(
-            f"output_dir={str(folder)!r} is invalid: it holds {found[0]}, which is of no export and would be written over."
+            f"output_dir={str(folder)!r} is invalid: it holds {found[0]}, which this export would write over."
             " Choose another folder."
         )
 

@@ -30,8 +30,8 @@ class ImportArguments:
     skip_bad_rows: int = flag(0, "Skip up to this many unusable rows; one more is an error.")
     format: str = flag(
         AUTO,
-        "rows (tasks), argilla or label_studio (tasks and answers), or events (answers to tasks that the store has); auto"
-        " tells it by the columns.",
+        "rows (tasks), argilla or label_studio (tasks and answers), or events (answers to tasks that the store has);"
+        " auto tells it by the columns.",
     )
     form: str = flag(
         PAIRWISE,

@@ -36,8 +36,8 @@ class FieldNames:
         prompt = self.prompt or next((name for name in PROMPTS if name in given), None)
         if prompt is None or prompt not in given:
             raise InputError(
-                f"{where} has no field {self.prompt or 'prompt'}; it has {', '.join(given) or 'none'}. Name the one with"
-                " the prompt: prompt_field."
+                f"{where} has no field {self.prompt or 'prompt'}; it has {', '.join(given) or 'none'}. Name the one"
+                " with the prompt: prompt_field."
             )
         names = self.completions or tuple(n for n in given if n != prompt and _COMPLETION.fullmatch(n))
         if not names or (missing := [name for name in names if name not in given]):
@@ -115,8 +115,8 @@ def points_of(ratings: Iterable[Any], where: str) -> int:
     ]
     if wrong:
         raise InputError(
-            f"{where} has the rating {wrong[0]!r}, and scales here go from 1 to at most 10. Shift the ratings, or leave the"
-            " record out."
+            f"{where} has the rating {wrong[0]!r}, and scales here go from 1 to at most 10. Shift the ratings, or leave"
+            " the record out."
         )
     return 5 if max(given, default=0) <= 5 else 10
 

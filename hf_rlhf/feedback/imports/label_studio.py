@@ -1,7 +1,7 @@
 """Tasks of Label Studio, as its JSON export writes them, and a store as such tasks.
 
-A task is `{"data": {...}, "annotations": [{"completed_by", "result": [...], "was_cancelled", "lead_time"}]}`. Results of
-the types pairwise, choices, rating, ranker, textarea and labels are read.
+A task is `{"data": {...}, "annotations": [{"completed_by", "result": [...], "was_cancelled", "lead_time"}]}`. Results
+of the types pairwise, choices, rating, ranker, textarea and labels are read.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
