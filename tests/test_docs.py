@@ -25,6 +25,7 @@ from hf_rlhf.recipes.arguments import (
     RewardTrainingArguments,
     SFTTrainingArguments,
 )
+from hf_rlhf.recipes.feedback_arguments import ExportArguments, ImportArguments, PushArguments, StoreArguments
 from hf_rlhf.recipes.plan import PlanArguments
 from hf_rlhf.recipes.report_card import ReportCardArguments
 
@@ -36,12 +37,16 @@ FLAGS = {
     field.name
     for part in (
         *PPO,
+        ExportArguments,
+        ImportArguments,
         PlanArguments,
+        PushArguments,
         QuickstartArguments,
         ReportCardArguments,
         RewardArguments,
         RewardTrainingArguments,
         SFTTrainingArguments,
+        StoreArguments,
     )
     for field in fields(part)
 }

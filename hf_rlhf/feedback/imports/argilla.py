@@ -2,8 +2,8 @@
 
 A record is `{"id", "fields", "metadata", "suggestions", "responses"}`, where `responses` maps the name of a question
 to `[{"value", "user_id"}]`, perhaps with a `status`. The settings of the dataset are not in the file, so a question
-is told by its values: a label that names a field is a preference, a whole number a rating, a list of names a ranking, a list of
-offsets spans, and other text a correction.
+is told by its values: a label that names a field is a preference, a whole number a rating, a list of names a ranking,
+a list of offsets spans, and other text a correction.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
