@@ -21,10 +21,10 @@ def pair(number: int, length: int = 0) -> Task:
 
 
 def test_no_acknowledged_answer_is_lost_or_doubled_over_kills(tmp_path):
-    found = feedback_kills.kill_writers(tmp_path / "f.db", kills=6, answers=200, writers=2, seed=1, longest_life=0.2)
+    found = feedback_kills.kill_writers(tmp_path / "f.db", kills=6, answers=40, writers=2, seed=1, longest_life=0.4)
     assert (found.lost, found.twice) == (0, 0)
     assert found.kills >= 6
-    assert found.acknowledged >= 200
+    assert found.acknowledged >= 40
 
 
 def test_processes_that_make_a_store_at_once_share_it(tmp_path):
