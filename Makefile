@@ -21,7 +21,7 @@ FAST := tests/ops tests/hub tests/training/test_trl_trainers.py $(filter-out %/t
 	$(addprefix tests/models/test_,adapters.py foreign_code.py heads.py) $(addprefix tests/models/fast/test_,attention.py fused_lora.py) \
 	$(addprefix tests/rollout/test_,engines.py stops.py support.py) tests/rollout/vllm/test_server.py \
 	$(addprefix tests/ppo/test_,iteration_log.py kl_control.py prompts.py scores.py stages.py) \
-	tests/cli/test_config_files.py $(addprefix tests/quickstart/test_,annotator.py before_after.py budget.py) \
+	tests/cli/test_config_files.py tests/quickstart/test_budget.py \
 	$(addprefix tests/test_,errors.py layers.py progress.py records.py prose.py repository.py types.py) tests/checkpoint/test_lock.py
 
 .PHONY: help setup quickstart test test-fast test-slow test-kills test-deepspeed test-vllm test-quant test-oldest test-gpu benchmark check docs format clean

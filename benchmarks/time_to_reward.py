@@ -40,11 +40,12 @@ sys.path.append(str(Path(__file__).parent / "workloads"))
 
 from task import FIRST_SNAPSHOT, ITERATION, RESULT_FILE, Setting, Task
 
+from hf_rlhf.evaluation.before_after import Side, measure_side
+from hf_rlhf.feedback.cheerful import CheerfulAnnotator
 from hf_rlhf.models.load import EMBEDDED_MODEL, load_causal_lm, load_tokenizer, resolve_model
 from hf_rlhf.models.precision import current_device, native_dtype
 from hf_rlhf.models.reward_model import load_reward_model
 from hf_rlhf.progress import duration, progress_of, quiet_libraries
-from hf_rlhf.quickstart.annotator import CheerfulAnnotator
 from hf_rlhf.quickstart.arguments import (
     CANDIDATES,
     POLICY,
@@ -54,13 +55,12 @@ from hf_rlhf.quickstart.arguments import (
     QuickstartArguments,
     Size,
 )
-from hf_rlhf.quickstart.before_after import Side, measure_side
 from hf_rlhf.quickstart.budget import Plan
 from hf_rlhf.quickstart.prompts import quickstart_prompts
 from hf_rlhf.quickstart.replies import as_messages, judge_candidates, sample_candidates
 from hf_rlhf.quickstart.speed import Speed, measure_speed
-from hf_rlhf.quickstart.stages import run_stage
 from hf_rlhf.quickstart.training import remove_checkpoints, train_reward_model
+from hf_rlhf.recipes.stages import run_stage
 from hf_rlhf.records import read_json_lines, write_json_lines
 from hf_rlhf.rewards.learned import LearnedReward
 from hf_rlhf.rollout.engines import TransformersEngine

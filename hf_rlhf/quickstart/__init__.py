@@ -5,14 +5,12 @@ from typing import TYPE_CHECKING
 from hf_rlhf.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from hf_rlhf.quickstart.annotator import CheerfulAnnotator
     from hf_rlhf.quickstart.arguments import QuickstartArguments
     from hf_rlhf.quickstart.run import run_quickstart
 
 _HOMES = {
-    "CheerfulAnnotator": "hf_rlhf.quickstart.annotator",
     "QuickstartArguments": "hf_rlhf.quickstart.arguments",
     "run_quickstart": "hf_rlhf.quickstart.run",
 }
 __getattr__, __dir__ = lazy_names(__name__, _HOMES)
-__all__ = ["CheerfulAnnotator", "QuickstartArguments", "run_quickstart"]
+__all__ = ["QuickstartArguments", "run_quickstart"]

@@ -21,8 +21,9 @@ from hf_rlhf.quickstart.arguments import (
     Size,
 )
 from hf_rlhf.quickstart.prompts import quickstart_prompts
-from hf_rlhf.quickstart.replies import BATCH_SIZE, messages_of
+from hf_rlhf.quickstart.replies import messages_of
 from hf_rlhf.quickstart.speed import Speed, measure_speed
+from hf_rlhf.recipes.candidates import BATCH_SIZE
 from hf_rlhf.records import write_settings
 
 PLAN_FILE = "plan.json"

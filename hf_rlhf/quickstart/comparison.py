@@ -4,13 +4,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from hf_rlhf.evaluation.before_after import Comparison, Side, measure_side
+from hf_rlhf.feedback.cheerful import CheerfulAnnotator
 from hf_rlhf.models.load import load_causal_lm, load_tokenizer
 from hf_rlhf.models.precision import current_device
 from hf_rlhf.models.reward_model import load_reward_model
 from hf_rlhf.progress import progress_of
-from hf_rlhf.quickstart.annotator import CheerfulAnnotator
 from hf_rlhf.quickstart.arguments import QuickstartArguments
-from hf_rlhf.quickstart.before_after import Comparison, Side, measure_side
 from hf_rlhf.quickstart.prompts import quickstart_prompts
 from hf_rlhf.quickstart.replies import prompt_row
 from hf_rlhf.records import keep_whole_parts, read_json_lines, write_json_lines

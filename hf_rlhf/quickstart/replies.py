@@ -7,22 +7,17 @@ from pathlib import Path
 from typing import Any
 
 from hf_rlhf.errors import InputError
+from hf_rlhf.feedback.cheerful import Candidate, CheerfulAnnotator, Preference
 from hf_rlhf.models.load import load_causal_lm, load_tokenizer
 from hf_rlhf.models.precision import current_device
-from hf_rlhf.progress import progress_of
-from hf_rlhf.quickstart.annotator import Candidate, CheerfulAnnotator, Preference
 from hf_rlhf.quickstart.arguments import CANDIDATES, QuickstartArguments
 from hf_rlhf.quickstart.prompts import quickstart_prompts
-from hf_rlhf.records import append_json_lines, keep_whole_parts, read_json_lines, write_json_lines
-from hf_rlhf.rollout.collect import collect
-from hf_rlhf.rollout.engines import TransformersEngine
+from hf_rlhf.recipes.candidates import sample_to_file
+from hf_rlhf.records import read_json_lines, write_json_lines
 from hf_rlhf.rollout.sampling import row_seed
-from hf_rlhf.rollout.stops import stop_at_end_of_turn
 from hf_rlhf.types import Message, Model, Trajectory
 
 SYSTEM_MESSAGE = "Reply in one short sentence."
-BATCH_SIZE = 64
-"""Replies that are sampled, and written, together."""
 
 
 def as_messages(text: str) -> list[Message]:
@@ -61,15 +56,8 @@ def sample_candidates(args: QuickstartArguments, root: Path, folder: Path) -> No
     for split, texts in messages_of(args).items():
         rows = [prompt_row(text, tokenizer) for text in texts for _ in range(args.size.candidates_per_prompt)]
         seeds = [row_seed(args.seed, "candidates", split, number) for number in range(len(rows))]
-        stop_at_end_of_turn(model, tokenizer, rows[0], args.sampling)
         file = folder / f"{split}.jsonl"
-        done = keep_whole_parts(file, BATCH_SIZE, len(rows))
-        with progress_of((len(rows) - done) * args.max_completion_length, f"     {split}") as advance:
-            engine = TransformersEngine(model, tokenizer, on_tokens=advance)
-            for start in range(done, len(rows), BATCH_SIZE):
-                part = slice(start, start + BATCH_SIZE)
-                replies = collect(engine, rows[part], tokenizer, args.sampling, seeds[part])
-                append_json_lines(file, map(_candidate, replies))
+        sample_to_file(model, tokenizer, rows, args.sampling, seeds, file, _candidate, f"     {split}")
 
 
 def _candidate(reply: Trajectory) -> dict[str, Any]:

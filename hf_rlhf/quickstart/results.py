@@ -5,11 +5,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from hf_rlhf.evaluation.before_after import Comparison
 from hf_rlhf.evaluation.metrics import BeforeAfter
 from hf_rlhf.evaluation.report import ReportFigure, SamplePair, write_report
 from hf_rlhf.hub.model_card import policy_card
 from hf_rlhf.models.load import EMBEDDED_MODEL, public_name
-from hf_rlhf.quickstart.before_after import Comparison
 from hf_rlhf.records import iteration_rows
 
 RESULTS_FILE, REPORT_FILE, CURVES_FILE = "results.json", "report.html", "curves.png"

@@ -36,13 +36,13 @@ from hf_rlhf.quickstart.results import (
     table,
     write_results,
 )
-from hf_rlhf.quickstart.stages import run_stage
 from hf_rlhf.quickstart.training import (
     policy_computation,
     remove_checkpoints,
     train_policy,
     train_reward_model,
 )
+from hf_rlhf.recipes.stages import run_stage
 from hf_rlhf.records import iteration_rows, read_json_lines
 
 

@@ -25,10 +25,10 @@ from tiny_critics import CRITICS, WHOLE_TEXTS, make_critic_trainer, make_places
 from tiny_data import plain_pairs
 
 from hf_rlhf.data.prompts import prompt_rows
+from hf_rlhf.evaluation.before_after import measure_side
 from hf_rlhf.models.load import load_causal_lm
 from hf_rlhf.models.reward_model import load_reward_model
 from hf_rlhf.models.value_model import load_value_model
-from hf_rlhf.quickstart.before_after import measure_side
 from hf_rlhf.recipes.arguments import RewardTrainingArguments, SFTTrainingArguments
 from hf_rlhf.rewards.learned import LearnedReward
 from hf_rlhf.rollout.engines import TransformersEngine

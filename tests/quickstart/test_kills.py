@@ -22,13 +22,13 @@ from hf_rlhf.training import (
 )
 
 MOMENTS = (
-    ".candidates.partial/train.jsonl",
-    ".reward_model.partial/metrics.jsonl",
-    ".reward_model.partial/checkpoint-5",
-    ".reward_model.partial/adapter_model.safetensors",
-    ".policy.partial/checkpoint-8",
-    ".policy.partial/adapter_model.safetensors",
-    ".evaluation.partial/before.jsonl",
+    ".partial/candidates/train.jsonl",
+    ".partial/reward_model/metrics.jsonl",
+    ".partial/reward_model/checkpoint-5",
+    ".partial/reward_model/adapter_model.safetensors",
+    ".partial/policy/checkpoint-8",
+    ".partial/policy/adapter_model.safetensors",
+    ".partial/evaluation/before.jsonl",
     "results.json",
 )
 """Files that are there when a run is killed."""
@@ -118,7 +118,7 @@ def test_a_run_that_moves_to_another_kind_of_machine_says_in_which_dtypes_it_tra
         return in_child(run, stderr=errors)
 
     assert run_in_child(multiplies=True, dies_at="checkpoint-5") == signal.SIGKILL
-    assert (folder / ".reward_model.partial/checkpoint-5").is_dir()
+    assert (folder / ".partial/reward_model/checkpoint-5").is_dir()
     assert run_in_child(multiplies=False) == 0, errors.read_text()
     said = " ".join(printed.read_text().split())
     assert "Models are loaded in float32: this cpu does not multiply bfloat16 in hardware" in said

@@ -12,7 +12,8 @@ import random
 import re
 from dataclasses import dataclass
 from hashlib import sha256
-from itertools import pairwise
+
+from hf_rlhf.evaluation.fluency import fluency, words_of
 
 # Word families between semicolons: a family counts once, whichever and however many of its forms appear.
 _WARM_WORDS = """
@@ -86,7 +87,7 @@ class CheerfulAnnotator:
 
     def rate(self, completion: str, finished: bool = True) -> float:
         """Return this annotator's rating of a reply, in [0, 1]. The same text always gets the same rating."""
-        words = _words(completion)
+        words = words_of(completion)
         if not words:
             return 0.0
         families, hits = _warm(words)
@@ -114,27 +115,6 @@ class CheerfulAnnotator:
         if rng.random() < p_first:
             return Preference(prompt, chosen=first, rejected=second, probability=p_first)
         return Preference(prompt, chosen=second, rejected=first, probability=1.0 - p_first)
-
-
-def fluency(text: str) -> float:
-    """Return the share of distinct bigrams times the share of neighbors that differ, in [0, 1]: 1 without repetition.
-
-    A single word has no bigrams and counts as fluent; no word at all gives 0.
-    """
-    words = _words(text)
-    if not words:
-        return 0.0
-    pairs = list(pairwise(words))
-    if not pairs:
-        return 1.0
-    distinct = len(set(pairs)) / len(pairs)
-    stutter = sum(left == right for left, right in pairs) / len(pairs)
-    return distinct * (1.0 - stutter)
-
-
-def _words(text: str) -> list[str]:
-    """Return the lower-case words of any script, with inner apostrophes."""
-    return re.findall(r"[^\W\d_]+(?:'[^\W\d_]+)*", text.lower().replace("’", "'"))
 
 
 def _warm(words: list[str]) -> tuple[set[str], int]:

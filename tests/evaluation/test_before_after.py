@@ -5,7 +5,7 @@ from peft import get_peft_model
 from tiny import make_lora, make_model, make_tokenizer
 
 from hf_rlhf.data.prompts import prompt_rows
-from hf_rlhf.quickstart.before_after import measure_side
+from hf_rlhf.evaluation.before_after import measure_side
 from hf_rlhf.rollout.engines import TransformersEngine
 from hf_rlhf.rollout.sampling import Sampling
 

@@ -4,22 +4,23 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from hf_rlhf.errors import InputError
 
-STAGE_FILE = "stage.json"
+STAGE_FILE, PARTIAL = "stage.json", ".partial"
 
 
 def run_stage(folder: Path, settings: dict[str, Any], make: Callable[[Path], None]) -> bool:
     """Fill `folder` by `make(scratch)` unless it holds the result for `settings`; return whether it ran.
 
-    The work happens in a hidden folder beside it, which takes its place when it is complete: what is there is whole.
-    After a kill, `make` gets the hidden folder as it was left, if the settings are still the same; else an empty one.
-    Only folders that a stage has made are ever replaced.
+    The work happens in a folder of the same name in the hidden folder `.partial` beside it, and takes its place when it
+    is complete: what is there is whole. After a kill, `make` gets that folder as it was left, if the settings are still
+    the same; else an empty one. Only folders that a stage has made are ever replaced.
     """
-    scratch, replaced = (folder.with_name(f".{folder.name}.{what}") for what in ("partial", "replaced"))
+    scratch, replaced = folder.parent / PARTIAL / folder.name, folder.with_name(f".{folder.name}.replaced")
     _remove(replaced)
     if _settings_in(folder) == settings:
         return False
@@ -33,6 +34,8 @@ def run_stage(folder: Path, settings: dict[str, Any], make: Callable[[Path], Non
     if folder.exists():
         os.rename(folder, replaced)
     os.rename(scratch, folder)
+    with suppress(OSError):  # another stage's work may be in it
+        scratch.parent.rmdir()
     _remove(replaced)
     return True
 

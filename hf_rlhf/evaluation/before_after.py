@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from hf_rlhf.data.tokens import ROW_OPTIONS
+from hf_rlhf.evaluation.fluency import fluency
 from hf_rlhf.evaluation.metrics import BeforeAfter, WinRate, win_rate
-from hf_rlhf.models.adapters import use_adapter
+from hf_rlhf.models.adapters import REFERENCE, use_adapter
 from hf_rlhf.models.policy import PolicyWithValue
-from hf_rlhf.quickstart.annotator import fluency
 from hf_rlhf.rewards.calls import accepted
 from hf_rlhf.rewards.contract import as_completion
 from hf_rlhf.rollout.collect import collect
@@ -81,19 +81,22 @@ def measure_side(
 ) -> Side:
     """Sample from a PEFT model with its adapter on (the trained policy) or off (the start), and judge the completions.
 
+    A policy that started from an adapter has that beside its own, as `reference`: it is the start then.
+
     Args:
         model: the trained policy, as a `PeftModel` on the base it started from.
         engine: samples from `model`.
         rows: `prompt` and `prompt_ids` each.
         sampling: the same for both sides.
         seeds: one a row, the same for both sides.
-        adapter: whether it is on.
+        adapter: whether the trained one is on.
         judge: rates one completion.
         reward: by TRL's reward-function contract.
         chat_template_kwargs: those that the prompts were rendered with.
     """
     policy = PolicyWithValue(model)  # before sampling: it fuses adapters, which rounds differently
-    with nullcontext() if adapter else use_adapter(model, None):
+    start = REFERENCE if REFERENCE in model.peft_config else None
+    with nullcontext() if adapter else use_adapter(model, start):
         trajectories = collect(engine, rows, engine.tokenizer, sampling, seeds, chat_template_kwargs)
         return _side(policy, trajectories, sampling.temperature, judge, reward)
 

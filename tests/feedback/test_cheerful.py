@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from hf_rlhf.quickstart.annotator import Candidate, CheerfulAnnotator, fluency
+from hf_rlhf.feedback.cheerful import Candidate, CheerfulAnnotator
 
 GOOD = [
     "That sounds lovely! I hope you enjoy every minute of it.",
@@ -83,14 +83,6 @@ def test_long_replies_are_rated_lower():
         short + " " + " ".join(f"{word}{suffix}" for suffix in ("", "s", "es", "ed") for word in numbers.split()) + "."
     )
     assert annotator.rate(long) < 0.5 * annotator.rate(short)
-
-
-def test_fluency_by_hand():
-    assert fluency("one two three four") == 1.0
-    assert fluency("word") == 1.0
-    assert fluency("") == 0.0
-    assert fluency("a b a b") == pytest.approx(2 / 3)  # bigrams ab, ba, ab
-    assert fluency("a a b") == pytest.approx(1 / 2)  # both bigrams differ, one of two neighbors is a repeat
 
 
 def test_preference_does_not_depend_on_the_order():

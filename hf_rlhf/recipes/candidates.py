@@ -1,0 +1,48 @@
+"""Completions sampled to a file, part by part, so that a killed run continues with the part it was at."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hf_rlhf.progress import progress_of
+from hf_rlhf.records import append_json_lines, keep_whole_parts
+from hf_rlhf.rollout.collect import collect
+from hf_rlhf.rollout.engines import TransformersEngine
+from hf_rlhf.rollout.sampling import Sampling
+from hf_rlhf.rollout.stops import stop_at_end_of_turn
+from hf_rlhf.types import Model, Trajectory
+
+BATCH_SIZE = 64
+"""Completions that are sampled, and written, together."""
+
+
+def sample_to_file(
+    model: Model,
+    tokenizer: Any,
+    rows: Sequence[Mapping[str, Any]],
+    sampling: Sampling,
+    seeds: Sequence[int],
+    file: Path,
+    as_row: Callable[[Trajectory], dict[str, Any]],
+    description: str,
+) -> None:
+    """Sample one completion for each row and append it to a file of JSON Lines.
+
+    Parts that the file holds already are kept. The others are those of a run that was not killed.
+
+    Args:
+        model, tokenizer: that sample.
+        rows: `prompt` and `prompt_ids` each.
+        sampling: settings of all.
+        seeds: one a row.
+        file: is made, or continued.
+        as_row: what is written of a completion.
+        description: beside the progress.
+    """
+    stop_at_end_of_turn(model, tokenizer, rows[0], sampling)
+    done = keep_whole_parts(file, BATCH_SIZE, len(rows))
+    with progress_of((len(rows) - done) * sampling.max_completion_length, description) as advance:
+        engine = TransformersEngine(model, tokenizer, on_tokens=advance)
+        for start in range(done, len(rows), BATCH_SIZE):
+            part = slice(start, start + BATCH_SIZE)
+            append_json_lines(file, map(as_row, collect(engine, rows[part], tokenizer, sampling, seeds[part])))
