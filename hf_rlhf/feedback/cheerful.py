@@ -39,6 +39,7 @@ he she my me to of in on at for with from by about as is are was be been have ha
 how when there that's there's let's not just
 """
 _GLUE = frozenset(_GLUE_WORDS.split())
+_GOOD_ENOUGH = 0.7  # a rating that needs no correction
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -98,6 +99,14 @@ class CheerfulAnnotator:
         density = _ramp((hits - 1) / len(words), zero_at=0.5, full_at=0.3)
         glue = 0.3 + 0.7 * _ramp(sum(word in _GLUE for word in words) / len(words), zero_at=0.0, full_at=0.2)
         return warmth * brevity * fluency(completion) ** 2 * density * glue * _tidiness(completion, words)
+
+    def correct(self, completion: str) -> str:
+        """Return a reply as this annotator would have it: itself where it is rated well, else its start made warm."""
+        if self.rate(completion) >= _GOOD_ENOUGH:
+            return completion
+        sentence = re.split(r"(?<=[.!?])\s", completion.strip(), maxsplit=1)[0]
+        short = " ".join(sentence.split()[:20]).rstrip(",;:")
+        return f"{short}{'' if not short or short[-1] in '.!?' else '.'} I hope you enjoy it!".strip()
 
     def prefer(self, prompt: str, a: Candidate, b: Candidate) -> Preference | None:
         """Choose between two replies, or give None where both are alike.

@@ -1,0 +1,154 @@
+"""Annotators that are no people: rules and models answer tasks through the store, as a person does through the page."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from hf_rlhf.errors import InputError
+from hf_rlhf.feedback.forms import PAIRWISE, RANKING, RATING, TIE, Form
+from hf_rlhf.feedback.store import ANSWER, MODEL, SKIP, Event, FeedbackStore, new_uuid
+from hf_rlhf.feedback.tasks import Task, shown_order
+from hf_rlhf.judges.base import Judge
+
+
+class Annotator(Protocol):
+    """Anybody who answers tasks."""
+
+    @property
+    def name(self) -> str:
+        """The name under which the store has the answers."""
+        ...
+
+    @property
+    def kind(self) -> str:
+        """`person`, `rule` or `model`."""
+        ...
+
+    def answer(self, task: Task, order: Sequence[int]) -> Mapping[str, Any] | None:
+        """Return an answer that the task's form allows, or None to skip it.
+
+        `order` has the numbers of the completions as they are shown, the first one first.
+        """
+        ...
+
+
+def annotate(
+    store: FeedbackStore,
+    annotator: Annotator,
+    *,
+    overlap: int = 1,
+    limit: int | None = None,
+    on_answer: Callable[[int], None] = lambda _: None,
+) -> int:
+    """Let an annotator answer or skip what the store has for them; return how many tasks that were.
+
+    Args:
+        store: asks, and keeps each answer when it is given.
+        annotator: who answers.
+        overlap: annotators of this kind that a task is asked of.
+        limit: most tasks of this call; all that are left by default.
+        on_answer: called with 1 after each.
+
+    Raises `InvalidAnswer` for an answer that the form does not allow.
+    """
+    done = 0
+    while limit is None or done < limit:
+        task = store.next_task(annotator.name, kind=annotator.kind, overlap=overlap)
+        if task is None:
+            break
+        order = shown_order(task.id, annotator.name, store.salt, len(task.completions))
+        value = annotator.answer(task, order)
+        kind = SKIP if value is None else ANSWER
+        store.append(Event(new_uuid(), task.id, annotator.name, annotator.kind, kind, value=value, shown_order=order))
+        done += 1
+        on_answer(1)
+    return done
+
+
+def annotate_in_turns(
+    store: FeedbackStore,
+    annotators: Sequence[Annotator],
+    *,
+    overlap: int = 1,
+    on_answer: Callable[[int], None] = lambda _: None,
+) -> int:
+    """Let several annotators answer one task after the other, until nothing is left; return how many they answered.
+
+    So each of them gets a like share of the tasks where `overlap` is smaller than their number.
+    """
+    done, waiting = 0, True
+    while waiting:
+        answered = [annotate(store, each, overlap=overlap, limit=1, on_answer=on_answer) for each in annotators]
+        done, waiting = done + sum(answered), any(answered)
+    return done
+
+
+@dataclass(frozen=True)
+class JudgeAnnotator:
+    """A judge as an annotator of kind model. It answers pairwise, ranking and rating forms.
+
+    It sees each pair in both orders, and calls it a tie where they disagree. An answer of the judge that cannot be read
+    skips the task.
+
+    Args:
+        judge: compares and rates.
+    """
+
+    judge: Judge
+    kind: str = MODEL
+
+    @property
+    def name(self) -> str:
+        """The name of the judge."""
+        return self.judge.name
+
+    def answer(self, task: Task, order: Sequence[int]) -> dict[str, Any] | None:
+        """Return the judge's answer; see `Annotator.answer`. Raises `InputError` for a form that no judge answers."""
+        require_answered_by_judge(task.form)
+        if task.form.kind == PAIRWISE:
+            return self._preference(task)
+        ratings = self.judge.rate([task.prompt] * len(task.completions), task.completions)
+        numbers = [rating for rating in ratings if rating is not None]
+        if len(numbers) < len(ratings):
+            return None
+        if task.form.kind == RANKING:
+            return {"ranks": ranks_of(numbers)}
+        levels = [1 + round((number - 1) / 4 * (task.form.points - 1)) for number in numbers]
+        return {"ratings": {task.form.criteria[0]: levels}}
+
+    def _preference(self, task: Task) -> dict[str, Any] | None:
+        questions = [task.form.question] if task.form.question else None
+        first, second = task.completions
+        comparison = self.judge.compare([task.prompt], [first], [second], questions)[0]
+        if comparison.preference is None or comparison.margin is None:
+            return None
+        if comparison.preference == 0.5:
+            return {"preferred": TIE}
+        return {
+            "preferred": 0 if comparison.preference == 1.0 else 1,
+            "strength": min(task.form.strengths, 1 + int(comparison.margin * task.form.strengths)),
+        }
+
+
+def require_answered_by_judge(form: Form) -> None:
+    """Raise `InputError` for a form that no judge answers."""
+    if form.kind not in (PAIRWISE, RANKING, RATING) or (form.kind == RATING and len(form.criteria) > 1):
+        asked = f"{form.kind} with {len(form.criteria)} criteria" if form.kind == RATING else form.kind
+        raise InputError(
+            f"form={asked} is invalid for a judge: it compares and rates, by one criterion. Use {PAIRWISE}, {RANKING} or"
+            f" {RATING}."
+        )
+
+
+def ranks_of(numbers: Sequence[float], alike: float = 0.0) -> list[int]:
+    """Return ranks from numbers of which a higher one is better: 1 is the best.
+
+    Neighbors in that order share a rank where they differ by no more than `alike`.
+    """
+    ranks, rank = [0] * len(numbers), 0
+    best_first = sorted(range(len(numbers)), key=lambda number: -numbers[number])
+    for place, number in enumerate(best_first):
+        if place == 0 or numbers[best_first[place - 1]] - numbers[number] > alike:
+            rank += 1
+        ranks[number] = rank
+    return ranks
