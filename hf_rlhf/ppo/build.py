@@ -23,6 +23,7 @@ from hf_rlhf.models.load import load_tokenizer
 from hf_rlhf.models.policy import PolicyWithValue, wrap_policy
 from hf_rlhf.models.positions import positions
 from hf_rlhf.models.precision import native_dtype
+from hf_rlhf.models.references import named_reference
 from hf_rlhf.ppo.config import EVALUATED, PPOConfig
 from hf_rlhf.ppo.launch import require_launcher, rewards_share_base
 from hf_rlhf.rewards.cache import RewardCache
@@ -221,7 +222,7 @@ def build_policy(
     data: PPOData,
     *,
     peft_config=None,
-    ref_model: Model | None = None,
+    ref_model: str | Model | None = None,
     value_model: Model | None = None,
 ) -> PolicyWithValue:
     """Build policy, critic and reference in one module. Raises `InputError` for models that do not fit."""
@@ -237,6 +238,8 @@ def build_policy(
         keep_reference=follows,
         own_reference=ref_model is not None,
     )
+    if isinstance(ref_model, str):
+        ref_model = named_reference(wrapped, ref_model)
     critic = build_critic(
         args.critic,  # pyright: ignore
         wrapped,

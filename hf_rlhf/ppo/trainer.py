@@ -100,7 +100,8 @@ class PPOTrainer(Evaluation):
         processing_class: the policy's tokenizer; by default that of `model`.
         reward_processing_classes: a tokenizer for each reward that is a model object; None elsewhere.
         peft_config: a LoRA config to wrap the policy with.
-        ref_model: a reference of its own; by default see `PolicyWithValue`.
+        ref_model: a reference of its own: a model, or a path or name. An adapter on the policy's base, and that base,
+            take no second base when they are named. By default see `PolicyWithValue`.
         value_model: a sequence classifier to be the critic, with `critic="model"`; by default see `build_critic`.
         environment: makes the environment of each episode, such as a class: a dialogue, a game, tools. By default a
             prompt gets one completion. What it pays is added to the rewards, and `reward_funcs` may be None.
@@ -124,7 +125,7 @@ class PPOTrainer(Evaluation):
         processing_class=None,
         reward_processing_classes=None,
         peft_config=None,
-        ref_model: Model | None = None,
+        ref_model: str | Model | None = None,
         value_model: Model | None = None,
         ptx_dataset=None,
         environment: EnvFactory | None = None,

@@ -176,6 +176,9 @@ class PPOArguments(DataArguments):
     require_report_card: bool = flag(
         False, "Refuse a reward model without a report card of its weights, or whose card says: do not use."
     )
+    ref_model_path: str | None = flag(
+        None, "Model that the KL is measured to: a base, or an adapter on it; by default where the policy starts."
+    )
     reward_funcs: list[str] | None = flag(None, "More rewards: models, file.py:name, or named ones (regex:pattern=a).")
     ptx_dataset_name: str | None = flag(None, "Texts for the language-model loss of PPO-ptx, with ptx_coef.")
     ptx_dataset_config: str | None = flag(None, "Configuration of ptx_dataset_name, for a Hub dataset.")

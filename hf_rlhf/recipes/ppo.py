@@ -96,6 +96,7 @@ def _train(
             processing_class=tokenizer,
             reward_processing_classes=[sets.reward_tokenizers.get(_name(reward)) for reward in rewards],
             peft_config=None if is_peft_model(policy) else peft_config(model, policy),
+            ref_model=script.ref_model_path,
             ptx_dataset=sets.ptx,
         )
     folder = output_folder(training)
