@@ -146,6 +146,7 @@ def _page(report: ThresholdReport) -> str:
     from hf_rlhf.evaluation.page_style import PAGE_STYLE
     from hf_rlhf.evaluation.report_card.page_template import STYLE
     from hf_rlhf.evaluation.report_card.plots import precision_recall_plot
+    from hf_rlhf.evaluation.svg import SVG_STYLE
 
     at = report.measured_on
     plot = precision_recall_plot(
@@ -160,7 +161,7 @@ def _page(report: ThresholdReport) -> str:
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     return environment.from_string(_TEMPLATE).render(
         report=report,
-        style=PAGE_STYLE + STYLE,
+        style=PAGE_STYLE + SVG_STYLE + STYLE,
         plot=plot,
         halves=[(name, each.to_dict()) for name, each in halves],
         average=average_precision(report.curve),

@@ -8,6 +8,7 @@ from hf_rlhf.evaluation.report_card.agreement import SIMILAR, Agreement
 from hf_rlhf.evaluation.report_card.card import ReportCard
 from hf_rlhf.evaluation.report_card.page_template import STYLE, TEMPLATE
 from hf_rlhf.evaluation.report_card.verdict import CARE, GOOD, REFUSED
+from hf_rlhf.evaluation.svg import SVG_STYLE
 
 _TABLES = {
     "length_ratio": ("By length ratio", "Characters of the chosen answer divided by those of the rejected one."),
@@ -29,7 +30,7 @@ def page_of(card: ReportCard) -> str:
         card=card,
         color=_COLORS[card.verdict.word],
         colors=_COLORS,
-        style=PAGE_STYLE + STYLE,
+        style=PAGE_STYLE + SVG_STYLE + STYLE,
         plots=_plots(card),
         tables=[(*_TABLES[name], name, rows) for name, rows in card.tables.items()],
         similar=SIMILAR,

@@ -1,9 +1,9 @@
 """Style and template of the report card's page; `page.py` says what stands in it."""
 
 STYLE = """
-:root { --good: #1a7f4b; --care: #9a6700; --refused: #b3261e; --model: #0072b2; --other: #8a94a3; --wrong: #c2410c; --soft: #eef2f6; }
+:root { --good: #1a7f4b; --care: #9a6700; --refused: #b3261e; }
 @media (prefers-color-scheme: dark) {
-  :root { --good: #4cc38a; --care: #e0b341; --refused: #ff8078; --model: #62b5e5; --other: #8794a6; --wrong: #f5935a; --soft: #232b35; }
+  :root { --good: #4cc38a; --care: #e0b341; --refused: #ff8078; }
 }
 .verdict { border-left: 6px solid var(--tone); padding: 20px 24px; margin: 14px 0 0; }
 .verdict .word { margin: 0; font-size: clamp(26px, 4vw, 38px); line-height: 1.15; font-weight: 750; color: var(--tone); }
@@ -24,24 +24,6 @@ STYLE = """
 .plot { padding: 14px 16px 10px; background: var(--card); margin: 0; }
 .plot h3 { margin: 0 0 2px; font-size: 16px; }
 .plot .note { margin: 0 0 8px; }
-svg { display: block; width: 100%; max-width: 560px; height: auto; margin: 0 auto; }
-svg text { font: 13px system-ui, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; fill: var(--ink); font-variant-numeric: tabular-nums; paint-order: stroke; stroke: var(--card); stroke-width: 4px; stroke-linejoin: round; }
-svg .tick, svg .axis { fill: var(--muted); font-size: 12px; }
-svg .value { font-weight: 650; }
-svg .grid { stroke: var(--line); stroke-width: 1; }
-svg .track { stroke: var(--soft); stroke-width: 8; stroke-linecap: round; }
-svg .chance, svg .ideal, svg .zero { stroke: var(--muted); stroke-width: 1.4; stroke-dasharray: 4 4; }
-svg .zero { stroke-dasharray: none; stroke-width: 1; }
-svg .interval { stroke-width: 4; stroke-linecap: round; opacity: .5; }
-svg .mark { stroke: var(--ink); stroke-width: 2.5; }
-svg .fit { stroke: var(--ink); stroke-width: 2.2; }
-svg line.model { stroke: var(--model); } svg line.other { stroke: var(--other); } svg line.wrong { stroke: var(--wrong); }
-svg circle.model { fill: var(--model); } svg circle.other { fill: var(--other); } svg circle.wrong { fill: var(--wrong); }
-svg text.value.wrong { fill: var(--wrong); }
-svg .point { opacity: .6; }
-svg .curve { fill: none; stroke-width: 2.4; } svg path.model { stroke: var(--model); }
-svg .steps { fill-opacity: .22; stroke-width: 1.8; }
-svg .steps.chosen { fill: var(--model); stroke: var(--model); } svg .steps.rejected { fill: var(--wrong); stroke: var(--wrong); stroke-dasharray: 5 3; }
 .key { display: inline-block; width: 11px; height: 11px; border-radius: 3px; margin-right: 5px; }
 .important th, .important td { background: var(--after); font-weight: 650; }
 .failed { color: var(--refused); font-weight: 650; } .passed { color: var(--good); font-weight: 650; }

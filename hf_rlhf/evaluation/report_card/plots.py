@@ -1,14 +1,11 @@
 """Plots of the report card as inline SVG, which takes its colors from the page and so fits its light and dark theme."""
 
-import html
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hf_rlhf.evaluation.report_card.calibration import Calibration, LengthEffect
 from hf_rlhf.evaluation.report_card.distribution import Distribution
-
-WIDTH = 380
-_LEFT, _RIGHT, _TOP, _BOTTOM, _HEIGHT = 46, 18, 12, 44, 290
+from hf_rlhf.evaluation.svg import HEIGHT, WIDTH, Axes, line, picture, text
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,66 +30,66 @@ def interval_plot(rows: Sequence[Row], alt: str, chance: float | None = 0.5) -> 
     def x(value: float) -> float:
         return 8 + (WIDTH - 16) * value
 
-    parts = [_line(x(tick / 4), top, x(tick / 4), bottom, "grid") for tick in range(5)]
+    parts = [line(x(tick / 4), top, x(tick / 4), bottom, "grid") for tick in range(5)]
     if chance is not None:
-        parts.append(_line(x(chance), top, x(chance), bottom, "chance"))
+        parts.append(line(x(chance), top, x(chance), bottom, "chance"))
     for number, row in enumerate(rows):
         y = top + step * number + 30
         parts += [
-            _text(8, y - 13, row.name, "label"),
-            _text(WIDTH - 8, y - 13, row.note or f"{row.value:.1%}", f"value {row.color}", "end"),
-            _line(8, y, WIDTH - 8, y, "track"),
-            _line(x(row.low), y, x(row.high), y, f"interval {row.color}"),
+            text(8, y - 13, row.name, "label"),
+            text(WIDTH - 8, y - 13, row.note or f"{row.value:.1%}", f"value {row.color}", "end"),
+            line(8, y, WIDTH - 8, y, "track"),
+            line(x(row.low), y, x(row.high), y, f"interval {row.color}"),
             f'<circle class="dot {row.color}" cx="{x(row.value):.1f}" cy="{y}" r="5.5"/>',
         ]
         if row.mark is not None:
-            parts.append(_line(x(row.mark), y - 8, x(row.mark), y + 8, "mark"))
+            parts.append(line(x(row.mark), y - 8, x(row.mark), y + 8, "mark"))
     anchors = ("start", "middle", "middle", "middle", "end")
-    parts += [_text(x(n / 4), bottom + 18, f"{n * 25}%", "tick", anchor) for n, anchor in enumerate(anchors)]
-    return _svg(parts, alt, height)
+    parts += [text(x(n / 4), bottom + 18, f"{n * 25}%", "tick", anchor) for n, anchor in enumerate(anchors)]
+    return picture(parts, alt, height)
 
 
 def calibration_plot(calibration: Calibration, alt: str) -> str:
     """Draw the share of right preferences in each bin against its probability, with the line where both are equal."""
     high = max(0.6, _ceiling(max(each.probability for each in calibration.bins)))
     low_y = max(0.0, min(0.4, *(each.low // 0.1 * 0.1 for each in calibration.bins)))
-    axes = _Axes((0.5, high), (low_y, 1.0))
+    axes = Axes((0.5, high), (low_y, 1.0))
     ticks_x, ticks_y = _tenths(0.5, high), _tenths(low_y, 1.0)
     parts = axes.frame(ticks_x, ticks_y, "probability by the reward difference", "share right", percent=True)
-    parts.append(_line(axes.x(0.5), axes.y(0.5), axes.x(high), axes.y(high), "ideal"))
+    parts.append(line(axes.x(0.5), axes.y(0.5), axes.x(high), axes.y(high), "ideal"))
     for each in calibration.bins:
         x = axes.x(each.probability)
-        parts.append(_line(x, axes.y(each.low), x, axes.y(each.high), "interval model"))
+        parts.append(line(x, axes.y(each.low), x, axes.y(each.high), "interval model"))
         parts.append(f'<circle class="dot model" cx="{x:.1f}" cy="{axes.y(each.share):.1f}" r="5"/>')
-    return _svg(parts, alt, _HEIGHT)
+    return picture(parts, alt, HEIGHT)
 
 
 def length_plot(effect: LengthEffect, alt: str) -> str:
     """Draw reward differences against length differences of pairs, chosen minus rejected, with the regression line."""
     span_x = max(1.0, _outer([abs(x) for x, _ in effect.points]))
     span_y = max(1e-6, _outer([abs(y) for _, y in effect.points]))
-    axes = _Axes((-span_x, span_x), (-span_y, span_y))
+    axes = Axes((-span_x, span_x), (-span_y, span_y))
     ticks_x, ticks_y = ([-span, -span / 2, 0.0, span / 2, span] for span in (span_x, span_y))
     unit = f"{effect.unit} of the chosen minus the rejected answer"
     parts = axes.frame(ticks_x, ticks_y, unit, "reward difference")
     parts += [
-        _line(axes.x(0), axes.y(-span_y), axes.x(0), axes.y(span_y), "zero"),
-        _line(axes.x(-span_x), axes.y(0), axes.x(span_x), axes.y(0), "zero"),
+        line(axes.x(0), axes.y(-span_y), axes.x(0), axes.y(span_y), "zero"),
+        line(axes.x(-span_x), axes.y(0), axes.x(span_x), axes.y(0), "zero"),
     ]
     for x, y in effect.points:
         if abs(x) <= span_x and abs(y) <= span_y:
             color = "model" if y > 0 else "wrong"
             parts.append(f'<circle class="point {color}" cx="{axes.x(x):.1f}" cy="{axes.y(y):.1f}" r="3"/>')
     end = min(span_x, span_y / abs(effect.slope)) if effect.slope else span_x
-    line = (axes.x(-end), axes.y(-end * effect.slope), axes.x(end), axes.y(end * effect.slope))
-    return _svg([*parts, _line(*line, "fit")], alt, _HEIGHT)
+    ends = (axes.x(-end), axes.y(-end * effect.slope), axes.x(end), axes.y(end * effect.slope))
+    return picture([*parts, line(*ends, "fit")], alt, HEIGHT)
 
 
 def histogram(rewards: Distribution, alt: str) -> str:
     """Draw how many chosen and how many rejected answers have which reward."""
     most = max(*rewards.chosen, *rewards.rejected, 1)
     low, high = rewards.edges[0], rewards.edges[-1]
-    axes = _Axes((low, high), (0.0, float(most)))
+    axes = Axes((low, high), (0.0, float(most)))
     ticks = sorted({0, most // 2, most})
     parts = axes.frame([low + (high - low) * n / 4 for n in range(5)], list(map(float, ticks)), "reward", "answers")
     for name, counts in (("rejected", rewards.rejected), ("chosen", rewards.chosen)):
@@ -101,62 +98,21 @@ def histogram(rewards: Distribution, alt: str) -> str:
             path += f"L{axes.x(left):.1f},{axes.y(count):.1f}L{axes.x(right):.1f},{axes.y(count):.1f}"
         path += f"L{axes.x(high):.1f},{axes.y(0):.1f}Z"
         parts.append(f'<path class="steps {name}" d="{path}"/>')
-    return _svg(parts, alt, _HEIGHT)
+    return picture(parts, alt, HEIGHT)
 
 
 def precision_recall_plot(
     points: Sequence[tuple[float, float]], chosen: tuple[float, float], chance: float, alt: str
 ) -> str:
     """Draw points of (recall, precision) as a line, the chosen one as a dot, and the precision of chance."""
-    axes = _Axes((0.0, 1.0), (0.0, 1.0))
+    axes = Axes((0.0, 1.0), (0.0, 1.0))
     quarters = [tick / 4 for tick in range(5)]
     parts = axes.frame(quarters, quarters, "recall", "precision", percent=True)
-    parts.append(_line(axes.x(0), axes.y(chance), axes.x(1), axes.y(chance), "chance"))
+    parts.append(line(axes.x(0), axes.y(chance), axes.x(1), axes.y(chance), "chance"))
     path = "L".join(f"{axes.x(recall):.1f},{axes.y(precision):.1f}" for recall, precision in points)
     parts.append(f'<path class="curve model" d="M{path}"/>')
     parts.append(f'<circle class="dot wrong" cx="{axes.x(chosen[0]):.1f}" cy="{axes.y(chosen[1]):.1f}" r="6"/>')
-    return _svg(parts, alt, _HEIGHT)
-
-
-@dataclass(frozen=True, slots=True)
-class _Axes:
-    """Linear axes of a plot: what is at its ends."""
-
-    across: tuple[float, float]
-    up: tuple[float, float]
-
-    def x(self, value: float) -> float:
-        low, high = self.across
-        return _LEFT + (WIDTH - _LEFT - _RIGHT) * (value - low) / ((high - low) or 1.0)
-
-    def y(self, value: float) -> float:
-        low, high = self.up
-        return _HEIGHT - _BOTTOM - (_HEIGHT - _TOP - _BOTTOM) * (value - low) / ((high - low) or 1.0)
-
-    def frame(
-        self, across: Sequence[float], up: Sequence[float], label_x: str, label_y: str, percent: bool = False
-    ) -> list[str]:
-        """Return grid, ticks and the names of both axes."""
-        parts = [_line(self.x(tick), _TOP, self.x(tick), _HEIGHT - _BOTTOM, "grid") for tick in across]
-        parts += [_line(_LEFT, self.y(tick), WIDTH - _RIGHT, self.y(tick), "grid") for tick in up]
-        names_x, names_y = _tick_names(across, percent), _tick_names(up, percent)
-        parts += [
-            _text(self.x(tick), _HEIGHT - _BOTTOM + 18, name, "tick", "middle")
-            for tick, name in zip(across, names_x, strict=True)
-        ]
-        parts += [
-            _text(_LEFT - 7, self.y(tick) + 4, name, "tick", "end") for tick, name in zip(up, names_y, strict=True)
-        ]
-        middle = (_LEFT + WIDTH - _RIGHT) / 2
-        parts.append(_text(middle, _HEIGHT - 8, label_x, "axis", "middle"))
-        return [*parts, _text(_LEFT + 6, _TOP + 12, label_y, "axis")]
-
-
-def _tick_names(ticks: Sequence[float], percent: bool) -> list[str]:
-    if percent:
-        whole = all(abs(100 * tick - round(100 * tick)) < 1e-6 for tick in ticks)
-        return [f"{tick:.0%}" if whole else f"{tick:.1%}" for tick in ticks]
-    return [f"{tick:.3g}".replace("-", "\N{MINUS SIGN}") for tick in ticks]
+    return picture(parts, alt, HEIGHT)
 
 
 def _tenths(low: float, high: float) -> list[float]:
@@ -175,16 +131,3 @@ def _outer(sizes: Sequence[float]) -> float:
 
 def _ceiling(value: float) -> float:
     return min(1.0, -(-value // 0.1) * 0.1)
-
-
-def _line(x1: float, y1: float, x2: float, y2: float, name: str) -> str:
-    return f'<line class="{name}" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"/>'
-
-
-def _text(x: float, y: float, text: str, name: str, anchor: str = "start") -> str:
-    return f'<text class="{name}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{html.escape(text)}</text>'
-
-
-def _svg(parts: Sequence[str], alt: str, height: float) -> str:
-    alt = html.escape(alt, quote=True)
-    return f'<svg viewBox="0 0 {WIDTH} {height:.0f}" role="img" aria-label="{alt}">{"".join(parts)}</svg>'
