@@ -1,14 +1,17 @@
 """Annotators that are no people: rules and models answer tasks through the store, as a person does through the page."""
 
+import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from hf_rlhf.errors import InputError
 from hf_rlhf.feedback.forms import PAIRWISE, RANKING, RATING, TIE, Form
 from hf_rlhf.feedback.store import ANSWER, MODEL, SKIP, Event, FeedbackStore, new_uuid
-from hf_rlhf.feedback.tasks import Task, shown_order
+from hf_rlhf.feedback.tasks import Task, canonical_json, shown_order
 from hf_rlhf.judges.base import Judge
+
+_ANSWERS = uuid.UUID("5f0d3c1e-8a44-4e0b-9a59-6a1f6f6f4b52")  # the namespace of their uuids
 
 
 class Annotator(Protocol):
@@ -57,12 +60,24 @@ def annotate(
         if task is None:
             break
         order = shown_order(task.id, annotator.name, store.salt, len(task.completions))
-        value = annotator.answer(task, order)
-        kind = SKIP if value is None else ANSWER
-        store.append(Event(new_uuid(), task.id, annotator.name, annotator.kind, kind, value=value, shown_order=order))
+        _append(store, task, annotator, annotator.answer(task, order), order)
         done += 1
         on_answer(1)
     return done
+
+
+def _append(
+    store: FeedbackStore, task: Task, annotator: Annotator, value: Mapping[str, Any] | None, order: Sequence[int]
+) -> None:
+    """Append an answer, or a skip, under a uuid that the same answer of the same annotator gets in every store."""
+    kind = SKIP if value is None else ANSWER
+    key = canonical_json([task.id, annotator.name, annotator.kind, value])
+    event = Event(
+        str(uuid.uuid5(_ANSWERS, key)), task.id, annotator.name, annotator.kind, kind, value=value, shown_order=order
+    )
+    number = store.append(event).number
+    if number not in {each.number for each in store.current(task=task.id, annotator=annotator.name)}:
+        store.append(replace(event, uuid=new_uuid()))  # it was given before, and taken back since
 
 
 def annotate_in_turns(

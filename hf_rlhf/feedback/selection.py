@@ -29,7 +29,7 @@ def possible_questions(texts: Sequence[Sequence[str]], form: Form) -> list[Quest
     """Return every question that a form can ask about the candidates of some prompts.
 
     A pairwise form asks about two, a form of one completion about each, any other about all of a prompt at once.
-    Candidates of the same text are one.
+    Candidates of the same text are one, and there is no question about one without any text.
 
     Args:
         texts: of the candidates of each prompt. They are numbered through, over all prompts.
@@ -38,7 +38,7 @@ def possible_questions(texts: Sequence[Sequence[str]], form: Form) -> list[Quest
     low, high = completions_of_form(form)
     questions, number = [], 0
     for prompt, group in enumerate(texts):
-        first = {text: number + place for place, text in reversed(list(enumerate(group)))}
+        first = {text: number + place for place, text in reversed(list(enumerate(group))) if text.strip()}
         distinct = sorted(first.values())
         number += len(group)
         size = min(high, len(distinct))

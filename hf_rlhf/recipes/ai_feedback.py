@@ -14,7 +14,6 @@ from hf_rlhf.data.tokens import row_ids
 from hf_rlhf.errors import InputError
 from hf_rlhf.feedback.ai.journal import JOURNAL_FILE, Journal
 from hf_rlhf.feedback.ai.principles import Principle, load_principles
-from hf_rlhf.feedback.ai.prompts import feedback_prompts
 from hf_rlhf.feedback.ai.results import (
     PREFERENCES_FILE,
     REPORT_FILE,
@@ -27,6 +26,7 @@ from hf_rlhf.feedback.ai.results import (
 )
 from hf_rlhf.feedback.ai.steps import FeedbackSteps
 from hf_rlhf.feedback.ai.writers import EndpointWriter, ModelWriter, Writer
+from hf_rlhf.feedback.prompts import feedback_prompts
 from hf_rlhf.judges.base import Judge
 from hf_rlhf.judges.endpoint import EndpointJudge
 from hf_rlhf.judges.local import ModelJudge

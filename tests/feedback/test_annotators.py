@@ -119,6 +119,20 @@ def test_members_of_a_panel_disagree_and_answer_in_turns(tmp_path):
         assert annotate_in_turns(store, members, overlap=2) == 0
 
 
+def test_the_same_answers_are_the_same_events_in_each_store_and_one_taken_back_is_asked_again(tmp_path):
+    uuids = []
+    for name in ("one", "two"):
+        with FeedbackStore(tmp_path / name) as store:
+            store.add_tasks(map(pair, range(3)))
+            annotate(store, RuleAnnotator(RATE))
+            uuids.append([event.uuid for event in store.events()])
+    assert uuids[0] == uuids[1]
+    with FeedbackStore(tmp_path / "two") as store:
+        store.undo("simulated", "an undo")
+        assert annotate(store, RuleAnnotator(RATE)) == 1
+        assert len(store.current()) == 3
+
+
 def test_offset_and_scale_shift_ratings():
     task = Task(Form("rating"), "a question", (MIDDLE,))
     levels = [RuleAnnotator(RATE, offset=offset).answer(task, [0])["ratings"]["quality"] for offset in (-0.5, 0, 0.5)]

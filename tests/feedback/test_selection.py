@@ -7,14 +7,14 @@ from hf_rlhf.errors import InputError
 from hf_rlhf.feedback.forms import Form
 from hf_rlhf.feedback.selection import Question, choose_questions, possible_questions
 
-TEXTS = [["a", "b", "a"], ["c", "c"], ["d", "e"]]
+TEXTS = [["a", "b", "a", " "], ["c"], ["d", "e"]]
 
 
-def test_a_form_asks_about_pairs_about_all_or_about_each_and_equal_texts_are_one():
+def test_a_form_asks_about_pairs_all_or_each_once_and_never_about_no_text():
     assert possible_questions(TEXTS, Form("pairwise")) == [Question(0, (0, 1)), Question(2, (5, 6))]
     assert possible_questions(TEXTS, Form("ranking")) == [Question(0, (0, 1)), Question(2, (5, 6))]
     single = possible_questions(TEXTS, Form("correction"))
-    assert [each.candidates for each in single] == [(0,), (1,), (3,), (5,), (6,)]
+    assert [each.candidates for each in single] == [(0,), (1,), (4,), (5,), (6,)]
     assert len(possible_questions([["a", "b", "c"]], Form("pairwise"))) == 3
     assert possible_questions([["a", "b", "c"]], Form("rating")) == [Question(0, (0, 1, 2))]
 
