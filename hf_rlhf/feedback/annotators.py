@@ -102,8 +102,8 @@ def annotate_in_turns(
 class JudgeAnnotator:
     """A judge as an annotator of kind model. It answers pairwise, ranking and rating forms.
 
-    It sees each pair in both orders, and calls it a tie where they disagree. An answer of the judge that cannot be read
-    skips the task.
+    It sees each pair in both orders, and calls it a tie where they disagree. Its certainty is not how much better a
+    completion is, so each preference has strength 1. An answer of the judge that cannot be read skips the task.
 
     Args:
         judge: compares and rates.
@@ -135,14 +135,11 @@ class JudgeAnnotator:
         questions = [task.form.question] if task.form.question else None
         first, second = task.completions
         comparison = self.judge.compare([task.prompt], [first], [second], questions)[0]
-        if comparison.preference is None or comparison.margin is None:
+        if comparison.preference is None:
             return None
         if comparison.preference == 0.5:
             return {"preferred": TIE}
-        return {
-            "preferred": 0 if comparison.preference == 1.0 else 1,
-            "strength": min(task.form.strengths, 1 + int(comparison.margin * task.form.strengths)),
-        }
+        return {"preferred": 0 if comparison.preference == 1.0 else 1, "strength": 1}
 
 
 def require_answered_by_judge(form: Form) -> None:

@@ -195,7 +195,7 @@ def test_a_judge_answers_as_a_model(tmp_path):
         events = store.events()
     assert {event.annotator_kind for event in events} == {"model"}
     assert [event.value for event in events] == [
-        {"preferred": 1, "strength": 3},
+        {"preferred": 1, "strength": 1},
         {"ranks": [2, 1]},
         {"ratings": {"quality": [2, 3]}},
     ]
