@@ -19,7 +19,9 @@ _HOMES = {
     "DataArguments": "hf_rlhf.recipes.arguments",
     "SFTTrainingArguments": "hf_rlhf.recipes.arguments",
     "ModelArguments": "hf_rlhf.recipes.arguments",
+    "RoundsArguments": "hf_rlhf.rounds.arguments",
     "RunResult": "hf_rlhf.recipes.common",
+    "run_rounds": "hf_rlhf.rounds.run",
     "ScoreArguments": "hf_rlhf.recipes.score",
     "score_dataset": "hf_rlhf.recipes.score",
     "train_ppo": "hf_rlhf.recipes.ppo",
@@ -53,6 +55,8 @@ if TYPE_CHECKING:
     from hf_rlhf.recipes.reward import train_reward_model
     from hf_rlhf.recipes.score import ScoreArguments, score_dataset
     from hf_rlhf.recipes.sft import train_sft
+    from hf_rlhf.rounds.arguments import RoundsArguments
+    from hf_rlhf.rounds.run import run_rounds
     from hf_rlhf.types import Completion
 
 __getattr__, __dir__ = lazy_names(__name__, _HOMES)
@@ -67,6 +71,7 @@ __all__ = [
     "PPOTrainer",
     "RewardArguments",
     "RewardTrainingArguments",
+    "RoundsArguments",
     "RunResult",
     "SFTTrainingArguments",
     "ScoreArguments",
@@ -74,6 +79,7 @@ __all__ = [
     "ValueModel",
     "load_reward_model",
     "load_value_model",
+    "run_rounds",
     "score_dataset",
     "train_ppo",
     "train_reward_model",

@@ -28,6 +28,7 @@ from hf_rlhf.recipes.arguments import (
 from hf_rlhf.recipes.feedback_arguments import ExportArguments, ImportArguments, PushArguments, StoreArguments
 from hf_rlhf.recipes.plan import PlanArguments
 from hf_rlhf.recipes.report_card import ReportCardArguments
+from hf_rlhf.rounds.arguments import RoundsArguments
 
 REPOSITORY = Path(__file__).parents[1]
 DOCS = REPOSITORY / "docs"
@@ -45,6 +46,7 @@ FLAGS = {
         ReportCardArguments,
         RewardArguments,
         RewardTrainingArguments,
+        RoundsArguments,
         SFTTrainingArguments,
         StoreArguments,
     )

@@ -37,6 +37,7 @@ LAYERS = (
     "hub",
     "feedback",
     "recipes",
+    "rounds",
     "quickstart",
     "cli",
 )

@@ -140,10 +140,21 @@ def feedback(argv: Sequence[str]) -> None:
     run(*parse_arguments([arguments.StoreArguments, kind], flags, f"hf-rlhf feedback {action}"))
 
 
+def rounds(argv: Sequence[str]) -> None:
+    """Sample, ask annotators, train a reward model and the policy, and again; continue where people had to answer."""
+    from hf_rlhf.cli.parsing import parse_arguments
+    from hf_rlhf.recipes.arguments import ModelArguments
+    from hf_rlhf.rounds.arguments import RoundsArguments
+    from hf_rlhf.rounds.run import run_rounds
+
+    run_rounds(*parse_arguments([RoundsArguments, ModelArguments], argv, "hf-rlhf rounds"))
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "quickstart": quickstart,
     "ai-feedback": ai_feedback,
     "feedback": feedback,
+    "rounds": rounds,
     "sft": sft,
     "reward": reward,
     "report-card": report_card,

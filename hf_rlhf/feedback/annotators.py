@@ -147,8 +147,8 @@ def require_answered_by_judge(form: Form) -> None:
     if form.kind not in (PAIRWISE, RANKING, RATING) or (form.kind == RATING and len(form.criteria) > 1):
         asked = f"{form.kind} with {len(form.criteria)} criteria" if form.kind == RATING else form.kind
         raise InputError(
-            f"form={asked} is invalid for a judge: it compares and rates, by one criterion. Use {PAIRWISE}, {RANKING} or"
-            f" {RATING}."
+            f"form={asked} is invalid for a judge: it compares and rates, by one criterion. Use {PAIRWISE}, {RANKING}"
+            f" or {RATING}."
         )
 
 

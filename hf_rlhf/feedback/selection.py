@@ -56,7 +56,8 @@ def choose_questions(
     - random: drawn without replacement.
     - disagreement: first where the members of an ensemble disagree most about which completion is better (the standard
       deviation over members of the difference of two rewards, the mean over all pairs of a question).
-    - uncertainty: first where the reward model knows least, |sigmoid(r_a - r_b) - 1/2| smallest, by the mean of members.
+    - uncertainty: first where the reward model knows least: |sigmoid(r_a - r_b) - 1/2| is smallest, by the mean of
+      members.
 
     Args:
         questions: see `possible_questions`.

@@ -16,24 +16,28 @@ from hf_rlhf.recipes.arguments import (
     RewardTrainingArguments,
     SFTTrainingArguments,
 )
+from hf_rlhf.rounds.arguments import RoundsArguments
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 CONFIGS = sorted((RECIPES / "configs").glob("*/*.yaml"))
 DATACLASSES = {
     "ai_feedback": [AIFeedbackArguments],
     "ppo": [PPOArguments, PPOConfig, ModelArguments],
+    "rounds": [RoundsArguments, ModelArguments],
     "reward": [RewardArguments, RewardTrainingArguments, ModelArguments],
     "sft": [DataArguments, SFTTrainingArguments, ModelArguments],
 }
 
 
 def test_there_are_configs():
-    assert {file.parent.name for file in CONFIGS} == {"quickstart", "hh_rlhf", "tldr", "moderation"}
+    assert {file.parent.name for file in CONFIGS} == {"quickstart", "hh_rlhf", "tldr", "moderation", "rounds"}
 
 
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda file: f"{file.parent.name}/{file.stem}")
 def test_config_is_valid_and_says_how_to_launch_it(file):
-    parsed = parse_arguments(DATACLASSES[file.stem], ["--config", str(file), "--use_cpu", "true"], "test")
+    kinds = DATACLASSES[file.stem]
+    on_cpu = ["--use_cpu", "true"] if any("use_cpu" in kind.__dataclass_fields__ for kind in kinds) else []
+    parsed = parse_arguments(kinds, ["--config", str(file), *on_cpu], "test")
     assert parsed[0].dataset_name
     header = file.read_text(encoding="utf-8").split("\n\n")[0]
     for word in ("# Hardware:", "Time:", "# Launch:", f"--config {file.relative_to(RECIPES.parent)}"):

@@ -1,0 +1,102 @@
+"""The step of a round in which annotators answer: people through the page, others here."""
+
+import shlex
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from hf_rlhf.errors import InputError
+from hf_rlhf.feedback.annotators import Annotator, JudgeAnnotator, annotate_in_turns, require_answered_by_judge
+from hf_rlhf.feedback.cheerful import CheerfulAnnotator
+from hf_rlhf.feedback.forms import CORRECTION, Form
+from hf_rlhf.feedback.rules import panel, rate_texts
+from hf_rlhf.feedback.similarity import similarity_annotator
+from hf_rlhf.feedback.store import MODEL, PERSON, RULE, FeedbackStore
+from hf_rlhf.feedback.tasks import Task
+from hf_rlhf.judges.endpoint import EndpointJudge
+from hf_rlhf.judges.local import ModelJudge
+from hf_rlhf.progress import progress_of, say
+from hf_rlhf.rounds.arguments import CHEERFUL, JUDGE, SIMILARITY, STORE_FILE, RoundsArguments
+
+
+def open_store(args: RoundsArguments, root: Path) -> FeedbackStore:
+    """Open the store of all rounds. A new one gets its orders of completions from the seed.
+
+    Raises `InputError` for a store with other tasks.
+    """
+    store = FeedbackStore(root / STORE_FILE)
+    if store.setting("rounds_seed") is None:
+        if next(store.tasks(), None) is not None:
+            raise InputError(
+                f"output_dir={str(root)!r} is invalid: {STORE_FILE} in it has tasks of something else. Choose another"
+                " folder, or move the file away."
+            )
+        store.set("salt", f"rounds/{args.seed}")
+        store.set("rounds_seed", str(args.seed))
+    store.set("overlap", str(args.overlap))
+    if (guidelines := args.read_guidelines()) is not None:
+        store.set("guidelines", guidelines)
+    return store
+
+
+def annotators_of(args: RoundsArguments, form: Form) -> list[Annotator]:
+    """Return the annotators who answer here; none where people do. Raises `InputError` for a form that they cannot."""
+    if args.annotator == CHEERFUL:
+        cheerful = CheerfulAnnotator()
+        return list(
+            panel(
+                rate_texts(cheerful.rate),
+                args.num_annotators,
+                seed=args.seed,
+                name=CHEERFUL,
+                noise=args.annotator_noise,
+                taste=args.annotator_taste,
+                position_bias=args.annotator_position_bias,
+                tie_margin=args.annotator_tie_margin,
+                correct=cheerful.correct,
+            )
+        )
+    if args.annotator == SIMILARITY:
+        if form.kind == CORRECTION:
+            raise InputError(
+                f"form={form.kind} is invalid for annotator={SIMILARITY}, which writes nothing. Use rating."
+            )
+        return [similarity_annotator(tie_margin=args.annotator_tie_margin)]
+    if args.annotator == JUDGE:
+        require_answered_by_judge(form)
+        assert args.judge_model is not None
+        if args.judge_url is not None:
+            return [JudgeAnnotator(EndpointJudge(args.judge_model, args.judge_url, api_key_env=args.judge_api_key_env))]
+        return [JudgeAnnotator(ModelJudge.load(args.judge_model))]
+    return []
+
+
+def ask(store: FeedbackStore, tasks: Sequence[Task], annotators: Sequence[Annotator], args: RoundsArguments) -> bool:
+    """Ask tasks until each has its answers; return False where people have yet to answer.
+
+    A task that an annotator skipped or flagged is not waited for.
+    """
+    store.add_tasks(tasks)
+    kind = PERSON if args.asks_people else annotators[0].kind
+    left = waiting(store, tasks, kind=kind, overlap=args.overlap)
+    if left and not args.asks_people:
+        with progress_of(left * args.overlap, "     answers") as advance:
+            annotate_in_turns(store, annotators, overlap=args.overlap, on_answer=advance)
+        left = waiting(store, tasks, kind=kind, overlap=args.overlap)
+        assert not left, f"{left} tasks have no answer"
+    if left:
+        _tell_people(store, left, len(tasks))
+    return not left
+
+
+def waiting(store: FeedbackStore, tasks: Iterable[Task], *, kind: str, overlap: int) -> int:
+    """Return how many tasks fewer than `overlap` annotators of a kind have answered, skipped or flagged."""
+    assert kind in (PERSON, RULE, MODEL)
+    given = Counter(event.task for event in store.current() if event.annotator_kind == kind)
+    return sum(given[task.id] < overlap for task in tasks)
+
+
+def _tell_people(store: FeedbackStore, left: int, total: int) -> None:
+    say(f"     {left} of {total} questions wait for answers. Answer them with")
+    say(f"       hf-rlhf label --store {shlex.quote(str(store.file))}")
+    say("     and then run the same command again: it goes on from here.")
