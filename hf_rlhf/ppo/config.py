@@ -8,13 +8,13 @@ from transformers import TrainingArguments
 
 from hf_rlhf.compat.names import DEPRECATED, RENAMED, explain_names, new_name
 from hf_rlhf.endpoints.addresses import server_address
+from hf_rlhf.environments.episode import EpisodeLimits
 from hf_rlhf.errors import InputError
 from hf_rlhf.ops.kl import FULL_KL
 from hf_rlhf.ppo.batch_sizes import SIZES, BatchSizes, Derived
 from hf_rlhf.ppo.kl_control import AdaptiveKL, FixedKL, KLControl
 from hf_rlhf.ppo.rules import KL_CHOICES, require_rules
 from hf_rlhf.ppo.scores import ScoreShaping
-from hf_rlhf.rollout.episodes import EpisodeLimits
 from hf_rlhf.rollout.sampling import Sampling
 from hf_rlhf.rollout.vllm.client import server_addresses
 from hf_rlhf.training.best import settle_best_metric

@@ -37,6 +37,7 @@ from transformers import TrainerCallback, set_seed
 from hf_rlhf.compat.names import RENAMED_STAGES, TRAINER_ARGUMENTS, explain_names
 from hf_rlhf.distributed import global_moments, in_step
 from hf_rlhf.environments.base import EnvFactory
+from hf_rlhf.environments.episodes import collect_episodes
 from hf_rlhf.errors import InputError
 from hf_rlhf.models.adapters import keep_modes
 from hf_rlhf.models.fast.compile import uncompiled
@@ -78,7 +79,6 @@ from hf_rlhf.progress import use_compact_progress
 from hf_rlhf.rewards.environment import with_environment
 from hf_rlhf.rewards.sources import RewardSource
 from hf_rlhf.rollout.collect import collect
-from hf_rlhf.rollout.episodes import collect_episodes
 from hf_rlhf.rollout.support import fill_in_support
 from hf_rlhf.rollout.vllm.engine import VLLMEngine
 from hf_rlhf.types import ForwardPass, Model, Reward, Sequences, Trajectory

@@ -25,7 +25,6 @@ from hf_rlhf.feedback.ai.results import (
     write_results,
 )
 from hf_rlhf.feedback.ai.steps import FeedbackSteps
-from hf_rlhf.feedback.ai.writers import EndpointWriter, ModelWriter, Writer
 from hf_rlhf.feedback.prompts import feedback_prompts
 from hf_rlhf.judges.base import Judge
 from hf_rlhf.judges.endpoint import EndpointJudge
@@ -35,6 +34,7 @@ from hf_rlhf.recipes.ai_feedback_arguments import AIFeedbackArguments
 from hf_rlhf.recipes.common import RunResult
 from hf_rlhf.records import write_settings
 from hf_rlhf.types import Message
+from hf_rlhf.writers import EndpointWriter, ModelWriter, Writer
 
 _NO_MATTER = ("output_dir", "resume", "api_key_env", "judge_api_key_env", "concurrency", "timeout", "retries", "batch_size", "keep_unfinished", "max_failed_requests", "calibrate", "when_orders_disagree")  # fmt: skip
 

@@ -8,14 +8,14 @@ from environments.games import Endless, Fails, GuessNumber, TwoTurns
 from tiny import make_lora, make_model, make_prompts, make_tokenizer
 
 from hf_rlhf.environments import SingleTurn, Turn, check_env
+from hf_rlhf.environments.episode import EpisodeLimits
+from hf_rlhf.environments.episodes import collect_episodes
 from hf_rlhf.errors import InputError
 from hf_rlhf.ppo.config import PPOConfig
 from hf_rlhf.ppo.trainer import PPOTrainer
 from hf_rlhf.rollout.collect import collect
 from hf_rlhf.rollout.engines import TransformersEngine
-from hf_rlhf.rollout.episodes import EpisodeLimits, collect_episodes
 from hf_rlhf.rollout.sampling import Sampling, row_seed
-
 
 NO_LIMITS, SAMPLING = EpisodeLimits(), Sampling(6)
 

@@ -7,12 +7,12 @@ from hf_rlhf.lazy import lazy_names
 if TYPE_CHECKING:
     from hf_rlhf.feedback.ai.principles import Principle, load_principles
     from hf_rlhf.feedback.ai.steps import FeedbackSteps
-    from hf_rlhf.feedback.ai.writers import EndpointWriter, ModelWriter
+    from hf_rlhf.writers import EndpointWriter, ModelWriter
 
 _HOMES = {
-    "EndpointWriter": "hf_rlhf.feedback.ai.writers",
+    "EndpointWriter": "hf_rlhf.writers",
     "FeedbackSteps": "hf_rlhf.feedback.ai.steps",
-    "ModelWriter": "hf_rlhf.feedback.ai.writers",
+    "ModelWriter": "hf_rlhf.writers",
     "Principle": "hf_rlhf.feedback.ai.principles",
     "load_principles": "hf_rlhf.feedback.ai.principles",
 }

@@ -12,12 +12,12 @@ from typing import Any
 
 from hf_rlhf.feedback.ai.journal import Journal
 from hf_rlhf.feedback.ai.principles import Principle
-from hf_rlhf.feedback.ai.writers import NOTHING, Writer, Written
 from hf_rlhf.judges.base import Judge
 from hf_rlhf.judges.comparison import Comparison
 from hf_rlhf.progress import progress_of
 from hf_rlhf.rollout.sampling import row_seed
 from hf_rlhf.types import Message
+from hf_rlhf.writers import NOTHING, Writer, Written
 
 
 @dataclass(frozen=True, slots=True)

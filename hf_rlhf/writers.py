@@ -83,13 +83,13 @@ class ModelWriter:
     def write(self, dialogues: Sequence[list[Message]], seeds: Sequence[int], max_tokens: int) -> list[Written]:
         """Like `Writer.write`. Raises `InputError` for a dialogue that the chat template or the positions refuse."""
         sampling = Sampling(max_completion_length=max_tokens, temperature=self.temperature)
-        ids = tokenize_prompts(dialogues, self.tokenizer, source="ai-feedback")
+        ids = tokenize_prompts(dialogues, self.tokenizer, source=self.name)
         longest = max(map(len, ids), default=0)
         if self.max_length is not None and longest + max_tokens > self.max_length:
             raise InputError(
                 f"the model {self.name} takes {self.max_length} tokens, and a dialogue with the {max_tokens} to write"
-                f" has {longest + max_tokens}. Give shorter prompts, or make max_completion_length or"
-                " max_critique_length smaller."
+                f" has {longest + max_tokens}. Give shorter prompts, or let it write fewer tokens"
+                " (max_completion_length and max_critique_length, or max_tokens of a simulated user)."
             )
         rows = [{"prompt": dialogue, "prompt_ids": each} for dialogue, each in zip(dialogues, ids, strict=True)]
         if rows:

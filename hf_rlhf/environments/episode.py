@@ -1,0 +1,222 @@
+"""One episode while it lasts: what was shown, sampled and paid, as tokens that are never made again from text."""
+
+import math
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+
+from hf_rlhf.data.continuations import continuation_ids
+from hf_rlhf.data.tokens import row_ids
+from hf_rlhf.data.turns import prefill
+from hf_rlhf.environments.base import Env, Turn
+from hf_rlhf.environments.check import require_turn
+from hf_rlhf.environments.tool_calls import tool_schemas
+from hf_rlhf.errors import InputError
+from hf_rlhf.rollout.sampling import Sampling, row_seed
+from hf_rlhf.types import Completion, Message, Prompt, TokenSupport, Trajectory
+
+
+@dataclass(frozen=True)
+class EpisodeLimits:
+    """Limits of an episode. One that they end is truncated.
+
+    Attributes:
+        max_turns: completions of the policy.
+        max_tokens: tokens of the completions and of what the environment adds, together; None for no limit. An episode
+            is truncated where its next completion might go beyond.
+        max_failed_share: of the episodes of a call, whose environment may raise an exception. They are not learned
+            from.
+    """
+
+    max_turns: int = 8
+    max_tokens: int | None = None
+    max_failed_share: float = 0.05
+
+
+@dataclass(frozen=True)
+class EpisodeSettings:
+    """Settings that all episodes of a call share.
+
+    Attributes:
+        tokenizer: of the policy.
+        sampling: of each completion; `max_completion_length` is that of one turn.
+        limits: see `EpisodeLimits`.
+        chat_template_kwargs: those that the prompts were rendered with.
+    """
+
+    tokenizer: Any
+    sampling: Sampling
+    limits: EpisodeLimits = EpisodeLimits()
+    chat_template_kwargs: Mapping[str, Any] | None = None
+
+
+@dataclass
+class Episode:
+    """One episode while it lasts."""
+
+    row: Mapping[str, Any]
+    env: Env
+    seed: int
+    prompt: Prompt = ""
+    prompt_ids: list[int] = field(default_factory=list)
+    begun: str = ""  # by the generation prompt, in front of each answer
+    dialogue: list[Message] = field(default_factory=list)
+    ids: list[int] = field(default_factory=list)
+    mask: list[bool] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    support: list[torch.Tensor] | None = None
+    rewards: list[float] = field(default_factory=list)  # of the environment, by token
+    last_ids: list[int] = field(default_factory=list)  # of the last completion
+    turns: int = 0
+    stopped: bool = False  # the last completion ended by itself
+    last: Turn = Turn()
+    failure: Exception | None = None
+
+    @property
+    def context(self) -> list[int]:
+        """The ids that the next completion continues."""
+        return [*self.prompt_ids, *self.ids]
+
+    @property
+    def live(self) -> bool:
+        """True if the policy says something next."""
+        return self.failure is None and not self.last.ends
+
+    @property
+    def answer(self) -> str:
+        """The text that the policy wrote last."""
+        answers = [message["content"] for message in self.dialogue if message["role"] == "assistant"]
+        return answers[-1] if answers else ""
+
+
+def begin(row: Mapping[str, Any], env: Env, seed: int, settings: EpisodeSettings) -> Episode:
+    """Return the episode of a row before its first completion. Its environment's exception is its `failure`.
+
+    Raises `InputError` for a prompt that gives the policy nothing to continue.
+    """
+    episode = Episode(row, env, seed)
+    try:
+        prompt = env.reset(row, random.Random(row_seed("environment", seed)))
+    except Exception as error:  # an author's code
+        episode.failure = error
+        prompt = row["prompt"]
+    episode.prompt = prompt if isinstance(prompt, str) else list(prompt)
+    tools = tool_schemas(getattr(env, "tools", None) or ())
+    if tools:
+        episode.row = {**row, "tools": tools}
+    if episode.prompt == row["prompt"] and not tools:
+        episode.prompt_ids = list(row["prompt_ids"])
+    else:
+        kwargs = settings.chat_template_kwargs
+        how: dict[str, Any] = {"options": episode.row, "chat_template_kwargs": kwargs}
+        episode.prompt_ids = row_ids(episode.prompt, settings.tokenizer, continued=True, **how)
+        if not episode.prompt_ids:
+            raise InputError(
+                f"{name_of(env)}.reset returned an empty prompt: a policy needs at least one token to begin"
+            )
+    if tools:
+        _require_shown_tools(episode, row)
+    begun = {**episode.row, "prompt": episode.prompt, "prompt_ids": episode.prompt_ids}
+    episode.begun = prefill(begun, settings.tokenizer, settings.chat_template_kwargs)
+    return episode
+
+
+def take(episode: Episode, completion: Completion, settings: EpisodeSettings) -> None:
+    """Append a completion to the episode."""
+    count = len(completion.ids)
+    if settings.sampling.truncated and completion.support is not None:
+        episode.support = [*(episode.support or []), *completion.support]
+    episode.ids += completion.ids
+    episode.last_ids = completion.ids
+    episode.mask += [True] * count
+    episode.logprobs += completion.logprobs or [math.nan] * count
+    episode.rewards += [0.0] * count
+    episode.turns += 1
+    episode.stopped = completion.stopped
+    text = episode.begun + settings.tokenizer.decode(completion.ids, skip_special_tokens=True)
+    episode.dialogue.append({"role": "assistant", "content": text})
+
+
+def follow(episode: Episode, turn: Turn, settings: EpisodeSettings) -> None:
+    """Append what the environment answers to the last completion.
+
+    Raises `InputError` for what is no `Turn`, and as `continuation_ids` does.
+    """
+    limits = settings.limits
+    require_turn(turn, episode.env)
+    episode.rewards[-1] += float(turn.reward)
+    if not turn.ends and episode.turns >= limits.max_turns:
+        turn = replace(turn, truncated=True)
+    episode.last = turn
+    if turn.ends:
+        episode.dialogue += turn.messages
+        return
+    added = continuation_ids(
+        episode.prompt,
+        episode.dialogue,
+        turn.messages,
+        episode.ids[-1:],
+        settings.tokenizer,
+        options=episode.row,
+        chat_template_kwargs=settings.chat_template_kwargs,
+    )
+    episode.dialogue += turn.messages
+    longest = len(episode.ids) + len(added) + settings.sampling.max_completion_length
+    if limits.max_tokens is not None and longest > limits.max_tokens:
+        episode.last = replace(turn, truncated=True)
+        return
+    episode.ids += added
+    episode.mask += [False] * len(added)
+    episode.logprobs += [0.0] * len(added)
+    episode.rewards += [0.0] * len(added)
+    if episode.support is not None:
+        episode.support += [torch.tensor([token], dtype=torch.int32) for token in added]
+
+
+def trajectory_of_episode(episode: Episode) -> Trajectory:
+    """Return what is learned from an episode; nothing of one that failed."""
+    known = not any(map(math.isnan, episode.logprobs))
+    support = None if episode.support is None else TokenSupport.of(episode.support)
+    row = {**episode.row, "prompt": episode.prompt, "prompt_ids": episode.prompt_ids}
+    failed = episode.failure is not None
+    return Trajectory(
+        row=episode.row if episode.prompt == episode.row["prompt"] else row,
+        prompt_ids=episode.prompt_ids,
+        completion=Completion(episode.ids, episode.logprobs if known else [], episode.stopped, support),
+        text=episode.answer,
+        mask=[False] * len(episode.ids) if failed else (None if all(episode.mask) else episode.mask),
+        messages=list(episode.dialogue),
+        env_rewards=None if failed else torch.tensor(episode.rewards, dtype=torch.float64),
+        truncated=episode.last.truncated,
+        info={**episode.last.info, "turns": float(episode.turns)},
+    )
+
+
+def name_of(env: Env) -> str:
+    """Return the name of an environment for messages."""
+    return type(env).__name__
+
+
+def _require_shown_tools(episode: Episode, row: Mapping[str, Any]) -> None:
+    """Raise `InputError` for tools that the policy does not see."""
+    reason, fix = "", "Give the prompts as messages"
+    if isinstance(episode.prompt, str):
+        reason = "the prompt is plain text, which no chat template puts tools into"
+    elif episode.prompt == row["prompt"] and not row.get("tools") and episode.prompt_ids == list(row["prompt_ids"]):
+        reason, fix = "the chat template does not write them", "Set --chat_template_path to one that takes tools"
+    if reason:
+        raise InputError(f"environment={name_of(episode.env)} is invalid: it has tools, and {reason}. {fix}.")
+
+
+def failures_in_words(episodes: Sequence[Episode]) -> str:
+    """Return how many episodes failed, and of the first what was said."""
+    failed = [episode for episode in episodes if episode.failure is not None]
+    first = failed[0]
+    return (
+        f"{len(failed)} of {len(episodes)} episodes of {name_of(first.env)} raised an exception, the first of them"
+        f" {type(first.failure).__name__}: {first.failure}\n  prompt: {str(first.prompt)[:300]!r}\n  said last:"
+        f" {first.answer[:300]!r}"
+    )
