@@ -4,6 +4,7 @@ import random
 
 import pytest
 import torch
+from environments import playing
 from environments.games import Endless, Fails, GuessNumber, TwoTurns
 from tiny import make_lora, make_model, make_prompts, make_tokenizer
 
@@ -16,8 +17,6 @@ from hf_rlhf.ppo.trainer import PPOTrainer
 from hf_rlhf.rollout.collect import collect
 from hf_rlhf.rollout.engines import TransformersEngine
 from hf_rlhf.rollout.sampling import Sampling, row_seed
-
-NO_LIMITS, SAMPLING = EpisodeLimits(), Sampling(6)
 
 
 @pytest.fixture(scope="module")
@@ -32,16 +31,11 @@ def model(tokenizer):
 
 @pytest.fixture(scope="module")
 def rows(tokenizer):
-    return [
-        row | {"prompt_ids": tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True)["input_ids"]}
-        for row in make_prompts(8)
-    ]
+    return playing.rows_of(tokenizer, 8)
 
 
-def play(model, tokenizer, rows, make_env=TwoTurns, limits=NO_LIMITS, sampling=SAMPLING, batch_size=None, **settings):
-    seeds = [row_seed(0, row["number"]) for row in rows]
-    engine = TransformersEngine(model, tokenizer, batch_size)
-    return collect_episodes(engine, rows, tokenizer, sampling, seeds, make_env, limits, **settings)
+def play(model, tokenizer, rows, make_env=TwoTurns, *args, **settings):
+    return playing.play(model, tokenizer, rows, make_env, *args, **settings)
 
 
 def test_one_turn_is_what_collect_gives(model, tokenizer, rows):
