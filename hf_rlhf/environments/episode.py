@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from hf_rlhf.data.continuations import continuation_ids
-from hf_rlhf.data.tokens import row_ids
+from hf_rlhf.data.tokens import RefusedByTemplate, row_ids
 from hf_rlhf.data.turns import prefill
 from hf_rlhf.environments.base import Env, Turn
 from hf_rlhf.environments.check import require_turn
@@ -112,7 +112,13 @@ def begin(row: Mapping[str, Any], env: Env, seed: int, settings: EpisodeSettings
     else:
         kwargs = settings.chat_template_kwargs
         how: dict[str, Any] = {"options": episode.row, "chat_template_kwargs": kwargs}
-        episode.prompt_ids = row_ids(episode.prompt, settings.tokenizer, continued=True, **how)
+        try:
+            episode.prompt_ids = row_ids(episode.prompt, settings.tokenizer, continued=True, **how)
+        except RefusedByTemplate as refusal:
+            raise InputError(
+                f"environment={name_of(env)} is invalid: the chat template refuses its prompt: {refusal.__cause__}. Let"
+                " reset return other messages, or set --chat_template_path."
+            ) from refusal
         if not episode.prompt_ids:
             raise InputError(
                 f"{name_of(env)}.reset returned an empty prompt: a policy needs at least one token to begin"
