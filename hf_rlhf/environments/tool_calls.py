@@ -64,7 +64,7 @@ def calls_in(text: str) -> list[ToolCall]:
 def calls_by_tokenizer(
     tokenizer, prefix: Sequence[int], ids: Sequence[int], tools: Sequence[Any] | None
 ) -> list[ToolCall] | None:
-    """Return the calls that the tokenizer's own `parse_response` reads; None where it has no schema, or cannot.
+    """Return the calls that the tokenizer's own `parse_response` reads; None where it has no schema, or reads none.
 
     Args:
         tokenizer: of the policy.
@@ -79,7 +79,7 @@ def calls_by_tokenizer(
         calls = [_as_call(each) for each in message.get("tool_calls") or ()]
     except Exception:  # what a policy writes is anything; the plain reader says what is wrong with it
         return None
-    return None if None in calls else [call for call in calls if call is not None]
+    return None if None in calls else [call for call in calls if call is not None] or None
 
 
 def _read_tagged(text: str) -> list[ToolCall]:
@@ -87,7 +87,7 @@ def _read_tagged(text: str) -> list[ToolCall]:
         found = json.loads(text)
     except ValueError as error:
         return [ToolCall("", {}, f"it is not JSON ({error})")]
-    calls = [_as_call(each) for each in (found if isinstance(found, list) else [found])]
+    calls = [_as_call(each) for each in (found if isinstance(found, list) and found else [found])]
     return [call or ToolCall("", {}, "it has no name and arguments") for call in calls]
 
 
