@@ -90,9 +90,23 @@ class Endpoint:
             if not holds:
                 raise InputError(f"{name}={value} is invalid: it must be {rule}.")
         self.timeout, self.retries, self.concurrency = timeout, retries, concurrency
-        self._key = key_in(api_key_env)
+        self._api_key_env = api_key_env
+        self._open()
+
+    def _open(self) -> None:
+        """Set what belongs to this process."""
+        self._key = key_in(self._api_key_env)
         self._noticed, self._lock = -_NOTICE_SECONDS, threading.Lock()
         self._running: set[threading.Event] = set()  # each is set to end a `call_all`
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy in another process needs: it reads the key from its own environment."""
+        own = ("_key", "_noticed", "_lock", "_running")
+        return {name: value for name, value in vars(self).items() if name not in own}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._open()
 
     def post(self, path: str, body: Mapping[str, Any], read: Callable[[Any], T]) -> T:
         """Send `body` as JSON to `url + path` and return what `read` makes of the answer.

@@ -3,6 +3,7 @@
 import socket
 import threading
 import time
+from multiprocessing.reduction import ForkingPickler
 
 import pytest
 from http_double import CUT, DROP, HTTPDouble, Late, Status, dead_url
@@ -141,6 +142,15 @@ def test_the_key_comes_from_the_environment_and_is_in_no_message(monkeypatch, ca
         assert server.headers[0]["Authorization"] == f"Bearer {key}"
         assert key not in str(raised.value) + caplog.text
         assert "<token>" in caplog.text
+
+
+def test_a_copy_for_another_process_takes_the_key_from_its_environment(monkeypatch):
+    monkeypatch.setenv("SOME_KEY", KEY)
+    with HTTPDouble({"ok": 1}) as server:
+        copied = bytes(ForkingPickler.dumps(Endpoint(server.url, api_key_env="SOME_KEY")))
+        assert KEY.encode() not in copied
+        assert ForkingPickler.loads(copied).post("", {}, lambda content: content) == {"ok": 1}
+    assert server.headers[0]["Authorization"] == f"Bearer {KEY}"
 
 
 def test_a_key_that_the_message_cuts_in_two_is_not_in_it_either(monkeypatch):
