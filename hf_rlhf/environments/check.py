@@ -67,8 +67,19 @@ def require_turn(turn: Any, env: Any) -> None:
         raise _wrong(env, "a Turn is terminated and truncated", "It can be one of them")
     if not math.isfinite(turn.reward):
         raise _wrong(env, f"a Turn has the reward {turn.reward}", "Give a finite number")
+    for name, value in turn.info.items():
+        if not isinstance(value, str) and not _is_number(value):
+            raise _wrong(env, f"a Turn has the info {name}={value!r}", "Give numbers and texts")
     if not turn.ends and not turn.messages:
         raise _wrong(env, "a Turn neither ends the episode nor says anything", "Set terminated, or give messages")
+
+
+def _is_number(value: Any) -> bool:
+    try:
+        float(value)
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 def _require_messages(messages: Sequence[Any], env: Any, where: str) -> None:

@@ -63,6 +63,7 @@ METRICS: dict[str, str] = {
     "completions/clipped_ratio": "Share of completions cut off by the length limit.",
     "episodes/turns": "With an environment: mean completions of an episode.",
     "episodes/truncated": "With an environment: share of episodes that a limit ended, whose value beyond is the critic's.",
+    "episodes/<name>": "With an environment: mean of a number in the info of an episode's last turn.",
     "loss": "Mean total loss of the updates since the last log, a withheld one counting as 0.",
     "grad_norm": "Norm of the gradient of the last update, before clipping; 0 when early_stop_kl withheld it or its"
     " minibatch was empty.",
@@ -132,6 +133,8 @@ def rollout_metrics(trajectories: Sequence[Trajectory], rewards: Sequence[Reward
     turns = _of_all([float(each.info.get("turns", 0.0)) for each in trajectories if each.messages is not None])
     if turns:
         truncated = _of_all([float(each.truncated) for each in trajectories])
+        infos = mean_of_each(gather_in_order([_numbers_of_infos(trajectories)]))
+        metrics |= {f"episodes/{name}": mean for name, mean in infos.items()}
         metrics |= {"episodes/turns": _mean(turns), "episodes/truncated": _mean(truncated)}
     names = gather_in_order([list(rewards[0].parts) if rewards else []])  # a rank may have no completion
     for name in dict.fromkeys(name for rank_names in names for name in rank_names):
@@ -139,6 +142,16 @@ def rollout_metrics(trajectories: Sequence[Trajectory], rewards: Sequence[Reward
         metrics[f"rewards/{name}/mean"] = _mean(values)
         metrics[f"rewards/{name}/std"] = _std(values)
     return metrics
+
+
+def _numbers_of_infos(trajectories: Sequence[Trajectory]) -> dict[str, list[float]]:
+    """Return the numbers in the info of each episode's last turn, by name."""
+    found: dict[str, list[float]] = {}
+    for trajectory in trajectories:
+        for name, value in trajectory.info.items():
+            if not isinstance(value, str):
+                found.setdefault(name, []).append(float(value))
+    return found
 
 
 def _sampled_tokens(trajectory: Trajectory) -> int:

@@ -206,6 +206,11 @@ class InfiniteReward(SingleTurn):
         return Turn(reward=float("inf"), terminated=True)
 
 
+class NoNumber(SingleTurn):
+    def step(self, completion):
+        return Turn(terminated=True, info={"place": None})  # pyright: ignore
+
+
 class GoesOn(TwoTurns):
     def step(self, completion):
         self.turn += 1
@@ -225,6 +230,7 @@ class Unpicklable(SingleTurn):
         (SharedState, "equal chance differ"),
         (NotATurn, "no Turn"),
         (InfiniteReward, "the reward inf"),
+        (NoNumber, "info place=None"),
         (GoesOn, "goes on when step is called again"),
         (Unpicklable, "cannot be copied"),
     ],

@@ -24,6 +24,7 @@ from tiny import (
 )
 from transformers import TrainerCallback
 
+from hf_rlhf.environments import SingleTurn
 from hf_rlhf.errors import InputError
 from hf_rlhf.models.fast.attention import FUSED, PACKED
 from hf_rlhf.ops import gae, kl_estimate, masked_sum, whiten
@@ -550,6 +551,8 @@ def is_documented(key):
     if key.startswith("eval_"):
         return key == "eval_runtime" or is_documented(key.removeprefix("eval_"))
     parts = key.split("/")
+    if parts[0] == "episodes":
+        return len(parts) == 2 and "episodes/<name>" in METRICS
     return parts[0] == "rewards" and len(parts) == 3 and f"rewards/<name>/{parts[2]}" in METRICS
 
 
@@ -567,7 +570,7 @@ def test_metrics_are_json_lines_and_every_key_is_documented(tmp_path, tokenizer)
         dual_clip=3.0,
         use_vllm=True,
         vllm_server_base_url=server.url,
-        trainer_kwargs={"eval_dataset": make_prompts(4), "ptx_dataset": texts},
+        trainer_kwargs={"eval_dataset": make_prompts(4), "ptx_dataset": texts, "environment": SingleTurn},
     ).train()
     server.stop()
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
