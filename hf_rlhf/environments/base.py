@@ -41,7 +41,16 @@ class Turn:
 
 
 class Env(Protocol):
-    """One object is one episode."""
+    """One object is one episode.
+
+    A class may have more:
+
+    - `step_all(envs, completions) -> list[Turn]`, a class method, answers all live episodes at once, instead of `step`.
+      An exception is then the failure of all of them.
+    - `tools`, a list of functions or JSON schemas, which the chat template shows to the policy.
+    - a parameter `tool_calls` of `step`: the calls that the tokenizer's own parser read off the completion, None where
+      it has none or found none.
+    """
 
     def reset(self, row: Mapping[str, Any], rng: random.Random) -> Prompt:
         """Begin the episode of a dataset's row; return the prompt, as messages or as text.

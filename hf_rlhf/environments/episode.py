@@ -29,11 +29,14 @@ class EpisodeLimits:
             is truncated where its next completion might go beyond.
         max_failed_share: of the episodes of a call, whose environment may raise an exception. They are not learned
             from.
+        max_prompt_tokens: of a prompt that an environment makes, or that its tools are shown in. A longer one is an
+            error.
     """
 
     max_turns: int = 8
     max_tokens: int | None = None
     max_failed_share: float = 0.05
+    max_prompt_tokens: int | None = None
 
 
 @dataclass(frozen=True)
@@ -110,24 +113,33 @@ def begin(row: Mapping[str, Any], env: Env, seed: int, settings: EpisodeSettings
     if episode.prompt == row["prompt"] and not tools:
         episode.prompt_ids = list(row["prompt_ids"])
     else:
-        kwargs = settings.chat_template_kwargs
-        how: dict[str, Any] = {"options": episode.row, "chat_template_kwargs": kwargs}
-        try:
-            episode.prompt_ids = row_ids(episode.prompt, settings.tokenizer, continued=True, **how)
-        except RefusedByTemplate as refusal:
-            raise InputError(
-                f"environment={name_of(env)} is invalid: the chat template refuses its prompt: {refusal.__cause__}. Let"
-                " reset return other messages, or set --chat_template_path."
-            ) from refusal
-        if not episode.prompt_ids:
-            raise InputError(
-                f"{name_of(env)}.reset returned an empty prompt: a policy needs at least one token to begin"
-            )
+        episode.prompt_ids = _prompt_ids(episode, settings)
     if tools:
-        _require_shown_tools(episode, row)
+        _require_shown_tools(episode, settings)
     begun = {**episode.row, "prompt": episode.prompt, "prompt_ids": episode.prompt_ids}
     episode.begun = prefill(begun, settings.tokenizer, settings.chat_template_kwargs)
     return episode
+
+
+def _prompt_ids(episode: Episode, settings: EpisodeSettings) -> list[int]:
+    """Return the ids of a prompt that is not the dataset's. Raises `InputError` for one that nothing can follow."""
+    name, longest = name_of(episode.env), settings.limits.max_prompt_tokens
+    how: dict[str, Any] = {"options": episode.row, "chat_template_kwargs": settings.chat_template_kwargs}
+    try:
+        ids = row_ids(episode.prompt, settings.tokenizer, continued=True, **how)
+    except RefusedByTemplate as refusal:
+        raise InputError(
+            f"environment={name} is invalid: the chat template refuses its prompt: {refusal.__cause__}. Let reset return"
+            " other messages, or set --chat_template_path."
+        ) from refusal
+    if not ids:
+        raise InputError(f"{name}.reset returned an empty prompt: a policy needs at least one token to begin")
+    if longest is not None and len(ids) > longest:
+        raise InputError(
+            f"max_prompt_length={longest} is invalid: a prompt of the environment {name} has {len(ids)} tokens, with its"
+            " tools if it has any. Raise it, or let reset return less."
+        )
+    return ids
 
 
 def take(episode: Episode, completion: Completion, settings: EpisodeSettings) -> None:
@@ -206,12 +218,16 @@ def name_of(env: Env) -> str:
     return type(env).__name__
 
 
-def _require_shown_tools(episode: Episode, row: Mapping[str, Any]) -> None:
+def _require_shown_tools(episode: Episode, settings: EpisodeSettings) -> None:
     """Raise `InputError` for tools that the policy does not see."""
     reason, fix = "", "Give the prompts as messages"
+    how: dict[str, Any] = {
+        "options": {**episode.row, "tools": None},
+        "chat_template_kwargs": settings.chat_template_kwargs,
+    }
     if isinstance(episode.prompt, str):
         reason = "the prompt is plain text, which no chat template puts tools into"
-    elif episode.prompt == row["prompt"] and not row.get("tools") and episode.prompt_ids == list(row["prompt_ids"]):
+    elif episode.prompt_ids == row_ids(episode.prompt, settings.tokenizer, continued=True, **how):
         reason, fix = "the chat template does not write them", "Set --chat_template_path to one that takes tools"
     if reason:
         raise InputError(f"environment={name_of(episode.env)} is invalid: it has tools, and {reason}. {fix}.")

@@ -272,7 +272,7 @@ class PPOConfig(BatchSizes, TrainingArguments):
         longest = self.max_episode_length
         if longest is None:
             longest = 2 * self.max_turns * self.max_completion_length
-        return EpisodeLimits(self.max_turns, longest, self.max_failed_episodes)
+        return EpisodeLimits(self.max_turns, longest, self.max_failed_episodes, self.max_prompt_length)
 
     @property
     def vllm_addresses(self) -> list[str]:

@@ -12,6 +12,7 @@ from tiny import make_tokenizer
 
 from hf_rlhf.data.prompts import prepare_prompts
 from hf_rlhf.environments import ToolUse, Turn, check_env
+from hf_rlhf.environments.episode import EpisodeLimits
 from hf_rlhf.environments.episodes import collect_episodes
 from hf_rlhf.environments.tool_calls import ToolCall, calls_by_tokenizer, calls_in, tool_schemas
 from hf_rlhf.errors import InputError
@@ -181,6 +182,14 @@ def test_tools_that_the_policy_would_not_see_are_refused(tokenizer, prompt, reas
     row = {"prompt": prompt, "prompt_ids": ids}
     with pytest.raises(InputError, match=f"environment=ToolUse is invalid.*{reason}"):
         collect_episodes(Prepared([]), [row], tokenizer, Sampling(4), [0], partial(ToolUse, [add]))
+
+
+def test_a_prompt_that_tools_make_too_long_is_refused():
+    tokenizer = byte_tokenizer("qwen3")
+    row = ROW | {"prompt_ids": prompt_ids(tokenizer, ROW["prompt"])}
+    limits = EpisodeLimits(max_prompt_tokens=100)
+    with pytest.raises(InputError, match="max_prompt_length=100 is invalid: a prompt of the environment ToolUse has"):
+        collect_episodes(Prepared([]), [row], tokenizer, Sampling(4), [0], partial(ToolUse, [add]), limits)
 
 
 def test_a_column_of_tools_reaches_the_template_too():
