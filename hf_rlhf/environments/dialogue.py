@@ -39,6 +39,7 @@ class Dialogue:
         if max_turns < 1:
             raise InputError(f"max_turns={max_turns} is invalid: it must be at least 1.")
         self.user, self.reached, self.max_turns = _as_user(user), reached, max_turns
+        self.required_columns: Sequence[str] = getattr(self.user, "required_columns", ())
         self.scene: Scene | None = None
 
     def reset(self, row: Mapping[str, Any], rng: random.Random) -> Prompt:

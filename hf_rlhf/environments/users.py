@@ -61,6 +61,7 @@ class ScriptedUser:
         if isinstance(lines, str):
             raise InputError(f"lines={lines!r} is invalid: it is one text. Give a list of lines.")
         self.lines, self.column = lines, column
+        self.required_columns = () if column is None else (column,)
 
     def reply(self, scenes: Sequence[Scene]) -> list[Said]:
         """Return the next line of each scene. Raises `InputError` for a row without a list of lines."""

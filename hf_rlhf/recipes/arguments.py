@@ -180,6 +180,9 @@ class PPOArguments(DataArguments):
         None, "Model that the KL is measured to: a base, or an adapter on it; by default where the policy starts."
     )
     reward_funcs: list[str] | None = flag(None, "More rewards: models, file.py:name, or named ones (regex:pattern=a).")
+    environment: str | None = flag(
+        None, "Episodes of several turns: file.py:Class, or a named one (dialogue:column=user_turns)."
+    )
     ptx_dataset_name: str | None = flag(None, "Texts for the language-model loss of PPO-ptx, with ptx_coef.")
     ptx_dataset_config: str | None = flag(None, "Configuration of ptx_dataset_name, for a Hub dataset.")
     ptx_dataset_split: str = flag("train", "Split of ptx_dataset_name.")

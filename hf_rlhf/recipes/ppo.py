@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_rlhf.distributed import by_first_rank, failing_together
+from hf_rlhf.environments.named import load_environment, require_columns
 from hf_rlhf.errors import InputError, refusals_of_libraries
 from hf_rlhf.hub.push import push_folder
 from hf_rlhf.models.adapters import base_of, is_peft_model
@@ -64,8 +65,10 @@ def _train(
     script: PPOArguments, training: PPOConfig, model: ModelArguments, reward_funcs, checkpoint: str | None
 ) -> RunResult:
     rewards = [*named_rewards(script), *reward_funcs]
-    if not rewards:
-        raise InputError("no reward: give reward_model_path, or reward_funcs")
+    with failing_together():
+        environment = None if script.environment is None else load_environment(script.environment)
+    if not rewards and environment is None:
+        raise InputError("no reward: give reward_model_path, reward_funcs, or an environment that pays")
     if training.reward_cache is not None:
         with failing_together():
             RewardCache(training.reward_cache).close()  # a folder that cannot be used, before models are loaded
@@ -78,6 +81,8 @@ def _train(
     )
     tokenizer = tokenizer_of(model, script.chat_template_path)
     sets = ppo_sets(script, training, tokenizer, rewards)
+    if environment is not None:
+        require_columns(environment, sets.train.dataset.column_names, str(script.environment))
     planned = planned_peak(script, training, model)
     if script.chat_template_path is not None:
         require_no_added_tokens(tokenizer, model)
@@ -89,7 +94,7 @@ def _train(
     with refusals_of_libraries(training, model):
         trainer = PPOTrainer(
             policy,
-            rewards,
+            rewards or None,
             training,
             sets.train,
             eval_dataset=sets.evaluation,
@@ -98,6 +103,7 @@ def _train(
             peft_config=None if is_peft_model(policy) else peft_config(model, policy),
             ref_model=script.ref_model_path,
             ptx_dataset=sets.ptx,
+            environment=environment,
         )
     folder = output_folder(training)
     trainer.settings = (training, model, script)

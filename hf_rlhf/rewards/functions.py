@@ -36,28 +36,29 @@ def is_function_name(name: str) -> bool:
     return (":" in name or name.endswith(".py")) and not name.startswith("embedded:") and not Path(name).is_dir()
 
 
-def load_function(name: str) -> Callable[..., Any]:
-    """Import the function that `file.py:name` or `module:name` names.
+def load_function(name: str, *, flag: str = "reward_funcs", classes: bool = False) -> Callable[..., Any]:
+    """Import the function that `file.py:name` or `module:name` names, and a class where `classes` are taken too.
 
     The folder of the file, or the working directory for a module, is the first on the path while the import runs, as it
     is for `python file.py` and `python -m module`; later it is the last, where it hides nothing.
 
-    Raises `InputError` when there is no such file, module or function, when it cannot be called, and when the file
-    itself raises: with the file's own error and its line.
+    Raises `InputError` for the flag when there is no such file, module or function, when it cannot be called, and when
+    the file itself raises: with the file's own error and its line.
     """
+    shown = f"{flag}={name}"
     where, _, attribute = name.rpartition(":")
     if name.endswith(".py"):
         where, attribute = name, ""
     if where.endswith(".py"):
-        require_path_name(name, "reward_funcs")
+        require_path_name(name, flag)
         file = Path(where).expanduser().resolve()
-        _require_file(file, name)
-        module = _imported(_module_name(file), file.parent, name)
+        _require_file(file, shown)
+        module = _imported(_module_name(file), file.parent, shown)
     elif all(part.isidentifier() for part in where.split(".")):
-        module = _imported(where, Path.cwd(), name)
+        module = _imported(where, Path.cwd(), shown)
     else:
-        raise _no_module(where, name)
-    return _find_function(module, attribute, name)
+        raise _no_module(where, shown)
+    return _find_function(module, attribute, shown, classes)
 
 
 class _Finder:
@@ -219,7 +220,7 @@ def _places(spec: ModuleSpec) -> set[Path]:
     return {file.parent.parent if spec.submodule_search_locations is not None else file.parent}
 
 
-def _find_function(module: ModuleType, attribute: str, name: str) -> Callable[..., Any]:
+def _find_function(module: ModuleType, attribute: str, name: str, classes: bool) -> Callable[..., Any]:
     defined = [
         key
         for key, value in vars(module).items()
@@ -231,7 +232,7 @@ def _find_function(module: ModuleType, attribute: str, name: str) -> Callable[..
     if not hasattr(module, attribute):
         raise _invalid(name, f"there is no {attribute!r} in it", f"{did_you_mean(attribute, defined)}{has}")
     found = getattr(module, attribute)
-    if isinstance(found, type):
+    if isinstance(found, type) and not classes:
         raise _invalid(name, f"{attribute} is a class", "Make an object of it in the file, and name the object")
     if not callable(found):
         raise _invalid(name, f"{attribute} is {type(found).__name__}, which cannot be called", has)
@@ -261,8 +262,8 @@ def _own_error(name: str, error: BaseException) -> InputError:
     shown = traceback.TracebackException.from_exception(error)
     own = [frame for frame in shown.stack if frame.filename != __file__ and "importlib" not in frame.filename]
     lines = [*traceback.format_list(own), *shown.format_exception_only()]
-    return InputError(f"reward_funcs={name} is invalid: loading it raised an error\n{''.join(lines).rstrip()}")
+    return InputError(f"{name} is invalid: loading it raised an error\n{''.join(lines).rstrip()}")
 
 
 def _invalid(name: str, reason: str, advice: str) -> InputError:
-    return InputError(f"reward_funcs={name} is invalid: {reason}. {advice}.")
+    return InputError(f"{name} is invalid: {reason}. {advice}.")

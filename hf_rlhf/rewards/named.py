@@ -25,6 +25,7 @@ import re
 import types
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
+from types import MappingProxyType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from hf_rlhf.errors import InputError
@@ -115,33 +116,55 @@ def require_named(text: str) -> tuple[Callable[..., Any], dict[str, Any]]:
 
     Raises `InputError` for a name or an argument that is wrong, and for one that is missing.
     """
-    name, given = parse_named(text)
-    if name not in REWARDS:
-        raise _invalid(text, f"there is no reward {name!r}", f"{did_you_mean(name, REWARDS)}{_known()}")
-    module, _, attribute = REWARDS[name].partition(":")
+    return read_named(text, REWARDS, more_kinds=PART_ARGUMENTS)
+
+
+def read_named(
+    text: str,
+    factories: Mapping[str, str],
+    *,
+    flag: str = "reward_funcs",
+    kind: str = "reward",
+    more_kinds: Mapping[str, Any] = MappingProxyType({}),
+) -> tuple[Callable[..., Any], dict[str, Any]]:
+    """Return the factory that `text` names, and its arguments as the types of the factory's annotations.
+
+    Args:
+        text: see `parse_named`.
+        factories: `module:factory` by name.
+        flag, kind: that the text was given for, and what it names, for errors.
+        more_kinds: the types of further arguments by name.
+
+    Raises `InputError` for a name or an argument that is wrong, and for one that is missing.
+    """
+    name, given = parse_named(text, flag)
+    if name not in factories:
+        known = f"The named {kind}s are {', '.join(sorted(factories))}; a function is file.py:name or module:name"
+        raise _invalid(text, f"there is no {kind} {name!r}", f"{did_you_mean(name, factories)}{known}", flag)
+    module, _, attribute = factories[name].partition(":")
     factory = getattr(import_module(module), attribute)
-    kinds = {**_kinds(factory), **PART_ARGUMENTS}
-    arguments = {key: _converted(text, key, value, kinds) for key, value in given.items()}
+    kinds = {**_kinds(factory), **more_kinds}
+    arguments = {key: _converted(text, key, value, kinds, flag) for key, value in given.items()}
     required = [key for key, parameter in inspect.signature(factory).parameters.items() if parameter.default is parameter.empty]  # fmt: skip
     if missing := [key for key in required if key not in arguments]:
-        raise _invalid(text, f"{name} needs {', '.join(missing)}", f"Write {name}:{missing[0]}=VALUE")
+        raise _invalid(text, f"{name} needs {', '.join(missing)}", f"Write {name}:{missing[0]}=VALUE", flag)
     return factory, arguments
 
 
-def parse_named(text: str) -> tuple[str, dict[str, str]]:
-    """Return the name and the arguments of `NAME:ARGUMENT=VALUE,...`, all as text."""
+def parse_named(text: str, flag: str = "reward_funcs") -> tuple[str, dict[str, str]]:
+    """Return the name and the arguments of `NAME:ARGUMENT=VALUE,...`, all as text. `flag` is for errors."""
     match = _NAMED.fullmatch(text)
     if match is None:
-        raise _invalid(text, "it does not read as NAME:ARGUMENT=VALUE,ARGUMENT=VALUE", _known())
+        raise _invalid(text, "it does not read as NAME:ARGUMENT=VALUE,ARGUMENT=VALUE", "Write it so", flag)
     arguments: dict[str, str] = {}
     rest = match["arguments"] or ""
     while rest:
         key_match = _ARGUMENT.match(rest)
         if key_match is None:
-            raise _invalid(text, f"{rest!r} is no ARGUMENT=VALUE", "Put a value that holds commas into quotes")
-        value, rest = _split_value(rest[key_match.end() :], text)
+            raise _invalid(text, f"{rest!r} is no ARGUMENT=VALUE", "Put a value that holds commas into quotes", flag)
+        value, rest = _split_value(rest[key_match.end() :], text, flag)
         if key_match[1] in arguments:
-            raise _invalid(text, f"it has {key_match[1]} twice", "Keep one")
+            raise _invalid(text, f"it has {key_match[1]} twice", "Keep one", flag)
         arguments[key_match[1]] = value
     return match["name"], arguments
 
@@ -176,18 +199,18 @@ def require_no_typing_slip(text: str) -> None:
         raise _invalid(text, "there is no folder and no reward of that name", f"{hint}{_known()}")
 
 
-def _split_value(text: str, whole: str) -> tuple[str, str]:
+def _split_value(text: str, whole: str, flag: str) -> tuple[str, str]:
     """Return the value that `text` begins with, and what follows its comma."""
     if text[:1] in ("'", '"'):
         match = _QUOTED.match(text)
         if match is None:
-            raise _invalid(whole, f"the quote {text[0]} does not close", "Write a quote inside of quotes twice")
+            raise _invalid(whole, f"the quote {text[0]} does not close", "Write a quote inside of quotes twice", flag)
         quote = text[0]
         return match[1][1:-1].replace(quote * 2, quote), text[match.end() :]
     end = _NEXT_ARGUMENT.search(text)
     value, rest = (text, "") if end is None else (text[: end.start()], text[end.end() :])
     if _NEXT_REWARD.search(value) or any(each.strip() in REWARDS for each in value.split(",")[1:]):
-        raise _invalid(whole, "it holds two rewards", "Separate them by a space, or put the value into quotes")
+        raise _invalid(whole, "it holds two rewards", "Separate them by a space, or put the value into quotes", flag)
     return value.strip(), rest
 
 
@@ -202,27 +225,28 @@ def _kinds(factory: Callable[..., Any]) -> dict[str, Any]:
     return {key: hints.get(key, str) for key in inspect.signature(factory).parameters}
 
 
-def _converted(text: str, key: str, value: str, kinds: Mapping[str, Any]) -> Any:
-    """Return an argument's value as its type. Raises `InputError` for one that the reward does not take."""
+def _converted(text: str, key: str, value: str, kinds: Mapping[str, Any], flag: str) -> Any:
+    """Return an argument's value as its type. Raises `InputError` for one that the factory does not take."""
     if key not in kinds:
-        raise _invalid(text, f"it takes no {key!r}", f"{did_you_mean(key, kinds)}Its arguments are {', '.join(kinds)}")
+        known = f"Its arguments are {', '.join(kinds)}"
+        raise _invalid(text, f"it takes no {key!r}", f"{did_you_mean(key, kinds)}{known}", flag)
     kind: Any = kinds[key]
     if get_origin(kind) in (Union, types.UnionType):
         kind = next(each for each in get_args(kind) if each is not type(None))
     if kind is bool:
         if value.lower() not in ("true", "false"):
-            raise _invalid(text, f"{key}={value} is neither true nor false", f"Write {key}=true or {key}=false")
+            raise _invalid(text, f"{key}={value} is neither true nor false", f"Write {key}=true or {key}=false", flag)
         return value.lower() == "true"
     try:
         return kind(value)
     except ValueError as error:
         number = "a whole number" if kind is int else "a number"
-        raise _invalid(text, f"{key}={value} is not {number}", f"Write {key}=1, say") from error
+        raise _invalid(text, f"{key}={value} is not {number}", f"Write {key}=1, say", flag) from error
 
 
 def _known() -> str:
     return f"The named rewards are {', '.join(sorted(REWARDS))}; a function is file.py:name or module:name"
 
 
-def _invalid(text: str, reason: str, advice: str | None) -> InputError:
-    return InputError(f"reward_funcs={text} is invalid: {reason}." + (f" {advice}." if advice else ""))
+def _invalid(text: str, reason: str, advice: str | None, flag: str = "reward_funcs") -> InputError:
+    return InputError(f"{flag}={text} is invalid: {reason}." + (f" {advice}." if advice else ""))
