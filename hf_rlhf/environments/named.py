@@ -16,7 +16,7 @@ from hf_rlhf.environments.users import FunctionUser, ModelUser, ScriptedUser, Us
 from hf_rlhf.errors import InputError
 from hf_rlhf.rewards.functions import did_you_mean, is_function_name, load_function
 from hf_rlhf.rewards.named import read_named
-from hf_rlhf.writers import EndpointWriter, ModelWriter
+from hf_rlhf.writers import EndpointWriter, ModelWriter, Writer
 
 ENVIRONMENTS: dict[str, str] = {
     "cart_pole": f"{__name__}:cart_pole",
@@ -127,17 +127,22 @@ def dialogue(
             raise InputError(f"{name}={value} is invalid without {needs}. Omit it, or give {needs}.")
     played: User
     if model is not None:
-        writer: Any = (
-            ModelWriter.load(model, temperature=temperature)
-            if url is None
-            else EndpointWriter(model, url, temperature=temperature, api_key_env=api_key_env)
-        )
+        writer = _writer(model, url, api_key_env, temperature)
         played = ModelUser(writer, persona=persona, goal=goal, max_tokens=max_tokens)
     elif user is not None:
         played = FunctionUser(_load(user))
     else:
         played = ScriptedUser(None if lines is None else _lines_of(lines), column=column)
     return partial(Dialogue, played, reached=None if reached is None else _load(reached), max_turns=max_turns)
+
+
+def _writer(model: str, url: str | None, api_key_env: str | None, temperature: float) -> Writer:
+    """Load the model, or ask its server whether it is there."""
+    if url is None:
+        return ModelWriter.load(model, temperature=temperature)
+    writer = EndpointWriter(model, url, temperature=temperature, api_key_env=api_key_env)
+    writer.chat.endpoint.require_reachable()
+    return writer
 
 
 def _lines_of(file: str) -> list[str]:
