@@ -129,15 +129,15 @@ def _prompt_ids(episode: Episode, settings: EpisodeSettings) -> list[int]:
         ids = row_ids(episode.prompt, settings.tokenizer, continued=True, **how)
     except RefusedByTemplate as refusal:
         raise InputError(
-            f"environment={name} is invalid: the chat template refuses its prompt: {refusal.__cause__}. Let reset return"
-            " other messages, or set --chat_template_path."
+            f"environment={name} is invalid: the chat template refuses its prompt: {refusal.__cause__}. Let reset"
+            " return other messages, or set --chat_template_path."
         ) from refusal
     if not ids:
         raise InputError(f"{name}.reset returned an empty prompt: a policy needs at least one token to begin")
     if longest is not None and len(ids) > longest:
         raise InputError(
-            f"max_prompt_length={longest} is invalid: a prompt of the environment {name} has {len(ids)} tokens, with its"
-            " tools if it has any. Raise it, or let reset return less."
+            f"max_prompt_length={longest} is invalid: a prompt of the environment {name} has {len(ids)} tokens, with"
+            " its tools if it has any. Raise it, or let reset return less."
         )
     return ids
 

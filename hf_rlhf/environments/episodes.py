@@ -42,7 +42,7 @@ def collect_episodes(
     *,
     together: bool = False,
 ) -> list[Trajectory]:
-    """Play one episode for each row, and return its trajectory.
+    """Return the trajectory of one episode for each row.
 
     Its completion holds all tokens behind the prompt, those of the environment with the mask False; `text` is what the
     policy wrote last, and `messages` the whole dialogue behind the prompt. An episode depends on its row and its seed

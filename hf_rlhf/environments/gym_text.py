@@ -120,7 +120,7 @@ class FrozenLake(GymText):
     """Walk on a frozen lake from the first field to the last, around the holes: `left`, `down`, `right` or `up`.
 
     Args:
-        is_slippery: whether a step may go another way.
+        is_slippery: whether a step may slip to a side.
         size: fields of a side, 4 or 8.
         settings: of `GymText`.
     """

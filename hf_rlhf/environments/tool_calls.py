@@ -50,8 +50,8 @@ def _schema_of(function: Callable[..., Any]) -> dict[str, Any]:
 def calls_in(text: str) -> list[ToolCall]:
     """Return the calls in what a policy wrote, besides its thoughts.
 
-    Read are `<tool_call>{...}</tool_call>`, several of them, and an answer that is JSON and nothing else: an object with
-    a name and arguments (or parameters), or a list of such. JSON of another shape is no call.
+    Read are `<tool_call>{...}</tool_call>`, several of them, and an answer that is JSON and nothing else: an object
+    with a name and arguments (or parameters), or a list of such. JSON of another shape is no call.
     """
     text = _THOUGHTS.sub("", text).strip()
     tagged = _TAGGED.findall(text)

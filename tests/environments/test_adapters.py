@@ -21,7 +21,7 @@ GUESS = '<tool_call>{"name": "guess", "arguments": {"number": %d}}</tool_call>'
 
 
 class GuessForTRL:
-    """As in trl's documentation of `environment_factory`."""
+    """A class as trl's documentation of `environment_factory` has them."""
 
     def reset(self, number, **row) -> str | None:
         self.number, self.won = number, False

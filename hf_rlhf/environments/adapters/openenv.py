@@ -43,7 +43,7 @@ class OpenEnvText:
         self._env: Any = None
 
     def reset(self, row: Mapping[str, Any], rng: random.Random) -> Prompt:
-        """Connect, and return the row's prompt with the first observation."""
+        """Make the client, and return the row's prompt with the first observation."""
         if missing := [name for name in self.columns if name not in row]:
             raise InputError(f"columns={', '.join(missing)} is invalid: the dataset has no such column. Omit it.")
         env = self.make()

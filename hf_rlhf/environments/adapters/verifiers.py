@@ -20,7 +20,7 @@ _HOOKS = ("init_state", "setup_state", "is_completed", "get_prompt_messages", "a
 
 
 def verifiers_rows(env: Any) -> list[dict[str, Any]]:
-    """Return the training rows of a verifiers environment: `prompt`, `example_id`, and `answer` and `info` as it has."""
+    """Return the training rows of a verifiers environment, with `prompt` and what its rubric reads."""
     return [{name: row[name] for name in _INPUTS if name in row} for row in env.get_dataset()]
 
 
