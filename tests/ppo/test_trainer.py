@@ -570,6 +570,7 @@ def test_metrics_are_json_lines_and_every_key_is_documented(tmp_path, tokenizer)
         dual_clip=3.0,
         use_vllm=True,
         vllm_server_base_url=server.url,
+        max_turns=1,
         trainer_kwargs={"eval_dataset": make_prompts(4), "ptx_dataset": texts, "environment": SingleTurn},
     ).train()
     server.stop()
