@@ -88,6 +88,10 @@ class Episode:
         """True if the policy says something next."""
         return self.failure is None and not self.last.ends
 
+    def pay(self, reward: float) -> None:
+        """Pay the last token that the policy chose; the last one where it chose none."""
+        self.rewards[max((t for t, chosen in enumerate(self.mask) if chosen), default=-1)] += reward
+
     @property
     def answer(self) -> str:
         """The text that the policy wrote last."""
@@ -149,7 +153,7 @@ def take(episode: Episode, completion: Completion, settings: EpisodeSettings) ->
         episode.support = [*(episode.support or []), *completion.support]
     episode.ids += completion.ids
     episode.last_ids = completion.ids
-    episode.mask += [True] * count
+    episode.mask += settings.sampling.chosen(count)
     episode.logprobs += completion.logprobs or [math.nan] * count
     episode.rewards += [0.0] * count
     episode.turns += 1
@@ -165,7 +169,7 @@ def follow(episode: Episode, turn: Turn, settings: EpisodeSettings) -> None:
     """
     limits = settings.limits
     require_turn(turn, episode.env)
-    episode.rewards[-1] += float(turn.reward)
+    episode.pay(float(turn.reward))
     if not turn.ends and episode.turns >= limits.max_turns:
         turn = replace(turn, truncated=True)
     episode.last = turn

@@ -15,7 +15,7 @@ from hf_rlhf.ppo.batch_sizes import SIZES, BatchSizes, Derived
 from hf_rlhf.ppo.kl_control import AdaptiveKL, FixedKL, KLControl
 from hf_rlhf.ppo.rules import KL_CHOICES, require_rules
 from hf_rlhf.ppo.scores import ScoreShaping
-from hf_rlhf.rollout.sampling import Sampling
+from hf_rlhf.rollout.sampling import Sampling, scheduled
 from hf_rlhf.rollout.vllm.client import server_addresses
 from hf_rlhf.training.best import settle_best_metric
 
@@ -160,6 +160,15 @@ class PPOConfig(BatchSizes, TrainingArguments):
     top_k: int = _flag(0, "Sample among the k most likely tokens; 0 is off.")
     top_p: float = _flag(1.0, "Sample among the most likely tokens with this total probability; 1 is off.")
     min_p: float = _flag(0.0, "Sample among tokens at least this likely relative to the likeliest; 0 is off.")
+    first_greedy_tokens: int = _flag(
+        0, "Take the likeliest token so many times at the start of a completion, then sample; those do not count."
+    )
+    temperature_end: float | None = _flag(
+        None, "Temperature of the last iteration; it changes linearly over the run, by default not at all."
+    )
+    first_greedy_tokens_end: int | None = _flag(
+        None, "first_greedy_tokens of the last iteration; it changes linearly over the run, by default not at all."
+    )
     stop_strings: list[str] | None = _flag(None, "Strings that end a completion, besides the model's end tokens.")
     stop_token_ids: list[int] | None = _flag(None, "Token ids that end a completion, besides the model's end tokens.")
     generation_batch_size: int | None = _flag(None, "Completions sampled at once on each device; by default all.")
@@ -255,10 +264,15 @@ class PPOConfig(BatchSizes, TrainingArguments):
 
     @property
     def sampling(self) -> Sampling:
-        """Sampling settings of the completions."""
+        """Sampling settings of the first iteration, and of all others unless they change over the run."""
+        return self.sampling_at(0.0)
+
+    def sampling_at(self, progress: float) -> Sampling:
+        """Return the sampling settings at a place of the run, from 0 for the first iteration to 1 for the last."""
         return Sampling(
             max_completion_length=self.max_completion_length,
-            temperature=self.temperature,
+            temperature=scheduled(self.temperature, self.temperature_end, progress),
+            first_greedy_tokens=round(scheduled(self.first_greedy_tokens, self.first_greedy_tokens_end, progress)),
             top_k=self.top_k,
             top_p=self.top_p,
             min_p=self.min_p,

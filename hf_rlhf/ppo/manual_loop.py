@@ -84,7 +84,8 @@ class ManualLoop(RolloutSetup):
                 have to be among those that `top_k`, `top_p` and `min_p` leave to the policy as it is now.
             rewards: a number for each completion, a list with one for each of its tokens, or None for a completion
                 without a reward. Normalizing, clipping and penalties make scores of them, as in `train`.
-            masks: for each completion, True where the policy sampled the token; by default everywhere.
+            masks: for each completion, True where the policy sampled the token; by default everywhere but on the
+                `first_greedy_tokens`, which never count.
 
         Returns the metrics of the iteration. Saves, logs and evaluates as the arguments say, and ends the run with the
         last of `max_steps`; a step beyond it raises `InputError`, as do rewards and lengths that cannot be right.
@@ -96,8 +97,8 @@ class ManualLoop(RolloutSetup):
             causal_lm = base_of(self.policy.model)
             rules = TokenRules(
                 vocab_size=causal_lm.config.get_text_config().vocab_size,
-                stop_ids=stop_token_ids(causal_lm, self.processing_class, self.args.sampling),
-                sampling=self.args.sampling,
+                stop_ids=stop_token_ids(causal_lm, self.processing_class, self.sampling),
+                sampling=self.sampling,
                 chat_template_kwargs=self.args.chat_template_kwargs,  # pyright: ignore
             )
             rollout = given_rollout(rows, completions, rewards, masks, self.processing_class, rules)
@@ -241,14 +242,15 @@ def given_rollout(
             ended = any(words.endswith(stop) for stop in rules.sampling.stop_strings)
             completion = Completion(ids, [], stopped=ended or (bool(ids) and ids[-1] in rules.stop_ids))
         _require_possible(completion, rules, b)
-        trajectory = trajectory_of(row, completion, tokenizer, rules.chat_template_kwargs)
+        trajectory = trajectory_of(row, completion, tokenizer, rules.chat_template_kwargs, rules.sampling)
         if masks is not None:
             if len(masks[b]) != len(completion.ids):
                 raise InputError(
                     f"mask {b} (counted from 0) has {len(masks[b])} entries for a completion of"
                     f" {len(completion.ids)} tokens"
                 )
-            trajectory.mask = [bool(counts) for counts in masks[b]]
+            pairs = zip(masks[b], trajectory.completion_mask, strict=True)
+            trajectory.mask = [bool(given) and chosen for given, chosen in pairs]
         if completion.support is not None:
             require_supported(trajectory, b, tokenizer, rules.sampling)
         trajectories.append(trajectory)
@@ -257,9 +259,9 @@ def given_rollout(
         return given
 
     checked = Rewards([score]).compute(trajectories).rewards
-    for b, (reward, trajectory) in enumerate(zip(checked, trajectories, strict=True)):
-        per_token, mask = reward.per_token, trajectory.mask
-        if per_token is not None and mask is not None and per_token[~torch.tensor(mask)].any():
+    for b, reward in enumerate(checked):
+        per_token = reward.per_token
+        if per_token is not None and masks is not None and per_token[~torch.tensor(masks[b]).bool()].any():
             raise InputError(
                 f"rewards[{b}] is invalid: it pays a token that masks[{b}] does not count. Give that token a reward of"
                 " 0."

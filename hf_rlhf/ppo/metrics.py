@@ -55,6 +55,8 @@ METRICS: dict[str, str] = {
     "val/explained_variance": "1 - Var(return - value) / Var(return), before the updates.",
     "val/num_eos_tokens": "Completions of the iteration that stopped by themselves.",
     "sampling/logp_gap": "Mean |difference| of a token's log-probability between sampler and trainer.",
+    "sampling/temperature": "With temperature_end: temperature of the iteration.",
+    "sampling/first_greedy_tokens": "With first_greedy_tokens_end: first_greedy_tokens of the iteration.",
     "sampling/servers": "With use_vllm, how many servers sampled completions of the iteration, over all ranks.",
     "sampling/importance_weight": "Mean weight that importance_sampling_cap gave a token.",
     "completions/mean_length": "Mean tokens of a completion, the stop token included.",

@@ -13,7 +13,7 @@ from hf_rlhf.ppo.guard import UpdateGuard
 from hf_rlhf.ppo.iteration_trainer import IterationTrainer
 from hf_rlhf.ppo.trunk import KeptStates
 from hf_rlhf.rollout.engines import Engine
-from hf_rlhf.rollout.sampling import row_seed
+from hf_rlhf.rollout.sampling import Sampling, row_seed
 from hf_rlhf.rollout.stops import stop_at_end_of_turn
 from hf_rlhf.rollout.vllm.engine import VLLMEngine
 from hf_rlhf.types import Model, Prompt
@@ -28,6 +28,21 @@ class RolloutSetup(IterationTrainer):
     _attention: Mapping[Model, str]  # of the models that train with another attention than they were loaded with
     _started: int | None = None  # the iteration begun last
     _drawn = 0  # completions that the user's loop sampled in it, over all ranks
+
+    @property
+    def sampling(self) -> Sampling:
+        """Sampling settings of this iteration: of the flags, and of those that change over the run as far as it is."""
+        last = self.state.max_steps // self.args.updates_per_iteration - 1  # 0 before a run has begun
+        return self.args.sampling_at(min(self.iteration / last, 1.0) if last > 0 else 0.0)
+
+    def schedule_metrics(self) -> dict[str, float]:
+        """Return the settings that change over the run, as they are in this iteration."""
+        now = {"temperature": self.sampling.temperature, "first_greedy_tokens": self.sampling.first_greedy_tokens}
+        return {
+            f"sampling/{name}": float(value)
+            for name, value in now.items()
+            if getattr(self.args, f"{name}_end") is not None
+        }
 
     def predict_value(self, prompts: Sequence[Prompt | Sequence[int]]) -> list[float]:
         """Return the critic's expectation of a completion to each prompt, in scores minus KL penalty.
@@ -112,7 +127,7 @@ class RolloutSetup(IterationTrainer):
 
     def _stop_at_end_of_turn(self, row: Mapping[str, Any]) -> None:
         kwargs: Any = self.args.chat_template_kwargs
-        stop_at_end_of_turn(self.policy.model, self.processing_class, row, self.args.sampling, kwargs)
+        stop_at_end_of_turn(self.policy.model, self.processing_class, row, self.sampling, kwargs)
 
     @staticmethod
     def _turns(prompts: Any) -> Any:

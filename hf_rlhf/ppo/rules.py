@@ -82,6 +82,8 @@ def rules_of_models(config: PPOConfig) -> Rules:
 
 def rules_of_sampling(config: PPOConfig) -> Rules:
     """Return the rules of prompts and sampling."""
+    continuous = config.use_transformers_continuous_batching
+    greedy_tokens = {name: getattr(config, name) for name in ("first_greedy_tokens", "first_greedy_tokens_end")}
     return {
         "max_turns": (config.max_turns >= 1, "at least 1"),
         "max_episode_length": (
@@ -133,6 +135,18 @@ def rules_of_sampling(config: PPOConfig) -> Rules:
         "stop_strings": (not isinstance(config.stop_strings, str), "a list of strings"),
         "stop_token_ids": (not isinstance(config.stop_token_ids, int), "a list of ids"),
         "temperature": (config.temperature > 0, "above 0: a greedy policy has nothing to learn from its samples"),
+        "temperature_end": (
+            config.temperature_end is None or config.temperature_end > 0,
+            "above 0: a greedy policy has nothing to learn from its samples",
+        ),
+        **{
+            name: (
+                (count or 0) == 0 or (0 < count < config.max_completion_length and not (config.use_vllm or continuous)),
+                "at least 0 and below max_completion_length, which leaves a token to learn from, and 0 with use_vllm or"
+                " use_transformers_continuous_batching, which draw all tokens of a completion alike",
+            )
+            for name, count in greedy_tokens.items()
+        },
         "overlong_prompts": (
             config.overlong_prompts in ("error", "filter", "truncate_left"),
             "error, filter or truncate_left",

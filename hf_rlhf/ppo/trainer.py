@@ -239,7 +239,7 @@ class PPOTrainer(Evaluation):
 
         if not self.warming_up:
             self.kl_control.update(mean_sequence_kl(experience), args.rollout_batch_size)
-        metrics = iteration_metrics(rollout.trajectories, rollout.rewards, experience)
+        metrics = iteration_metrics(rollout.trajectories, rollout.rewards, experience) | self.schedule_metrics()
         if isinstance(self.engine, VLLMEngine):
             metrics["sampling/servers"] = float(self.engine.count_answering())
         self.iteration_log.add_rollout(iteration, rollout.trajectories, metrics)
@@ -253,7 +253,7 @@ class PPOTrainer(Evaluation):
         as_written = uncompiled() if self.args.torch_compile else nullcontext()
         with self.iteration_log.timed("sample"), as_written:
             kwargs: Any = self.args.chat_template_kwargs
-            settings = (self.engine, rows, self.processing_class, self.args.sampling, seeds)
+            settings = (self.engine, rows, self.processing_class, self.sampling, seeds)
             if self.environment is None:
                 return collect(*settings, kwargs)
             limits = self.args.episode_limits
@@ -277,7 +277,7 @@ class PPOTrainer(Evaluation):
         All are of the distribution that the run's settings sample from, also for completions from elsewhere. With
         `kl_only`, as for an evaluation, the critic makes no pass, and values and entropy are None.
         """
-        args, sampling, size = self.args, self.args.sampling, self.args.rollout_forward_batch_size
+        args, sampling, size = self.args, self.sampling, self.args.rollout_forward_batch_size
         passes: dict[int, ForwardPass] = {}
         with self.iteration_log.timed("forward_pass"), keep_modes(self.policy):
             self.policy.eval()
@@ -294,7 +294,7 @@ class PPOTrainer(Evaluation):
                 sequences = sequences.to(args.device)
                 output: Any = self.policy.forward(  # not by its hooks: FSDP's would shard the root again
                     sequences,
-                    temperature=args.temperature,
+                    temperature=sampling.temperature,
                     values=not kl_only,
                     entropy=not kl_only,
                     reference=not kl_only or args.kl_estimator != FULL_KL,
@@ -363,7 +363,7 @@ class PPOTrainer(Evaluation):
         texts = None if batch.texts is None else batch.texts.to(args.device)
         output = model(
             experience.sequences,
-            temperature=args.temperature,
+            temperature=self.sampling.temperature,  # the iteration's own
             entropy=args.entropy_coef > 0,
             full_kl=args.full_kl_in_loss,
             texts=texts,

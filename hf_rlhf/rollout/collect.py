@@ -27,18 +27,26 @@ def collect(
             completion.support = TokenSupport.of(completion.support)
     # One by one: transformers decodes an empty batch, which is a rank's share of few prompts, to one empty text.
     return [
-        trajectory_of(row, completion, tokenizer, chat_template_kwargs)
+        trajectory_of(row, completion, tokenizer, chat_template_kwargs, sampling)
         for row, completion in zip(rows, completions, strict=True)
     ]
 
 
 def trajectory_of(
-    row: Mapping[str, Any], completion: Completion, tokenizer, chat_template_kwargs: Mapping[str, Any] | None = None
+    row: Mapping[str, Any],
+    completion: Completion,
+    tokenizer,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+    sampling: Sampling | None = None,
 ) -> Trajectory:
     """Return a row with its completion.
 
-    The text is the whole answer: what the generation prompt began, and what was sampled.
+    The text is the whole answer: what the generation prompt began, and what was sampled. The mask is False on the
+    tokens that `sampling` took without a draw.
     """
     begun = prefill(row, tokenizer, chat_template_kwargs)
     text = begun + tokenizer.decode(completion.ids, skip_special_tokens=True)
-    return Trajectory(row=row, prompt_ids=row["prompt_ids"], completion=completion, text=text)
+    mask = None
+    if sampling is not None and sampling.first_greedy_tokens:
+        mask = sampling.chosen(len(completion.ids))
+    return Trajectory(row=row, prompt_ids=row["prompt_ids"], completion=completion, text=text, mask=mask)

@@ -112,6 +112,11 @@ def require_batchable(sampling: Sampling) -> None:
             " the log-probabilities would be of another distribution. Omit these, or omit"
             " use_transformers_continuous_batching"
         )
+    if sampling.first_greedy_tokens:
+        raise InputError(
+            f"first_greedy_tokens={sampling.first_greedy_tokens} is invalid: continuous batching draws every token of a"
+            " completion in the same way. Set it to 0, or omit use_transformers_continuous_batching."
+        )
     if sampling.stop_strings:
         raise InputError("continuous batching does not support stop_strings. Give stop_token_ids instead")
 

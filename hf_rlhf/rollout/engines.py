@@ -122,7 +122,7 @@ class TransformersEngine:
             else self.graphs.replace_forward(causal_lm, cache) as steps,
         ):
             while running and done < longest:
-                draw = _RowSampler(sampling, draws[running, done:], self.on_tokens)
+                draw = _RowSampler(sampling, draws[running, done:], self.on_tokens, done=done)
                 stop = _StopRecorder(
                     stop_ids,
                     stop_strings,
@@ -267,20 +267,31 @@ def _pays_in_pieces(head) -> bool:
 
 
 class _RowSampler:
-    """A logits processor that draws the next token of each row and leaves it as the only choice."""
+    """A logits processor that draws the next token of each row and leaves it as the only choice.
+
+    Args:
+        sampling: how.
+        draws: numbers in [0, 1), `(B, T)`, one for each token to come.
+        on_tokens: see `TransformersEngine`.
+        done: tokens that the rows have already.
+    """
 
     supports_continuous_batching = False
 
-    def __init__(self, sampling: Sampling, draws: Tensor, on_tokens: Callable[[int], None] | None = None):
+    def __init__(
+        self, sampling: Sampling, draws: Tensor, on_tokens: Callable[[int], None] | None = None, *, done: int = 0
+    ):
         self.sampling = sampling
-        self.draws = draws  # (B, T)
+        self.draws = draws
         self.on_tokens = on_tokens
+        self.forced = max(sampling.first_greedy_tokens - done, 0)  # tokens to come without a draw
         self.logprobs: list[Tensor] = []  # T tensors (B,)
         self.support: list[list[Tensor]] = []  # T lists of B tensors (K,)
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         step = len(self.logprobs)
-        if self.sampling.greedy:
+        forced = step < self.forced
+        if self.sampling.greedy or forced:
             best, tokens = scores.max(dim=-1)  # (B,), (B,)
             _require_numbers(best, step)
             self.logprobs.append(torch.zeros_like(best))  # no choice: probability 1
@@ -292,7 +303,8 @@ class _RowSampler:
         if self.on_tokens is not None:
             self.on_tokens(len(tokens))
         if self.sampling.truncated:
-            self.support.append([row.isfinite().nonzero().squeeze(1).int().cpu() for row in scores])
+            allowed = [row.isfinite().nonzero().squeeze(1).int().cpu() for row in scores]
+            self.support.append(list(tokens[:, None].int().cpu()) if forced else allowed)
         return torch.full_like(scores, float("-inf")).scatter_(1, tokens[:, None], 0.0)
 
     def add_to(self, completions: list[Completion], tokens: Tensor, lengths: list[int]) -> None:

@@ -11,13 +11,18 @@ from hf_rlhf.errors import InputError
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """Settings that completions are drawn with. `temperature=0` is greedy."""
+    """Settings that completions are drawn with. `temperature=0` is greedy.
+
+    The first `first_greedy_tokens` tokens of a completion are the likeliest ones, and the others are drawn. The policy
+    has no choice among the first, so they are never learned from: see `chosen`.
+    """
 
     max_completion_length: int = 64
     temperature: float = 1.0
     top_k: int = 0  # 0: off
     top_p: float = 1.0
     min_p: float = 0.0
+    first_greedy_tokens: int = 0
     stop_token_ids: tuple[int, ...] = ()  # besides the end tokens of the model
     stop_strings: tuple[str, ...] = ()
 
@@ -27,6 +32,7 @@ class Sampling:
             "temperature": (self.temperature >= 0, "0 (greedy) or above"),
             "top_k": (self.top_k >= 0, "0 (off) or above"),
             "top_p": (0 < self.top_p <= 1, "above 0 and at most 1 (off)"),
+            "first_greedy_tokens": (self.first_greedy_tokens >= 0, "0 (off) or above"),
             "min_p": (0 <= self.min_p < 1, "from 0 (off) to below 1"),
         }
         for name, (holds, rule) in rules.items():
@@ -42,6 +48,15 @@ class Sampling:
     def truncated(self) -> bool:
         """True if some tokens are cut off before the draw."""
         return not self.greedy and (self.top_k > 0 or self.top_p < 1 or self.min_p > 0)
+
+    def chosen(self, count: int) -> list[bool]:
+        """Return a mask `(count,)` of a completion's tokens: False for the first ones, which are taken without a draw."""
+        return [t >= self.first_greedy_tokens for t in range(count)]
+
+
+def scheduled(start: float, end: float | None, progress: float) -> float:
+    """Compute `start + progress * (end - start)`, `progress` from 0 to 1; `start` where there is no `end`."""
+    return start if end is None else start + progress * (end - start)
 
 
 def row_seed(*parts: int | str) -> int:

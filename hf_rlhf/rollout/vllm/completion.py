@@ -22,6 +22,11 @@ def completion_request(model: Model, tokenizer, sampling: Sampling) -> dict[str,
     """
     if len(sampling.stop_strings) > _STOP_STRINGS:
         raise InputError(f"stop_strings: a vLLM server takes {_STOP_STRINGS} of them, not {len(sampling.stop_strings)}")
+    if sampling.first_greedy_tokens:
+        raise InputError(
+            f"first_greedy_tokens={sampling.first_greedy_tokens} is invalid: a vLLM server draws every token of a"
+            " completion in the same way. Set it to 0, or omit use_vllm."
+        )
     truncated = sampling.truncated
     return {
         "max_tokens": sampling.max_completion_length,
