@@ -80,13 +80,18 @@ class Home(NamedTuple):
     place: int  # its number among those of that rank
 
 
-def homes(sizes: Sequence[int]) -> list[Home]:
+def homes(sizes: Sequence[int], group: int = 1) -> list[Home]:
     """Return where each item of the whole is, in the order of `gather_in_order`, when rank r has `sizes[r]` of them."""
-    return [Home(rank, place) for place in range(max(sizes)) for rank, size in enumerate(sizes) if place < size]
+    return [
+        Home(rank, place)
+        for start in range(0, max(sizes), group)
+        for rank, size in enumerate(sizes)
+        for place in range(start, min(start + group, size))
+    ]
 
 
-def gather_in_order(share: list[T]) -> list[T]:
-    """Put together what `take_share` divided: item i of the whole comes from rank i % world_size.
+def gather_in_order(share: list[T], group: int = 1) -> list[T]:
+    """Put together what `take_share` divided: group i of the whole comes from rank i % world_size.
 
     Shares may differ in length: a rank that has no more is passed over. The items travel as pickled objects, so few and
     small ones only; `gather_rows` and `gather_numbers` are for many.
@@ -95,10 +100,10 @@ def gather_in_order(share: list[T]) -> list[T]:
         return share
     shares: list[Any] = [None] * world_size()
     torch.distributed.all_gather_object(shares, share)
-    return [shares[home.rank][home.place] for home in homes([len(each) for each in shares])]
+    return [shares[home.rank][home.place] for home in homes([len(each) for each in shares], group)]
 
 
-def gather_rows(share: Tensor) -> Tensor:
+def gather_rows(share: Tensor, group: int = 1) -> Tensor:
     """Like `gather_in_order`, but for a tensor's rows: `(b, ...)`, where `b` may differ by rank, to `(B, ...)`."""
     if not _distributed():
         return share
@@ -106,7 +111,7 @@ def gather_rows(share: Tensor) -> Tensor:
     padded = share.new_zeros(max(sizes), *share.shape[1:])
     padded[: len(share)] = share
     shares = torch.stack(_all_gather(padded))  # (ranks, longest b, ...)
-    ranks, places = torch.tensor(homes(sizes), dtype=torch.long).reshape(-1, 2).T
+    ranks, places = torch.tensor(homes(sizes, group), dtype=torch.long).reshape(-1, 2).T
     return shares[ranks, places]
 
 
@@ -129,9 +134,9 @@ def exchange(outgoing: Sequence[Tensor], incoming: Sequence[int]) -> list[Tensor
     return list(received.cpu().split(list(incoming)))
 
 
-def take_share(whole: list[T]) -> list[T]:
-    """Return this rank's part of `whole`: every world_size-th item."""
-    return whole[rank() :: world_size()]
+def take_share(whole: list[T], group: int = 1) -> list[T]:
+    """Return this rank's part of `whole`: every world_size-th group of `group` neighbors."""
+    return [item for i, item in enumerate(whole) if i // group % world_size() == rank()]
 
 
 def in_step(batches: Sequence[T], empty: T) -> Iterator[T]:

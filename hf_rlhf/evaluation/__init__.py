@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from hf_rlhf.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from hf_rlhf.evaluation.best_completion import best_of_n
     from hf_rlhf.evaluation.metrics import WinRate, wilson_interval, win_rate
     from hf_rlhf.evaluation.plots import plot_training
     from hf_rlhf.evaluation.report import write_report
@@ -15,6 +16,7 @@ _HOMES = {
     "Pairs": "hf_rlhf.evaluation.reward_model",
     "ReportCard": "hf_rlhf.evaluation.report_card.card",
     "WinRate": "hf_rlhf.evaluation.metrics",
+    "best_of_n": "hf_rlhf.evaluation.best_completion",
     "make_report_card": "hf_rlhf.evaluation.report_card.card",
     "plot_training": "hf_rlhf.evaluation.plots",
     "reward_accuracy": "hf_rlhf.evaluation.reward_model",
@@ -27,6 +29,7 @@ __all__ = [
     "Pairs",
     "ReportCard",
     "WinRate",
+    "best_of_n",
     "make_report_card",
     "plot_training",
     "reward_accuracy",

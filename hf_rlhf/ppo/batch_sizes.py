@@ -24,6 +24,7 @@ class BatchSizes:
         num_mini_batches: int
         rollout_batch_size: int
         num_ppo_epochs: int
+        num_generations: int
         world_size: int
 
     def settle_batch_sizes(self) -> None:
@@ -90,6 +91,11 @@ class BatchSizes:
         return self.per_device_train_batch_size * self.gradient_accumulation_steps * self.num_mini_batches
 
     @property
+    def prompts_per_iteration(self) -> int:
+        """Prompts per iteration, over all ranks."""
+        return self.rollout_batch_size // self.num_generations
+
+    @property
     def updates_per_iteration(self) -> int:
         """Optimizer updates per iteration."""
         return self.num_ppo_epochs * self.num_mini_batches
@@ -97,10 +103,11 @@ class BatchSizes:
     def batch_algebra(self, ranks: int | None = None) -> str:
         """Return the sizes of an iteration on `ranks` ranks in words; by default on those of this run."""
         ranks = ranks or self.world_size
+        several = f", {self.num_generations} for each prompt" if self.num_generations > 1 else ""
         return (
             f"{self.rank_batch_size * ranks} completions an iteration = {self.per_device_train_batch_size} per device"
             f" x {self.gradient_accumulation_steps} accumulated x {_count(self.num_mini_batches, 'minibatch', 'es')}"
-            f" x {_count(ranks, 'rank')}; {_count(self.updates_per_iteration, 'optimizer update')} an iteration"
+            f" x {_count(ranks, 'rank')}{several}; {_count(self.updates_per_iteration, 'optimizer update')} an iteration"
             f" = {_count(self.num_ppo_epochs, 'PPO epoch')} x {_count(self.num_mini_batches, 'minibatch', 'es')}"
         )
 

@@ -100,7 +100,7 @@ def prepare_data(
         args.episode_limits.max_tokens if episodes else args.max_completion_length,
     )
     if data.num_prompts is not None:
-        require_rows(data.prompts, args.rollout_batch_size, source="train_dataset", why=args.batch_algebra())
+        require_rows(data.prompts, args.prompts_per_iteration, source="train_dataset", why=args.batch_algebra())
     return data
 
 

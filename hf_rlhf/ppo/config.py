@@ -155,6 +155,10 @@ class PPOConfig(BatchSizes, TrainingArguments):
         '{"enable_thinking": false}. A row\'s own column chat_template_kwargs wins.',
     )
     overlong_prompts: str = _flag("error", "What to do with longer prompts: error, filter or truncate_left.")
+    num_generations: int = _flag(
+        1,
+        "Completions of each prompt in an iteration; rollout_batch_size counts completions, so it holds fewer prompts.",
+    )
     max_completion_length: int = _flag(64, "Longest completion, in tokens.")
     temperature: float = _flag(1.0, "Sampling temperature; the policy that is trained is the one with it.")
     top_k: int = _flag(0, "Sample among the k most likely tokens; 0 is off.")

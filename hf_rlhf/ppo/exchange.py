@@ -43,16 +43,16 @@ class RowIndex:
     sizes: list[int]  # bytes of its message
 
     @classmethod
-    def gather(cls, rows: Sequence[Row], lengths: Tensor, counted: Tensor) -> "RowIndex":
+    def gather(cls, rows: Sequence[Row], lengths: Tensor, counted: Tensor, group: int = 1) -> "RowIndex":
         """Make it of this rank's `b` rows, with `lengths` and `counted` tokens `(b,)` of each.
 
-        Every rank takes part.
+        Rows were dealt out in groups of `group`. Every rank takes part.
         """
         sizes = torch.tensor([packed_size(row) for row in rows], dtype=torch.long)
         ranks = torch.full_like(sizes, rank())
-        table = gather_rows(torch.stack([ranks, lengths.long(), counted.long(), sizes], dim=1))  # (B, 4)
+        table = gather_rows(torch.stack([ranks, lengths.long(), counted.long(), sizes], dim=1), group)  # (B, 4)
         rows_per_rank = table[:, 0].bincount(minlength=world_size()).tolist()
-        return cls(homes(rows_per_rank), *table[:, 1:].T.tolist())
+        return cls(homes(rows_per_rank, group), *table[:, 1:].T.tolist())
 
     def __len__(self) -> int:
         return len(self.homes)

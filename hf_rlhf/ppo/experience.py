@@ -169,7 +169,9 @@ def micro_batches(
     minibatch do not depend on how it is dealt out.
     """
     lengths, counted = (mask.sum(dim=1) for mask in (experience.sequences.attention_mask, experience.mask))
-    index = RowIndex.gather([experience.row(b) for b in range(len(experience))], lengths, counted)
+    index = RowIndex.gather(
+        [experience.row(b) for b in range(len(experience))], lengths, counted, group=config.num_generations
+    )
     update = iteration * config.updates_per_iteration
     for epoch in range(config.num_ppo_epochs):
         shuffle = torch.Generator().manual_seed(row_seed(config.seed, "minibatches", iteration, epoch))

@@ -79,7 +79,7 @@ class IterationTrainer(RunFiles):
         """Optimizer updates of one pass over the prompts; None when their number is unknown."""
         if self._num_prompts is None:
             return None
-        return -(-self._num_prompts // self.args.rollout_batch_size) * self.args.updates_per_iteration
+        return -(-self._num_prompts // self.args.prompts_per_iteration) * self.args.updates_per_iteration
 
     def _run_epoch(self, *, num_update_steps_per_epoch, resume_from_checkpoint, **kwargs):
         """Like `Trainer._run_epoch`, but a resumed run does only the remaining updates of the pass it stopped in."""

@@ -16,6 +16,7 @@ from hf_rlhf.distributed import failing_together, gather_in_order
 from hf_rlhf.errors import InputError
 from hf_rlhf.models.adapters import base_of
 from hf_rlhf.ppo.experience import MicroBatch, Rollout
+from hf_rlhf.ppo.prompts import repeated
 from hf_rlhf.ppo.rollout_setup import RolloutSetup
 from hf_rlhf.rewards.contract import Rewards
 from hf_rlhf.rollout.collect import trajectory_of
@@ -53,7 +54,9 @@ class ManualLoop(RolloutSetup):
     # What the user calls
 
     def generate(self, prompts: Sequence[Prompt | Sequence[int]]) -> list[Completion]:
-        """Sample a completion for each prompt (text, messages or token ids), by the policy as it is now.
+        """Sample `num_generations` completions for each prompt (text, messages or token ids), by the policy as it is now.
+
+        Those of a prompt follow each other.
 
         The draws are those that `train` makes for the same prompts in the same iteration; another call before `step`
         makes new ones. Under several ranks, each gives its own prompts: every world_size-th of the whole.
@@ -61,7 +64,7 @@ class ManualLoop(RolloutSetup):
         if self._started != self.iteration:
             self._start_iteration(self.iteration)
         with failing_together():
-            rows = self._given_prompts(prompts)
+            rows = repeated(self._given_prompts(prompts), self.args.num_generations)
         seeds = self._seeds("train", self.iteration, len(rows), first=self._drawn)
         with self._sampling():
             trajectories = self.sample(rows, seeds)
@@ -79,7 +82,7 @@ class ManualLoop(RolloutSetup):
         """Run one iteration of PPO on completions and rewards of the user; `train` makes the same updates.
 
         Args:
-            prompts: as in `generate`.
+            prompts: as in `generate`, one for each completion.
             completions: of `generate`, or token ids from elsewhere; `rollout_batch_size` of them over all ranks. Ids
                 have to be among those that `top_k`, `top_p` and `min_p` leave to the policy as it is now.
             rewards: a number for each completion, a list with one for each of its tokens, or None for a completion
@@ -102,6 +105,7 @@ class ManualLoop(RolloutSetup):
                 chat_template_kwargs=self.args.chat_template_kwargs,  # pyright: ignore
             )
             rollout = given_rollout(rows, completions, rewards, masks, self.processing_class, rules)
+            require_groups(rows, self.args.num_generations)
         total = sum(gather_in_order([len(rollout.trajectories)]))
         if total != self.args.rollout_batch_size:
             raise InputError(f"step() got {total} completions over all ranks; {self.args.batch_algebra()}")
@@ -210,6 +214,16 @@ class ManualLoop(RolloutSetup):
             return super().train(resume_from_checkpoint, *args, **kwargs)
         finally:
             self._reset_attention()
+
+
+def require_groups(rows: Sequence[Mapping[str, Any]], size: int) -> None:
+    """Raise `InputError` for rows that are not groups of `size` neighbors with one prompt."""
+    for b, row in enumerate(rows):
+        if row["prompt_ids"] != rows[b // size * size]["prompt_ids"] or len(rows) % size:
+            raise InputError(
+                f"step() got {len(rows)} prompts that are no groups of num_generations={size}, see prompt {b} (counted"
+                f" from 0). Give each prompt {size} times in a row, in the order of the completions of generate()."
+            )
 
 
 class TokenRules(NamedTuple):

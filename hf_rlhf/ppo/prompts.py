@@ -1,8 +1,8 @@
 """The rows of each iteration or update: endless streams that a resume enters at any point, with no state to save."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import count, islice
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from datasets import Dataset, IterableDataset
@@ -13,6 +13,7 @@ from hf_rlhf.errors import InputError
 from hf_rlhf.rollout.sampling import row_seed
 
 Row = Mapping[str, Any]
+T = TypeVar("T")
 
 
 def prompt_stream(
@@ -22,6 +23,11 @@ def prompt_stream(
     if isinstance(dataset, IterableDataset):
         return StreamedPrompts(dataset, batch_size)
     return ShuffledPrompts(dataset, batch_size, seed)
+
+
+def repeated(rows: Sequence[T], count: int) -> list[T]:
+    """Return each row `count` times, in a group."""
+    return [row for row in rows for _ in range(count)]
 
 
 class ShuffledRows:

@@ -122,7 +122,8 @@ class RolloutSetup(IterationTrainer):
     def _seeds(self, purpose: str, iteration: int, count: int | None = None, first: int = 0) -> list[int]:
         """Return a seed for each of this rank's draws: of the run, the iteration and the place in the whole batch."""
         whole = self.args.rollout_batch_size if count is None else sum(gather_in_order([count]))
-        places = take_share(list(range(first, first + whole)))
+        group = self.args.num_generations if purpose == "train" else 1
+        places = take_share(list(range(first, first + whole)), group)
         return [row_seed(self.args.seed, purpose, iteration, place) for place in places]
 
     def _stop_at_end_of_turn(self, row: Mapping[str, Any]) -> None:

@@ -85,6 +85,11 @@ def rules_of_sampling(config: PPOConfig) -> Rules:
     continuous = config.use_transformers_continuous_batching
     greedy_tokens = {name: getattr(config, name) for name in ("first_greedy_tokens", "first_greedy_tokens_end")}
     return {
+        "num_generations": (
+            config.num_generations >= 1 and config.rank_batch_size % max(config.num_generations, 1) == 0,
+            f"at least 1, and a divisor of the {config.rank_batch_size} completions that each rank samples in an"
+            " iteration",
+        ),
         "max_turns": (config.max_turns >= 1, "at least 1"),
         "max_episode_length": (
             config.max_episode_length is None or config.max_episode_length >= config.max_completion_length,

@@ -94,9 +94,10 @@ class RunFiles(DurableTrainer):
         An evaluation has no scores.
         """
         limit = self.args.num_logged_samples
+        group = self.args.num_generations if split == "train" else 1
         scores = [None] * len(rollout.trajectories) if scores is None else scores
         samples = list(zip(*rollout, scores, strict=True))[:limit]
-        rows = gather_in_order([sample_row(*sample, split) for sample in samples])[:limit]
+        rows = gather_in_order([sample_row(*sample, split) for sample in samples], group)[:limit]
         if self.is_world_process_zero():
             self.folder.mkdir(parents=True, exist_ok=True)
             under_way = split == "train"  # and has the number that its row of metrics.jsonl will have
@@ -128,6 +129,7 @@ class RunFiles(DurableTrainer):
         return {
             "seed": self.args.seed,
             "rollout_batch_size": self.args.rollout_batch_size,
+            "num_generations": self.args.num_generations,
             "updates_per_iteration": self.args.updates_per_iteration,
             "prompts": self._num_prompts,
             "num_layers_unfrozen": getattr(self.args, "num_layers_unfrozen", None),

@@ -72,7 +72,7 @@ from hf_rlhf.ppo.iteration_log import IterationLog
 from hf_rlhf.ppo.loss import PPOLoss, ppo_loss, text_loss
 from hf_rlhf.ppo.metrics import iteration_metrics, mean_sequence_kl
 from hf_rlhf.ppo.overlap import sample_and_reward_in_parts
-from hf_rlhf.ppo.prompts import TextStream, prompt_stream
+from hf_rlhf.ppo.prompts import TextStream, prompt_stream, repeated
 from hf_rlhf.ppo.scores import ScoreShaper
 from hf_rlhf.ppo.trunk import KeptStates
 from hf_rlhf.progress import use_compact_progress
@@ -220,8 +220,9 @@ class PPOTrainer(Evaluation):
             self._start_iteration(iteration)
             assert self.prompts is not None
             seeds = self._seeds("train", iteration)
+            rows = repeated(self.prompts.rows(iteration), args.num_generations)
             with self._sampling():
-                rollout = self.rollout(self.prompts.rows(iteration), seeds)
+                rollout = self.rollout(rows, seeds)
         with self._weights(), self._failing():
             passes = self.forward_pass(rollout.trajectories)
         scores = self.shaper.shape(rollout.rewards, rollout.trajectories)
@@ -388,7 +389,7 @@ class PPOTrainer(Evaluation):
         args = self.args
         self.prompts = None
         if data.prompts is not None:
-            self.prompts = prompt_stream(data.prompts, args.rollout_batch_size, args.seed)
+            self.prompts = prompt_stream(data.prompts, args.prompts_per_iteration, args.seed)
             self._stop_at_end_of_turn(next(iter(self._turns(data.prompts))))
         evaluation = data.evaluation
         self._eval_sets = list(evaluation.values()) if isinstance(evaluation, Mapping) else [evaluation]  # prepared

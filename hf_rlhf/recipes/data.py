@@ -190,7 +190,7 @@ def _require_batch(prepared: PreparedSet, training) -> None:
 
 def _require_iteration(prepared: PreparedSet, training: PPOConfig) -> None:
     source, why = prepared.report.source, training.batch_algebra()
-    require_rows(prepared.dataset, training.rollout_batch_size, source=source, why=why)
+    require_rows(prepared.dataset, training.prompts_per_iteration, source=source, why=why)
 
 
 @dataclass

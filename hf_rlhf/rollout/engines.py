@@ -7,7 +7,7 @@ the others.
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +40,8 @@ class Engine(Protocol):
 
 class TransformersEngine:
     """Sampling by `model.generate` on batches of prompts of similar length.
+
+    A prompt that is in a batch several times is computed once.
 
     Tokens are drawn inside a logits processor, by inverse transform from a row's own random numbers, so that the draw,
     its log-probability and the tokens it could have been are all of the distribution that was really sampled from.
@@ -121,6 +123,8 @@ class TransformersEngine:
             if self.graphs is None or self.in_step
             else self.graphs.replace_forward(causal_lm, cache) as steps,
         ):
+            if cache is not None and not self.in_step:
+                _compute_prompts_once(causal_lm, prompts, ids, attention_mask, {cache_name: cache})
             while running and done < longest:
                 draw = _RowSampler(sampling, draws[running, done:], self.on_tokens, done=done)
                 stop = _StopRecorder(
@@ -165,6 +169,23 @@ class TransformersEngine:
         from transformers import StopStringCriteria
 
         return StopStringCriteria(self.tokenizer, list(sampling.stop_strings))
+
+
+def _compute_prompts_once(
+    causal_lm, prompts: list[Sequence[int]], ids: Tensor, attention_mask: Tensor, cache: dict[str, Any]
+) -> None:
+    """Fill the cache, given by the name of its argument, with prompts that are in the batch several times.
+
+    Each is computed once, but for its last token, and its keys and values are repeated.
+    """
+    distinct: dict[tuple[int, ...], int] = {}
+    which = [distinct.setdefault(tuple(prompt), len(distinct)) for prompt in prompts]
+    if len(distinct) == len(prompts) or ids.shape[1] < 2:
+        return
+    first = [which.index(number) for number in range(len(distinct))]
+    causal_lm.generate(input_ids=ids[first, :-1], attention_mask=attention_mask[first, :-1], **cache, max_new_tokens=1)
+    for keys_and_values in cache.values():
+        keys_and_values.batch_select_indices(torch.tensor(which, device=ids.device))
 
 
 def _left_padded(prompts: list[Sequence[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -28,6 +28,7 @@ class Rows:
     updates_per_iteration: int = 6
     minibatch_size: int = MINIBATCH
     per_device_train_batch_size: int = 1
+    num_generations: int = 1
 
     @property
     def gradient_accumulation_steps(self):
