@@ -136,6 +136,7 @@ class ForwardPass:
     reference_logprobs: Tensor | None = None
     values: Tensor | None = None  # of the state before each token
     entropy: Tensor | None = None
+    advantages: Tensor | None = None  # of each token, by an advantage head
 
 
 @dataclass(slots=True)

@@ -28,6 +28,7 @@ from hf_rlhf.models.adapters import (
     train_in_fp32,
     use_adapter,
 )
+from hf_rlhf.models.advantage_head import AdvantageHead
 from hf_rlhf.models.backbone import block_names, counted_ids, counted_states, disable_dropout, logits_head, state_width
 from hf_rlhf.models.critics import Critic, ModelCritic, ValueHeadCritic
 from hf_rlhf.models.fast.trunk import Trunk, TrunkStates
@@ -51,6 +52,7 @@ class PolicyOutput(NamedTuple):
     reference_logprobs: Tensor | None = None  # (B, T) fp32, without gradient
     kl: Tensor | None = None  # (B, T) fp32, exact KL(policy || reference) over the vocabulary
     text_logprobs: Tensor | None = None  # (B', T') fp32, of the texts given besides
+    advantages: Tensor | None = None  # (B, T) fp32, of the sampled tokens, by an advantage head
 
 
 class PolicyWithValue(nn.Module):
@@ -74,6 +76,7 @@ class PolicyWithValue(nn.Module):
         self.model = model
         self.config = base_of(model).config
         self.critic = critic or ValueHeadCritic(ValueHead(state_width(base_of(model))))
+        self.advantage_head: AdvantageHead | None = None  # whoever estimates advantages by one gives it
         self.trunk: Trunk | None = None  # of the model, whose states `forward` may be given
         self.reference_has_trunk = ref_model is None  # or it is unknown what that one shares
         if ref_model is None and not is_peft_model(model):
@@ -133,6 +136,10 @@ class PolicyWithValue(nn.Module):
                     states, counted_ids(texts), head, vocab_size=settings["vocab_size"]
                 ).logprobs
         state_values = self.critic(self.model, sequences, hidden, entry) if values else None
+        advantages = None
+        if values and self.advantage_head is not None:
+            with compute_in_base_dtype(self.model):
+                advantages = self.advantage_head(self.model, sequences, hidden, temperature)
         return PolicyOutput(
             logprobs=_as_columns(scored.logprobs, sequences),
             values=None if state_values is None else _as_columns(state_values, sequences),
@@ -140,6 +147,7 @@ class PolicyWithValue(nn.Module):
             reference_logprobs=None if reference_logprobs is None else _as_columns(reference_logprobs, sequences),
             kl=None if kl is None else _as_columns(kl, sequences),
             text_logprobs=None if text_logprobs is None or texts is None else _as_columns(text_logprobs, texts),
+            advantages=None if advantages is None else _as_columns(advantages, sequences),
         )
 
     @torch.no_grad()
@@ -208,8 +216,9 @@ class PolicyWithValue(nn.Module):
         return self.critic.head
 
     def critic_parameters(self) -> list[Parameter]:
-        """Return the trained parameters that belong to the critic alone."""
-        return self.critic.trained_parameters(self.model)
+        """Return the trained parameters that belong to the critic alone, with those of an advantage head."""
+        fitted = [] if self.advantage_head is None else [*self.advantage_head.parameters()]
+        return [*self.critic.trained_parameters(self.model), *fitted]
 
     def policy_parameters(self) -> list[Parameter]:
         """Return the trained parameters that belong to the policy."""
@@ -297,6 +306,8 @@ class PolicyWithValue(nn.Module):
             else:
                 self.model.save_pretrained(folder, state_dict=below(state_dict, "model"))
             self.critic.save_pretrained(self.model, folder, state_dict)
+            if self.advantage_head is not None:
+                self.advantage_head.save_pretrained(folder)
 
     def save_reference(self, folder: str | os.PathLike, state_dict: dict[str, Tensor] | None = None) -> None:
         """Write the reference below `folder`, as a checkpoint of a run that refreshes it needs."""
@@ -314,6 +325,8 @@ class PolicyWithValue(nn.Module):
         else:
             _load_into(self.model, folder)
         self.critic.load_weights(self.model, folder)
+        if self.advantage_head is not None:
+            self.advantage_head.load_weights(folder)
         reference = Path(folder) / REFERENCE_FOLDER
         if reference.is_dir() and self.reference_model is not None:
             _load_into(self.reference_model, reference)

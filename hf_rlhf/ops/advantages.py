@@ -9,6 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from hf_rlhf.ops.masked import masked_sum
+
 
 class Advantages(NamedTuple):
     """Advantages and returns, both (B, T), 0 where the mask is False, and without gradient."""
@@ -75,6 +77,95 @@ def monte_carlo_returns(rewards: Tensor, mask: Tensor, gamma: float, bootstrap: 
     Sutton and Barto 2018, eq. 3.9.
 
     It is GAE at lam = 1 of a critic that says 0. rewards: (B, T); mask: (B, T) bool; bootstrap: (B,) as in `gae`.
-    Returns (B, T), 0 where the mask is False.
+    Returns (B, T), 0 where the mask is False; differentiable in the rewards.
     """
-    return gae(rewards, torch.zeros_like(rewards), mask, gamma, lam=1.0, bootstrap=bootstrap).returns
+    following = torch.zeros_like(rewards[:, 0]) if bootstrap is None else bootstrap
+    returns = []
+    for t in reversed(range(rewards.shape[1])):
+        following = torch.where(mask[:, t], rewards[:, t] + gamma * following, following)
+        returns.append(torch.where(mask[:, t], following, 0))
+    return torch.stack(returns[::-1], dim=1)
+
+
+def sequence_returns(rewards: Tensor, mask: Tensor, gamma: float, bootstrap: Tensor | None = None) -> Tensor:
+    """Compute `G = sum_t gamma^t r_t`, the return of the whole completion: that of its first counted token.
+
+    As an advantage of every token it is REINFORCE (Williams 1992, doi 10.1007/BF00992696).
+
+    rewards: (B, T); mask: (B, T) bool; bootstrap: (B,) as in `gae`. Returns (B,), 0 where nothing counts.
+    """
+    first = mask & (mask.cumsum(dim=1) == 1)
+    return masked_sum(monte_carlo_returns(rewards, mask, gamma, bootstrap), first, dim=1)
+
+
+def over_tokens(per_row: Tensor, mask: Tensor) -> Tensor:
+    """Give every counted token the number of its row. `(B,), (B, T) -> (B, T)`, 0 where the mask is False."""
+    return torch.where(mask, per_row[:, None], 0)
+
+
+def less_mean_of_others(returns: Tensor, counted: Tensor, total: Tensor, count: Tensor) -> Tensor:
+    """Compute `A_i = G_i - (total - G_i) / (count - 1)`: the return less the mean of those of other completions.
+
+    A baseline that does not depend on its own completion leaves the expected gradient as it is (Kool 2019,
+    https://openreview.net/forum?id=r1lgTGL5DE; as RLOO in Ahmadian 2024, arXiv 2402.14740, eq. 7).
+
+    Args:
+        returns: (B,) G.
+        counted: (B,) bool, which of them there are.
+        total, count: sum and number of the returns that are compared, with its own: scalars or (B,).
+
+    Returns (B,): 0 where nothing counts, and where there is no other, since one return alone says nothing.
+    """
+    others = count - 1
+    return torch.where(counted & (others > 0), returns - (total - returns) / others.clamp(min=1e-12), 0)
+
+
+def leave_one_out(returns: Tensor, counted: Tensor, group: int) -> Tensor:
+    """Compute `less_mean_of_others` among the completions of a prompt, `group` neighbors each.
+
+    returns: (B,); counted: (B,) bool. Returns (B,).
+    """
+    total, count = _of_groups(returns, counted, group)
+    return less_mean_of_others(returns, counted, total, count)
+
+
+def less_group_mean(returns: Tensor, counted: Tensor, group: int) -> Tensor:
+    """Compute `A_i = G_i - mean_j G_j` among the completions of a prompt, `group` neighbors each, with itself.
+
+    It is `(n - 1) / n` of `leave_one_out` among n (Shao 2024, arXiv 2402.03300, section 4.1, without the division by
+    the standard deviation).
+
+    returns: (B,); counted: (B,) bool. Returns (B,).
+    """
+    total, count = _of_groups(returns, counted, group)
+    return torch.where(counted, returns - total / count.clamp(min=1), 0)
+
+
+def _of_groups(returns: Tensor, counted: Tensor, group: int) -> tuple[Tensor, Tensor]:
+    """Return sum and number of the returns that count in the group of each, `(B,)` and `(B,)`."""
+    if len(returns) % group:
+        raise ValueError(f"{len(returns)} completions are no groups of {group}. Give whole groups")
+    rows, mask = returns.reshape(-1, group), counted.reshape(-1, group)
+    total, count = masked_sum(rows, mask, dim=1), mask.sum(dim=1).to(returns.dtype)
+    return total.repeat_interleave(group), count.repeat_interleave(group)
+
+
+def direct_advantage_loss(
+    advantages: Tensor,
+    values: Tensor,
+    rewards: Tensor,
+    mask: Tensor,
+    gamma: float,
+    bootstrap: Tensor | None = None,
+) -> Tensor:
+    """Compute `sum_t (sum_{k >= t} gamma^(k - t) (r_k - A_k) + gamma^(T - t) bootstrap - V_t)^2 / 2`.
+
+    Direct Advantage Estimation (Pan 2022, arXiv 2109.06093, eq. 9): a return is the value of the state, and the
+    advantages of what was chosen from there on. Its minimum over functions whose mean under the policy is 0 at every
+    state is the policy's advantage function.
+
+    advantages: (B, T), of a function with that mean; gradient flows into them alone. values, rewards: (B, T); mask:
+    (B, T) bool; bootstrap: (B,) as in `gae`. Returns a scalar.
+    """
+    left = monte_carlo_returns(rewards.detach() - advantages, mask, gamma, bootstrap)
+    return masked_sum(0.5 * (left - values.detach()).square(), mask)

@@ -166,6 +166,43 @@ def token_kl(
     return torch.cat(_by_chunk(kl_of_chunk, hidden, reference_hidden, support, chunk_size))
 
 
+@torch.no_grad()
+def centered_embeddings(
+    hidden: Tensor,
+    targets: Tensor,
+    head: Callable[[Tensor], Tensor],
+    embeddings: Tensor,
+    *,
+    temperature: float = 1.0,
+    support: Support | None = None,
+    chunk_size: int | None = None,
+    vocab_size: int | None = None,
+) -> Tensor:
+    """Compute `e_a - sum_{v in S} p_v e_v`: the embedding of the token, less the policy's mean of all embeddings.
+
+    A function that is linear in it has mean 0 under the policy at every state, as an advantage has.
+
+    Args:
+        hidden, targets, head, temperature, support, chunk_size, vocab_size: as in `token_logprobs`.
+        embeddings: `(V, E)` e, of every token.
+
+    Returns:
+        `(N, E)` fp32, without gradient.
+    """
+    table = embeddings.float()
+
+    def center_chunk(hidden: Tensor, targets: Tensor, support: Support | None) -> Tensor:
+        scaled = _scaled(head(hidden), temperature)  # (n, V)
+        probabilities = _allowed(scaled, support).softmax(dim=1)  # (n, K)
+        if support is not None:
+            ids = _padded(support, scaled.shape[1]).to(scaled.device).clamp(min=0).long()
+            probabilities = torch.zeros_like(scaled).scatter_add_(1, ids, probabilities)  # 0 of padding, whose id is 0
+        return table[targets] - probabilities @ table[: scaled.shape[1]]
+
+    chunk_size = chunk_rows(vocab_size, hidden.device, models=2) if chunk_size is None else chunk_size
+    return torch.cat(_by_chunk(center_chunk, hidden, targets, support, chunk_size))
+
+
 def chunk_rows(vocab_size: int | None, device: torch.device, models: int = 1) -> int:
     """Return the number of tokens in a chunk, when the logits of `models` models are held for each."""
     width = models * (vocab_size or 2**16)

@@ -17,6 +17,7 @@ from hf_rlhf.errors import InputError
 from hf_rlhf.models.adapted import load_policy
 from hf_rlhf.models.adapter_files import adapter_folder
 from hf_rlhf.models.adapters import POLICY, base_of, is_peft_model
+from hf_rlhf.models.advantage_head import AdvantageHead
 from hf_rlhf.models.backbone import state_width
 from hf_rlhf.models.critics import build_critic
 from hf_rlhf.models.load import load_tokenizer
@@ -260,6 +261,8 @@ def build_policy(
     _require_same_vocabulary(wrapped, ref_model, "ref_model")
     _require_same_vocabulary(wrapped, getattr(critic, "model", None), "the critic's model")
     policy = PolicyWithValue(wrapped, critic, ref_model, copy_frozen=asked_for("ACCELERATE_USE_FSDP"))
+    if args.advantage_estimator == "dae":
+        policy.advantage_head = AdvantageHead.of(wrapped)
     for name, each in (
         ("the model", wrapped),
         ("ref_model", ref_model),

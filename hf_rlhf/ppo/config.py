@@ -13,7 +13,7 @@ from hf_rlhf.errors import InputError
 from hf_rlhf.ops.kl import FULL_KL
 from hf_rlhf.ppo.batch_sizes import SIZES, BatchSizes, Derived
 from hf_rlhf.ppo.kl_control import AdaptiveKL, FixedKL, KLControl
-from hf_rlhf.ppo.rules import KL_CHOICES, require_rules
+from hf_rlhf.ppo.rules import ESTIMATORS, KL_CHOICES, require_rules
 from hf_rlhf.ppo.scores import ScoreShaping
 from hf_rlhf.rollout.sampling import Sampling, scheduled
 from hf_rlhf.rollout.vllm.client import server_addresses
@@ -75,7 +75,14 @@ class PPOConfig(BatchSizes, TrainingArguments):
     )
     total_episodes: int | None = _flag(None, "Completions to train on in all; instead of max_steps or epochs.")
     gamma: float = _flag(1.0, "Discount per token.")
-    lam: float = _flag(0.95, "Lambda of generalized advantage estimation, for the policy's advantages.")
+    advantage_estimator: str = _flag(
+        "gae",
+        f"How advantages are estimated: {', '.join(ESTIMATORS)}; see docs/how-to/estimators.md.",
+    )
+    lam: float = _flag(0.95, "Lambda of generalized advantage estimation (gae), for the policy's advantages.")
+    baseline_decay: float = _flag(
+        0.9, "With advantage_estimator=running_mean: weight of an iteration's returns, relative to those of the next."
+    )
     critic_lam: float | None = _flag(None, "Lambda of the critic's targets; lam by default, 1 is Monte Carlo.")
     cliprange: float = _flag(0.2, "Clip range of the policy's probability ratio.")
     cliprange_high: float | None = _flag(None, "Upper clip range (DAPO's clip-higher); cliprange by default.")
@@ -231,6 +238,11 @@ class PPOConfig(BatchSizes, TrainingArguments):
     vllm_server_args: str | None = _flag(None, "More arguments for that server, such as: --gpu-memory-utilization 0.3.")
 
     # Records
+    log_gradient_variance: int | None = _flag(
+        None,
+        "Every so many iterations, measure the variance of the policy gradient under each advantage estimator; one"
+        " or more backward passes for each completion.",
+    )
     num_logged_samples: int = _flag(4, "Completions written to samples.jsonl at each iteration and evaluation.")
 
     def __post_init__(self):

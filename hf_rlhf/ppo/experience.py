@@ -42,6 +42,7 @@ class Experience:
     kl: Tensor  # (B, T) by the estimator of the run
     values: Tensor  # (B, T)
     entropy: Tensor  # (B, T)
+    fitted_advantages: Tensor | None = None  # (B, T) by an advantage head, before the updates
     bootstrap: Tensor | None = None  # (B,) value beyond the last token: V(s) of a truncated episode, 0 of others
     per_token_rewards: Tensor | None = None  # (B, T) score and KL penalty laid out over tokens
     advantages: Tensor | None = None  # (B, T)
@@ -61,6 +62,7 @@ class Experience:
             for trajectory, score in zip(trajectories, scores, strict=True)
         ]
         sequences = Sequences.from_trajectories(trajectories, masks)
+        fitted = any(each.advantages is not None for each in passes)
 
         def padded(rows: Iterable[Any]) -> Tensor:
             width = sequences.mask.shape[1]
@@ -80,6 +82,7 @@ class Experience:
             kl=padded(each.kl for each in passes),
             values=padded(each.values for each in passes),
             entropy=padded(each.entropy for each in passes),
+            fitted_advantages=padded(each.advantages for each in passes) if fitted else None,
         )
 
     @property
@@ -250,6 +253,7 @@ def split_by_completion(output: PolicyOutput, kl: Tensor, lengths: Sequence[int]
             reference_logprobs=row(output.reference_logprobs, b),
             values=row(output.values, b),
             entropy=row(output.entropy, b),
+            advantages=row(output.advantages, b),
         )
         for b in range(len(lengths))
     ]
@@ -267,7 +271,7 @@ def require_counted(mask: Tensor, iteration: int) -> None:
 def require_finite(passes: Sequence[ForwardPass], trajectories: Sequence[Trajectory]) -> None:
     """Raise `FloatingPointError` for NaN or infinity among the log-probabilities and values that were computed."""
     for each, trajectory in zip(passes, trajectories, strict=True):
-        for name in ("logprobs", "reference_logprobs", "kl", "values"):
+        for name in ("logprobs", "reference_logprobs", "kl", "values", "advantages"):
             numbers = getattr(each, name)
             if numbers is not None and not torch.isfinite(numbers).all():
                 raise FloatingPointError(

@@ -8,6 +8,7 @@ from hf_rlhf.models.policy import PolicyOutput
 from hf_rlhf.ops import (
     clipped_policy_loss,
     clipped_value_loss,
+    direct_advantage_loss,
     kl_estimate,
     masked_sum,
     truncated_importance_weights,
@@ -26,7 +27,8 @@ class PPOLoss(NamedTuple):
 def ppo_loss(output: PolicyOutput, experience: Experience, config: PPOConfig, *, warming_up: bool = False) -> PPOLoss:
     """Compute `policy + vf_coef * value - entropy_coef * entropy + kl_coef * KL`, the last only with `kl_in_loss`.
 
-    While the critic is warming up, the value loss alone counts.
+    The fit of an advantage head, if there is one, is added to the value loss. While the critic is warming up, that one
+    alone counts.
     """
     mask = experience.mask
     assert experience.advantages is not None
@@ -61,6 +63,19 @@ def ppo_loss(output: PolicyOutput, experience: Experience, config: PPOConfig, *,
     }
     if config.dual_clip is not None:
         stats["policy/dual_clipfrac_avg"] = policy.stats["dual_clip_fraction"]
+    value_loss = value.loss
+    if output.advantages is not None:
+        assert experience.per_token_rewards is not None
+        fit = direct_advantage_loss(
+            output.advantages,
+            experience.values,
+            experience.per_token_rewards,
+            mask,
+            config.gamma,
+            experience.bootstrap,
+        )
+        stats["loss/advantage_avg"] = fit.detach()
+        value_loss = value_loss + fit
     policy_loss = policy.loss
     if config.entropy_coef:
         assert output.entropy is not None
@@ -76,7 +91,7 @@ def ppo_loss(output: PolicyOutput, experience: Experience, config: PPOConfig, *,
         policy_loss = policy_loss + experience.kl_coef * kl
     if warming_up:
         policy_loss = 0.0 * policy_loss  # and not omitted: DDP waits for a gradient of every parameter
-    return PPOLoss(policy_loss + config.vf_coef * value.loss, stats)
+    return PPOLoss(policy_loss + config.vf_coef * value_loss, stats)
 
 
 def text_loss(output: PolicyOutput, mask: Tensor) -> Tensor:

@@ -44,6 +44,7 @@ METRICS: dict[str, str] = {
     "policy/entropy_avg": "Mean entropy, in nats, of the distribution a token was drawn from, before the updates.",
     "loss/policy_avg": "Mean over tokens and updates of the policy loss.",
     "loss/value_avg": "Mean over tokens and updates of the value loss, before vf_coef.",
+    "loss/advantage_avg": "With advantage_estimator=dae: mean over tokens and updates of the loss of the advantage head.",
     "loss/entropy_avg": "Mean entropy over tokens and updates, where entropy_coef puts it into the loss.",
     "loss/kl_avg": "Mean KL to the reference over tokens and updates, where kl_in_loss puts it into the loss.",
     "loss/ptx_avg": "Mean over tokens and updates of the language-model loss on texts, before ptx_coef.",
@@ -54,6 +55,10 @@ METRICS: dict[str, str] = {
     "val/mean": "Mean value of the critic before the updates.",
     "val/explained_variance": "1 - Var(return - value) / Var(return), before the updates.",
     "val/num_eos_tokens": "Completions of the iteration that stopped by themselves.",
+    "gradient_variance/<estimator>": "With log_gradient_variance: trace of the covariance, over completions, of the"
+    " policy gradient of one completion at the weights that sampled it, by the advantages of that estimator before"
+    " whitening.",
+    "time/gradient_variance": "Seconds spent on measuring it.",
     "sampling/logp_gap": "Mean |difference| of a token's log-probability between sampler and trainer.",
     "sampling/temperature": "With temperature_end: temperature of the iteration.",
     "sampling/first_greedy_tokens": "With first_greedy_tokens_end: first_greedy_tokens of the iteration.",

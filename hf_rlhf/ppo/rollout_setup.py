@@ -4,8 +4,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from hf_rlhf.data.tokens import with_row_options
 from hf_rlhf.distributed import failing_together, gather_in_order, take_share
+from hf_rlhf.environments.base import EnvFactory
 from hf_rlhf.models.fast.attention import FUSED, set_attention
 from hf_rlhf.models.sharding import unsharded
 from hf_rlhf.models.value_model import ValueModel
@@ -16,13 +20,14 @@ from hf_rlhf.rollout.engines import Engine
 from hf_rlhf.rollout.sampling import Sampling, row_seed
 from hf_rlhf.rollout.stops import stop_at_end_of_turn
 from hf_rlhf.rollout.vllm.engine import VLLMEngine
-from hf_rlhf.types import Model, Prompt
+from hf_rlhf.types import Model, Prompt, Trajectory
 
 
 class RolloutSetup(IterationTrainer):
     """An iteration trainer with an engine, and what holds while completions are sampled and passed forward."""
 
     engine: Engine
+    environment: EnvFactory | None
     kept_states: KeptStates
     guard: UpdateGuard
     _attention: Mapping[Model, str]  # of the models that train with another attention than they were loaded with
@@ -53,6 +58,20 @@ class RolloutSetup(IterationTrainer):
         value_model = ValueModel(self.policy.model, self.policy.critic, self.processing_class)
         with self._weights():
             return value_model.predict_value(prompts, chat_template_kwargs=kwargs, together=self._in_step)
+
+    def bootstrap(self, trajectories: Sequence[Trajectory]) -> Tensor | None:
+        """Return the value beyond the end of each episode `(B,)`: the critic's where a limit truncated it, else 0.
+
+        None without an environment: a completion that the length limit cut off counts as ended there.
+        """
+        if self.environment is None:
+            return None
+        values = torch.zeros(len(trajectories))
+        rows = [row for row, trajectory in enumerate(trajectories) if trajectory.truncated]
+        if rows or self._in_step:
+            states = [[*trajectories[row].prompt_ids, *trajectories[row].completion.ids] for row in rows]
+            values[rows] = torch.tensor(self.predict_value(states), dtype=values.dtype)
+        return values
 
     def close(self) -> None:
         """End the vLLM server that the run started, if it did; it also ends with the process, however that ends."""

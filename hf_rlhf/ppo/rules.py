@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from hf_rlhf.distributed import asked_for
 from hf_rlhf.errors import InputError
 from hf_rlhf.ops.kl import FULL_KL, KL_ESTIMATORS
 from hf_rlhf.ops.preference import COMBINATIONS
@@ -12,6 +13,9 @@ if TYPE_CHECKING:
     from hf_rlhf.ppo.config import PPOConfig
 
 KL_CHOICES = (*KL_ESTIMATORS, FULL_KL)
+ESTIMATORS = ("gae", "reinforce", "monte_carlo", "running_mean", "value", "group", "leave_one_out", "dae")
+_OF_GROUPS = ("group", "leave_one_out")
+_OF_CRITICS = ("value", "dae")
 CRITICS = ("value_head", "adapter", "model")
 
 Rules = dict[str, tuple[bool, str]]
@@ -28,6 +32,12 @@ def require_rules(config: PPOConfig) -> None:
 def rules_of_algorithm(config: PPOConfig) -> Rules:
     """Return the rules of the algorithm: losses, KL and estimates."""
     return {
+        "advantage_estimator": _rule_of_estimator(config),
+        "log_gradient_variance": (
+            config.log_gradient_variance is None or (config.log_gradient_variance >= 1 and not _sharded()),
+            "at least 1, and omitted under FSDP and DeepSpeed, where no rank has the whole gradient",
+        ),
+        "baseline_decay": (0 <= config.baseline_decay <= 1, "from 0 to 1"),
         "num_ppo_epochs": (config.num_ppo_epochs >= 1, "at least 1"),
         "kl_estimator": (config.kl_estimator in KL_CHOICES, f"one of {', '.join(KL_CHOICES)}"),
         "kl_in_loss": (
@@ -59,6 +69,21 @@ def rules_of_algorithm(config: PPOConfig) -> Rules:
         "lam": (0 <= config.lam <= 1, "from 0 to 1"),
         "critic_lam": (config.critic_lam is None or 0 <= config.critic_lam <= 1, "from 0 to 1"),
     }
+
+
+def _rule_of_estimator(config: PPOConfig) -> tuple[bool, str]:
+    name = config.advantage_estimator
+    if name in _OF_GROUPS and config.num_generations < 2:
+        return False, "with num_generations of 2 or more, since it compares the completions of one prompt"
+    if name in _OF_CRITICS and config.vf_coef == 0:
+        return False, "with vf_coef above 0, without which nothing learns the values that it reads"
+    if name == "dae" and _sharded():
+        return False, "another one under FSDP and DeepSpeed, which would shard the advantage head"
+    return name in ESTIMATORS, f"one of {', '.join(ESTIMATORS)}"
+
+
+def _sharded() -> bool:
+    return asked_for("ACCELERATE_USE_FSDP") or asked_for("ACCELERATE_USE_DEEPSPEED")
 
 
 def rules_of_models(config: PPOConfig) -> Rules:

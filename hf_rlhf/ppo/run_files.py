@@ -16,6 +16,7 @@ from hf_rlhf.models.adapters import base_of
 from hf_rlhf.models.policy import PolicyWithValue
 from hf_rlhf.ppo.callbacks import in_words
 from hf_rlhf.ppo.config import PPOConfig
+from hf_rlhf.ppo.estimators import ReturnMean
 from hf_rlhf.ppo.experience import Rollout
 from hf_rlhf.ppo.iteration_log import IterationLog
 from hf_rlhf.ppo.kl_control import KLControl
@@ -56,6 +57,7 @@ class RunFiles(DurableTrainer):
     kl_control: KLControl
     shaper: ScoreShaper
     iteration_log: IterationLog
+    earlier_returns: ReturnMean = ReturnMean()
     prompt_set: Any
     processing_class: Any
     settings: tuple[Any, ...] = ()  # what config.yaml holds; a recipe knows more than the trainer's arguments
@@ -176,12 +178,14 @@ class RunFiles(DurableTrainer):
         return found
 
     def algorithm_state(self) -> dict[str, Any]:
-        """Return KL coefficient, running moments of the rewards and their parts, and counters."""
+        """Return KL coefficient, running moments of the rewards and their parts and of the returns, and counters."""
         return {
             "kl_coef": self.kl_control.coef,
             "tokens_sampled": self.iteration_log.tokens_sampled,
             "score_moments": self.shaper.state_dict(),
             "part_moments": self.shaper.parts_state_dict(),
+            "return_total": self.earlier_returns.total,
+            "return_count": self.earlier_returns.count,
         }
 
     def load_algorithm_state(self, state: dict[str, Any]) -> None:
@@ -189,4 +193,5 @@ class RunFiles(DurableTrainer):
         if self.args.kl_target is not None:  # without one it is the flag, which may be changed in the middle of a run
             self.kl_control.coef = state["kl_coef"]
         self.iteration_log.tokens_sampled = state["tokens_sampled"]
+        self.earlier_returns = ReturnMean(state.get("return_total", 0.0), state.get("return_count", 0.0))
         self.shaper.load_state_dict(state["score_moments"], state.get("part_moments", {}))

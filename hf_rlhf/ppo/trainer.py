@@ -11,7 +11,7 @@ One iteration, from its prompts to its updates:
             shaper.shape                     scores (B,): rewards after scaling, clipping and penalties
             bootstrap                        (B,): the value beyond an episode that a limit ended
             per_token_rewards                (B, T): KL penalty on each token, score on the last
-            advantages                       advantages and returns (B, T)
+            advantages                       advantages and returns (B, T), by the estimator of the run
             kl_control.update
         micro_batches                        num_ppo_epochs passes, num_mini_batches updates each
     training_step, for each micro-batch      Trainer's own
@@ -57,6 +57,7 @@ from hf_rlhf.ppo.callbacks import PPO_WATCHED, IterationCallback, SettingsCallba
 from hf_rlhf.ppo.choices import in_lines
 from hf_rlhf.ppo.compute import choose_compute, hidden_from_trainer
 from hf_rlhf.ppo.config import PPOConfig
+from hf_rlhf.ppo.estimators import estimate_advantages, known_estimators, whole_returns
 from hf_rlhf.ppo.evaluation import Evaluation
 from hf_rlhf.ppo.experience import (
     Experience,
@@ -67,6 +68,7 @@ from hf_rlhf.ppo.experience import (
     require_finite,
     split_by_completion,
 )
+from hf_rlhf.ppo.gradient_variance import gradient_variance
 from hf_rlhf.ppo.guard import UpdateGuard
 from hf_rlhf.ppo.iteration_log import IterationLog
 from hf_rlhf.ppo.loss import PPOLoss, ppo_loss, text_loss
@@ -237,10 +239,16 @@ class PPOTrainer(Evaluation):
             paid = whiten(paid, mask, center=False, moments=global_moments(paid, mask))
         experience.per_token_rewards = paid
         experience.advantages, experience.returns = self.advantages(experience)
+        variances = self.gradient_variances(experience, iteration)
+        self.earlier_returns = self.earlier_returns.with_iteration(
+            *whole_returns(experience, args), args.baseline_decay
+        )
 
         if not self.warming_up:
             self.kl_control.update(mean_sequence_kl(experience), args.rollout_batch_size)
-        metrics = iteration_metrics(rollout.trajectories, rollout.rewards, experience) | self.schedule_metrics()
+        metrics = (
+            iteration_metrics(rollout.trajectories, rollout.rewards, experience) | variances | self.schedule_metrics()
+        )
         if isinstance(self.engine, VLLMEngine):
             metrics["sampling/servers"] = float(self.engine.count_answering())
         self.iteration_log.add_rollout(iteration, rollout.trajectories, metrics)
@@ -311,20 +319,6 @@ class PPOTrainer(Evaluation):
         require_finite(made, trajectories)
         return made
 
-    def bootstrap(self, trajectories: Sequence[Trajectory]) -> Tensor | None:
-        """Return the value beyond the end of each episode `(B,)`: the critic's where a limit truncated it, else 0.
-
-        None without an environment: a completion that the length limit cut off counts as ended there.
-        """
-        if self.environment is None:
-            return None
-        values = torch.zeros(len(trajectories))
-        rows = [row for row, trajectory in enumerate(trajectories) if trajectory.truncated]
-        if rows or self._in_step:
-            states = [[*trajectories[row].prompt_ids, *trajectories[row].completion.ids] for row in rows]
-            values[rows] = torch.tensor(self.predict_value(states), dtype=values.dtype)
-        return values
-
     def advantages(self, experience: Experience) -> tuple[Tensor, Tensor]:
         """Return advantages and returns `(B, T)` of the `B` completions that this rank sampled in the iteration.
 
@@ -333,22 +327,23 @@ class PPOTrainer(Evaluation):
         """
         args = self.args
         assert experience.per_token_rewards is not None
-        by_lam = {
-            lam: gae(
-                experience.per_token_rewards,
-                experience.values,
-                experience.mask,
-                args.gamma,
-                lam,
-                experience.bootstrap,
-            )
-            for lam in {args.lam, args.lam_of_critic}
-        }
-        advantages = by_lam[args.lam].advantages
+        rewards, values, mask = experience.per_token_rewards, experience.values, experience.mask
+        advantages = estimate_advantages(args.advantage_estimator, experience, args, self.earlier_returns)
+        returns = gae(rewards, values, mask, args.gamma, args.lam_of_critic, experience.bootstrap).returns
         if args.whiten_advantages:
-            moments = global_moments(advantages, experience.mask)
-            advantages = whiten(advantages, experience.mask, moments=moments)
-        return advantages, by_lam[args.lam_of_critic].returns
+            advantages = whiten(advantages, mask, moments=global_moments(advantages, mask))
+        return advantages, returns
+
+    def gradient_variances(self, experience: Experience, iteration: int) -> dict[str, float]:
+        """Return the variance of the policy gradient under each estimator, in iterations whose turn it is."""
+        args, every = self.args, self.args.log_gradient_variance
+        if every is None or iteration % every:
+            return {}
+        names = known_estimators(experience, args, learned=args.vf_coef > 0)
+        with self.iteration_log.timed("gradient_variance"):
+            found = {name: estimate_advantages(name, experience, args, self.earlier_returns) for name in names}
+            variances = gradient_variance(self.policy, experience, found, self.sampling.temperature)
+        return {f"gradient_variance/{name}": variance for name, variance in variances.items()}
 
     def loss(self, output: PolicyOutput, experience: Experience) -> PPOLoss:
         """Return PPO's loss of one micro-batch, as a sum over its counted tokens."""

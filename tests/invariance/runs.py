@@ -88,7 +88,22 @@ class RoundingEngine:
 
 RUNS = {
     "plain": {},
-    "truncated": {"top_k": 12, "value_head_detach": True},
+    "truncated": {
+        "top_k": 12,
+        "value_head_detach": True,
+        "num_generations": 4,
+        "advantage_estimator": "leave_one_out",
+        "first_greedy_tokens": 1,
+        "temperature": 1.2,
+        "temperature_end": 0.9,
+    },
+    "estimators": {
+        "advantage_estimator": "dae",
+        "num_generations": 2,
+        "log_gradient_variance": 1,
+        "max_steps": 4,
+        "save_steps": 4,
+    },
     "scores": {
         "data": lambda: make_prompts(20).to_iterable_dataset(),
         "reward": [number_reward, token_reward],
@@ -104,6 +119,7 @@ RUNS = {
         "whiten_rewards": True,
         "critic_lam": 1.0,
         "value_head_mlp_size": 8,
+        "advantage_estimator": "running_mean",
         "kl_target": 0.1,
         "kl_horizon": 100,
     },

@@ -12,6 +12,7 @@ SCRIPT = Path(__file__).with_name("ppo_script.py")
 TWO_RANKS = {
     "half batches": {"name": "plain", "per_device_train_batch_size": 4},
     "truncated": {"name": "truncated", "per_device_train_batch_size": 1, "gradient_accumulation_steps": 4},
+    "estimators": {"name": "estimators", "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2},
     "scores": {"name": "scores", "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2},
     "losses": {"name": "losses", "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2},
     "stops": {"name": "stops", "per_device_train_batch_size": 4, "generation_batch_size": 3},

@@ -7,15 +7,18 @@ import sharding_on_cpu
 from invariance.runs import assert_same
 from invariance.test_ranks import FOUR_RANKS, TWO_RANKS, on_ranks
 
+SHARDED = {place: cut for place, cut in TWO_RANKS.items() if place != "estimators"}
+"""Runs of two ranks, without the one that refuses shards."""
+
 ZERO_2_RUNS = {
     place: cut | {"name": {"losses": "losses, ungated", "stops": "stops, ungated"}.get(place, cut["name"])}
-    for place, cut in TWO_RANKS.items()
+    for place, cut in SHARDED.items()
 }
 """Runs of two ranks, without the flags that need the optimizer, which DeepSpeed owns."""
 
 
-FSDP2_RUNS = TWO_RANKS | {
-    f"{place}, in step": cut | {"gather_for_rollout": False} for place, cut in TWO_RANKS.items() if "trunk" not in place
+FSDP2_RUNS = SHARDED | {
+    f"{place}, in step": cut | {"gather_for_rollout": False} for place, cut in SHARDED.items() if "trunk" not in place
 }
 """Runs of two ranks, with the weights gathered once for a rollout, and block by block: FSDP2 keeps no states of a trunk."""
 

@@ -37,7 +37,7 @@ def test_an_iteration_has_several_completions_of_each_of_fewer_prompts(tmp_path)
 
 
 def test_the_users_loop_makes_the_same_updates_as_train(tmp_path):
-    flags = {"temperature": 1.2}
+    flags = {"advantage_estimator": "leave_one_out"}
     trainer, seen = watched(tmp_path / "train", **flags)
     trainer.train()
     own, _ = watched(tmp_path / "own", **flags)
