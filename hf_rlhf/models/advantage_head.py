@@ -19,8 +19,8 @@ class AdvantageHead(nn.Module):
     """The advantages `A(s, a) = u(h_s) . (e_a - sum_v pi(v | s) e_v)` of all tokens, whose mean under `pi` is 0.
 
     `h_s` is the policy's hidden state, `e_a` the row of a token in the policy's head, and `u` a linear map in fp32 that
-    starts at zero. Its loss changes no weight of the policy. The embeddings are scaled so that a step of Adam changes an
-    advantage about as much as it changes a value of a `ValueHead`.
+    starts at zero. Its loss changes no weight of the policy. The embeddings are scaled so that a step of Adam changes
+    an advantage about as much as it changes a value of a `ValueHead`.
 
     Args:
         hidden_size: `H`.

@@ -1,4 +1,4 @@
-"""How much the policy gradient of one completion varies, under each estimator of the advantage."""
+"""The variance of the policy gradient over completions, under each estimator of the advantage."""
 
 from collections.abc import Mapping, Sequence
 

@@ -52,7 +52,7 @@ def test_the_first_k_tokens_are_argmax_and_the_later_ones_exact_draws_that_vary_
 
 
 def test_rows_that_stop_early_do_not_shift_the_first_tokens_of_others(tokenizer):
-    """Half of a batch stops within its greedy tokens, and the rest goes on in a batch of its own."""
+    """Half of a batch stops within its greedy tokens, and the rest continues in a batch of its own."""
     model = make_model(tokenizer).eval()
     engine = TransformersEngine(model, tokenizer)
     greedy = engine.generate(PROMPTS, Sampling(max_completion_length=6, temperature=0), [0] * 7)
