@@ -107,7 +107,8 @@ class BatchSizes:
         return (
             f"{self.rank_batch_size * ranks} completions an iteration = {self.per_device_train_batch_size} per device"
             f" x {self.gradient_accumulation_steps} accumulated x {_count(self.num_mini_batches, 'minibatch', 'es')}"
-            f" x {_count(ranks, 'rank')}{several}; {_count(self.updates_per_iteration, 'optimizer update')} an iteration"
+            f" x {_count(ranks, 'rank')}{several};"
+            f" {_count(self.updates_per_iteration, 'optimizer update')} an iteration"
             f" = {_count(self.num_ppo_epochs, 'PPO epoch')} x {_count(self.num_mini_batches, 'minibatch', 'es')}"
         )
 

@@ -54,9 +54,9 @@ class ManualLoop(RolloutSetup):
     # What the user calls
 
     def generate(self, prompts: Sequence[Prompt | Sequence[int]]) -> list[Completion]:
-        """Sample `num_generations` completions for each prompt (text, messages or token ids), by the policy as it is now.
+        """Sample completions for each prompt (text, messages or token ids), by the policy as it is now.
 
-        Those of a prompt follow each other.
+        There are `num_generations` of a prompt, which follow each other.
 
         The draws are those that `train` makes for the same prompts in the same iteration; another call before `step`
         makes new ones. Under several ranks, each gives its own prompts: every world_size-th of the whole.

@@ -44,7 +44,7 @@ METRICS: dict[str, str] = {
     "policy/entropy_avg": "Mean entropy, in nats, of the distribution a token was drawn from, before the updates.",
     "loss/policy_avg": "Mean over tokens and updates of the policy loss.",
     "loss/value_avg": "Mean over tokens and updates of the value loss, before vf_coef.",
-    "loss/advantage_avg": "With advantage_estimator=dae: mean over tokens and updates of the loss of the advantage head.",
+    "loss/advantage_avg": "With advantage_estimator=dae: mean over tokens and updates of the advantage head's loss.",
     "loss/entropy_avg": "Mean entropy over tokens and updates, where entropy_coef puts it into the loss.",
     "loss/kl_avg": "Mean KL to the reference over tokens and updates, where kl_in_loss puts it into the loss.",
     "loss/ptx_avg": "Mean over tokens and updates of the language-model loss on texts, before ptx_coef.",

@@ -50,7 +50,7 @@ class Sampling:
         return not self.greedy and (self.top_k > 0 or self.top_p < 1 or self.min_p > 0)
 
     def chosen(self, count: int) -> list[bool]:
-        """Return a mask `(count,)` of a completion's tokens: False for the first ones, which are taken without a draw."""
+        """Return a mask `(count,)` of a completion's tokens: False for the first ones, taken without a draw."""
         return [t >= self.first_greedy_tokens for t in range(count)]
 
 
