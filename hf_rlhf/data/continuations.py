@@ -1,7 +1,7 @@
-"""What a chat template writes between an answer and the next one, as tokens behind those that were sampled.
+"""Tokens that a chat template writes between an answer and the next one, behind those that were sampled.
 
 The tokens of an answer are never made again from its text. A template that would write earlier turns differently once
-the dialogue continues is refused, but for reasoning that it leaves out of the past: what was sampled stays as it was.
+the dialogue continues is refused, but for reasoning that it omits from the past: what was sampled stays as it was.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def _rewritten(before: str, now: str) -> str:
     cut = max(place - 20, 0)
     return (
         "the chat template writes earlier turns differently once the dialogue continues"
-        f" ({before[cut : place + 40]!r} becomes {now[cut : place + 40]!r}), so tokens that were sampled before would be"
-        " others. Set --chat_template_path to a template whose longer dialogues begin as the shorter ones, or let the"
+        f" ({before[cut : place + 40]!r} becomes {now[cut : place + 40]!r}), so tokens that were sampled before would"
+        " be others. Set --chat_template_path to a template whose longer dialogues begin as the shorter ones, or let the"
         " episode end after one turn"
     )

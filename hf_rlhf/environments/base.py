@@ -17,7 +17,7 @@ from hf_rlhf.types import Message, Prompt
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """What an environment answers to one completion.
+    """The answer of an environment to one completion.
 
     Attributes:
         messages: shown to the policy next, and never trained on. To a prompt of plain text, their contents are appended
@@ -60,7 +60,7 @@ class Env(Protocol):
         ...
 
     def step(self, completion: str) -> Turn:
-        """Answer a completion of the policy."""
+        """Return the answer to a completion of the policy."""
         ...
 
 

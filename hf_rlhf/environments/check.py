@@ -14,7 +14,7 @@ _ANSWERS = ("yes", "0", "I do not know.", "")
 
 
 def check_env(make_env: EnvFactory, rows: Sequence[Mapping[str, Any]], *, max_turns: int = 32, seed: int = 0) -> None:
-    """Play an episode of each row with fixed answers, twice, and raise `InputError` for what breaks the contract.
+    """Raise `InputError` for what breaks the contract in an episode of each row, played twice with fixed answers.
 
     Checked are: equal chance gives equal messages and rewards; two objects share no state; messages have a role and a
     content; rewards are finite; a turn ends or says something, and is not both terminated and truncated; the object can

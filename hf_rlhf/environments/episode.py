@@ -89,7 +89,7 @@ class Episode:
         return self.failure is None and not self.last.ends
 
     def pay(self, reward: float) -> None:
-        """Pay the last token that the policy chose; the last one where it chose none."""
+        """Add a reward to the last token that the policy chose; to the last of all where it chose none."""
         self.rewards[max((t for t, chosen in enumerate(self.mask) if chosen), default=-1)] += reward
 
     @property

@@ -69,7 +69,8 @@ METRICS: dict[str, str] = {
     "completions/max_length": "Longest completion, in tokens.",
     "completions/clipped_ratio": "Share of completions cut off by the length limit.",
     "episodes/turns": "With an environment: mean completions of an episode.",
-    "episodes/truncated": "With an environment: share of episodes that a limit ended, whose value beyond is the critic's.",
+    "episodes/truncated": "With an environment: share of episodes that a limit ended; beyond it, the critic's value"
+    " counts.",
     "episodes/<name>": "With an environment: mean of a number in the info of an episode's last turn.",
     "loss": "Mean total loss of the updates since the last log, a withheld one counting as 0.",
     "grad_norm": "Norm of the gradient of the last update, before clipping; 0 when early_stop_kl withheld it or its"

@@ -21,9 +21,9 @@ One iteration, from its prompts to its updates:
     log, evaluate, save                      when IterationCallback lets them, at the end of the iteration
 
 To change a stage, override `sample`, `compute_rewards`, `advantages` or `loss`; each returns what it makes. The classes
-below `PPOTrainer` hold the rest: `Evaluation`, `ManualLoop` (generate and step, for a loop that the user writes), `RolloutSetup`
-(held weights, seeds, stop tokens), `IterationTrainer` (iterations inside Trainer's steps), `RunFiles` (logs, saved
-models, resuming), `DurableTrainer` (checkpoints).
+below `PPOTrainer` hold the rest: `Evaluation`, `ManualLoop` (generate and step, for a loop that the user writes),
+`RolloutSetup` (held weights, seeds, stop tokens), `IterationTrainer` (iterations inside Trainer's steps), `RunFiles`
+(logs, saved models, resuming), `DurableTrainer` (checkpoints).
 """
 
 from collections.abc import Iterator, Mapping, Sequence

@@ -3,13 +3,13 @@
 import pytest
 import torch
 from environments.games import TwoTurns
+from hf_rlhf.rollout.episodes import collect_episodes
 from tiny import make_model
 
 from hf_rlhf.errors import InputError
 from hf_rlhf.rollout.collect import collect
 from hf_rlhf.rollout.continuous_batching import require_batchable
 from hf_rlhf.rollout.engines import TransformersEngine
-from hf_rlhf.rollout.episodes import collect_episodes
 from hf_rlhf.rollout.sampling import Sampling, row_seed
 from hf_rlhf.rollout.vllm.completion import completion_request
 
