@@ -77,7 +77,7 @@ def merge_events(store: FeedbackStore, rows: Iterable[Mapping[str, Any]]) -> tup
             skipped += 1
             continue
         try:
-            event = store.append(Event(**values, supersedes=known.get(undoes)))
+            event = store.append(Event(**values, supersedes=known.get(undoes or "")))
         except ValueError as error:
             raise InputError(f"events are invalid: row {number}: {error}. Give a file that a Space wrote.") from error
         known[event.uuid] = event.number

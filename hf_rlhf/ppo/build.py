@@ -22,11 +22,11 @@ from hf_rlhf.models.backbone import state_width
 from hf_rlhf.models.critics import build_critic
 from hf_rlhf.models.load import load_tokenizer
 from hf_rlhf.models.policy import PolicyWithValue, wrap_policy
-from hf_rlhf.models.positions import positions
 from hf_rlhf.models.precision import native_dtype
 from hf_rlhf.models.references import named_reference
 from hf_rlhf.ppo.config import EVALUATED, PPOConfig
 from hf_rlhf.ppo.launch import require_launcher, rewards_share_base
+from hf_rlhf.ppo.lengths import check_context_length, require_positions
 from hf_rlhf.rewards.cache import RewardCache
 from hf_rlhf.rewards.calls import takes_by_name
 from hf_rlhf.rewards.contract import Rewards
@@ -98,7 +98,7 @@ def prepare_data(
         prepared_prompts(train_dataset, tokenizer, args, "train_dataset"),
         prepared_evaluation(eval_dataset, tokenizer, args),
         prepared_texts(ptx_dataset, tokenizer, args),
-        args.episode_limits.max_tokens if episodes else args.max_completion_length,
+        args.longest_episode if episodes else args.max_completion_length,
     )
     if data.num_prompts is not None:
         require_rows(data.prompts, args.prompts_per_iteration, source="train_dataset", why=args.batch_algebra())
@@ -360,37 +360,6 @@ def build_engine(
         timeout=args.vllm_server_timeout,
         concurrency=args.generation_batch_size,
     )
-
-
-def longest_sequence(args: PPOConfig, data: PPOData) -> int:
-    """Return the most tokens that one sequence will have; prompts of unknown number are as long as they may be."""
-    known = data.num_prompts is not None
-    longest_prompt = max(map(len, data.prompts["prompt_ids"])) if known else args.max_prompt_length
-    texts = () if data.texts is None else data.texts
-    longest_text = max((len(row["prompt_ids"]) + len(row["completion_ids"]) for row in texts), default=0)
-    return max(longest_prompt + data.longest_completion, longest_text)
-
-
-def check_context_length(model: Model, args: PPOConfig, longest_completion: int, name: str = "the model") -> None:
-    """Raise `InputError` when prompt and completion (or episode) together can be longer than the model's positions."""
-    limit = positions(model)
-    needed = args.max_prompt_length + longest_completion
-    flag = "max_completion_length" if longest_completion == args.max_completion_length else "max_episode_length"
-    if limit is not None and needed > limit:
-        raise InputError(
-            f"max_prompt_length={args.max_prompt_length} + {flag}={longest_completion} ="
-            f" {needed} tokens, but {name} has {limit} positions; make one of them smaller"
-        )
-
-
-def require_positions(policy: PolicyWithValue, texts) -> None:
-    """Raise `InputError` for texts of PPO-ptx that are longer than the model's positions."""
-    limit = positions(policy.model)
-    longest = max(len(row["prompt_ids"]) + len(row["completion_ids"]) for row in texts)
-    if limit is not None and longest > limit:
-        raise InputError(
-            f"a text of ptx_dataset has {longest} tokens and the model {limit} positions; lower max_ptx_length"
-        )
 
 
 def _require_same_vocabulary(policy: Model, other: Model | None, name: str) -> None:

@@ -11,10 +11,11 @@ from hf_rlhf.models.backbone import require_known_head
 from hf_rlhf.models.fast.attention import training_attention
 from hf_rlhf.models.fast.compile import compile_blocks, use_liger_kernels
 from hf_rlhf.models.policy import PolicyWithValue
-from hf_rlhf.ppo.build import PPOData, longest_sequence
+from hf_rlhf.ppo.build import PPOData
 from hf_rlhf.ppo.choices import choices
 from hf_rlhf.ppo.config import PPOConfig
 from hf_rlhf.ppo.launch import require_known_launch, warn_of_silent_ddp
+from hf_rlhf.ppo.lengths import longest_sequence
 from hf_rlhf.ppo.trunk import TrunkChoice, choose_trunk
 from hf_rlhf.rewards.contract import Rewards
 from hf_rlhf.types import Model

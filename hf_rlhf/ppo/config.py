@@ -299,10 +299,12 @@ class PPOConfig(BatchSizes, TrainingArguments):
     @property
     def episode_limits(self) -> EpisodeLimits:
         """Limits of the episodes of an environment."""
-        longest = self.max_episode_length
-        if longest is None:
-            longest = 2 * self.max_turns * self.max_completion_length
-        return EpisodeLimits(self.max_turns, longest, self.max_failed_episodes, self.max_prompt_length)
+        return EpisodeLimits(self.max_turns, self.longest_episode, self.max_failed_episodes, self.max_prompt_length)
+
+    @property
+    def longest_episode(self) -> int:
+        """Most tokens behind the prompt of an episode, those of the environment included."""
+        return self.max_episode_length or 2 * self.max_turns * self.max_completion_length
 
     @property
     def vllm_addresses(self) -> list[str]:

@@ -38,7 +38,7 @@ REWARD_EVALUATED: Directions = {
 }
 
 
-def flag(default, text: str):
+def flag(default: Any, text: str) -> Any:
     """Return a field of a dataclass of flags, with its help."""
     return field(default=default, metadata={"help": text})
 
