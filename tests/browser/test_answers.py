@@ -1,0 +1,86 @@
+"""Answers that a person gives in the browser are what the store has."""
+
+import re
+
+from hf_rlhf.feedback import Form, Task
+from hf_rlhf.feedback.store import ANSWER, SKIP
+
+PAIR = Form("pairwise")
+
+
+def pairs(count):
+    return [Task(PAIR, f"question {number}", (f"good {number}", f"bad {number}")) for number in range(count)]
+
+
+def test_the_reply_that_a_person_chose_is_the_one_that_is_kept_whatever_the_order(store, labeller):
+    store.add_tasks(pairs(12))
+    ann = labeller()
+    for _ in range(12):
+        left = ann.replies[0]
+        ann.press("1" if left.startswith("good") else "0")
+    ann.wait_saved()
+    events = store.current()
+    assert [event.value for event in events] == [{"preferred": 0, "strength": 3}] * 12
+    assert {tuple(event.shown_order) for event in events} == {(0, 1), (1, 0)}
+    assert not ann.complaints
+
+
+def test_a_reload_keeps_the_task_and_its_order(store, labeller):
+    store.add_tasks(pairs(3))
+    ann = labeller()
+    ann.press("1")
+    ann.wait_saved()
+    before = ann.replies
+    ann.page.reload()
+    ann.page.wait_for_selector(".reply")
+    assert ann.replies == before
+    assert re.match("1 of 3 done", ann.page.inner_text("#progress-words"))
+
+
+def test_a_double_click_is_one_answer(store, labeller):
+    store.add_tasks(pairs(3))
+    ann = labeller()
+    ann.page.wait_for_timeout(200)
+    ann.page.get_by_role("button", name="Tie").dblclick()
+    ann.page.wait_for_timeout(300)
+    ann.wait_saved()
+    assert [event.value for event in store.events()] == [{"preferred": "tie"}]
+
+
+def test_an_answer_whose_reply_is_lost_is_sent_again_and_kept_once(store, labeller):
+    store.add_tasks(pairs(3))
+    ann = labeller()
+    lost = []
+
+    def lose(route):
+        if len(lost) < 2:
+            lost.append(route.fetch())  # the server has it, and the page does not hear so
+            route.abort()
+        else:
+            route.continue_()
+
+    ann.page.route("**/api/events", lose)
+    ann.press("2")
+    ann.page.wait_for_selector("#status:has-text('No connection')")
+    ann.wait_saved()
+    assert "Saved" in ann.status
+    assert len(lost) == 2
+    assert len(store.events()) == 1
+
+
+def test_undo_brings_the_task_back_and_the_first_answer_stays_in_the_log_alone(store, labeller):
+    store.add_tasks(pairs(4))
+    ann = labeller()
+    shown = ann.replies
+    ann.press("1")
+    ann.press("s")
+    ann.press("u")
+    ann.press("u")
+    assert ann.replies == shown
+    assert ann.page.locator("button.before").get_attribute("aria-label") == "A is much better"
+    ann.press("0")
+    ann.wait_saved()
+    kinds = [event.kind for event in store.events()]
+    assert kinds == [ANSWER, SKIP, "undo", "undo", ANSWER]
+    (kept,) = store.current()
+    assert kept.value["preferred"] == kept.shown_order[1]
