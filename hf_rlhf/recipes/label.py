@@ -180,7 +180,7 @@ def _serve(server: Server, stopped: list[int]) -> None:
 
 
 def _counts(store: FeedbackStore) -> str:
-    counts = {kind: 0 for kind in (ANSWER, SKIP, FLAG)}
+    counts = dict.fromkeys((ANSWER, SKIP, FLAG), 0)
     for event in store.current():
         if event.annotator_kind == PERSON:
             counts[event.kind] += 1

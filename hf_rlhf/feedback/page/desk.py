@@ -30,6 +30,7 @@ class Desk:
         annotator: the one who answers; None asks each person for a name.
         until: whether enough is answered.
         stop_when_done: whether the desk closes when `until` says so, or when nothing is left to ask.
+        recorded: called after each event that the store has got.
     """
 
     def __init__(
@@ -39,8 +40,9 @@ class Desk:
         annotator: str | None = None,
         until: Callable[[], bool] | None = None,
         stop_when_done: bool = False,
+        recorded: Callable[[], None] = lambda: None,
     ):
-        self.store, self.annotator, self.until = store, annotator, until
+        self.store, self.annotator, self.until, self.recorded = store, annotator, until, recorded
         self.stop_when_done = stop_when_done or until is not None
         self.overlap = int(store.setting("overlap") or 1)
         self.gold_every = int(store.setting("gold_every") or 10)
@@ -93,7 +95,7 @@ class Desk:
         task = self.store.task(str(given.get("task")))
         order = self._order(task, annotator)
         value = given.get("value")
-        return self.store.append(
+        event = self.store.append(
             Event(
                 _uuid(given),
                 task.id,
@@ -106,12 +108,15 @@ class Desk:
                 app_version=hf_rlhf.__version__,
             )
         )
+        self.recorded()
+        return event
 
     def undo(self, annotator: str, given: Mapping[str, Any]) -> dict[str, Any]:
         """Take back the last event of an annotator; return its task and what was answered, or no task."""
         taken = self.store.undo(annotator, _uuid(given))
         if taken is None:
             return {"task": None}
+        self.recorded()
         task = self.store.task(taken.task)
         value = by_place(task, taken.value, self._order(task, annotator)) if taken.kind == ANSWER else taken.value
         return {

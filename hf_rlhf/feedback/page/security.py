@@ -1,5 +1,6 @@
 """Rules that every request of the page has to meet, before a route sees it."""
 
+import contextlib
 import hmac
 import html
 import ipaddress
@@ -78,10 +79,8 @@ def hosts_of(host: str, port: int) -> frozenset[str]:
     if not is_loopback(host):
         own = socket.gethostname()
         names |= {own, socket.getfqdn(), f"{own}.local"}
-        try:
+        with contextlib.suppress(OSError):
             names |= {str(each[4][0]) for each in socket.getaddrinfo(own, None)}
-        except OSError:
-            pass
     shown = {f"[{name}]" if ":" in name else name.lower() for name in names}
     return frozenset({f"{name}:{port}" for name in shown} | (shown if port == 80 else set()))
 
@@ -121,6 +120,7 @@ class Guard:
         self.app, self.rules, self.public = app, rules, public
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
         if scope["type"] == "lifespan":
             await self.app(scope, receive, send)
             return

@@ -1,0 +1,73 @@
+"""Completions stand in a random order that is kept, and answers come back to the right ones."""
+
+import pytest
+
+from hf_rlhf.feedback import FeedbackStore, Form, Task
+from hf_rlhf.feedback.page.desk import Desk
+from hf_rlhf.feedback.page.views import by_number, by_place, shown_task
+from hf_rlhf.feedback.store import new_uuid
+
+TEXTS = ("zero", "one", "two", "three")
+VALUES = {
+    "pairwise": [{"preferred": 0, "strength": 2}, {"preferred": 1, "strength": 1}, {"preferred": "tie"}],
+    "ranking": [{"ranks": [2, 1, 4, 2]}],
+    "rating": [{"ratings": {"quality": [1, 5, 3, 2]}}],
+}
+
+
+def task_of(kind):
+    return Task(Form(kind), "question", TEXTS[: 2 if kind == "pairwise" else 4])
+
+
+@pytest.mark.parametrize("kind", VALUES)
+def test_an_answer_by_places_is_about_the_completions_that_stood_there(kind):
+    task = task_of(kind)
+    order = [1, 0] if kind == "pairwise" else [2, 0, 3, 1]
+    for value in VALUES[kind]:
+        assert by_place(task, by_number(task, value, order), order) == value
+    shown = [completion[0]["content"] for completion in shown_task(task, order)["completions"]]
+    assert shown == [TEXTS[number] for number in order]
+
+
+def test_a_ranking_of_places_is_one_of_numbers():
+    assert by_number(task_of("ranking"), {"ranks": [1, 2, 3, 4]}, [2, 0, 3, 1]) == {"ranks": [2, 4, 1, 3]}
+
+
+def test_the_first_completion_stands_left_half_of_the_time(tmp_path):
+    with FeedbackStore(tmp_path / "feedback.db") as store:
+        desk = Desk(store)
+        tasks = [Task(Form("pairwise"), f"question {number}", ("GOOD", "BAD")) for number in range(100)]
+        left = [desk._order(task, f"ann {person}")[0] == 0 for task in tasks for person in range(20)]
+    assert abs(sum(left) / len(left) - 0.5) < 0.03
+
+
+def test_a_task_goes_to_one_annotator_until_the_lease_ends(tmp_path):
+    now = [1000.0]
+    with FeedbackStore(tmp_path / "feedback.db", clock=lambda: now[0]) as store:
+        store.add_tasks(Task(Form("pairwise"), f"question {number}", ("a", "b")) for number in range(4))
+        desk = Desk(store)
+        ids = lambda reply: [task["id"] for task in reply["tasks"]]  # noqa: E731
+        ann, ben = ids(desk.tasks("Ann")), ids(desk.tasks("Ben"))
+        assert len({*ann, *ben}) == 4
+        assert ids(desk.tasks("Ann")) == ann  # whoever comes back gets the same ones
+        assert ids(desk.tasks("Cem")) == []
+        now[0] += 300
+        desk.tasks("Ann")  # an open page asks now and then
+        now[0] += 400
+        assert set(ids(desk.tasks("Cem"))) == set(ben)
+
+
+def test_the_desk_closes_when_until_says_so_or_nothing_is_left(tmp_path):
+    with FeedbackStore(tmp_path / "feedback.db") as store:
+        tasks = [Task(Form("pairwise"), f"question {number}", ("a", "b")) for number in range(3)]
+        store.add_tasks(tasks)
+        enough = Desk(store, until=lambda: len(store.current()) >= 2)
+        patient, done = Desk(store), Desk(store, stop_when_done=True)
+        for number, task in enumerate(tasks):
+            assert enough.tasks("Ann")["finished"] == (number >= 2)
+            assert not done.tasks("Ann")["finished"]
+            given = {"uuid": new_uuid(), "task": task.id, "kind": "answer", "value": {"preferred": "tie"}}
+            enough.record("Ann", given)
+        assert enough.tasks("Ann")["tasks"] == []
+        assert done.tasks("Ann")["finished"]
+        assert not patient.tasks("Ann")["finished"]
