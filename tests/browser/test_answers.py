@@ -77,7 +77,7 @@ def test_undo_brings_the_task_back_and_the_first_answer_stays_in_the_log_alone(s
     ann.press("u")
     ann.press("u")
     assert ann.replies == shown
-    assert ann.page.locator("button.before").get_attribute("aria-label") == "A is much better"
+    assert ann.page.locator("button.before").text_content().startswith("A is much better")
     ann.press("0")
     ann.wait_saved()
     kinds = [event.kind for event in store.events()]

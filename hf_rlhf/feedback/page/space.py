@@ -69,19 +69,12 @@ The page has no names of models: `tasks.db` holds none.{gold}
 
 ## Get the answers
 
-```python
-from pathlib import Path
-from huggingface_hub import snapshot_download
-from hf_rlhf.data.files import read_rows
-from hf_rlhf.feedback import FeedbackStore
-from hf_rlhf.feedback.event_log import merge_events
-
-folder = snapshot_download("USER/DATASET", repo_type="dataset", allow_patterns="events/*.jsonl")
-with FeedbackStore("feedback.db") as store:  # the one with the same tasks, and the names of the models
-    for file in sorted(Path(folder).glob("events/*.jsonl")):
-        rows = read_rows(str(file))
-        print(merge_events(store, rows.read(rows.dataset.column_names).by_row()))
+```bash
+hf download USER/DATASET --repo-type dataset --include "events/*" --local-dir answers
+hf-rlhf feedback import --dataset_name answers/events/NAME.jsonl --store feedback.db   # once for each file
 ```
+
+`feedback.db` is the store with the same tasks and the names of the models.
 """
 
 

@@ -19,7 +19,7 @@ const AGAIN = 30_000; // milliseconds between two questions whether the tasks in
 const at = (id) => document.getElementById(id);
 const page = {
   session: null, annotator: null, outbox: null, queue: [], progress: { done: 0, open: 0, seconds: null }, finished: false,
-  stops: false, before: null, comment: "", help: [], watch: new Stopwatch(), shown: null, undoing: false,
+  stops: false, before: null, comment: "", help: [], watch: new Stopwatch(), shown: null, undoing: false, given: 0,
 };
 
 // --- tasks in hand ---
@@ -46,8 +46,9 @@ async function refresh() {
 // Asks for what this annotator holds, so that leases begin again. A task that is gone was answered by somebody else.
 async function keepHold() {
   if (document.hidden || !page.outbox || page.outbox.events.length || page.undoing || location.hash) return;
+  const given = page.given;
   const reply = await ask("/api/tasks", { holding: [] }).catch(() => null);
-  if (!reply || page.outbox.events.length || page.undoing) return;
+  if (!reply || page.given !== given || page.undoing) return; // an answer was given meanwhile, and the reply is old
   const held = new Set(reply.tasks.map((task) => task.id));
   const gone = page.queue.length > 0 && !held.has(page.queue[0].id);
   if (gone) say("Somebody else answered the task that was here. This is the next one.");
@@ -65,6 +66,7 @@ function give(kind, value, words) {
     seconds: page.watch.seconds(), annotator: page.annotator, at: Date.now(), words,
   };
   page.queue.shift();
+  page.given += 1;
   page.before = null;
   page.progress = { ...page.progress, done: page.progress.done + 1, open: Math.max(page.progress.open - 1, 0) };
   page.outbox.add(event);

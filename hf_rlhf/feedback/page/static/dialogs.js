@@ -5,6 +5,7 @@ const dialog = document.querySelector("#dialog");
 let keys = {};
 
 dialog.addEventListener("keydown", (event) => {
+  event.stopPropagation(); // a key that closes the dialog must not answer the task behind it
   if (event.target.matches("textarea")) {
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) keys["Ctrl+Enter"]?.();
     return;

@@ -13,12 +13,13 @@ export function el(tag, attributes = {}, ...children) {
   return element;
 }
 
-export function button(label, run, { key = "", ...attributes } = {}) {
+// `before` is read aloud before the label, and not shown.
+export function button(label, run, { key = "", before = "", ...attributes } = {}) {
   // The second click of a double click is no click of its own.
   const click = (event) => event.detail > 1 || run(event);
   const hint = key ? el("kbd", { "aria-hidden": "true" }, key) : null;
   const keys = key ? { "aria-keyshortcuts": key === "⏎" ? "Enter" : key } : {};
-  return el("button", { type: "button", ...keys, ...attributes, on: { click } }, label, hint);
+  return el("button", { type: "button", ...keys, ...attributes, on: { click } }, before && el("span", { class: "visually-hidden" }, before), label, hint);
 }
 
 export function fill(parent, ...children) {

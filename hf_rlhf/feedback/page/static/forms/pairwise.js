@@ -30,7 +30,7 @@ export function pairwise(task, { answer, before }) {
   const all = [...a, ...middle, ...b];
   const give = (option) => answer(option.value, option.name);
   const buttons = new Map(all.map((option) => [option, button(option.word, () => give(option), {
-    key: option.key, "aria-label": option.name, class: same(option.value, before) ? "before" : "",
+    key: option.key, before: option.name.slice(0, -option.word.length), class: same(option.value, before) ? "before" : "",
   })]));
   let at = a.length; // the arrow keys begin at the tie
   const move = (by) => {
