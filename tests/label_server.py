@@ -13,7 +13,6 @@ from hf_rlhf.feedback.page.server import require_extra
 
 def main(file, port):
     require_extra()
-    import uvicorn.lifespan.off
     import uvicorn.protocols.http.h11_impl  # noqa: F401
 
     for _ in sys.stdin:

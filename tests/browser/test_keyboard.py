@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from hf_rlhf.feedback import Field, FeedbackStore, Form, Task
+from hf_rlhf.feedback import FeedbackStore, Field, Form, Task
 
 GOLDEN = Path(__file__).parent / "golden_answers.jsonl"
 PAIR, RANKING = Form("pairwise"), Form("ranking")
@@ -60,7 +60,7 @@ def test_twenty_tasks_by_keys_alone_are_stored_byte_for_byte(store, labeller):
     ]
     store.add_tasks(tasks)
     ann = labeller(reduced_motion="reduce")
-    for number, (form, _, keys) in enumerate(STEPS):
+    for number, (_form, _count, keys) in enumerate(STEPS):
         ann.page.wait_for_selector(f"#progress-words:has-text('{number} of 20')")
         ann.page.wait_for_timeout(160)
         for key in keys:

@@ -141,7 +141,7 @@ def test_the_uuid_of_an_answer_keeps_it_once_and_another_answer_by_it_is_refused
         {"comment": 3},
         {"value": {"preferred": [0]}},
         {"annotator": "Ben"},
-    ],  # fmt: skip
+    ],
 )
 def test_what_is_no_answer_is_refused_in_words(client, store, changed):
     response, text = client.ask("POST", "/api/events", answer(**changed))
