@@ -29,7 +29,7 @@ VERBS = set(
     re.findall(
         r"\S+",
         """
-        Accept Add Append Apply Ask Assemble Assign Attach Average Begin Build Call Cast Check Choose Clear Clip Clone Close
+        Accept Add Answer Append Apply Ask Assemble Assign Attach Average Begin Build Call Cast Check Choose Clear Clip Clone Close
         Collect Combine Commit Compare Compile Complete Compute Concatenate Convert Copy Count Create Cut Deal Decide Decode
         Decorate Delete Describe Detect Divide Do Draw Drop Encode End Enter Escape Estimate Evaluate Exchange Exclude Exit
         Explain Export Extend Extract Fail Fill Filter Find Fine-tune Finish Flush Forget Free Gather Generate Get Give Group
@@ -37,7 +37,7 @@ VERBS = set(
         Log Look Make Map Mark Mask Match Measure Merge Move Name Normalize Note Number Open Order Pack Pad Parse Pass Patch
         Penalize Pick Place Plan Predict Prepare Print Push Put Quote Raise Read Recompute Record Reduce Refresh Refuse Release
         Remember Remove Rename Render Replace Report Require Reset Reshape Resize Resolve Restart Restore Resume Return Run
-        Sample Save Say Scale Score Search Seed Select Send Set Shard Share Show Shuffle Silence Skip Sort Split Start Stop
+        Sample Save Say Scale Score Search Seed Select Send Serve Set Shard Share Show Shuffle Silence Skip Sort Split Start Stop
         Store Stream Strip Sum Suspend Swap Switch Take Tell Test Time Tokenize Train Trim Truncate Try Turn Undo Unwrap
         Update Upload Use Verify Wait Walk Warn Weigh Whiten Wrap Write Yield
         """,

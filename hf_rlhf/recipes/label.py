@@ -12,7 +12,8 @@ from typing import Any
 
 from hf_rlhf.data.files import read_rows
 from hf_rlhf.errors import InputError, RunStopped
-from hf_rlhf.feedback.forms import FORMS, Form, form_from_json
+from hf_rlhf.feedback.form_files import load_form
+from hf_rlhf.feedback.forms import Form
 from hf_rlhf.feedback.page.desk import Desk, Refused
 from hf_rlhf.feedback.page.security import is_loopback
 from hf_rlhf.feedback.page.serve import PORT, Server
@@ -112,22 +113,6 @@ def label(
     say(summary)
 
 
-def load_form(name: str) -> Form:
-    """Return the form of a name, or of a .json or .yaml file. Raises `InputError` for a wrong one."""
-    import yaml
-
-    if name in FORMS or not name.endswith((".json", ".yaml", ".yml")):
-        return form_from_json(name)
-    try:
-        return form_from_json(yaml.safe_load(Path(name).expanduser().read_text(encoding="utf-8")), f"form in {name}")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(f"form={name} is invalid: it cannot be read ({reason}). Check the path.") from error
-    except yaml.YAMLError as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"form={name} is invalid: it is no JSON or YAML ({reason}). Mend the file.") from error
-
-
 def _read_guidelines(name: str | None) -> str | None:
     if name is None:
         return None
@@ -180,7 +165,7 @@ def _serve(server: Server, stopped: list[int]) -> None:
 
 
 def _counts(store: FeedbackStore) -> str:
-    counts = dict.fromkeys((ANSWER, SKIP, FLAG), 0)
+    counts: dict[str, int] = dict.fromkeys((ANSWER, SKIP, FLAG), 0)
     for event in store.current():
         if event.annotator_kind == PERSON:
             counts[event.kind] += 1

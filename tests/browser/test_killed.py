@@ -7,10 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from hf_rlhf.feedback import FeedbackStore, Form, Task
 
 SCRIPT = Path(__file__).parents[1] / "label_server.py"
-KILLS, EACH = 20, 7
+EACH = 7
 
 
 def free_port():
@@ -19,8 +21,9 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def test_twenty_killed_servers_lose_no_answer_and_keep_none_twice(tmp_path, browser):
-    file, total = tmp_path / "feedback.db", KILLS * EACH + 1
+@pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.slow)])
+def test_killed_servers_lose_no_answer_and_keep_none_twice(tmp_path, browser, kills):
+    file, total = tmp_path / "feedback.db", kills * EACH + 1
     with FeedbackStore(file) as store:
         store.add_tasks(Task(Form("pairwise"), f"question {number}", ("a", "b")) for number in range(total))
     command = [sys.executable, str(SCRIPT), str(file), str(free_port())]
@@ -28,7 +31,7 @@ def test_twenty_killed_servers_lose_no_answer_and_keep_none_twice(tmp_path, brow
     page = context.new_page()
     page.set_default_timeout(15_000)
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as servers:
-        for kill in range(KILLS):
+        for kill in range(kills):
             servers.stdin.write("start\n")
             servers.stdin.flush()
             process, address = servers.stdout.readline().split()
@@ -49,8 +52,8 @@ def test_twenty_killed_servers_lose_no_answer_and_keep_none_twice(tmp_path, brow
     context.close()
     with FeedbackStore(file) as store:
         events = store.events()
-    assert len(events) == KILLS * EACH
-    assert len({event.task for event in events}) == KILLS * EACH
+    assert len(events) == kills * EACH
+    assert len({event.task for event in events}) == kills * EACH
 
 
 def test_an_answer_that_was_given_while_the_server_was_down_is_sent_to_the_next_one(tmp_path, browser):

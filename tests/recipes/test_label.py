@@ -57,7 +57,9 @@ def ask(address, path, content=None, cookies=""):
     place = urlsplit(address)
     connection = http.client.HTTPConnection(place.hostname, place.port, timeout=10)
     headers = {"Cookie": cookies, "Origin": f"http://{place.netloc}", "Content-Type": "application/json"}
-    connection.request("GET" if content is None else "POST", path, None if content is None else json.dumps(content), headers)
+    connection.request(
+        "GET" if content is None else "POST", path, None if content is None else json.dumps(content), headers
+    )
     response = connection.getresponse()
     found = response.headers.get_all("set-cookie") or []
     return response.status, response.read().decode(), "; ".join(each.split(";")[0] for each in found)

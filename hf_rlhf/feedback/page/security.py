@@ -6,7 +6,7 @@ import html
 import ipaddress
 import json
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass
 from http.cookies import CookieError, SimpleCookie
 from typing import Any
@@ -16,7 +16,9 @@ MAX_BODY = 1 << 20
 _YEAR = 365 * 24 * 3600
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
-Scope, Receive, Send = dict[str, Any], Callable[[], Any], Callable[[Any], Any]
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Any]
+Send = Callable[[Any], Any]
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ _CODE = (
     "lazy.py",
     "errors.py",
     *(f"feedback/{name}.py" for name in ("__init__", "forms", "tasks", "store", "event_log")),
-    *(f"feedback/{name}.py" for name in ("agreement", "bias", "coefficients")),
+    *(f"feedback/{name}.py" for name in ("assignments", "database", "agreement", "bias", "coefficients")),
 )
 
 _DOCKERFILE = """\
