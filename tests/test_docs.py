@@ -26,6 +26,7 @@ from hf_rlhf.recipes.arguments import (
     SFTTrainingArguments,
 )
 from hf_rlhf.recipes.feedback_arguments import ExportArguments, ImportArguments, PushArguments, StoreArguments
+from hf_rlhf.recipes.label_arguments import LabelArguments
 from hf_rlhf.recipes.plan import PlanArguments
 from hf_rlhf.recipes.report_card import ReportCardArguments
 from hf_rlhf.rounds.arguments import RoundsArguments
@@ -48,6 +49,7 @@ FLAGS = {
         RewardTrainingArguments,
         RoundsArguments,
         SFTTrainingArguments,
+        LabelArguments,
         StoreArguments,
     )
     for field in fields(part)
