@@ -15,7 +15,10 @@ GOOD, BAD = "yes thank you", "no go away"
 
 def pairs(count, seed):
     rng = random.Random(seed)
-    prompts = [[{"role": "user", "content": f"please {rng.choice('abcdefgh')} {number}"}] for number in range(count)]
+    prompts = [
+        [{"role": "user", "content": f"please {rng.choice('abcdefgh')} {100 * seed + number}"}]
+        for number in range(count)
+    ]
     return [Task(Form("pairwise"), prompt, (GOOD, BAD) if rng.random() < 0.5 else (BAD, GOOD)) for prompt in prompts]
 
 
