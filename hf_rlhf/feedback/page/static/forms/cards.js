@@ -28,4 +28,3 @@ export function rows(elements) {
   mark();
   return { go, get at() { return at; }, keys: { j: () => go(at + 1), k: () => go(at - 1) } };
 }
-
