@@ -59,6 +59,12 @@ class QuickstartArguments:
     candidates_per_prompt: int | None = flag(None, "Replies sampled to each message; 4 at the full size.")
     max_completion_length: int = flag(32, "Longest reply, in tokens.")
     temperature: float = flag(0.7, "Sampling temperature, in every stage.")
+    annotator: str = flag(
+        "cheerful", "Who prefers one of two replies: cheerful (a program), or me (you, on a page that opens)."
+    )
+    judgments: int = flag(60, "With annotator=me: pairs of replies that you are asked about.")
+    port: int = flag(0, "With annotator=me: port of the page; 0 takes a free one.")
+    open: bool = flag(True, "With annotator=me: open the page in a browser.")
     annotator_noise: float = flag(0.05, "Temperature of the annotator's choice; 0 always takes the better reply.")
     annotator_tie_margin: float = flag(0.1, "Ratings closer than this give no preference.")
     max_preferences: int | None = flag(None, "Preferences to train the reward model on, at most; 400 at the full size.")

@@ -1,6 +1,8 @@
 """Stage 5: the trained policy against the model it started from, on messages that no stage has seen."""
 
+import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +13,9 @@ from hf_rlhf.models.precision import current_device
 from hf_rlhf.models.reward_model import load_reward_model
 from hf_rlhf.progress import progress_of
 from hf_rlhf.quickstart.arguments import QuickstartArguments
+from hf_rlhf.quickstart.person import ME
 from hf_rlhf.quickstart.prompts import quickstart_prompts
-from hf_rlhf.quickstart.replies import prompt_row
+from hf_rlhf.quickstart.replies import as_messages, prompt_row
 from hf_rlhf.records import keep_whole_parts, read_json_lines, write_json_lines
 from hf_rlhf.rewards.learned import LearnedReward
 from hf_rlhf.rollout.engines import TransformersEngine
@@ -20,12 +23,16 @@ from hf_rlhf.rollout.sampling import row_seed
 from hf_rlhf.rollout.stops import stop_at_end_of_turn
 from hf_rlhf.types import Completion, Trajectory
 
+PAIRS_FILE = "pairs.jsonl"
 SIDES = {"before": False, "after": True}
 """Name of each side, and whether the trained adapter is on."""
 
 
 def compare(args: QuickstartArguments, reward_model: Path, policy: Path, folder: Path) -> Comparison:
     """Let the annotator, who is not what PPO trained against, judge replies to the held-out messages.
+
+    A person has judged enough by then: with `annotator=me` it is the reward model, and pairs.jsonl has the replies of
+    both sides for whoever wants to judge them blind.
 
     Leaves a file for each side in `folder`; sides that it holds already are not sampled again.
     """
@@ -36,7 +43,24 @@ def compare(args: QuickstartArguments, reward_model: Path, policy: Path, folder:
         for name, side in zip(missing, _measured(args, reward_model, policy, texts, missing), strict=True):
             write_json_lines(files[name], _rows(side))
     before, after = (_side(read_json_lines(file)) for file in files.values())
+    if args.annotator == ME:
+        _write_pairs(folder, before, after)
     return Comparison(before, after)
+
+
+def _write_pairs(folder: Path, before: Side, after: Side) -> None:
+    """Write the replies of both sides as rows that a person can judge blind: `hf-rlhf label --dataset_name FILE`."""
+    both = zip(before.trajectories, after.trajectories, strict=True)
+    rows = [
+        {
+            "prompt": as_messages(b.row["text"]),
+            "completions": [[{"role": "assistant", "content": each.text}] for each in (b, a)],
+            "sources": list(SIDES),
+        }
+        for b, a in both
+        if b.text.strip() and a.text.strip() and b.text != a.text
+    ]
+    write_json_lines(folder / PAIRS_FILE, rows)
 
 
 def _measured(
@@ -54,7 +78,7 @@ def _measured(
     stop_at_end_of_turn(model, tokenizer, rows[0], args.sampling)
     with progress_of(len(names) * len(rows) * args.max_completion_length, "     replies") as advance:
         for name in names:
-            yield measure_side(
+            side = measure_side(
                 model,
                 TransformersEngine(model, tokenizer, on_tokens=advance),
                 rows,
@@ -64,6 +88,10 @@ def _measured(
                 judge=lambda trajectory: annotator.rate(trajectory.text, trajectory.completion.stopped),
                 reward=LearnedReward(scorer, tokenizer, device=current_device()),
             )
+            if args.annotator == ME:
+                ratings = [1 / (1 + math.exp(-reward)) for reward in side.rewards]
+                side = replace(side, judgements=ratings)
+            yield side
 
 
 def _rows(side: Side) -> list[dict[str, Any]]:

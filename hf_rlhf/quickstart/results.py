@@ -10,16 +10,17 @@ from hf_rlhf.evaluation.metrics import BeforeAfter
 from hf_rlhf.evaluation.report import ReportFigure, SamplePair, write_report
 from hf_rlhf.hub.model_card import policy_card
 from hf_rlhf.models.load import EMBEDDED_MODEL, public_name
+from hf_rlhf.quickstart.person import ME
 from hf_rlhf.records import iteration_rows
 
 RESULTS_FILE, REPORT_FILE, CURVES_FILE = "results.json", "report.html", "curves.png"
 
 
-def headline(comparison: Comparison) -> str:
-    """Return the result in one sentence."""
+def headline(comparison: Comparison, judge: str = "the annotator") -> str:
+    """Return the result in one sentence; `judge` says who judged."""
     wins = comparison.wins
     return (
-        f"On {wins.n} messages it never saw, the annotator prefers the trained model's reply {wins.rate:.0%} of the"
+        f"On {wins.n} messages it never saw, {judge} prefers the trained model's reply {wins.rate:.0%} of the"
         f" time (95% interval {wins.low:.0%} to {wins.high:.0%}; {wins.wins} wins, {wins.ties} ties that count half,"
         f" {wins.losses} losses)."
     )
@@ -85,13 +86,16 @@ def write_results(
         settings: of the run.
         system_message: what stood before each message.
     """
+    person = settings["annotator"] == ME
     samples = _samples(comparison)
     _write_numbers(root, comparison, rows, samples)
-    figures = _draw_figures(root, comparison, policy)
+    figures = _draw_figures(root, comparison, policy, "reward model's rating" if person else "annotator rating")
     load_code = _LOAD_CODE.format(folder=policy, system=system_message)
     write_report(
         root / REPORT_FILE,
-        title="A language model learns to be brief and cheerful",
+        title="A language model learns what you prefer"
+        if person
+        else "A language model learns to be brief and cheerful",
         headline=title,
         summary_rows=rows,
         figures=figures,
@@ -105,8 +109,7 @@ def write_results(
         model_id=str(policy),
         base_model=public_name(base),
         license="apache-2.0" if base == EMBEDDED_MODEL else None,
-        description="A small language model that learned, from simulated feedback alone, to reply briefly and"
-        " cheerfully.",
+        description=_OF_A_PERSON if person else _OF_A_PROGRAM,
         headline=title,
         results=rows,
         settings=settings,
@@ -115,21 +118,21 @@ def write_results(
         reward_model=str(reward_model),
         usage=load_code,
         demonstration=True,
-        simulated_annotator=True,
+        simulated_annotator=not person,
     )
     (policy / "README.md").write_text(card, encoding="utf-8")
 
 
-def _draw_figures(root: Path, comparison: Comparison, policy: Path) -> list[ReportFigure]:
+def _draw_figures(root: Path, comparison: Comparison, policy: Path, rating: str) -> list[ReportFigure]:
     from hf_rlhf.evaluation.plots import plot_rating_histogram, plot_training
 
     curves = plot_training(iteration_rows(policy), policy / CURVES_FILE)
     ratings = plot_rating_histogram(
-        comparison.before.judgements, comparison.after.judgements, root / "ratings.png", label="annotator rating"
+        comparison.before.judgements, comparison.after.judgements, root / "ratings.png", label=rating
     )
     return [
         ReportFigure(curves, "Training: reward by the reward model, KL to the start, critic and lengths."),
-        ReportFigure(ratings, "Annotator ratings of replies to held-out messages, before and after."),
+        ReportFigure(ratings, f"{rating.capitalize()} of replies to held-out messages, before and after."),
     ]
 
 
@@ -150,11 +153,23 @@ def _notes(reward_model: Path, settings: dict[str, Any], system_message: str) ->
         f" is that replies now end within {settings['max_completion_length']} tokens.",
         f"The reward model agrees with {accuracy['eval_accuracy']:.0%} of {accuracy['eval_rows']:.0f} held-out"
         f" preferences (95% interval {accuracy['eval_accuracy_low']:.0%} to {accuracy['eval_accuracy_high']:.0%}).",
-        "The annotator is a program that counts warm words in short, finished, non-repeating replies; it knows nothing"
-        " of truth, and neither does what was learned from it.",
-        "PPO trained against the reward model, not against the annotator: where the reward rises and the annotator's"
-        " rating does not, the policy exploited the reward model.",
+        *(_NOTES_OF_A_PERSON if settings["annotator"] == ME else _NOTES_OF_A_PROGRAM),
     ]
+
+
+_NOTES_OF_A_PROGRAM = (
+    "The annotator is a program that counts warm words in short, finished, non-repeating replies; it knows nothing"
+    " of truth, and neither does what was learned from it.",
+    "PPO trained against the reward model, not against the annotator: where the reward rises and the annotator's"
+    " rating does not, the policy exploited the reward model.",
+)
+_NOTES_OF_A_PERSON = (
+    "The judge of this comparison is the reward model that was trained on your judgments, and that PPO trained against:"
+    " a higher rating does not prove that you like the replies better. To judge them blind: hf-rlhf label"
+    " --dataset_name evaluation/pairs.jsonl --store again.db, in the folder of this page.",
+)
+_OF_A_PROGRAM = "A small language model that learned, from simulated feedback alone, to reply briefly and cheerfully."
+_OF_A_PERSON = "A small language model that learned from the judgments of one person which replies to prefer."
 
 
 _LOAD_CODE = """from peft import AutoPeftModelForCausalLM

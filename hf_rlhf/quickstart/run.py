@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from hf_rlhf.checkpoint.lock import locked
 from hf_rlhf.errors import InputError, RunStopped
+from hf_rlhf.feedback.page.server import require_extra
 from hf_rlhf.models.machine import device_in_words
 from hf_rlhf.models.precision import current_device, dtype_name, hardware_in_words, native_dtype
 from hf_rlhf.progress import duration
@@ -27,6 +28,7 @@ from hf_rlhf.quickstart.arguments import (
 )
 from hf_rlhf.quickstart.budget import plan_quickstart, plan_table, require_size, too_slow
 from hf_rlhf.quickstart.comparison import compare
+from hf_rlhf.quickstart.person import ANNOTATORS, ME, ask_person
 from hf_rlhf.quickstart.replies import SYSTEM_MESSAGE, judge_candidates, sample_candidates
 from hf_rlhf.quickstart.results import (
     REPORT_FILE,
@@ -70,6 +72,12 @@ def _require_sound(args: QuickstartArguments) -> None:
     require_size(args)
     if args.temperature <= 0:
         raise InputError(f"temperature={args.temperature} must be above 0: replies have to differ to be compared")
+    if args.annotator not in ANNOTATORS:
+        raise InputError(f"annotator={args.annotator} is invalid: it must be one of {', '.join(ANNOTATORS)}.")
+    if args.judgments < 10:
+        raise InputError(f"judgments={args.judgments} is invalid: it must be at least 10, to train and to measure.")
+    if args.annotator == ME:
+        require_extra()
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise InputError("the quickstart is one process. Start it without a launcher")
 
@@ -118,7 +126,9 @@ def _settings(args: QuickstartArguments, root: Path) -> dict[str, Any]:
 def _show_results(args: QuickstartArguments, root: Path, console: Any) -> None:
     """Write the results and the report, and print what a person looks at first."""
     comparison = compare(args, root / REWARD_MODEL, root / POLICY, root / EVALUATION)
-    rows, title = comparison.rows("annotator"), headline(comparison)
+    person = args.annotator == ME
+    rows = comparison.rows("reward model's" if person else "annotator")
+    title = headline(comparison, "the reward model of your judgments" if person else "the annotator")
     write_results(
         root,
         comparison,
@@ -135,6 +145,10 @@ def _show_results(args: QuickstartArguments, root: Path, console: Any) -> None:
     console.print(
         f"Look at it:   {root / REPORT_FILE}\nThe policy:   {root / POLICY}  (adapter, value head, model card)"
     )
+
+
+def _preferences(args: QuickstartArguments, root: Path, folder: Path) -> None:
+    (ask_person if args.annotator == ME else judge_candidates)(args, root, folder)
 
 
 def _policy(args: QuickstartArguments, root: Path, folder: Path) -> None:
@@ -163,9 +177,9 @@ STAGES = (
     ),
     Stage(
         PREFERENCES,
-        "A simulated annotator prefers one of two",
-        judge_candidates,
-        "annotator_noise annotator_tie_margin max_preferences",
+        "The annotator prefers one of two",
+        _preferences,
+        "annotator judgments annotator_noise annotator_tie_margin max_preferences",
     ),
     Stage(
         REWARD_MODEL,

@@ -19,6 +19,7 @@ from hf_rlhf.ppo.config import PPOConfig
 from hf_rlhf.ppo.trainer import PPOTrainer
 from hf_rlhf.progress import progress_of
 from hf_rlhf.quickstart.arguments import PREFERENCES, REWARD_MODEL, ROLLOUT_SIZE, QuickstartArguments
+from hf_rlhf.quickstart.person import ME
 from hf_rlhf.quickstart.prompts import quickstart_prompts
 from hf_rlhf.quickstart.replies import as_messages
 from hf_rlhf.recipes.arguments import RewardTrainingArguments
@@ -44,7 +45,7 @@ def train_reward_model(args: QuickstartArguments, root: Path, folder: Path) -> N
         learning_rate=args.reward_learning_rate,
         warmup_steps=5,
         center_rewards_coefficient=0.01,
-        num_train_epochs=1,
+        num_train_epochs=4 if args.annotator == ME else 1,  # of a few dozen preferences, or a few hundred
         logging_steps=5,
         save_strategy="steps",
         save_steps=5,
@@ -73,7 +74,7 @@ def train_reward_model(args: QuickstartArguments, root: Path, folder: Path) -> N
         settings={"learning_rate": training.learning_rate, "pairs": len(train), "seed": args.seed}
         | trainer.computation.for_card(),
         demonstration=True,
-        simulated_annotator=True,
+        simulated_annotator=args.annotator != ME,
     )
     (folder / "README.md").write_text(card, encoding="utf-8")
 

@@ -136,7 +136,8 @@ class Desk:
     def _enough(self) -> bool:
         if self.until is not None and self.until():
             return True
-        return bool(self._seen) and not any(self.store.progress(name, overlap=self.overlap).open for name in self._seen)
+        names = self._seen if self.annotator is None else {self.annotator}
+        return bool(names) and not any(self.store.progress(name, overlap=self.overlap).open for name in names)
 
     def _order(self, task: Task, annotator: str) -> list[int]:
         return shown_order(task.id, annotator, self.store.salt, len(task.completions))
