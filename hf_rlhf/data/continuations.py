@@ -94,6 +94,6 @@ def _rewritten(before: str, now: str) -> str:
     return (
         "the chat template writes earlier turns differently once the dialogue continues"
         f" ({before[cut : place + 40]!r} becomes {now[cut : place + 40]!r}), so tokens that were sampled before would"
-        " be others. Set --chat_template_path to a template whose longer dialogues begin as the shorter ones, or end the"
-        " episode after one turn"
+        " be others. Set --chat_template_path to a template whose longer dialogues begin as the shorter ones, or let"
+        " the episode end after one turn"
     )

@@ -75,7 +75,7 @@ def test_a_run_that_was_stopped_asks_nothing_twice(root, tmp_path):
     answering(root, good)
     ask_person(args, root, tmp_path / "stage")
     before = (tmp_path / "stage" / "train.jsonl").read_text()
-    ask_person(args, root, tmp_path / "stage")  # nobody answers, and it returns at once
+    ask_person(args, root, tmp_path / "stage")  # it returns at once
     assert (tmp_path / "stage" / "train.jsonl").read_text() == before
 
 
