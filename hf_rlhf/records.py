@@ -148,6 +148,7 @@ def sample_row(trajectory: Trajectory, reward: Reward, score: Score | None, spli
         "rewards": reward.parts,
         **({} if score is None else {"score": score.total}),
         **({"extra": reward.extra} if reward.extra else {}),
+        **({"messages": trajectory.messages} if trajectory.messages is not None else {}),
     }
 
 

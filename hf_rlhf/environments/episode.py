@@ -173,7 +173,7 @@ def follow(episode: Episode, turn: Turn, settings: EpisodeSettings) -> None:
     if not turn.ends and episode.turns >= limits.max_turns:
         turn = replace(turn, truncated=True)
     episode.last = turn
-    if turn.ends:
+    if turn.terminated or not turn.messages:
         episode.dialogue += turn.messages
         return
     added = continuation_ids(
@@ -186,11 +186,12 @@ def follow(episode: Episode, turn: Turn, settings: EpisodeSettings) -> None:
         chat_template_kwargs=settings.chat_template_kwargs,
     )
     episode.dialogue += turn.messages
-    longest = len(episode.ids) + len(added) + settings.sampling.max_completion_length
-    if limits.max_tokens is not None and longest > limits.max_tokens:
+    longest = len(episode.ids) + len(added)
+    if limits.max_tokens is not None and longest + settings.sampling.max_completion_length > limits.max_tokens:
         episode.last = replace(turn, truncated=True)
+    if limits.max_tokens is not None and longest > limits.max_tokens:
         return
-    episode.ids += added
+    episode.ids += added  # of a truncated episode too: the value beyond it is that of the state behind them
     episode.mask += [False] * len(added)
     episode.logprobs += [0.0] * len(added)
     episode.rewards += [0.0] * len(added)
@@ -213,8 +214,12 @@ def trajectory_of_episode(episode: Episode) -> Trajectory:
         messages=list(episode.dialogue),
         env_rewards=None if failed else torch.tensor(episode.rewards, dtype=torch.float64),
         truncated=episode.last.truncated,
-        info={**episode.last.info, "turns": float(episode.turns)},
+        info={**episode.last.info, "turns": float(episode.turns), **_failure(episode)},
     )
+
+
+def _failure(episode: Episode) -> dict[str, str]:
+    return {} if episode.failure is None else {"failure": failures_in_words([episode])}
 
 
 def name_of(env: Env) -> str:

@@ -66,11 +66,11 @@ class GymText:
             action = self._env.action_space.sample() if self.fallback is None else self.fallback
         observation, reward, terminated, truncated, _ = self._env.step(action)
         self._invalid += invalid
-        if ends := terminated or truncated:
+        if terminated or truncated:
             self._env.close()
             self._env = None
         return Turn(
-            () if ends else ({"role": "user", "content": self.render(observation)},),
+            () if terminated else ({"role": "user", "content": self.render(observation)},),
             reward=float(reward) - self.penalty * invalid,
             terminated=bool(terminated),
             truncated=bool(truncated) and not terminated,

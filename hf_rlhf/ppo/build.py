@@ -68,7 +68,7 @@ class PPOData(NamedTuple):
         return None if self.prompts is None or isinstance(self.prompts, IterableDataset) else len(self.prompts)
 
 
-def require_arguments(args: PPOConfig, optimizers: tuple) -> None:
+def require_arguments(args: PPOConfig, optimizers: tuple, environment: Any = None) -> None:
     """Raise `InputError` for arguments of `PPOTrainer` in another order, and those that exclude each other."""
     if not isinstance(args, PPOConfig):
         raise InputError(
@@ -78,6 +78,11 @@ def require_arguments(args: PPOConfig, optimizers: tuple) -> None:
         raise InputError(
             "critic_learning_rate is for the optimizer that the trainer makes; give yours a parameter group for the"
             " critic, or give only one of the two"
+        )
+    if environment is not None and args.overlong_penalty:
+        raise InputError(
+            f"overlong_penalty={args.overlong_penalty} is invalid with an environment: it compares all completions of an"
+            " episode with max_completion_length, the limit of one. Omit it, or set length_penalty."
         )
     require_launcher(args)
 

@@ -298,8 +298,8 @@ class PPOConfig(BatchSizes, TrainingArguments):
 
     @property
     def episode_limits(self) -> EpisodeLimits:
-        """Limits of the episodes of an environment."""
-        return EpisodeLimits(self.max_turns, self.longest_episode, self.max_failed_episodes, self.max_prompt_length)
+        """Limits of the episodes of an environment; the trainer counts the failed ones of a whole iteration."""
+        return EpisodeLimits(self.max_turns, self.longest_episode, 1.0, self.max_prompt_length)
 
     @property
     def longest_episode(self) -> int:

@@ -56,6 +56,7 @@ class Evaluation(ManualLoop):
             seeds = self._seeds("eval", 0, len(rows))
             with self._sampling():
                 rollout = self.rollout([prepared[row] for row in rows], seeds)
+            self.require_few_failures(rollout.trajectories)
             with self._weights(), self._failing():
                 passes = self.forward_pass(rollout.trajectories, kl_only=True)
             logged = self.iteration_log.reward_metrics()

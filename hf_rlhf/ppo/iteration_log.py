@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hf_rlhf.distributed import gather_in_order, global_sum
 from hf_rlhf.errors import InputError
-from hf_rlhf.ppo.metrics import METRICS, mean_of_each, update_metrics
+from hf_rlhf.ppo.metrics import METRICS, mean_of_each, sampled_tokens, update_metrics
 from hf_rlhf.types import Trajectory
 
 
@@ -74,7 +74,7 @@ class IterationLog:
 
     def add_rollout(self, iteration: int, trajectories: Sequence[Trajectory], metrics: dict[str, float]) -> None:
         """Take in this rank's completions and the metrics made of those of all ranks; the updates begin."""
-        tokens = torch.tensor(sum(len(trajectory.completion.ids) for trajectory in trajectories))
+        tokens = torch.tensor(sum(map(sampled_tokens, trajectories)))
         self.tokens_sampled += int(global_sum(tokens))
         self.metrics = {
             "iteration": float(iteration + 1),

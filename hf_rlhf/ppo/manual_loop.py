@@ -61,6 +61,7 @@ class ManualLoop(RolloutSetup):
         The draws are those that `train` makes for the same prompts in the same iteration; another call before `step`
         makes new ones. Under several ranks, each gives its own prompts: every world_size-th of the whole.
         """
+        self._require_no_environment()
         if self._started != self.iteration:
             self._start_iteration(self.iteration)
         with failing_together():
@@ -93,6 +94,7 @@ class ManualLoop(RolloutSetup):
         Returns the metrics of the iteration. Saves, logs and evaluates as the arguments say, and ends the run with the
         last of `max_steps`; a step beyond it raises `InputError`, as do rewards and lengths that cannot be right.
         """
+        self._require_no_environment()
         if self._started != self.iteration:
             self._start_iteration(self.iteration)
         with failing_together():
@@ -114,6 +116,13 @@ class ManualLoop(RolloutSetup):
         finally:
             self._reset_attention()
         return self.iteration_log.last or self.iteration_log.finished()  # unless logging_steps passed it over
+
+    def _require_no_environment(self) -> None:
+        if self.environment is not None:
+            raise InputError(
+                "environment is invalid for generate() and step(), which know completions and no episodes. Use train(),"
+                " or play the episodes in your loop and give their tokens with masks."
+            )
 
     def _given_prompts(self, prompts: Sequence[Prompt | Sequence[int]]) -> list[dict[str, Any]]:
         kwargs: Any = self.args.chat_template_kwargs

@@ -127,7 +127,7 @@ def mean_sequence_kl(experience: Experience) -> float:
 def rollout_metrics(trajectories: Sequence[Trajectory], rewards: Sequence[Reward]) -> dict[str, float]:
     """Return rewards and lengths of the completions of all ranks, each of which gives its own."""
     totals = _of_all([reward.total for reward in rewards])
-    lengths = _of_all([_sampled_tokens(trajectory) for trajectory in trajectories])
+    lengths = _of_all([sampled_tokens(trajectory) for trajectory in trajectories])
     stopped = _of_all([trajectory.completion.stopped for trajectory in trajectories])
     metrics = {
         "reward": _mean(totals),
@@ -162,7 +162,7 @@ def _numbers_of_infos(trajectories: Sequence[Trajectory]) -> dict[str, list[floa
     return found
 
 
-def _sampled_tokens(trajectory: Trajectory) -> int:
+def sampled_tokens(trajectory: Trajectory) -> int:
     """Return the tokens of a completion, or those that the policy sampled in an episode."""
     return len(trajectory.completion.ids) if trajectory.messages is None else sum(trajectory.completion_mask)
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from hf_rlhf.data.tokens import with_row_options
 from hf_rlhf.distributed import failing_together, gather_in_order, take_share
 from hf_rlhf.environments.base import EnvFactory
+from hf_rlhf.errors import InputError
 from hf_rlhf.models.fast.attention import FUSED, set_attention
 from hf_rlhf.models.sharding import unsharded
 from hf_rlhf.models.value_model import ValueModel
@@ -57,7 +58,12 @@ class RolloutSetup(IterationTrainer):
         kwargs: Any = self.args.chat_template_kwargs
         value_model = ValueModel(self.policy.model, self.policy.critic, self.processing_class)
         with self._weights():
-            return value_model.predict_value(prompts, chat_template_kwargs=kwargs, together=self._in_step)
+            return value_model.predict_value(
+                prompts,
+                batch_size=self.args.rollout_forward_batch_size,
+                chat_template_kwargs=kwargs,
+                together=self._in_step,
+            )
 
     def bootstrap(self, trajectories: Sequence[Trajectory]) -> Tensor | None:
         """Return the value beyond the end of each episode `(B,)`: the critic's where a limit truncated it, else 0.
@@ -68,10 +74,24 @@ class RolloutSetup(IterationTrainer):
             return None
         values = torch.zeros(len(trajectories))
         rows = [row for row, trajectory in enumerate(trajectories) if trajectory.truncated]
-        if rows or self._in_step:
-            states = [[*trajectories[row].prompt_ids, *trajectories[row].completion.ids] for row in rows]
-            values[rows] = torch.tensor(self.predict_value(states), dtype=values.dtype)
+        with self._weights(), self._failing():  # by every rank, whether it has a truncated episode or not
+            if rows or self._in_step:
+                states = [[*trajectories[row].prompt_ids, *trajectories[row].completion.ids] for row in rows]
+                values[rows] = torch.tensor(self.predict_value(states), dtype=values.dtype)
         return values
+
+    def require_few_failures(self, trajectories: Sequence[Trajectory]) -> None:
+        """Raise `InputError` where more than `max_failed_episodes` of an iteration's episodes failed, over all ranks."""
+        if self.environment is None:
+            return
+        failures = [str(each.info["failure"]) for each in trajectories if "failure" in each.info]
+        failed, episodes = (sum(gather_in_order([count])) for count in (len(failures), len(trajectories)))
+        first = next(iter(gather_in_order(failures[:1])), "")
+        if failed > self.args.max_failed_episodes * episodes:
+            raise InputError(
+                f"max_failed_episodes={self.args.max_failed_episodes} is exceeded: {failed} of {episodes} episodes failed."
+                f" The first: {first}"
+            )
 
     def close(self) -> None:
         """End the vLLM server that the run started, if it did; it also ends with the process, however that ends."""

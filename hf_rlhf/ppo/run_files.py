@@ -38,6 +38,7 @@ STATE_FILE = "ppo_state.json"
 _SIZES = (
     "rollout_batch_size", "per_device_train_batch_size", "gradient_accumulation_steps", "num_mini_batches"
 )  # fmt: skip
+_BEFORE = {"num_generations": 1}  # fixed flags that a checkpoint of an earlier version does not name
 _BEHIND = {
     "rollout_batch_size": _SIZES,
     "updates_per_iteration": ("num_ppo_epochs", *_SIZES),
@@ -144,7 +145,7 @@ class RunFiles(DurableTrainer):
         try:
             state = json.loads(file.read_text(encoding="utf-8"))
             for name, now in self._fixed_flags().items():
-                if (before := state["flags"].get(name, now)) != now:
+                if (before := state["flags"].get(name, _BEFORE.get(name, now))) != now:
                     raise InputError(self._not_the_same_run(resume_from_checkpoint, name, before, now))
             self.policy.load_weights(resume_from_checkpoint)
             self.load_algorithm_state(state)

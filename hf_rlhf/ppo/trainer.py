@@ -134,7 +134,7 @@ class PPOTrainer(Evaluation):
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple = (None, None),
     ):
-        require_arguments(args, optimizers)
+        require_arguments(args, optimizers, environment)
         self.environment = environment
         set_seed(args.seed)  # before the adapter's random start
         tokenizer = load_policy_tokenizer(model) if processing_class is None else processing_class
@@ -221,10 +221,10 @@ class PPOTrainer(Evaluation):
         if rollout is None:
             self._start_iteration(iteration)
             assert self.prompts is not None
-            seeds = self._seeds("train", iteration)
             rows = repeated(self.prompts.rows(iteration), args.num_generations)
             with self._sampling():
-                rollout = self.rollout(rows, seeds)
+                rollout = self.rollout(rows, self._seeds("train", iteration))
+            self.require_few_failures(rollout.trajectories)
         with self._weights(), self._failing():
             passes = self.forward_pass(rollout.trajectories)
         scores = self.shaper.shape(rollout.rewards, rollout.trajectories)

@@ -82,7 +82,8 @@ def _train(
     tokenizer = tokenizer_of(model, script.chat_template_path)
     sets = ppo_sets(script, training, tokenizer, rewards)
     if environment is not None:
-        require_columns(environment, sets.train.dataset.column_names, str(script.environment))
+        for rows in filter(None, (sets.train, sets.evaluation)):
+            require_columns(environment, rows.dataset.column_names, str(script.environment))
     planned = planned_peak(script, training, model)
     if script.chat_template_path is not None:
         require_no_added_tokens(tokenizer, model)

@@ -10,7 +10,7 @@ ENVIRONMENT = "environment"
 def with_environment(rewards: Sequence[Reward] | None, trajectories: Sequence[Trajectory]) -> list[Reward]:
     """Return the rewards with what the environment paid, token by token; those alone where `rewards` is None.
 
-    An episode whose environment failed has no reward.
+    An episode whose environment failed has no reward, and neither has one to which no reward function gave a number.
     """
     if rewards is None:
         rewards = [Reward(0.0) for _ in trajectories]
@@ -19,9 +19,10 @@ def with_environment(rewards: Sequence[Reward] | None, trajectories: Sequence[Tr
 
 def _added(reward: Reward, trajectory: Trajectory) -> Reward:
     paid = trajectory.env_rewards
-    if paid is None:
-        return Reward(None, {**reward.parts, ENVIRONMENT: None}, extra=reward.extra)
+    if paid is None or reward.total is None:
+        given = None if paid is None else paid.sum().item()
+        return Reward(None, {**reward.parts, ENVIRONMENT: given}, extra=reward.extra)
     total = paid.sum().item()
     per_token = paid if reward.per_token is None else reward.per_token + paid
     parts = {**reward.parts, ENVIRONMENT: total}
-    return Reward((reward.total or 0.0) + total, parts, per_token, reward.extra)
+    return Reward(reward.total + total, parts, per_token, reward.extra)

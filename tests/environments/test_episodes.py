@@ -243,3 +243,41 @@ def test_a_check_names_what_is_wrong_with_an_environment(make_env, message):
 def test_a_check_accepts_what_follows_the_contract():
     check_env(TwoTurns, [{"prompt": [{"role": "user", "content": "hello"}]}])
     check_env(SingleTurn, [{"prompt": "hello"}])
+
+
+def test_a_completion_without_a_reward_stays_without_one(tmp_path, tokenizer):
+    def every_second(prompts, completions, **columns):
+        return [None if number % 2 else 1.0 for number in range(len(completions))]
+
+    counted = []
+    for environment in (None, SingleTurn):
+        trainer = ppo(tmp_path / str(environment is None), tokenizer, environment, every_second)
+        counted.append(trainer.make_experience(0).mask.any(dim=1).tolist())
+    assert counted[0] == counted[1] == [True, False] * 4
+
+
+def test_the_value_beyond_a_truncated_episode_is_that_of_what_the_environment_said_last(model, tokenizer, rows):
+    for episode in play(model, tokenizer, rows, Endless, EpisodeLimits(max_turns=1)):
+        assert tokenizer.decode(episode.completion.ids).endswith("user the cat ? <|im_end|> <|im_start|> assistant")
+        assert not episode.completion_mask[-1]
+
+
+def test_failures_are_counted_over_the_iteration(tmp_path, tokenizer):
+    flags = {"reward_while_sampling": True, "generation_batch_size": 2}
+
+    def nothing(prompts, completions, **columns):
+        return [0.0] * len(completions)
+
+    trainer = ppo(tmp_path, tokenizer, Fails, nothing, max_failed_episodes=0.4, **flags)
+    assert trainer.make_experience(0).mask.any(dim=1).sum() == 5
+    trainer = ppo(tmp_path / "few", tokenizer, Fails, nothing, max_failed_episodes=0.3, **flags)
+    with pytest.raises(InputError, match="3 of 8 episodes failed"):
+        trainer.make_experience(0)
+
+
+def test_what_knows_one_completion_is_refused_with_an_environment(tmp_path, tokenizer):
+    trainer = ppo(tmp_path, tokenizer, TwoTurns)
+    with pytest.raises(InputError, match="no episodes"):
+        trainer.generate(["the cat"])
+    with pytest.raises(InputError, match="overlong_penalty"):
+        ppo(tmp_path / "2", tokenizer, TwoTurns, overlong_penalty=1.0, overlong_buffer=2)
