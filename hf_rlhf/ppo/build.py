@@ -81,8 +81,8 @@ def require_arguments(args: PPOConfig, optimizers: tuple, environment: Any = Non
         )
     if environment is not None and args.overlong_penalty:
         raise InputError(
-            f"overlong_penalty={args.overlong_penalty} is invalid with an environment: it compares all completions of an"
-            " episode with max_completion_length, the limit of one. Omit it, or set length_penalty."
+            f"overlong_penalty={args.overlong_penalty} is invalid with an environment: it compares all completions of"
+            " an episode with max_completion_length, the limit of one. Omit it, or set length_penalty."
         )
     require_launcher(args)
 

@@ -81,7 +81,7 @@ class RolloutSetup(IterationTrainer):
         return values
 
     def require_few_failures(self, trajectories: Sequence[Trajectory]) -> None:
-        """Raise `InputError` where more than `max_failed_episodes` of an iteration's episodes failed, over all ranks."""
+        """Raise `InputError` where more than `max_failed_episodes` of the episodes of all ranks failed."""
         if self.environment is None:
             return
         failures = [str(each.info["failure"]) for each in trajectories if "failure" in each.info]
@@ -89,8 +89,8 @@ class RolloutSetup(IterationTrainer):
         first = next(iter(gather_in_order(failures[:1])), "")
         if failed > self.args.max_failed_episodes * episodes:
             raise InputError(
-                f"max_failed_episodes={self.args.max_failed_episodes} is exceeded: {failed} of {episodes} episodes failed."
-                f" The first: {first}"
+                f"max_failed_episodes={self.args.max_failed_episodes} is exceeded: {failed} of {episodes} episodes"
+                f" failed. The first: {first}"
             )
 
     def close(self) -> None:
