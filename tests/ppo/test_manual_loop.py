@@ -119,7 +119,7 @@ def test_the_draws_of_a_second_call_follow_those_of_all_ranks(tmp_path, monkeypa
     trainer = own(tmp_path)  # the second of two ranks, both with two prompts a call
     for module in ("rollout_setup", "manual_loop"):
         monkeypatch.setattr(f"hf_rlhf.ppo.{module}.gather_in_order", lambda share: share * 2)
-    monkeypatch.setattr("hf_rlhf.ppo.rollout_setup.take_share", lambda whole: whole[1::2])
+    monkeypatch.setattr("hf_rlhf.ppo.rollout_setup.take_share", lambda whole, group=1: whole[1::2])
     seeds, sample = [], trainer.sample
     trainer.sample = lambda rows, given: seeds.append(given) or sample(rows, given)
     trainer.generate(PROMPTS[:2])
