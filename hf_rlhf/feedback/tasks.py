@@ -99,6 +99,14 @@ def shown_order(task: str, annotator: str, salt: str, completions: int) -> list[
     return order
 
 
+def shown_mark(task: str, annotator: str, salt: str) -> str:
+    """Return a text that an answer brings back to the store that showed the task, where the order is `shown_order`.
+
+    It tells neither the salt nor the order.
+    """
+    return hashlib.sha256(canonical_json(["mark", task, annotator, salt]).encode("utf-8")).hexdigest()[:32]
+
+
 def as_shown(items: Sequence[Any], order: Sequence[int]) -> list[Any]:
     """Return items of completions in the order in which they are shown."""
     return [items[number] for number in order]

@@ -2,7 +2,8 @@
 
 import re
 
-from hf_rlhf.feedback import Form, Task
+from hf_rlhf.feedback import FeedbackStore, Form, Task
+from hf_rlhf.feedback.page import Desk, Server
 from hf_rlhf.feedback.store import ANSWER, SKIP
 
 PAIR = Form("pairwise")
@@ -84,3 +85,21 @@ def test_undo_brings_the_task_back_and_the_first_answer_stays_in_the_log_alone(s
     assert kinds == [ANSWER, SKIP, "undo", "undo", ANSWER]
     (kept,) = store.current()
     assert kept.value["preferred"] == kept.shown_order[1]
+
+
+def test_an_answer_that_waits_for_another_store_is_dropped_and_the_page_says_so(tmp_path, store, labeller):
+    with FeedbackStore(tmp_path / "new.db") as new, Server(Desk(store), port=0) as old:
+        for each in (store, new):
+            each.add_tasks(pairs(3))
+        ann = labeller(old)
+        ann.page.route("**/api/events", lambda route: route.abort())
+        ann.press("1")
+        ann.page.wait_for_selector("#status:has-text('1 answer waits here')")
+        old.__exit__()
+        with Server(Desk(new), port=old.port) as server:
+            ann.page.unroute("**/api/events")
+            ann.page.goto(server.address)
+            ann.page.wait_for_selector("#status:has-text('Not saved: This answer is about a task that another store')")
+            ann.page.wait_for_selector(".reply")
+            assert ann.page.evaluate("Object.keys(localStorage).filter((key) => key.includes('answer'))") == []
+        assert (store.events(), new.events()) == ([], [])

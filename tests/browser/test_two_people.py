@@ -5,6 +5,7 @@ import pytest
 from hf_rlhf.feedback import Form, Task
 from hf_rlhf.feedback.agreement import report_of
 from hf_rlhf.feedback.store import new_uuid
+from hf_rlhf.feedback.tasks import shown_mark
 
 PAIR = Form("pairwise")
 
@@ -58,7 +59,9 @@ def test_whoever_always_takes_the_left_reply_is_found(store, labeller, serve):
     for task in tasks:
         order = server.desk._order(task, "Fair")
         value = {"preferred": order.index(0), "strength": 1}
-        server.desk.record("Fair", {"uuid": new_uuid(), "task": task.id, "kind": "answer", "value": value})
+        mark = shown_mark(task.id, "Fair", store.salt)
+        given = {"uuid": new_uuid(), "task": task.id, "shown": mark, "kind": "answer", "value": value}
+        server.desk.record("Fair", given)
     lena = labeller(server, "Lena")
     for _ in tasks:
         lena.press("2")

@@ -65,10 +65,15 @@ def ask(address, path, content=None, cookies=""):
     return response.status, response.read().decode(), "; ".join(each.split(";")[0] for each in found)
 
 
+def tie(task):
+    value = {"preferred": "tie"}
+    return {"uuid": new_uuid(), "task": task["id"], "shown": task["shown"], "kind": "answer", "value": value}
+
+
 def answer_all(address):
     _, _, cookies = ask(address, address[address.index("/?") :])
     while tasks := (reply := json.loads(ask(address, "/api/tasks", {}, cookies)[1]))["tasks"]:
-        given = {"uuid": new_uuid(), "task": tasks[0]["id"], "kind": "answer", "value": {"preferred": "tie"}}
+        given = tie(tasks[0])
         reply = json.loads(ask(address, "/api/events", given, cookies)[1])
         if reply["finished"]:
             break
@@ -149,8 +154,7 @@ def test_a_space_runs_from_its_folder_alone_and_asks_for_its_password(tmp_path, 
         assert status == 200
         assert json.loads(ask(address, "/api/session", cookies=cookies)[1])["guidelines"] == "Truth first."
         task = json.loads(ask(address, "/api/tasks", {}, cookies)[1])["tasks"][0]
-        given = {"uuid": new_uuid(), "task": task["id"], "kind": "answer", "value": {"preferred": "tie"}}
-        assert ask(address, "/api/events", given, cookies)[0] == 200
+        assert ask(address, "/api/events", tie(task), cookies)[0] == 200
         assert ask(address, "/api/agreement", cookies=cookies)[0] == 200
     finally:
         process.terminate()

@@ -10,7 +10,7 @@ import hf_rlhf
 from hf_rlhf.feedback.forms import LONGEST_TEXT
 from hf_rlhf.feedback.page.views import by_number, by_place, shown_task
 from hf_rlhf.feedback.store import ANSWER, FLAG, PERSON, SKIP, Event, FeedbackStore
-from hf_rlhf.feedback.tasks import Task, shown_order
+from hf_rlhf.feedback.tasks import Task, shown_mark, shown_order
 
 IN_HAND = 2
 """Tasks that a page holds: the one that is shown, and the one after it."""
@@ -84,8 +84,8 @@ class Desk:
     def record(self, annotator: str, given: Mapping[str, Any]) -> Event:
         """Append an answer, a skip or a flag, and return it when it is on the disk.
 
-        Raises `Refused` for what is no event, `InvalidAnswer` for an answer that its form does not allow, and
-        `KeyError` for an unknown task.
+        Raises `Refused` for what is no event or was shown by another store, `InvalidAnswer` for an answer that its
+        form does not allow, and `KeyError` for an unknown task.
         """
         kind, comment, seconds = given.get("kind"), given.get("comment"), given.get("seconds")
         if kind not in (ANSWER, SKIP, FLAG):
@@ -93,6 +93,11 @@ class Desk:
         if comment is not None and not (isinstance(comment, str) and len(comment) <= LONGEST_TEXT):
             raise Refused(f"A comment is a text of at most {LONGEST_TEXT} characters.")
         task = self.store.task(str(given.get("task")))
+        if given.get("shown") != shown_mark(task.id, annotator, self.store.salt):
+            raise Refused(
+                "This answer is about a task that another store has shown, where the replies may have stood in another"
+                " order. Answer it again here."
+            )
         order = self._order(task, annotator)
         value = given.get("value")
         event = self.store.append(
@@ -143,7 +148,8 @@ class Desk:
         return shown_order(task.id, annotator, self.store.salt, len(task.completions))
 
     def _shown(self, task: Task, annotator: str) -> dict[str, Any]:
-        return shown_task(task, self._order(task, annotator))
+        mark = shown_mark(task.id, annotator, self.store.salt)
+        return {**shown_task(task, self._order(task, annotator)), "shown": mark}
 
 
 def _uuid(given: Mapping[str, Any]) -> str:

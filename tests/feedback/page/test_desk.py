@@ -3,9 +3,10 @@
 import pytest
 
 from hf_rlhf.feedback import FeedbackStore, Form, Task
-from hf_rlhf.feedback.page.desk import Desk
+from hf_rlhf.feedback.page.desk import Desk, Refused
 from hf_rlhf.feedback.page.views import by_number, by_place, shown_task
 from hf_rlhf.feedback.store import new_uuid
+from hf_rlhf.feedback.tasks import shown_mark
 
 TEXTS = ("zero", "one", "two", "three")
 VALUES = {
@@ -17,6 +18,11 @@ VALUES = {
 
 def task_of(kind):
     return Task(Form(kind), "question", TEXTS[: 2 if kind == "pairwise" else 4])
+
+
+def given_by(annotator, task, store, value, **changed):
+    mark = shown_mark(task.id, annotator, store.salt)
+    return {"uuid": new_uuid(), "task": task.id, "shown": mark, "kind": "answer", "value": value, **changed}
 
 
 @pytest.mark.parametrize("kind", VALUES)
@@ -66,8 +72,24 @@ def test_the_desk_closes_when_until_says_so_or_nothing_is_left(tmp_path):
         for number, task in enumerate(tasks):
             assert enough.tasks("Ann")["finished"] == (number >= 2)
             assert not done.tasks("Ann")["finished"]
-            given = {"uuid": new_uuid(), "task": task.id, "kind": "answer", "value": {"preferred": "tie"}}
+            given = given_by("Ann", task, store, {"preferred": "tie"})
             enough.record("Ann", given)
         assert enough.tasks("Ann")["tasks"] == []
         assert done.tasks("Ann")["finished"]
         assert not patient.tasks("Ann")["finished"]
+
+
+def test_an_answer_to_what_another_store_has_shown_is_refused(tmp_path):
+    tasks = [Task(Form("pairwise"), f"question {number}", ("GOOD", "BAD")) for number in range(4)]
+    with FeedbackStore(tmp_path / "old.db") as old, FeedbackStore(tmp_path / "new.db") as new:
+        for store in (old, new):
+            store.add_tasks(tasks)
+        for kind in ("answer", "skip"):
+            value = {"preferred": 0, "strength": 1} if kind == "answer" else None
+            shown = Desk(old).tasks("Ann")["tasks"][0]
+            given = {"uuid": new_uuid(), "task": shown["id"], "shown": shown["shown"], "kind": kind, "value": value}
+            for other in (given, {**given, "shown": None}):
+                with pytest.raises(Refused, match="another store has shown"):
+                    Desk(new).record("Ann", other)
+            Desk(old).record("Ann", given)
+        assert (len(old.events()), new.events()) == (2, [])

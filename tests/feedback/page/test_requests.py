@@ -13,14 +13,17 @@ from hf_rlhf.feedback.page import Desk, Server, make_app
 from hf_rlhf.feedback.page.security import Rules, hosts_of
 from hf_rlhf.feedback.page.serve import _listen, run_in_thread
 from hf_rlhf.feedback.store import MODEL, Event, new_uuid
+from hf_rlhf.feedback.tasks import shown_mark
 
 TASK = Task(Form("pairwise"), "question", ("good", "bad"), sources=("secret-model", "other-model"), columns={"id": 7})
+SALT = "salt"
 
 
 @pytest.fixture
 def store(tmp_path):
     with FeedbackStore(tmp_path / "feedback.db") as opened:
         opened.add_tasks([TASK])
+        opened.set("salt", SALT)
         yield opened
 
 
@@ -51,7 +54,9 @@ def client(store):
 
 def answer(**changed):
     value = {"preferred": 0, "strength": 2}
-    return {"uuid": new_uuid(), "task": TASK.id, "kind": "answer", "value": value, "seconds": 1.5, **changed}
+    mark = shown_mark(TASK.id, "Ann", SALT)
+    given = {"uuid": new_uuid(), "task": TASK.id, "shown": mark, "kind": "answer", "value": value, "seconds": 1.5}
+    return {**given, **changed}
 
 
 REFUSED = {

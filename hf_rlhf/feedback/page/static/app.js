@@ -62,7 +62,7 @@ function give(kind, value, words) {
   const task = page.queue[0];
   if (!task || page.shown !== task.id || !settled()) return;
   const event = {
-    uuid: crypto.randomUUID(), task: task.id, kind, value, comment: page.comment.trim() || null,
+    uuid: crypto.randomUUID(), task: task.id, shown: task.shown, kind, value, comment: page.comment.trim() || null,
     seconds: page.watch.seconds(), annotator: page.annotator, at: Date.now(), words,
   };
   page.queue.shift();
