@@ -103,3 +103,37 @@ def test_an_answer_that_waits_for_another_store_is_dropped_and_the_page_says_so(
             ann.page.wait_for_selector(".reply")
             assert ann.page.evaluate("Object.keys(localStorage).filter((key) => key.includes('answer'))") == []
         assert (store.events(), new.events()) == ([], [])
+
+
+def test_keys_answer_and_undo_at_an_address_that_is_no_secure_context(store, labeller):
+    store.add_tasks(pairs(2))
+    ann = labeller()
+    ann.page.add_init_script("delete Crypto.prototype.randomUUID")  # as at http://host
+    ann.page.reload()
+    ann.page.wait_for_selector(".reply")
+    ann.press("1")
+    ann.press("u")
+    ann.wait_saved()
+    assert [event.kind for event in store.events()] == [ANSWER, "undo"]
+    assert not ann.complaints
+
+
+def test_undo_after_a_lost_reply_takes_back_one_answer(store, labeller):
+    store.add_tasks(pairs(4))
+    ann = labeller()
+    ann.press("1")
+    shown = ann.replies
+    ann.press("s")
+    ann.wait_saved()
+    ann.page.route("**/api/undo", lambda route: (route.fetch(), route.abort()), times=1)
+    ann.page.wait_for_timeout(160)
+    ann.page.keyboard.press("u")
+    ann.page.wait_for_selector("#status:has-text('Press undo again')")
+    ann.press("u")
+    assert ann.replies == shown
+    assert [event.kind for event in store.events()] == [ANSWER, SKIP, "undo"]
+    ann.press("2")
+    ann.wait_saved()
+    ann.press("u")
+    ann.page.wait_for_selector("#status:has-text('Taken back')")
+    assert [event.kind for event in store.events()][3:] == [ANSWER, "undo"]

@@ -18,6 +18,15 @@ export async function ask(path, body) {
   return content;
 }
 
+// A browser has crypto.randomUUID at https and on localhost alone, and this page is served in a network by http too.
+export function newUuid() {
+  const bytes = crypto.getRandomValues(new Uint8Array(16));
+  bytes[6] = (bytes[6] & 0x0f) | 0x40;
+  bytes[8] = (bytes[8] & 0x3f) | 0x80;
+  const digits = Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join("");
+  return digits.replace(/^(.{8})(.{4})(.{4})(.{4})(.{12})$/, "$1-$2-$3-$4-$5");
+}
+
 const WAITS = [500, 1000, 2000, 4000, 8000];
 const KEPT = "hf-rlhf-answer:";
 

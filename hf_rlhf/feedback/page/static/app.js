@@ -1,6 +1,6 @@
 // The page: which task is shown, what is in hand, and what happens to an answer.
 import { agreement } from "./agreement.js";
-import { ask, Outbox } from "./api.js";
+import { ask, newUuid, Outbox } from "./api.js";
 import * as dialogs from "./dialogs.js";
 import { button, el, fill } from "./dom.js";
 import { correction } from "./forms/correction.js";
@@ -19,7 +19,8 @@ const AGAIN = 30_000; // milliseconds between two questions whether the tasks in
 const at = (id) => document.getElementById(id);
 const page = {
   session: null, annotator: null, outbox: null, queue: [], progress: { done: 0, open: 0, seconds: null }, finished: false,
-  stops: false, before: null, comment: "", help: [], watch: new Stopwatch(), shown: null, undoing: false, given: 0,
+  stops: false, before: null, comment: "", help: [], watch: new Stopwatch(), shown: null, undoing: false, undo: null,
+  given: 0,
 };
 
 // --- tasks in hand ---
@@ -62,12 +63,12 @@ function give(kind, value, words) {
   const task = page.queue[0];
   if (!task || page.shown !== task.id || !settled()) return;
   const event = {
-    uuid: crypto.randomUUID(), task: task.id, shown: task.shown, kind, value, comment: page.comment.trim() || null,
+    uuid: newUuid(), task: task.id, shown: task.shown, kind, value, comment: page.comment.trim() || null,
     seconds: page.watch.seconds(), annotator: page.annotator, at: Date.now(), words,
   };
   page.queue.shift();
   page.given += 1;
-  page.before = null;
+  page.before = page.undo = null;
   page.progress = { ...page.progress, done: page.progress.done + 1, open: Math.max(page.progress.open - 1, 0) };
   page.outbox.add(event);
   showProgress();
@@ -79,7 +80,9 @@ async function undo() {
   page.undoing = true;
   try {
     await page.outbox.flush();
-    const { task, taken } = await ask("/api/undo", { uuid: crypto.randomUUID(), annotator: page.annotator });
+    page.undo ??= newUuid(); // kept until the reply came, so that a press after a lost one takes back nothing else
+    const { task, taken } = await ask("/api/undo", { uuid: page.undo, annotator: page.annotator });
+    page.undo = null;
     if (!task) say("There is nothing to take back.");
     else {
       page.queue = [task];
@@ -89,7 +92,7 @@ async function undo() {
       await refresh();
     }
   } catch (error) {
-    say(error.status ? error.message : "There is no connection to the server. Nothing was taken back.");
+    say(error.status ? error.message : "There is no connection to the server. Press undo again when it is back.");
   } finally {
     page.undoing = false;
   }
