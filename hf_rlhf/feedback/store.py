@@ -13,10 +13,10 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from hf_rlhf import __version__
 from hf_rlhf.errors import InputError
 from hf_rlhf.feedback.assignments import Assignments
 from hf_rlhf.feedback.database import Database
@@ -174,7 +174,7 @@ class FeedbackStore:
                     None if event.shown_order is None else canonical_json(list(event.shown_order)),
                     event.seconds,
                     event.created or self._now(),
-                    event.app_version or _version(),
+                    event.app_version or __version__,
                     supersedes,
                 ),
             )
@@ -323,11 +323,6 @@ class FeedbackStore:
 def new_uuid() -> str:
     """Return a uuid for an event."""
     return str(uuid.uuid4())
-
-
-@functools.cache
-def _version() -> str:
-    return metadata.version("hf-rlhf")
 
 
 @functools.lru_cache(maxsize=1000)

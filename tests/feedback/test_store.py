@@ -1,10 +1,14 @@
 """The store keeps what it acknowledged, asks each annotator once, and changes no event."""
 
+import os
 import sqlite3
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
 
+import hf_rlhf
 from hf_rlhf.errors import InputError
 from hf_rlhf.feedback import Event, FeedbackStore, Form, InvalidAnswer, Task
 from hf_rlhf.feedback.store import ANSWER, FLAG, SKIP, new_uuid
@@ -32,6 +36,25 @@ def test_the_same_question_twice_is_one_task(store):
     assert store.add_tasks([pair(2), pair(3, sources=("a", "b"))]) == 1
     assert [task.prompt for task in store.tasks()] == ["question 1", "question 2", "question 3"]
     assert store.task(pair(3).id) == pair(3, sources=("a", "b"))
+
+
+def test_an_answer_is_kept_where_the_package_is_copied_and_not_installed(tmp_path):
+    from hf_rlhf.feedback.page.space import write_space
+
+    folder = write_space(tmp_path / "space", [pair(1)])
+    script = (
+        "import importlib.metadata as metadata, sys\n"
+        "def raise_missing(name): raise metadata.PackageNotFoundError(name)\n"
+        "metadata.version = raise_missing\n"
+        "import hf_rlhf\n"
+        "from hf_rlhf.feedback.store import Event, FeedbackStore\n"
+        "store = FeedbackStore('tasks.db')\n"
+        "(task,) = store.tasks()\n"
+        "print(hf_rlhf.__file__, store.append(Event('1', task.id, 'ann', value={'preferred': 'tie'})).app_version)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(folder)}
+    run = subprocess.run([sys.executable, "-c", script], cwd=folder, env=environment, capture_output=True, text=True)
+    assert run.stdout.split() == [str(folder / "hf_rlhf" / "__init__.py"), hf_rlhf.__version__], run.stderr
 
 
 def test_an_answer_that_is_sent_twice_is_one_event(store):
