@@ -106,7 +106,11 @@ class FeedbackStore:
         self.close()
 
     def add_tasks(self, tasks: Iterable[Task]) -> int:
-        """Add tasks, and return how many were not there before."""
+        """Add tasks, and return how many were not there before.
+
+        One that is there already without a gold answer gets the one that is given now. Raises `InputError` for another
+        gold answer than the one that is there; then nothing is added.
+        """
         added, now = 0, self._now()
         with self._database.transaction() as connection:
             for task in tasks:
@@ -119,12 +123,27 @@ class FeedbackStore:
                     canonical_json(dict(task.columns)),
                     now,
                 )
-                added += connection.execute(
+                is_new = connection.execute(
                     "INSERT OR IGNORE INTO task (id, form, prompt, completions, sources, gold, priority, columns,"
                     " added) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
                     row,
                 ).rowcount
+                added += is_new
+                if not is_new and task.gold is not None:
+                    self._add_gold(connection, task)
         return added
+
+    def _add_gold(self, connection: sqlite3.Connection, task: Task) -> None:
+        """Make a task that is there already a gold question."""
+        gold = canonical_json(task.check(task.gold))
+        (found,) = connection.execute("SELECT gold FROM task WHERE id = ?", (task.id,)).fetchone()
+        if found is None:
+            connection.execute("UPDATE task SET gold = ? WHERE id = ?", (gold, task.id))
+            self._assignments = Assignments()
+        elif found != gold:
+            raise InputError(
+                f"gold={gold} is invalid: the store {self.file} has {found} for the same task. Give one of them alone."
+            )
 
     def task(self, id: str) -> Task:
         """Return a task. Raises `KeyError` where there is none of this id."""
@@ -141,7 +160,8 @@ class FeedbackStore:
         """Append an event, and return it as it is in the log, when it is on the disk.
 
         One whose uuid is there already is returned as it is there. An answer replaces the one that the same annotator
-        gave to the same task before.
+        gave to the same task before. One that comes after its lease has ended is kept beside that of whoever was asked
+        meanwhile, so a task can have more answers than `overlap`: nothing that was given is lost.
 
         Raises `InvalidAnswer` for an answer that the form does not allow, `KeyError` for an unknown task, and
         `ValueError` for a name of an annotator that is no line of text, and when the same uuid was used for another

@@ -38,6 +38,32 @@ def test_the_same_question_twice_is_one_task(store):
     assert store.task(pair(3).id) == pair(3, sources=("a", "b"))
 
 
+def test_a_task_that_gets_a_gold_answer_later_is_a_gold_question_from_then_on(store):
+    right, wrong = ({"preferred": number, "strength": 1} for number in (0, 1))
+    store.add_tasks([pair(1), pair(2)])
+    store.append(answer(pair(1), "ben"))
+    assert store.next_task("ann") == pair(2)
+    assert store.add_tasks([pair(1, gold=right)]) == 0
+    assert store.task(pair(1).id).gold == right
+    assert store.next_task("ann", besides=[pair(2).id]) == pair(1, gold=right)  # gold is asked of everybody
+    store.add_tasks([pair(1), pair(1, gold=right)])
+    with pytest.raises(InputError, match=r"gold=.* is invalid: the store .* for the same task"):
+        store.add_tasks([pair(3), pair(1, gold=wrong)])
+    assert store.task(pair(1).id).gold == right
+    assert len(list(store.tasks())) == 2
+
+
+def test_a_late_answer_is_kept_beside_that_of_whoever_was_asked_meanwhile(tmp_path):
+    now = [1000.0]
+    with FeedbackStore(tmp_path / "late.db", clock=lambda: now[0]) as store:
+        store.add_tasks([pair(1)])
+        assert store.next_task("ann") == pair(1)
+        now[0] += 700
+        assert store.next_task("ben") == pair(1)
+        events = [store.append(answer(pair(1), name)) for name in ("ben", "ann")]
+        assert store.current() == events
+
+
 def test_an_answer_is_kept_where_the_package_is_copied_and_not_installed(tmp_path):
     from hf_rlhf.feedback.page.space import write_space
 
