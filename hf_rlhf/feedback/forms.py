@@ -130,10 +130,10 @@ def _pairwise(form: Form, completions: Sequence[str], value: Mapping[str, Any]) 
         _require_keys(value, "preferred")
         return {"preferred": preferred}
     _require_keys(value, "preferred", "strength")
-    if preferred is True or preferred is False or preferred not in (0, 1):
+    if isinstance(preferred, bool) or not isinstance(preferred, int) or preferred not in (0, 1):
         raise InvalidAnswer(f"preferred is 0, 1, {TIE} or {BOTH_BAD}")
     strength = _whole(value.get("strength", 1), 1, form.strengths, "strength")
-    return {"preferred": int(preferred), "strength": strength}
+    return {"preferred": preferred, "strength": strength}
 
 
 def _ranking(form: Form, completions: Sequence[str], value: Mapping[str, Any]) -> dict[str, Any]:

@@ -160,6 +160,6 @@ def _uuid(given: Mapping[str, Any]) -> str:
 
 
 def _seconds(given: Any) -> float | None:
-    if isinstance(given, bool) or not isinstance(given, (int, float)) or not math.isfinite(given):
+    if isinstance(given, bool) or not isinstance(given, (int, float)) or not -math.inf < given < math.inf:
         return None
-    return round(min(max(float(given), 0.0), 86400.0), 3)
+    return round(float(min(max(given, 0.0), 86400.0)), 3)  # cut before it is a float, which 10**400 cannot be

@@ -141,6 +141,8 @@ def test_the_uuid_of_an_answer_keeps_it_once_and_another_answer_by_it_is_refused
     "changed",
     [
         {"value": {"preferred": 2}},
+        {"value": {"preferred": 1.0, "strength": 2}},
+        {"value": {"preferred": True, "strength": 2}},
         {"kind": "undo"},
         {"uuid": "1"},
         {"comment": 3},
@@ -153,6 +155,20 @@ def test_what_is_no_answer_is_refused_in_words(client, store, changed):
     assert response.status == 400, text
     assert json.loads(text)["error"]
     assert store.events() == []
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"), [("1" + "0" * 400, 86400.0), ("-1", 0.0), ("NaN", None), ("Infinity", None)]
+)
+def test_any_number_of_seconds_is_kept_as_far_as_it_can_be(client, store, given, kept):
+    body = json.dumps(answer(seconds="?")).replace('"?"', given)
+    assert client.ask("POST", "/api/events", body=body)[0].status == 200
+    assert [event.seconds for event in store.events()] == [kept]
+
+
+def test_a_cookie_of_another_program_is_no_hindrance(client):
+    client.cookies = ['prefs={"a": 1}', "odd", "=", *client.cookies, 'more={"b": [2, "c"]}']
+    assert client.ask("POST", "/api/events", answer())[0].status == 200
 
 
 def test_an_unknown_task_is_refused(client):
