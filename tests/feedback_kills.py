@@ -58,7 +58,7 @@ def kill_writers(
     begun, outcome, rng, lock = time.monotonic(), Outcome(), random.Random(seed), threading.Lock()
     with FeedbackStore(file) as store:
         text = "a prompt of some length " * 20
-        store.add_tasks(Task(Form(), f"{n} {text}", (f"good {n}", f"bad {n}")) for n in range(answers))
+        store.add_tasks(Task(Form(), f"{n} {text}", (f"good {n}", f"bad {n}")) for n in range(max(answers, 10_000)))
     crew = [_Writer(f"writer {n}") for n in range(writers)]
 
     def live(writer: _Writer) -> None:

@@ -82,10 +82,10 @@ class HTTPDouble:
             if isinstance(given, Late):
                 time.sleep(given.seconds)
                 given = given.answer
-            self._send(handler, given)
         finally:
-            with self._lock:
+            with self._lock:  # before the client has its answer, and asks the next question
                 self.at_once -= 1
+        self._send(handler, given)
 
     def _send(self, handler, given):
         if given is DROP:

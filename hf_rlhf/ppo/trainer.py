@@ -221,8 +221,8 @@ class PPOTrainer(Evaluation):
         if rollout is None:
             self._start_iteration(iteration)
             assert self.prompts is not None
-            rows = repeated(self.prompts.rows(iteration), args.num_generations)
-            with self._sampling():
+            with self._sampling():  # rows too: a rank whose stream breaks must not leave the others waiting
+                rows = repeated(self.prompts.rows(iteration), args.num_generations)
                 rollout = self.rollout(rows, self._seeds("train", iteration))
             self.require_few_failures(rollout.trajectories)
         with self._weights(), self._failing():

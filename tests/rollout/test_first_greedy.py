@@ -3,9 +3,9 @@
 import pytest
 import torch
 from environments.games import TwoTurns
-from hf_rlhf.rollout.episodes import collect_episodes
 from tiny import make_model
 
+from hf_rlhf.environments.episodes import collect_episodes
 from hf_rlhf.errors import InputError
 from hf_rlhf.rollout.collect import collect
 from hf_rlhf.rollout.continuous_batching import require_batchable
