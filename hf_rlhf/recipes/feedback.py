@@ -88,7 +88,10 @@ def export_feedback(where: StoreArguments, args: ExportArguments) -> None:
         records, omitted = (to_argilla if args.to == ARGILLA else to_label_studio)(store)
         folder.mkdir(parents=True, exist_ok=True)
         file = write_whole(folder / f"{args.to}.json", json.dumps(records, indent=1) + "\n")
-        say(f"{file}: {len(records)} records" + (f"; {omitted} tasks have no form there" if omitted else ""))
+        say(
+            f"{file}: {len(records)} records"
+            + "".join(f"; {count} tasks {why}" for why, count in sorted(omitted.items()))
+        )
 
 
 def report_feedback(where: StoreArguments, args: ReportArguments) -> None:

@@ -108,11 +108,11 @@ def _usable(store: FeedbackStore, rules: ConversionRules) -> tuple[list[Answer],
     by_task: dict[str, list[Event]] = {}
     counts, flagged = Counter[str](), set[str]()
     for event in store.current():
+        if event.kind == FLAG:  # of whoever it is: that a text is private does not depend on whose answers are used
+            flagged.add(event.task)
         if event.annotator_kind not in rules.annotator_kinds or event.annotator in rules.excluded_annotators:
             counts[f"{event.kind} of an annotator that is not asked for"] += 1
             continue
-        if event.kind == FLAG:
-            flagged.add(event.task)
         if event.kind == ANSWER:
             by_task.setdefault(event.task, []).append(event)
         counts[event.kind] += 1

@@ -6,13 +6,23 @@ is told by its values: a label that names a field is a preference, a whole numbe
 a list of offsets spans, and other text a correction.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeGuard
 
 from hf_rlhf.errors import InputError
 from hf_rlhf.feedback.forms import CORRECTION, PAIRWISE, RANKING, RATING, SPAN, Form
-from hf_rlhf.feedback.imports.imported import BY_COMMON_NAMES, FieldNames, Imported, points_of, preference, side_of
-from hf_rlhf.feedback.store import ANSWER, MODEL, PERSON, SKIP, Event, FeedbackStore
+from hf_rlhf.feedback.imports.imported import (
+    BY_COMMON_NAMES,
+    FLAGGED,
+    WITHOUT_FORM,
+    FieldNames,
+    Imported,
+    points_of,
+    preference,
+    side_of,
+)
+from hf_rlhf.feedback.store import ANSWER, FLAG, MODEL, PERSON, SKIP, Event, FeedbackStore
 from hf_rlhf.feedback.tasks import Task
 
 STRENGTH, PREFERENCE, CORRECTED, SPANS = "strength", "preference", "correction", "spans"
@@ -128,20 +138,27 @@ def _is_spans(value: Any) -> TypeGuard[list[dict[str, Any]]]:
     return isinstance(value, list) and all(isinstance(each, Mapping) and {"start", "end", "label"} <= set(each) for each in value)  # fmt: skip
 
 
-def to_argilla(store: FeedbackStore) -> tuple[list[dict[str, Any]], int]:
-    """Return the tasks of a store as records, and how many tasks have no form in Argilla (custom forms, and gold).
+def to_argilla(store: FeedbackStore) -> tuple[list[dict[str, Any]], Counter[str]]:
+    """Return the tasks of a store as records, and how many tasks were omitted, by the reason.
 
+    A flagged task is omitted, as are gold questions and forms that Argilla lacks.
     `user_id` is the name of the annotator: Argilla asks for the ids of its own users when such records are logged.
     """
     by_task: dict[str, list[Event]] = {}
+    flagged: set[str] = set()
     for event in store.current():
+        if event.kind == FLAG:
+            flagged.add(event.task)
         if event.kind == ANSWER:
             by_task.setdefault(event.task, []).append(event)
-    records, omitted = [], 0
+    records, omitted = [], Counter[str]()
     for task in store.tasks():
+        if task.id in flagged:
+            omitted[FLAGGED] += 1
+            continue
         fields = {f"completion_{n}": each for n, each in enumerate(task.completions, start=1)}
         if task.gold is not None or task.form.kind not in (PAIRWISE, RANKING, RATING, CORRECTION, SPAN) or (task.form.kind == RATING and len(fields) > 1):  # fmt: skip
-            omitted += 1
+            omitted[WITHOUT_FORM] += 1
             continue
         responses: dict[str, list[dict[str, Any]]] = {}
         for event in by_task.get(task.id, ()):

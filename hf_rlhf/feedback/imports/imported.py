@@ -13,6 +13,7 @@ from hf_rlhf.feedback.rows import plain, tasks_from_rows
 from hf_rlhf.feedback.store import ANSWER, PERSON, Event, FeedbackStore
 from hf_rlhf.feedback.tasks import Task, canonical_json
 
+FLAGGED, WITHOUT_FORM = "are flagged", "have no form there"
 PROMPTS = ("prompt", "instruction", "question", "input", "context")
 _COMPLETION = re.compile(
     r"(completion|response|answer|output|reply|generation|summary|candidate|text)s?[-_ ]?\w{0,2}", re.I

@@ -4,13 +4,23 @@ A task is `{"data": {...}, "annotations": [{"completed_by", "result": [...], "wa
 of the types pairwise, choices, rating, ranker, textarea and labels are read.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from hf_rlhf.errors import InputError
 from hf_rlhf.feedback.forms import CORRECTION, PAIRWISE, RANKING, RATING, SPAN, Form
-from hf_rlhf.feedback.imports.imported import BY_COMMON_NAMES, FieldNames, Imported, points_of, preference, side_of
-from hf_rlhf.feedback.store import ANSWER, MODEL, PERSON, SKIP, Event, FeedbackStore
+from hf_rlhf.feedback.imports.imported import (
+    BY_COMMON_NAMES,
+    FLAGGED,
+    WITHOUT_FORM,
+    FieldNames,
+    Imported,
+    points_of,
+    preference,
+    side_of,
+)
+from hf_rlhf.feedback.store import ANSWER, FLAG, MODEL, PERSON, SKIP, Event, FeedbackStore
 from hf_rlhf.feedback.tasks import Task, text_of
 
 STRENGTH = "strength"
@@ -148,20 +158,27 @@ def _spans(value: Record, text: str) -> list[dict[str, Any]]:
     return [{"start": start, "end": end, "label": label} for label in value["labels"]]
 
 
-def to_label_studio(store: FeedbackStore) -> tuple[list[dict[str, Any]], int]:
-    """Return the tasks of a store as those of an export, and how many have no form there (custom, ties of ranks, gold).
+def to_label_studio(store: FeedbackStore) -> tuple[list[dict[str, Any]], Counter[str]]:
+    """Return the tasks of a store as those of an export, and how many were omitted, by the reason.
 
+    A flagged task is omitted, as are gold questions, and what has no form there: custom forms and ties of ranks.
     `completed_by` is the name of the annotator. A tie, or that both are bad, is a result of the type choices.
     """
     by_task: dict[str, list[Event]] = {}
+    flagged: set[str] = set()
     for event in store.current():
+        if event.kind == FLAG:
+            flagged.add(event.task)
         if event.kind in (ANSWER, SKIP):
             by_task.setdefault(event.task, []).append(event)
-    made, omitted = [], 0
+    made, omitted = [], Counter[str]()
     for task in store.tasks():
         events = by_task.get(task.id, [])
+        if task.id in flagged:
+            omitted[FLAGGED] += 1
+            continue
         if task.gold is not None or not _is_written(task, events):
-            omitted += 1
+            omitted[WITHOUT_FORM] += 1
             continue
         fields: dict[str, Any] = {f"completion_{n}": each for n, each in enumerate(task.completions, start=1)}
         shown = {"items": [{"id": name, "body": each} for name, each in fields.items()]} if task.form.kind == RANKING else fields  # fmt: skip

@@ -226,6 +226,15 @@ def test_only_the_annotators_that_are_asked_for_are_used(store):
     assert convert(store, ConversionRules(excluded_annotators=("ann",))).preferences[0]["chosen"] == reply("no")
 
 
+@pytest.mark.parametrize("rules", [{"annotator_kinds": ("model",)}, {"excluded_annotators": ("bob",)}])
+def test_a_flag_counts_whoever_gave_it_and_whoever_is_asked_for(store, rules):
+    say(store, pair(1), {"preferred": 1}, "judge", annotator_kind="model")
+    say(store, pair(1), {"reason": "private"}, "bob", kind=FLAG)
+    made = convert(store, ConversionRules(**rules))
+    assert made.preferences == []
+    assert made.report["answers_to_flagged_tasks"] == 1
+
+
 def test_text_is_joined_with_a_space_where_there_is_none(store):
     cases = {"the cat": " sat", "the cat ": "sat", "the cat\n": "sat"}
     for prompt, expected in cases.items():

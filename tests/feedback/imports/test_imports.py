@@ -172,7 +172,7 @@ def test_a_store_goes_out_and_comes_back(stores, write, read):
     say(one, Task(FIXED, "q", ("a",)), {"text": "A"})
     say(one, Task(Form("span", labels=("noun",)), "q", ("an 🙂 and a cat",)), {"spans": [{"start": 11, "end": 14, "label": "noun"}]})  # fmt: skip
     records, omitted = write(one)
-    assert omitted == 0
+    assert not omitted
     again = json.loads(json.dumps(records))
     read(placed(again), FieldNames("prompt")).add_to(two)
     answers = [[(event.annotator, store.task(event.task).form.kind, event.value) for event in store.events()] for store in stores]  # fmt: skip
@@ -180,6 +180,18 @@ def test_a_store_goes_out_and_comes_back(stores, write, read):
     assert [(row["chosen"], row["margin"], row.get("topic")) for row in convert(one).preferences] == [
         (row["chosen"], row["margin"], row.get("topic")) for row in convert(two).preferences
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("write", [to_argilla, to_label_studio])
+def test_a_flagged_task_does_not_go_out(stores, write):
+    private = Task(PAIR, "my phone number is 12345", ("a", "b"))
+    prefer(stores[0], Task(PAIR, "q", ("a", "b")), 1)
+    prefer(stores[0], private, 1)
+    say(stores[0], private, {"reason": "private"}, "bob", kind="flag")
+    records, omitted = write(stores[0])
+    assert len(records) == 1
+    assert "12345" not in json.dumps(records)
+    assert omitted == {"are flagged": 1}
 
 
 def test_what_cannot_be_read_is_named():
