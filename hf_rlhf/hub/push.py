@@ -1,7 +1,7 @@
 """Push a finished run to the Hub: one commit, made after everything is on disk."""
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -65,8 +65,10 @@ def push_folder(folder: Path, repo_id: str | None, *, private: bool | None = Non
         ) from error
 
 
-def push_dataset(folder: Path, repo_id: str, *, private: bool | None = None) -> str:
-    """Upload the files of `folder` to the dataset repository `repo_id`, made unless it exists; return its address.
+def push_dataset(folder: Path, repo_id: str, files: Sequence[str], *, private: bool | None = None) -> str:
+    """Upload some files of `folder` to the dataset repository `repo_id`, made unless it exists; return its address.
+
+    Nothing else that lies there is uploaded.
 
     Raises `PushError` when the Hub refuses, does not answer or cannot be reached.
     """
@@ -80,12 +82,13 @@ def push_dataset(folder: Path, repo_id: str, *, private: bool | None = None) -> 
                     repo_id=repository.repo_id,
                     repo_type="dataset",
                     folder_path=str(folder),
-                    ignore_patterns=LEFT_OUT,
+                    allow_patterns=list(files),
                     commit_message="Push feedback with hf_rlhf",
                 )
             )
     except PushError as error:
-        command = shlex.join(["hf", "upload", "--repo-type", "dataset", repo_id, str(folder)])
+        included = [word for name in files for word in ("--include", name)]
+        command = shlex.join(["hf", "upload", "--repo-type", "dataset", repo_id, str(folder), ".", *included])
         raise PushError(
             f"the dataset is complete in {folder}, but the push failed: {error}\nPush it again with: {command}"
         ) from error

@@ -14,7 +14,7 @@ from hf_rlhf.feedback.agreement import report_of
 from hf_rlhf.feedback.agreement_page import headline, judged, notes, write_page
 from hf_rlhf.feedback.conversion.converted import convert
 from hf_rlhf.feedback.event_log import merge_events
-from hf_rlhf.feedback.exports import write_exports
+from hf_rlhf.feedback.exports import EVENTS_FILE, REPORT_FILE, write_exports
 from hf_rlhf.feedback.form_files import load_form
 from hf_rlhf.feedback.imports.argilla import from_argilla, to_argilla
 from hf_rlhf.feedback.imports.imported import FieldNames, Imported
@@ -116,7 +116,8 @@ def push_feedback(where: StoreArguments, args: PushArguments) -> None:
         raise InputError(f"store={where.store} is invalid: its answers give no row to push. Answer some tasks first.")
     write_whole(folder / "README.md", feedback_card(dataset_id=name, report=report, license=args.license))
     _say_files(report, folder)
-    say(f"pushed to {push_dataset(folder, name, private=args.private)}")
+    files = [*report["files"], REPORT_FILE, "README.md", *([] if args.anonymous else [EVENTS_FILE])]
+    say(f"pushed to {push_dataset(folder, name, files, private=args.private)}")
 
 
 def _records(args: ImportArguments) -> list[Record]:

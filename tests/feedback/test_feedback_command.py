@@ -84,6 +84,7 @@ def test_the_report_is_a_page_that_escapes_names(file, tmp_path, capsys):
 
 
 def test_a_push_sends_the_rows_with_a_card_and_no_names(file, tmp_path):
+    assert main(["feedback", "export", str(file), "--output_dir", str(tmp_path / "out"), "--to", "argilla"]) == 0
     hub = FakeHub()
     import threading
 
@@ -93,8 +94,7 @@ def test_a_push_sends_the_rows_with_a_card_and_no_names(file, tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, env=environment_for(hub, tmp_path), check=False)
     hub.shutdown()
     assert done.returncode == 0, done.stderr
-    assert {"README.md", "preferences.jsonl", "preferences_eval.jsonl"} <= set(hub.files)
-    assert "events.jsonl" not in hub.files
+    assert set(hub.files) == {"README.md", "report.json", "preferences.jsonl", "preferences_eval.jsonl", "sft.jsonl"}
     card = hub.files["README.md"].decode()
     assert "config_name: preferences" in card
     assert "path: preferences_eval.jsonl" in card
