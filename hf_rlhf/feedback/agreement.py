@@ -92,11 +92,14 @@ def report_of(store: FeedbackStore, *, seed: int = 0) -> dict[str, Any]:
 
 
 def units_of(answers: Iterable[tuple[Task, Event]]) -> list[Units]:
-    """Return what the answers gave values to, by form and what is judged; text that was written is not compared."""
-    found: dict[tuple[str, str], Units] = {}
+    """Return what the answers gave values to, by form and what is judged; text that was written is not compared.
+
+    Fields of one name, a scale in one custom form and a choice in another, are not compared either.
+    """
+    found: dict[tuple[str, str, tuple[str, ...]], Units] = {}
     for task, event in answers:
         for what, levels, unit, value in _values(task, event.value or {}):
-            units = found.setdefault((task.form.kind, what), Units(task.form.kind, what, levels))
+            units = found.setdefault((task.form.kind, what, levels), Units(task.form.kind, what, levels))
             units.add(task.id, unit, event.annotator, value)
     return list(found.values())
 

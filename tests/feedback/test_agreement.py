@@ -52,6 +52,15 @@ def test_a_task_of_one_annotator_and_gold_are_no_units(store):
     assert of(report, "pairwise", "side")["percent"] == {"value": None, "low": None, "high": None}
 
 
+def test_fields_of_one_name_and_different_types_are_not_mixed(store):
+    for type, values in ({"type": "scale"}, [1, 2]), ({"type": "choice", "options": ["x", "y"]}, ["x", "y"]):
+        form = form_from_json({"kind": "custom", "fields": [{"name": "tone", **type}]})
+        for name, value in zip(("ann", "bob"), values, strict=True):
+            say(store, Task(form, "q", ("a",)), {"fields": {"tone": value}}, name)
+    found = [each for each in report_of(store)["agreement"] if each["what"] == "tone"]
+    assert [each["units"] for each in found] == [1, 1]
+
+
 def test_rankings_have_kendalls_w_and_ratings_a_line_for_each_criterion(store):
     for number in range(3):
         task = Task(RANKED, f"q {number}", ("a", "b", "c"))
