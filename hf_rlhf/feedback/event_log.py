@@ -1,9 +1,11 @@
 """The log of a store as JSON lines, and the way back: to carry answers from one machine to another."""
 
 import json
-from collections.abc import Iterable, Mapping
+import sqlite3
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, fields
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -53,33 +55,71 @@ class EventLog:
 
 
 def merge_events(store: FeedbackStore, rows: Iterable[Mapping[str, Any]]) -> tuple[int, int]:
-    """Append the events of an `EventLog` to a store.
+    """Append the events of an `EventLog` to a store, all or none.
 
-    Returns how many were new, and how many were skipped because the store lacks their task. An event that is there
-    already is not appended again.
+    Returns how many were new, and how many were skipped: those of tasks that the store lacks, and those older than
+    what the store had of the same task and annotator before. An event that is there already is not appended again.
 
-    Raises `InputError` for a row that is no event.
+    Raises `InputError` for a row that is no event, and for an undo of an event that the store lacks or has replaced.
     """
-    known = {event.uuid: event.number for event in store.events()}
-    tasks = {task.id for task in store.tasks()}
-    added = skipped = 0
-    for number, row in enumerate(rows, start=1):
+    merge = _Merge(store)
+    try:
+        added = store.append_all(merge.new(rows))
+    except sqlite3.IntegrityError as error:
+        raise InputError(
+            f"events are invalid: row {merge.row} takes back an answer that was replaced in {store.file}. Import into"
+            " a store without answers of that annotator, or leave the row out."
+        ) from error
+    except ValueError as error:
+        raise InputError(f"events are invalid: row {merge.row}: {error}. Give a file that a Space wrote.") from error
+    return added, len(merge.skipped)
+
+
+class _Merge:
+    """The rows of a log that a store takes; it looks at what has been appended when it is asked for the next one."""
+
+    def __init__(self, store: FeedbackStore):
+        self.store, self.row, self.skipped = store, 0, set[str]()
+        self._known: dict[str, int | None] = {}
+
+    def new(self, rows: Iterable[Mapping[str, Any]]) -> Iterator[Event]:
+        """Yield events to append, one after the other."""
+        tasks, latest, last = {task.id for task in self.store.tasks()}, dict[tuple[str, str], datetime](), 0
+        for event in self.store.events():
+            self._known[event.uuid], last = event.number, event.number or last
+            key, created = (event.task, event.annotator), _time(event.created)
+            latest[key] = max(latest.get(key, created), created)
+        for self.row, row in enumerate(rows, start=1):
+            values, undoes = self._read(row)
+            if values["uuid"] in self._known:
+                continue
+            before = latest.get((values["task"], values["annotator"]))
+            of_skipped = values["kind"] == UNDO and undoes in self.skipped
+            if values["task"] not in tasks or of_skipped or (before and _time(values["created"]) < before):
+                self.skipped.add(values["uuid"])
+                continue
+            if values["kind"] == UNDO and undoes not in self._known:
+                raise InputError(
+                    f"events are invalid: row {self.row} takes back an answer that {self.store.file} has not. Import"
+                    " the earlier file first."
+                )
+            yield Event(**values, supersedes=self._known.get(undoes or ""))
+            for event in self.store.events(after=last):
+                self._known[event.uuid], last = event.number, event.number or last
+
+    def _read(self, row: Mapping[str, Any]) -> tuple[dict[str, Any], str | None]:
         try:
-            values = {name: row[name] for name in _CARRIED}
-            undoes = row.get("undoes")
+            return {name: row[name] for name in _CARRIED}, row.get("undoes")
         except (KeyError, TypeError) as error:
             raise InputError(
-                f"events are invalid: row {number} lacks {error}. Give a file that a Space wrote."
+                f"events are invalid: row {self.row} lacks {error}. Give a file that a Space wrote."
             ) from error
-        if values["uuid"] in known:
-            continue
-        if values["task"] not in tasks or (values["kind"] == UNDO and undoes not in known):
-            skipped += 1
-            continue
-        try:
-            event = store.append(Event(**values, supersedes=known.get(undoes or "")))
-        except ValueError as error:
-            raise InputError(f"events are invalid: row {number}: {error}. Give a file that a Space wrote.") from error
-        known[event.uuid] = event.number
-        added += 1
-    return added, skipped
+
+
+def _time(created: Any) -> datetime:
+    """Return a time of UTC; the most distant future for what is no time, so that its event is not taken for an old one."""
+    try:
+        read = datetime.fromisoformat(created)
+    except (TypeError, ValueError):
+        return datetime.max.replace(tzinfo=UTC)
+    return read if read.tzinfo else read.replace(tzinfo=UTC)

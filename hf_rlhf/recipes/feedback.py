@@ -52,7 +52,9 @@ def import_feedback(where: StoreArguments, args: ImportArguments) -> None:
     if format == EVENTS:
         with FeedbackStore(where.store, create=False) as store:
             added, skipped = merge_events(store, [record for _, record in records])
-        say(f"{name}: {added} new answers, {skipped} of tasks that {where.store} has not")
+        say(
+            f"{name}: {added} new answers, {skipped} skipped, of tasks that {where.store} has not or older than its own"
+        )
         return
     if format == ROWS:
         form = load_form(args.form)

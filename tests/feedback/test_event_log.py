@@ -1,5 +1,6 @@
 """Events come to another store as they were, however often they are carried there."""
 
+import itertools
 import json
 
 import pytest
@@ -34,6 +35,50 @@ def test_a_log_with_undone_answers_becomes_the_same_answers_elsewhere(tmp_path):
         assert merge_events(here, rows) == (0, 0)
         carried = lambda events: [(each.uuid, each.value, each.created, each.seconds) for each in events]  # noqa: E731
         assert carried(here.current(annotator="Ann")) == carried(there.current())
+
+
+@pytest.fixture
+def parts(tmp_path):
+    """Stores there and here, and the log there in two files: an answer; that it is taken back and given anew."""
+    ticks = itertools.count(1e9)
+    with FeedbackStore(tmp_path / "there.db", clock=lambda: next(ticks)) as there, FeedbackStore(tmp_path / "here.db") as here:  # fmt: skip
+        for store in (there, here):
+            store.add_tasks(TASKS)
+        there.append(Event("first", TASKS[0].id, "Ann", value={"preferred": 1, "strength": 1}))
+        log = EventLog(there, tmp_path / "one.jsonl")
+        log.write_new()
+        there.undo("Ann", "undo")
+        there.append(Event("second", TASKS[0].id, "Ann", value={"preferred": 0, "strength": 1}))
+        log.file = tmp_path / "two.jsonl"
+        log.write_new()
+        yield here, lines_of(tmp_path / "one.jsonl"), lines_of(tmp_path / "two.jsonl")
+
+
+def test_an_undo_before_its_answer_is_refused_and_nothing_of_the_file_is_kept(parts):
+    here, one, two = parts
+    other = {**one[0], "uuid": "other", "task": TASKS[1].id}
+    with pytest.raises(InputError, match=r"row 2 takes back an answer .* Import the earlier file first"):
+        merge_events(here, [other, *two])
+    assert here.events() == []
+    assert merge_events(here, one) == (1, 0)
+    assert merge_events(here, two) == (2, 0)
+    assert [event.uuid for event in here.current()] == ["second"]
+
+
+def test_an_older_answer_that_comes_later_does_not_replace_the_newer_one(parts):
+    here, one, two = parts
+    assert merge_events(here, two[1:]) == (1, 0)
+    assert merge_events(here, one + two[:1]) == (0, 2)
+    assert [event.uuid for event in here.current()] == ["second"]
+
+
+def test_an_undo_of_an_answer_that_was_replaced_is_one_message(parts):
+    here, one, two = parts
+    merge_events(here, one)
+    here.append(Event("again", TASKS[0].id, "Ann", value={"preferred": "tie"}, created=one[0]["created"]))
+    with pytest.raises(InputError, match="row 1 takes back an answer that was replaced"):
+        merge_events(here, two)
+    assert [event.uuid for event in here.current()] == ["again"]
 
 
 def test_events_of_other_tasks_are_counted_and_rows_that_are_none_are_errors(tmp_path):
