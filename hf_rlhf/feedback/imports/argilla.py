@@ -21,6 +21,7 @@ from hf_rlhf.feedback.imports.imported import (
     points_of,
     preference,
     side_of,
+    unnamed,
 )
 from hf_rlhf.feedback.store import ANSWER, FLAG, MODEL, PERSON, SKIP, Event, FeedbackStore
 from hf_rlhf.feedback.tasks import Task
@@ -58,8 +59,10 @@ def from_argilla(
 def _responses(record: Mapping[str, Any], suggestions: bool) -> Iterator[tuple[str, Any, str, str, str]]:
     """Yield (question, value, annotator, kind of annotator, status)."""
     for question, responses in (record.get("responses") or {}).items():
-        for each in responses or ():
-            yield question, each.get("value"), str(each.get("user_id")), PERSON, each.get("status") or "submitted"
+        for place, each in enumerate(responses or (), start=1):
+            by = each.get("user_id")
+            name = unnamed(place) if by is None else str(by)
+            yield question, each.get("value"), name, PERSON, each.get("status") or "submitted"
     if suggestions:
         for question, each in (record.get("suggestions") or {}).items():
             yield question, each.get("value"), str(each.get("agent") or "suggestion"), MODEL, "submitted"

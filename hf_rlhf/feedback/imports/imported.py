@@ -18,6 +18,7 @@ PROMPTS = ("prompt", "instruction", "question", "input", "context")
 _COMPLETION = re.compile(
     r"(completion|response|answer|output|reply|generation|summary|candidate|text)s?[-_ ]?\w{0,2}", re.I
 )
+_PARTS = re.compile(r"[0-9]+|[A-Z]?[a-z]+|[A-Z]+")
 _SIDES = ({"a", "left", "first", "1"}, {"b", "right", "second", "2"})
 _TIES = {"tie", "equal", "same", "draw", "both", "bothgood", "equallygood"}
 _BAD = {"bothbad", "bad", "neither", "none", "neitherisgood"}
@@ -89,11 +90,25 @@ class Imported:
         return added, store.append_all(self.events)
 
 
+def unnamed(place: int) -> str:
+    """Return the name of an annotator whom a file does not name: by the place among those of a record."""
+    return f"unnamed {place}"
+
+
 def side_of(label: str, names: Sequence[str]) -> int | str | None:
-    """Return 0, 1, tie or both_bad for the label of a preference between two named fields; None for another label."""
+    """Return 0, 1, tie or both_bad for the label of a preference between two named fields; None for another label.
+
+    A label is first compared to the names and their last parts, so that `1` is `response_1` wherever it stands.
+    """
     plain = _plain(label)
-    for side, name in enumerate(names):
-        if plain == _plain(name) or plain in _SIDES[side]:
+    ends = [(_PARTS.findall(name) or [""])[-1].lower() for name in names]
+    for called in ([_plain(name) for name in names], ends):
+        if called.count(plain) == 1:
+            return called.index(plain)
+    if plain.isdigit() and all(end.isdigit() for end in ends):
+        return None
+    for side, generic in enumerate(_SIDES):
+        if plain in generic:
             return side
     return TIE if plain in _TIES else BOTH_BAD if plain in _BAD else None
 

@@ -19,6 +19,7 @@ from hf_rlhf.feedback.imports.imported import (
     points_of,
     preference,
     side_of,
+    unnamed,
 )
 from hf_rlhf.feedback.store import ANSWER, FLAG, MODEL, PERSON, SKIP, Event, FeedbackStore
 from hf_rlhf.feedback.tasks import Task, text_of
@@ -57,9 +58,10 @@ def from_label_studio(
 
 def _annotations(record: Record, predictions: bool) -> Iterator[tuple[str, str, dict[str, Any], bool, list[Record]]]:
     """Yield (annotator, kind, details of the event, whether it was cancelled, results)."""
-    for each in record.get("annotations") or ():
+    for place, each in enumerate(record.get("annotations") or (), start=1):
         by = each.get("completed_by")
-        name = str(by.get("email") or by.get("id")) if isinstance(by, Mapping) else str(by)
+        by = by.get("email") or by.get("id") if isinstance(by, Mapping) else by
+        name = unnamed(place) if by is None else str(by)
         details = {"seconds": each.get("lead_time"), "created": str(each.get("created_at") or "")}
         yield name, PERSON, details, bool(each.get("was_cancelled")), list(each.get("result") or ())
     if predictions:

@@ -11,6 +11,7 @@ from hf_rlhf.errors import InputError
 from hf_rlhf.feedback import FeedbackStore, Form, Task
 from hf_rlhf.feedback.conversion import convert
 from hf_rlhf.feedback.imports import FieldNames, from_argilla, from_label_studio, to_argilla, to_label_studio
+from hf_rlhf.feedback.imports.imported import side_of
 
 # As `dataset.records.to_json(path)` of argilla 2.8 writes them.
 ARGILLA = [
@@ -180,6 +181,33 @@ def test_a_store_goes_out_and_comes_back(stores, write, read):
     assert [(row["chosen"], row["margin"], row.get("topic")) for row in convert(one).preferences] == [
         (row["chosen"], row["margin"], row.get("topic")) for row in convert(two).preferences
     ]  # fmt: skip
+
+
+def test_annotators_without_a_name_do_not_replace_each_other(stores):
+    fields = {"prompt": "q", "response_1": "a", "response_2": "b"}
+    answers = [{"value": "response_1", "user_id": None}, {"value": "response_2"}]
+    from_argilla(placed([{"fields": fields, "responses": {"preference": answers}}])).add_to(stores[0])
+    results = [{"result": [pairwise(side)]} for side in ("left", "right")]
+    from_label_studio(placed([{"data": fields, "annotations": results}])).add_to(stores[1])
+    for store in stores:
+        found = [(event.annotator, event.value["preferred"]) for event in store.current()]
+        assert found == [("unnamed 1", 0), ("unnamed 2", 1)]
+
+
+@pytest.mark.parametrize(
+    ("label", "names", "side"),
+    [
+        ("1", ("response_2", "response_1"), 1),
+        ("2", ("text2", "text1"), 0),
+        ("A", ("completionB", "completionA"), 1),
+        ("1", ("response_0", "response_1"), 1),
+        ("2", ("response_0", "response_1"), None),
+        ("1", ("chosen", "rejected"), 0),
+        ("Both bad", ("response_1", "response_2"), "both_bad"),
+    ],
+)
+def test_a_label_is_a_name_before_it_is_a_side(label, names, side):
+    assert side_of(label, names) == side
 
 
 @pytest.mark.parametrize("write", [to_argilla, to_label_studio])
