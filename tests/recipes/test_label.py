@@ -158,6 +158,38 @@ def test_a_space_runs_from_its_folder_alone_and_asks_for_its_password(tmp_path, 
         assert ask(address, "/api/agreement", cookies=cookies)[0] == 200
     finally:
         process.terminate()
-        process.wait(timeout=20)
+        ended = process.wait(timeout=20)
+    assert ended == 0, "a Space that is stopped ends by itself, so that the last answers are pushed before"
     with FeedbackStore(tmp_path / "data" / "feedback.db", create=False) as store:
         assert len(store.events()) == 1
+
+
+def test_a_space_pushes_before_it_stops_its_scheduler(tmp_path, monkeypatch):
+    import huggingface_hub
+
+    from hf_rlhf.feedback.page import space_app
+
+    calls = []
+
+    class Scheduler:
+        """Has what `CommitScheduler` does at its end: after `stop`, `trigger` pushes nothing."""
+
+        def __init__(self, **_):
+            self.lock = threading.Lock()
+
+        def stop(self):
+            calls.append("stop")
+
+        def trigger(self):
+            calls.append("trigger")
+            return self
+
+        def result(self, timeout):
+            calls.append("result")
+
+    (tmp_path / "pushed").mkdir()
+    monkeypatch.setattr(huggingface_hub, "CommitScheduler", Scheduler)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(tmp_path / "pushed"))
+    with FeedbackStore(tmp_path / "f.db") as store, space_app._pushed(store, tmp_path, "someone/answers", "token"):
+        assert calls == []
+    assert calls == ["trigger", "result", "stop"]

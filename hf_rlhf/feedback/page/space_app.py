@@ -8,7 +8,9 @@ import hashlib
 import hmac
 import os
 import shutil
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -34,11 +36,30 @@ def main() -> int:
     port = int(os.environ.get("PORT", "7860"))
     try:
         with _application(os.environ, port) as app:
-            uvicorn.run(app, host="0.0.0.0", port=port, log_level="warning", access_log=False, server_header=False)
+            config = uvicorn.Config(
+                app, host="0.0.0.0", port=port, log_level="warning", access_log=False, server_header=False
+            )
+            _serve(uvicorn.Server(config))
     except InputError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 2
     return 0
+
+
+def _serve(server: Any) -> None:
+    """Serve until SIGTERM or SIGINT, and return then: what comes after it pushes the last answers.
+
+    uvicorn raises the signal once more when it has ended in the main thread, which would kill the process before that.
+    """
+    ended = threading.Event()
+    for each in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(each, lambda *_: ended.set())
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while thread.is_alive() and not ended.wait(0.2):
+        pass
+    server.should_exit = True
+    thread.join(timeout=10)
 
 
 @contextmanager
@@ -79,7 +100,10 @@ def _pushed(
     pushed = snapshot_download(repository, repo_type="dataset", allow_patterns=f"{EVENTS_FOLDER}/*.jsonl", token=token)
     rows = [row for file in sorted(Path(pushed).glob(f"{EVENTS_FOLDER}/*.jsonl")) for row in _lines(file)]
     added, skipped = merge_events(store, rows)
-    print(f"{len(rows)} events were pushed before: {added} are new here, {skipped} are of other tasks", flush=True)
+    print(
+        f"{len(rows)} events were pushed before: {added} are new here, {skipped} are of other tasks or older",
+        flush=True,
+    )
     since = {row["uuid"] for row in rows}
     log_folder = folder / EVENTS_FOLDER
     scheduler = CommitScheduler(
@@ -99,8 +123,8 @@ def _pushed(
     try:
         yield log.write_new
     finally:
+        scheduler.trigger().result(timeout=60)  # before stop, after which it pushes nothing
         scheduler.stop()
-        scheduler.trigger().result(timeout=60)
 
 
 def _tasks_file(repository: str | None, token: str | None) -> Path:
