@@ -80,22 +80,38 @@ def _append(
         store.append(replace(event, uuid=new_uuid()))  # it was given before, and taken back since
 
 
-def annotate_in_turns(
+def annotate_tasks(
     store: FeedbackStore,
     annotators: Sequence[Annotator],
+    tasks: Sequence[Task],
     *,
     overlap: int = 1,
     on_answer: Callable[[int], None] = lambda _: None,
 ) -> int:
-    """Let several annotators answer one task after the other, until nothing is left; return how many they answered.
+    """Let several annotators answer some tasks of a store in turns, and return how many answers they gave.
 
-    So each of them gets a like share of the tasks where `overlap` is smaller than their number.
+    Each task gets answers until `overlap` annotators of any kind have it. Each annotator gets a like share of the
+    tasks where `overlap` is smaller than their number, and the same share after a kill.
     """
-    done, waiting = 0, True
-    while waiting:
-        answered = [annotate(store, each, overlap=overlap, limit=1, on_answer=on_answer) for each in annotators]
-        done, waiting = done + sum(answered), any(answered)
-    return done
+    takers, given = takers_of(store), 0
+    for place, task in enumerate(tasks):
+        have, first = takers.setdefault(task.id, set()), place * overlap % len(annotators)
+        for each in (*annotators[first:], *annotators[:first]):
+            if each.name not in have and len(have) < overlap:
+                order = shown_order(task.id, each.name, store.salt, len(task.completions))
+                _append(store, task, each, each.answer(task, order), order)
+                have.add(each.name)
+                given += 1
+                on_answer(1)
+    return given
+
+
+def takers_of(store: FeedbackStore) -> dict[str, set[str]]:
+    """Return the names of those who have answered, skipped or flagged each task."""
+    takers: dict[str, set[str]] = {}
+    for event in store.current():
+        takers.setdefault(event.task, set()).add(event.annotator)
+    return takers
 
 
 @dataclass(frozen=True)

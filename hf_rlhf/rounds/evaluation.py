@@ -136,7 +136,7 @@ def wins_over_start(store: FeedbackStore, tasks: Sequence[Task], number: int, as
     shares = []
     for task in tasks:
         events = [event for event in store.current(task=task.id) if event.kind == ANSWER]
-        policy = int(store.task(task.id).sources[0] == "start")
+        policy = int(task.sources[0] == "start")
         preferred = [(event.value or {}).get("preferred", TIE) for event in events]
         votes = [0.5 if isinstance(each, str) else float(each == policy) for each in preferred]
         if votes:

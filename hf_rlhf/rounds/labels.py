@@ -1,17 +1,16 @@
 """The step of a round in which annotators answer: people through the page, others here."""
 
 import shlex
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from hf_rlhf.errors import InputError
-from hf_rlhf.feedback.annotators import Annotator, JudgeAnnotator, annotate_in_turns, require_answered_by_judge
+from hf_rlhf.feedback.annotators import Annotator, JudgeAnnotator, annotate_tasks, require_answered_by_judge, takers_of
 from hf_rlhf.feedback.cheerful import CheerfulAnnotator
 from hf_rlhf.feedback.forms import CORRECTION, Form
 from hf_rlhf.feedback.rules import panel, rate_texts
 from hf_rlhf.feedback.similarity import similarity_annotator
-from hf_rlhf.feedback.store import MODEL, PERSON, RULE, FeedbackStore
+from hf_rlhf.feedback.store import FeedbackStore
 from hf_rlhf.feedback.tasks import Task
 from hf_rlhf.judges.endpoint import EndpointJudge
 from hf_rlhf.judges.local import ModelJudge
@@ -74,26 +73,25 @@ def annotators_of(args: RoundsArguments, form: Form) -> list[Annotator]:
 def ask(store: FeedbackStore, tasks: Sequence[Task], annotators: Sequence[Annotator], args: RoundsArguments) -> bool:
     """Ask tasks until each has its answers; return False where people have yet to answer.
 
-    A task that an annotator skipped or flagged is not waited for.
+    A task that an annotator skipped or flagged is not waited for. One that annotators of another kind answered, before
+    `annotator` was changed, is not asked again.
     """
     store.add_tasks(tasks)
-    kind = PERSON if args.asks_people else annotators[0].kind
-    left = waiting(store, tasks, kind=kind, overlap=args.overlap)
+    left = waiting(store, tasks, args.overlap)
     if left and not args.asks_people:
         with progress_of(left * args.overlap, "     answers") as advance:
-            annotate_in_turns(store, annotators, overlap=args.overlap, on_answer=advance)
-        left = waiting(store, tasks, kind=kind, overlap=args.overlap)
+            annotate_tasks(store, annotators, tasks, overlap=args.overlap, on_answer=advance)
+        left = waiting(store, tasks, args.overlap)
         assert not left, f"{left} tasks have no answer"
     if left:
         _tell_people(store, left, len(tasks))
     return not left
 
 
-def waiting(store: FeedbackStore, tasks: Iterable[Task], *, kind: str, overlap: int) -> int:
-    """Return how many tasks fewer than `overlap` annotators of a kind have answered, skipped or flagged."""
-    assert kind in (PERSON, RULE, MODEL)
-    given = Counter(event.task for event in store.current() if event.annotator_kind == kind)
-    return sum(given[task.id] < overlap for task in tasks)
+def waiting(store: FeedbackStore, tasks: Sequence[Task], overlap: int) -> int:
+    """Return how many tasks fewer than `overlap` annotators of any kind have answered, skipped or flagged."""
+    given = takers_of(store)
+    return sum(len(given.get(task.id, ())) < overlap for task in tasks)
 
 
 def _tell_people(store: FeedbackStore, left: int, total: int) -> None:

@@ -19,7 +19,7 @@ from hf_rlhf.progress import duration, say
 from hf_rlhf.recipes.arguments import ModelArguments
 from hf_rlhf.recipes.common import RunResult, tokenizer_of
 from hf_rlhf.recipes.stages import STAGE_FILE, run_stage
-from hf_rlhf.records import changed_settings, write_settings
+from hf_rlhf.records import changed_settings, write_settings, write_whole
 from hf_rlhf.rounds.arguments import (
     CANDIDATES,
     EVALUATION,
@@ -44,6 +44,8 @@ from hf_rlhf.rounds.training import (
     train_reward,
     write_preferences,
 )
+
+FORM_FILE = "form.json"
 
 
 class Step(NamedTuple):
@@ -100,7 +102,7 @@ def run_rounds(args: RoundsArguments, model: ModelArguments) -> RunResult:
     """
     root = Path(args.output_dir)
     form = args.read_form()
-    _require_sound(args, model, root)
+    _require_sound(args, model, root, form)
     try:
         with locked(root):
             return _run(args, model, root, form)
@@ -109,7 +111,7 @@ def run_rounds(args: RoundsArguments, model: ModelArguments) -> RunResult:
         raise
 
 
-def _require_sound(args: RoundsArguments, model: ModelArguments, root: Path) -> None:
+def _require_sound(args: RoundsArguments, model: ModelArguments, root: Path, form: Form) -> None:
     """Raise `InputError` for flags with which some step could not work, before the first begins."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise InputError("rounds run in one process. Start them without a launcher.")
@@ -128,11 +130,11 @@ def _require_sound(args: RoundsArguments, model: ModelArguments, root: Path) -> 
     ppo_settings(args, 1, root / POLICY)
     if not tokenizer_of(model).chat_template:
         raise InputError(f"model_name_or_path={name} is invalid: it has no chat template. Give an instruct model.")
-    _require_same(args, model, root)
+    _require_same(args, model, root, form)
 
 
-def _require_same(args: RoundsArguments, model: ModelArguments, root: Path) -> None:
-    """Raise `InputError` for a flag that all rounds share and that an earlier start had otherwise."""
+def _require_same(args: RoundsArguments, model: ModelArguments, root: Path, form: Form) -> None:
+    """Raise `InputError` for a flag, or a form, that all rounds share and that an earlier start had otherwise."""
     if not (root / PROMPTS / STAGE_FILE).is_file():
         return
     per_step = {name for step in STEPS for name in step.settings.split()} | {"comparisons"}
@@ -144,12 +146,25 @@ def _require_same(args: RoundsArguments, model: ModelArguments, root: Path) -> N
                 " another output_dir."
             )
 
+    asked = root / PROMPTS / FORM_FILE
+    if asked.is_file() and json.loads(asked.read_text(encoding="utf-8")) != form.to_json():
+        raise InputError(
+            f"form={args.form} is invalid: the rounds in {root} were begun with another content of it, which {asked}"
+            " has. Give that, or choose another output_dir."
+        )
+
+
+def _begin(args: RoundsArguments, model: ModelArguments, form: Form, folder: Path) -> None:
+    """Write the prompts, and the form with which all questions are asked."""
+    split_prompts(args, model, folder)
+    write_whole(folder / FORM_FILE, json.dumps(form.to_json(), indent=2, ensure_ascii=False) + "\n")
+
 
 def _run(args: RoundsArguments, model: ModelArguments, root: Path, form: Form) -> RunResult:
     begun = time.perf_counter()
     say(f"{args.rounds} rounds in {root}; what is there already is reused.")
     annotators = annotators_of(args, form)
-    run_stage(root / PROMPTS, {}, lambda folder: split_prompts(args, model, folder))
+    run_stage(root / PROMPTS, {}, lambda folder: _begin(args, model, form, folder))
     write_settings(root, args, model)
     with open_store(args, root) as store:
         loop = Loop(args, model, root, store, form, annotators)
@@ -177,10 +192,10 @@ def _round(loop: Loop, number: int) -> bool:
             settings,
             lambda scratch, step=step: step.make(loop, number, scratch),
         )
-        if step.folder == CANDIDATES and not ask(
-            loop.store, tasks_of_round(loop.root, number, loop.form), loop.annotators, loop.args
-        ):
-            return False
+        if step.folder == CANDIDATES and not (folder / PREFERENCES / STAGE_FILE).is_file():
+            asked = tasks_of_round(loop.root, number, loop.form)
+            if not ask(loop.store, asked, loop.annotators, loop.args):
+                return False
         if step.folder in (REWARD_MODEL, POLICY):
             remove_checkpoints(folder / step.folder)
     asked = comparison_tasks(loop.args, loop.root, number, loop.form)

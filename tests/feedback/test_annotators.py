@@ -7,7 +7,7 @@ from statistics import fmean
 import pytest
 
 from hf_rlhf.errors import InputError
-from hf_rlhf.feedback.annotators import JudgeAnnotator, annotate, annotate_in_turns, ranks_of
+from hf_rlhf.feedback.annotators import JudgeAnnotator, annotate, annotate_tasks, ranks_of
 from hf_rlhf.feedback.cheerful import CheerfulAnnotator
 from hf_rlhf.feedback.forms import Field, Form
 from hf_rlhf.feedback.rules import RuleAnnotator, panel, rate_texts
@@ -107,7 +107,7 @@ def test_members_of_a_panel_disagree_and_answer_in_turns(tmp_path):
     members = panel(RATE, 3, taste=0.6)
     with FeedbackStore(tmp_path / "feedback.db") as store:
         store.add_tasks(pair(number, f"good {number} good no", f"good {number} no no") for number in range(60))
-        assert annotate_in_turns(store, members, overlap=2) == 120
+        assert annotate_tasks(store, members, list(store.tasks()), overlap=2) == 120
         events = store.events()
     assert set(Counter(event.annotator for event in events).values()) == {40}
     answers = {}
@@ -116,7 +116,19 @@ def test_members_of_a_panel_disagree_and_answer_in_turns(tmp_path):
     assert all(len(each) == 2 for each in answers.values())
     assert 5 < sum(first != second for first, second in answers.values()) < 40
     with FeedbackStore(tmp_path / "feedback.db") as store:
-        assert annotate_in_turns(store, members, overlap=2) == 0
+        assert annotate_tasks(store, members, list(store.tasks()), overlap=2) == 0
+
+
+def test_only_the_tasks_that_are_given_are_answered_and_those_of_another_kind_not_again(tmp_path):
+    tasks = [pair(number) for number in range(3)]
+    with FeedbackStore(tmp_path / "feedback.db") as store:
+        store.add_tasks(tasks)
+        annotate(store, RuleAnnotator(RATE, name="ann", kind="person"), limit=1)
+        assert annotate_tasks(store, [RuleAnnotator(RATE)], tasks[:2]) == 1
+        assert [(event.annotator, event.task) for event in store.events()] == [
+            ("ann", tasks[0].id),
+            ("simulated", tasks[1].id),
+        ]
 
 
 def test_the_same_answers_are_the_same_events_in_each_store_and_one_taken_back_is_asked_again(tmp_path):

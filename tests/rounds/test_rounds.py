@@ -1,6 +1,7 @@
 """Rounds of feedback with a tiny model: what each step leaves, people who take their time, and wrong flags."""
 
 import json
+import shutil
 
 import pytest
 from pages import HOSTILE, Page
@@ -12,11 +13,12 @@ from hf_rlhf.feedback.annotators import annotate
 from hf_rlhf.feedback.cheerful import CheerfulAnnotator
 from hf_rlhf.feedback.forms import Form
 from hf_rlhf.feedback.rules import RuleAnnotator, rate_texts
-from hf_rlhf.feedback.store import FeedbackStore
+from hf_rlhf.feedback.store import Event, FeedbackStore
 from hf_rlhf.feedback.tasks import Task, canonical_json
 from hf_rlhf.records import read_json_lines
 from hf_rlhf.rounds import run as rounds_run
 from hf_rlhf.rounds.evaluation import wins_over_start
+from hf_rlhf.rounds.labels import waiting
 from hf_rlhf.rounds.run import run_rounds
 
 
@@ -178,6 +180,46 @@ def test_a_store_of_something_else_is_left_alone(tmp_path):
         with pytest.raises(InputError, match="has tasks of something else"):
             run_rounds(*args)
         assert store.salt == salt
+
+
+def test_another_annotator_at_a_resume_is_not_asked_what_was_answered(done, tmp_path, capsys):
+    shutil.copytree(done.parent, tmp_path / "copy")
+    args, model = arguments(done.parent, **DONE | {"annotator": "me", "num_annotators": 1})
+    args.output_dir = str(tmp_path / "copy/rounds")
+    run_rounds(args, model)
+    assert "questions wait" not in capsys.readouterr().out
+
+
+def test_answers_of_every_kind_count_for_a_question(tmp_path):
+    task = Task(Form("pairwise"), "a question", ("one", "two"))
+    with FeedbackStore(tmp_path / "feedback.db") as store:
+        store.add_tasks([task])
+        assert waiting(store, [task], 1) == 1
+        annotate(store, RuleAnnotator(rate_texts(CheerfulAnnotator().rate)))
+        assert (waiting(store, [task], 1), waiting(store, [task], 2)) == (0, 1)
+
+
+def test_a_win_counts_where_the_pair_was_asked_before_with_other_sources(tmp_path):
+    asked, compared = (
+        Task(Form("pairwise"), "q", ("one", "two"), sources) for sources in (("start", "start"), ("round_1", "start"))
+    )
+    assert asked.id == compared.id
+    with FeedbackStore(tmp_path / "feedback.db") as store:
+        store.add_tasks([asked])
+        store.append(Event("u", asked.id, "ann", value={"preferred": 0, "strength": 1}))
+        wins = wins_over_start(store, [compared], 1, 1)
+    assert wins is not None
+    assert wins.rate == 1.0
+
+
+def test_a_form_file_may_not_change_between_two_starts(done, tmp_path):
+    shutil.copytree(done.parent, tmp_path / "copy")
+    form = tmp_path / "copy/rounds/prompts/form.json"
+    form.write_text(json.dumps(json.loads(form.read_text()) | {"question": "Which is kinder?"}))
+    args, model = arguments(done.parent, **DONE)
+    args.output_dir = str(tmp_path / "copy/rounds")
+    with pytest.raises(InputError, match=r"form=pairwise is invalid: the rounds in .* were begun with another content"):
+        run_rounds(args, model)
 
 
 def test_an_equal_reply_is_a_tie_with_the_start():
