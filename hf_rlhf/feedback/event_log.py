@@ -117,7 +117,7 @@ class _Merge:
 
 
 def _time(created: Any) -> datetime:
-    """Return a time of UTC; the most distant future for what is no time, so that its event is not taken for an old one."""
+    """Return a time of UTC; the most distant future for what is no time, so that its event is not old."""
     try:
         read = datetime.fromisoformat(created)
     except (TypeError, ValueError):
