@@ -553,6 +553,8 @@ def is_documented(key):
     parts = key.split("/")
     if parts[0] == "episodes":
         return len(parts) == 2 and "episodes/<name>" in METRICS
+    if parts[0] == "gradient_variance":
+        return len(parts) == 2 and "gradient_variance/<estimator>" in METRICS
     return parts[0] == "rewards" and len(parts) == 3 and f"rewards/<name>/{parts[2]}" in METRICS
 
 
