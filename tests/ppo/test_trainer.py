@@ -578,7 +578,12 @@ def test_metrics_are_json_lines_and_every_key_is_documented(tmp_path, tokenizer)
     server.stop()
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [4, 8, 8, 8]
-    more = {"advantage_estimator": "dae", "log_gradient_variance": 1, "first_greedy_tokens": 1, "temperature_end": 0.5}
+    more = {
+        "advantage_estimator": "dae",
+        "log_gradient_variance": 1,
+        "first_greedy_tokens_end": 2,
+        "temperature_end": 0.5,
+    }
     make_trainer(tmp_path / "estimators", **more).train()
     rows += [json.loads(line) for line in (tmp_path / "estimators" / "metrics.jsonl").read_text().splitlines()]
     undocumented = {key for row in rows for key in row if not is_documented(key)}
