@@ -23,7 +23,14 @@ Rules = dict[str, tuple[bool, str]]
 
 def require_rules(config: PPOConfig) -> None:
     """Raise `InputError` for the first flag that breaks its rule."""
-    for rules in (rules_of_algorithm, rules_of_models, rules_of_sampling, rules_of_rewards, rules_of_trainer):
+    for rules in (
+        rules_of_algorithm,
+        rules_of_models,
+        rules_of_sampling,
+        rules_of_episodes,
+        rules_of_rewards,
+        rules_of_trainer,
+    ):
         for name, (holds, rule) in rules(config).items():
             if not holds:
                 raise InputError(f"{name}={getattr(config, name)} is invalid: it must be {rule}.")
@@ -105,6 +112,18 @@ def rules_of_models(config: PPOConfig) -> Rules:
     }
 
 
+def rules_of_episodes(config: PPOConfig) -> Rules:
+    """Return the rules of the episodes of an environment."""
+    return {
+        "max_turns": (config.max_turns >= 1, "at least 1"),
+        "max_episode_length": (
+            config.max_episode_length is None or config.max_episode_length >= config.max_completion_length,
+            "at least max_completion_length, for one completion",
+        ),
+        "max_failed_episodes": (0 <= config.max_failed_episodes <= 1, "from 0 to 1"),
+    }
+
+
 def rules_of_sampling(config: PPOConfig) -> Rules:
     """Return the rules of prompts and sampling."""
     continuous = config.use_transformers_continuous_batching
@@ -115,12 +134,6 @@ def rules_of_sampling(config: PPOConfig) -> Rules:
             f"at least 1, and a divisor of the {config.rank_batch_size} completions that each rank samples in an"
             " iteration",
         ),
-        "max_turns": (config.max_turns >= 1, "at least 1"),
-        "max_episode_length": (
-            config.max_episode_length is None or config.max_episode_length >= config.max_completion_length,
-            "at least max_completion_length, for one completion",
-        ),
-        "max_failed_episodes": (0 <= config.max_failed_episodes <= 1, "from 0 to 1"),
         "rollout_forward_batch_size": (config.rollout_forward_batch_size >= 1, "at least 1"),
         "reward_while_sampling": (
             not config.reward_while_sampling or config.generation_batch_size is not None,
