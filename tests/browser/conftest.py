@@ -53,6 +53,8 @@ class Labeller:
         if name is not None:
             self.page.fill("input[name=name]", name)
             self.page.keyboard.press("Enter")
+            # The page loads itself again; before that, the heading is still that of the question for a name.
+            self.page.wait_for_selector("input[name=name]", state="detached")
         self.page.wait_for_selector("h1:not(.faint)")
         return self
 
