@@ -96,6 +96,14 @@ def read_json_lines(file: Path) -> list[dict[str, Any]]:
         return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
+def read_json_lines_from(file: Path, start: int) -> tuple[list[dict[str, Any]], int]:
+    """Read the whole lines behind the first `start` bytes of JSON Lines; return them, and the bytes read in all."""
+    with file.open("rb") as stream:
+        stream.seek(start)
+        whole, newline, _ = stream.read().rpartition(b"\n")
+    return [json.loads(line) for line in whole.split(b"\n") if line], start + len(whole) + len(newline)
+
+
 def keep_whole_parts(file: Path, size: int, total: int) -> int:
     """Cut JSON Lines that were written in parts of `size` rows, `total` in all, to the parts that are whole.
 

@@ -97,6 +97,16 @@ def score(argv: Sequence[str]) -> None:
     score_dataset(*parse_arguments([ScoreArguments], argv, "hf-rlhf score"))
 
 
+def doctor(argv: Sequence[str]) -> None:
+    """Say what is wrong with a PPO run, by its numbers, and what to change."""
+    from hf_rlhf.cli.parsing import parse_arguments
+    from hf_rlhf.recipes.doctor import DoctorArguments, examine_run
+
+    if argv and not argv[0].startswith("-"):
+        argv = ["--run_dir", *argv]
+    examine_run(*parse_arguments([DoctorArguments], argv, "hf-rlhf doctor"))
+
+
 def quickstart(argv: Sequence[str]) -> None:
     """Let a small model learn from feedback, end to end, on this machine."""
     from hf_rlhf.cli.parsing import parse_arguments
@@ -171,6 +181,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "reward": reward,
     "report-card": report_card,
     "ppo": ppo,
+    "doctor": doctor,
     "plan": plan,
     "data": data,
     "score": score,

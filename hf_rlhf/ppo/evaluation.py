@@ -4,13 +4,18 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
+
 from hf_rlhf.distributed import take_share
 from hf_rlhf.errors import InputError
+from hf_rlhf.models.adapters import keep_modes
 from hf_rlhf.ppo.build import evaluation_rows
 from hf_rlhf.ppo.experience import Rollout
 from hf_rlhf.ppo.manual_loop import ManualLoop
 from hf_rlhf.ppo.metrics import evaluation_metrics
-from hf_rlhf.types import ForwardPass, Trajectory
+from hf_rlhf.types import ForwardPass, Sequences, Trajectory
+
+PADDING_TOKENS = 32  # of each prompt that shows whether padding matters
 
 
 class Evaluation(ManualLoop):
@@ -28,6 +33,31 @@ class Evaluation(ManualLoop):
     def forward_pass(self, trajectories: Sequence[Trajectory], *, kl_only: bool = False) -> list[ForwardPass]:
         """Return the log-probabilities and the KL of each completion's tokens."""
         raise NotImplementedError
+
+    # What the doctor calls
+
+    def padding_error(self, rows: Sequence[Mapping[str, Any]]) -> float:
+        """Return how far padding moves a log-probability: the mean |difference| of a short sequence's tokens, in nats.
+
+        A short sequence is passed alone and beside a longer one, made of the prompts of two rows, of which it is the
+        first tokens. It is 0 but for rounding. Every rank takes part.
+        """
+        first, second = (list(row["prompt_ids"])[:PADDING_TOKENS] for row in rows)
+        alone, beside = ([first], [first, first + second])
+        found = []
+        with (
+            self.kept_states.keep_nothing(),
+            self._weights(),
+            self._failing(),
+            keep_modes(self.policy),
+            torch.no_grad(),
+        ):
+            self.policy.eval()
+            for prompts in (alone, beside):
+                sequences = Sequences.from_ids(prompts, [first] * len(prompts)).to(self.args.device)
+                output: Any = self.policy.forward(sequences, values=False, entropy=False, reference=False)
+                found.append(output.logprobs[0, : len(first)])
+        return (found[0] - found[1]).abs().mean().item()
 
     # What Trainer calls
 

@@ -187,6 +187,8 @@ class PPOArguments(DataArguments):
     ptx_dataset_config: str | None = flag(None, "Configuration of ptx_dataset_name, for a Hub dataset.")
     ptx_dataset_split: str = flag("train", "Split of ptx_dataset_name.")
     chat_template_path: str | None = flag(None, "A Jinja file to use as the tokenizer's chat template.")
+    doctor: bool = flag(True, "Warn during the run of what its numbers show to be wrong, and write doctor.json.")
+    doctor_stop: list[str] | None = flag(None, "Findings of the doctor that end the run, such as kl_grows.")
 
 
 @dataclass

@@ -11,6 +11,7 @@ from typing import Any
 from hf_rlhf.distributed import by_first_rank, failing_together
 from hf_rlhf.environments.named import load_environment, require_columns
 from hf_rlhf.errors import InputError, refusals_of_libraries
+from hf_rlhf.evaluation.doctor.callback import Doctor
 from hf_rlhf.hub.push import push_folder
 from hf_rlhf.models.adapters import base_of, is_peft_model
 from hf_rlhf.models.critics import run_folder, saved_critics
@@ -34,6 +35,7 @@ from hf_rlhf.recipes.common import (
     tokenizer_of,
 )
 from hf_rlhf.recipes.data import ppo_sets
+from hf_rlhf.recipes.doctor import require_findings
 from hf_rlhf.recipes.plan import planned_peak, write_plan
 from hf_rlhf.recipes.report_card import check_report_cards
 from hf_rlhf.records import iteration_rows
@@ -64,6 +66,7 @@ def train_ppo(script: PPOArguments, training: PPOConfig, model: ModelArguments, 
 def _train(
     script: PPOArguments, training: PPOConfig, model: ModelArguments, reward_funcs, checkpoint: str | None
 ) -> RunResult:
+    require_findings(script)
     rewards = [*named_rewards(script), *reward_funcs]
     with failing_together():
         environment = None if script.environment is None else load_environment(script.environment)
@@ -106,6 +109,8 @@ def _train(
             ptx_dataset=sets.ptx,
             environment=environment,
         )
+    if script.doctor:
+        trainer.add_callback(Doctor(trainer, script.doctor_stop or ()))
     folder = output_folder(training)
     trainer.settings = (training, model, script)
     announce(sets.report, training)

@@ -1,0 +1,59 @@
+"""The doctor from the command line: what is wrong with the PPO run in a folder, and what to change."""
+
+import difflib
+from dataclasses import dataclass
+from pathlib import Path
+
+from hf_rlhf.errors import InputError
+from hf_rlhf.evaluation.doctor.diagnosis import FINDINGS, SYMPTOMS, diagnose
+from hf_rlhf.evaluation.doctor.record import Finding, RunRecord
+from hf_rlhf.progress import say
+from hf_rlhf.recipes.arguments import PPOArguments, flag
+
+
+@dataclass
+class DoctorArguments:
+    """The run to look at."""
+
+    run_dir: str | None = flag(None, "Folder of a PPO run, under way or ended.")
+
+
+def examine_run(args: DoctorArguments) -> list[Finding]:
+    """Print what is wrong with a run, and return it.
+
+    Raises `InputError` where the folder holds no PPO run.
+    """
+    if args.run_dir is None:
+        raise InputError("run_dir is missing. Use: hf-rlhf doctor RUN_DIR")
+    run = RunRecord.read(Path(args.run_dir))
+    findings = diagnose(run)
+    say(in_words(run, findings))
+    return findings
+
+
+def in_words(run: RunRecord, findings: list[Finding]) -> str:
+    """Return a diagnosis as lines for a terminal."""
+    head = f"{run.iteration} iterations, {len(SYMPTOMS)} symptoms looked for, {len(findings)} found"
+    lines = [head]
+    for finding in findings:
+        lines += [
+            "",
+            f"{finding.symptom} ({finding.name})",
+            f"  cause:    {finding.cause}",
+            f"  evidence: {finding.evidence}",
+            f"  change:   {finding.change}",
+        ]
+    if findings:
+        lines += ["", "docs/troubleshooting.md has more under these headings."]
+    return "\n".join(lines)
+
+
+def require_findings(script: PPOArguments) -> None:
+    """Raise `InputError` where `doctor_stop` names what the doctor does not find."""
+    for name in script.doctor_stop or ():
+        if name not in FINDINGS:
+            close = difflib.get_close_matches(name, FINDINGS, n=1)
+            meant = f" Did you mean {close[0]}?" if close else ""
+            raise InputError(f"doctor_stop={name} is invalid: it must be of {', '.join(FINDINGS)}.{meant}")
+    if script.doctor_stop and not script.doctor:
+        raise InputError("doctor_stop is invalid with doctor=False. Omit one of them.")
