@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
+    from hf_rlhf.evaluation.held_out import Frontier
+
 # Okabe and Ito's colors, which stay apart under color blindness.
 BLUE, ORANGE, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#AA4488"
 INK, MUTED, GRID = "#22272E", "#667080", "#E6E9ED"
@@ -40,6 +42,43 @@ def plot_training(rows: Rows, path_png: str | Path, *, title: str = "PPO trainin
     for ax in axes[1]:
         ax.set_xlabel("iteration", color=MUTED, fontsize=9.5)
     figure.suptitle(title, x=0.014, ha="left", fontsize=16, fontweight="bold", color=INK)
+    return _save(figure, path_png)
+
+
+def plot_frontier(frontier: Frontier, path_png: str | Path) -> Path:
+    """Draw the reward and the held-out reward of each evaluation over its KL, with the best of n, into one PNG.
+
+    Returns the path. Raises `InputError` without matplotlib.
+    """
+    figure = _new_figure(11.0, 4.6)
+    axes = figure.subplots(1, 2)
+    panels = ("reward", "Reward that is trained on"), ("held_out", "Held-out reward")
+    for ax, color, (field, title) in zip(axes, (BLUE, ORANGE), panels, strict=True):
+        _style(ax, title, "mean of a reply")
+        points = frontier.evaluations
+        x, y = [max(point.kl, 0.0) ** 0.5 for point in points], [getattr(point, field) for point in points]
+        errors = [point.error for point in points] if field == "held_out" else None
+        ax.errorbar(x, y, errors, color=color, marker="o", markersize=4, linewidth=1.6, elinewidth=0.9, label="policy")
+        if frontier.best_of_n:
+            best = frontier.best_of_n
+            line = [point.kl**0.5 for point in best], [getattr(point, field) for point in best]
+            ax.plot(
+                *line, color=MUTED, marker="s", markersize=3.5, linestyle=(0, (5, 2)), label="best of n of the start"
+            )
+        if field == "held_out":
+            peak = frontier.peak
+            place = (max(peak.kl, 0.0) ** 0.5, peak.held_out)
+            ax.plot(
+                *place,
+                marker="*",
+                markersize=15,
+                color=GREEN,
+                linestyle="",
+                zorder=5,
+                label=f"saved: update {peak.step}",
+            )
+        ax.set_xlabel("square root of the KL to the reference (nats)", color=MUTED, fontsize=9.5)
+        _legend(ax)
     return _save(figure, path_png)
 
 

@@ -34,7 +34,12 @@ class Evaluation(ManualLoop):
         """Return the log-probabilities and the KL of each completion's tokens."""
         raise NotImplementedError
 
-    # What the doctor calls
+    # What those who watch a run call
+
+    def rollout_outside(self, rows: Sequence[Mapping[str, Any]], seeds: Sequence[int]) -> Rollout:
+        """Return a completion for each prepared row and its reward, outside of any iteration. Every rank takes part."""
+        with self.iteration_log.outside_iteration(), self.kept_states.keep_nothing(), self._sampling():
+            return self.rollout(rows, seeds)
 
     def padding_error(self, rows: Sequence[Mapping[str, Any]]) -> float:
         """Return how far padding moves a log-probability: the mean |difference| of a short sequence's tokens, in nats.

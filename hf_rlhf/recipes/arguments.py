@@ -187,6 +187,17 @@ class PPOArguments(DataArguments):
     ptx_dataset_config: str | None = flag(None, "Configuration of ptx_dataset_name, for a Hub dataset.")
     ptx_dataset_split: str = flag("train", "Split of ptx_dataset_name.")
     chat_template_path: str | None = flag(None, "A Jinja file to use as the tokenizer's chat template.")
+    held_out_reward: str | None = flag(
+        None,
+        "A reward that is measured and not paid, such as a reward model of other preferences: the checkpoint that is best"
+        " by it is kept.",
+    )
+    held_out_patience: int | None = flag(
+        None, "Stop after so many evaluations in a row that are not better by held_out_reward."
+    )
+    frontier_best_of_n: int | None = flag(
+        None, "With held_out_reward: also measure the best of so many completions of the start, to compare with."
+    )
     doctor: bool = flag(True, "Warn during the run of what its numbers show to be wrong, and write doctor.json.")
     doctor_stop: list[str] | None = flag(None, "Findings of the doctor that end the run, such as kl_grows.")
 

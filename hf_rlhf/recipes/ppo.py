@@ -11,7 +11,6 @@ from typing import Any
 from hf_rlhf.distributed import by_first_rank, failing_together
 from hf_rlhf.environments.named import load_environment, require_columns
 from hf_rlhf.errors import InputError, refusals_of_libraries
-from hf_rlhf.evaluation.doctor.callback import Doctor
 from hf_rlhf.hub.push import push_folder
 from hf_rlhf.models.adapters import base_of, is_peft_model
 from hf_rlhf.models.critics import run_folder, saved_critics
@@ -38,6 +37,7 @@ from hf_rlhf.recipes.data import ppo_sets
 from hf_rlhf.recipes.doctor import require_findings
 from hf_rlhf.recipes.plan import planned_peak, write_plan
 from hf_rlhf.recipes.report_card import check_report_cards
+from hf_rlhf.recipes.watching import watching, with_held_out
 from hf_rlhf.records import iteration_rows
 from hf_rlhf.rewards.cache import RewardCache
 from hf_rlhf.rewards.contract import RewardFunction
@@ -68,9 +68,11 @@ def _train(
 ) -> RunResult:
     require_findings(script)
     rewards = [*named_rewards(script), *reward_funcs]
+    training = with_held_out(script, training, len(rewards))
+    paid, rewards = rewards, [*rewards, *held_out_rewards(script)]
     with failing_together():
         environment = None if script.environment is None else load_environment(script.environment)
-    if not rewards and environment is None:
+    if not paid and environment is None:
         raise InputError("no reward: give reward_model_path, reward_funcs, or an environment that pays")
     if training.reward_cache is not None:
         with failing_together():
@@ -109,13 +111,12 @@ def _train(
             ptx_dataset=sets.ptx,
             environment=environment,
         )
-    if script.doctor:
-        trainer.add_callback(Doctor(trainer, script.doctor_stop or ()))
     folder = output_folder(training)
     trainer.settings = (training, model, script)
     announce(sets.report, training)
     with contextlib.closing(trainer):
-        trainer.train(resume_from_checkpoint=checkpoint)
+        with watching(trainer, script):
+            trainer.train(resume_from_checkpoint=checkpoint)
         metrics = trainer.evaluate() if sets.evaluation is not None else {}
     trainer.save_model(_internal_call=True)  # which does not push: the card is not there yet
     if trainer.is_world_process_zero():
@@ -135,6 +136,12 @@ def named_rewards(script: PPOArguments) -> list[str | RewardFunction]:
     """Return the rewards that the flags name: model paths as text, named rewards and functions as functions."""
     with failing_together():
         return loaded_rewards(script.reward_model_path, script.reward_funcs)
+
+
+def held_out_rewards(script: PPOArguments) -> list[str | RewardFunction]:
+    """Return the reward that is measured and not paid, if the flags name one."""
+    with failing_together():
+        return loaded_rewards(None, [script.held_out_reward] if script.held_out_reward else None)
 
 
 def _name(reward: Any) -> str:

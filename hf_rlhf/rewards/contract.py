@@ -55,7 +55,7 @@ class Rewards:
 
     Args:
         functions: callables by TRL's contract.
-        weights: one a function; 1.0 each by default, or what a named reward was given.
+        weights: one a function; 1.0 each by default, or what a named reward was given; 0 measures it, and pays nothing.
         clips, normalize: one a function, likewise; see `PartShaping`. Scores have these, and not the rewards.
     """
 
@@ -141,7 +141,10 @@ class Rewards:
         return ComputedRewards(rewards, log.metrics, {call.name: call.hits for call in calls if call.hits})
 
     def _weighted_sum(self, values: Sequence[Value]) -> Reward:
-        """Return the reward of one completion from the value that each function gave it."""
+        """Return the reward of one completion from the value that each function gave it.
+
+        A weight of 0 measures a part and does not pay it: alone, it is no reward.
+        """
         parts: dict[str, float | None] = {}
         whole: list[float] = []  # weighted values of the completion
         by_token: list[Tensor] = []  # and of its tokens, (T,) each
@@ -153,10 +156,11 @@ class Rewards:
                         " give one number, or set use_score_scaling"
                     )
                 parts[name] = math.fsum(value)
-                by_token.append(weight * torch.tensor(value, dtype=torch.float64))
+                if weight:
+                    by_token.append(weight * torch.tensor(value, dtype=torch.float64))
             else:
                 parts[name] = value
-                if value is not None:
+                if value is not None and weight:
                     whole.append(weight * value)
         if not by_token:
             return Reward(sum(whole, 0.0) if whole else None, parts)

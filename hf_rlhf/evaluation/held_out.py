@@ -1,0 +1,145 @@
+"""Over-optimization: the rewards that are trained on, beside a held-out one that is not, by the KL that they cost.
+
+Gao, Schulman and Hilton, Scaling Laws for Reward Model Overoptimization, 2022 (arXiv:2210.10760): the reward that is
+optimized keeps rising, while one that is not turns.
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+
+from hf_rlhf.records import METRICS_FILE, read_json_lines, write_whole
+from hf_rlhf.rollout.sampling import row_seed
+
+if TYPE_CHECKING:
+    from hf_rlhf.ppo.trainer import PPOTrainer
+
+OVER_OPTIMIZATION_FILE, FRONTIER_FILE = "over_optimization.json", "frontier.png"
+MOST_PROMPTS = 64  # that the best of n is measured on
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """What one policy gets: by the reward that is trained on, and by the held-out one.
+
+    Attributes:
+        kl: nats of a completion.
+        reward, held_out: means over completions.
+        error: standard error of `held_out`; 0 where it is not known.
+        step: updates made; None for the best of n.
+        n: completions that the best was chosen from; 1 for a policy.
+    """
+
+    kl: float
+    reward: float
+    held_out: float
+    error: float = 0.0
+    step: int | None = None
+    n: int = 1
+
+
+@dataclass(frozen=True)
+class Frontier:
+    """The evaluations of a run by their KL, and the best of n completions of its start, by the reward.
+
+    Attributes:
+        name: of the held-out reward.
+        evaluations: in the order of the run.
+        best_of_n: for n = 1, 2, 4, ...; empty where it was not measured.
+    """
+
+    name: str
+    evaluations: Sequence[Point]
+    best_of_n: Sequence[Point] = ()
+
+    @property
+    def peak(self) -> Point:
+        """The evaluation with the best held-out reward; the first of equal ones."""
+        return max(self.evaluations, key=lambda point: point.held_out)
+
+    @property
+    def turned(self) -> bool:
+        """True where the held-out reward ended below its peak by more than noise, and the other did not."""
+        last, peak = self.evaluations[-1], self.peak
+        noise = 2 * math.hypot(last.error, peak.error)
+        return peak.held_out - last.held_out > noise and last.reward >= peak.reward
+
+    def in_words(self) -> str:
+        """Return the result in a sentence or two."""
+        first, last, peak = self.evaluations[0], self.evaluations[-1], self.peak
+        reward = f"the reward went from {first.reward:.3g} to {last.reward:.3g}"
+        if self.turned:
+            return (
+                f"over-optimized: {reward}, while the held-out reward {self.name} peaked after update {peak.step} at"
+                f" {peak.held_out:.3g} and ended at {last.held_out:.3g}. The policy of update {peak.step} is saved."
+            )
+        return (
+            f"no over-optimization seen: {reward}, and the held-out reward {self.name} from {first.held_out:.3g} to"
+            f" {last.held_out:.3g}. Its best is {peak.held_out:.3g} after update {peak.step}, whose policy is saved."
+        )
+
+    def write(self, folder: Path) -> Path:
+        """Write over_optimization.json into `folder`; return its path."""
+        content = {
+            "held_out_reward": self.name,
+            "verdict": self.in_words(),
+            "over_optimized": self.turned,
+            "peak": asdict(self.peak),
+            "evaluations": [asdict(point) for point in self.evaluations],
+            "best_of_n": [asdict(point) for point in self.best_of_n],
+        }
+        return write_whole(folder / OVER_OPTIMIZATION_FILE, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_evaluations(folder: Path, name: str, rows: int) -> list[Point]:
+    """Return the evaluations of the run in `folder`, each on `rows` prompts, by the held-out reward `name`."""
+    held_out, spread = f"eval_rewards/{name}/mean", f"eval_rewards/{name}/std"
+    points = []
+    for row in read_json_lines(folder / METRICS_FILE):
+        kl, reward, score = (row.get(key) for key in ("eval_kl", "eval_reward", held_out))
+        if kl is not None and reward is not None and score is not None:
+            points.append(Point(kl, reward, score, (row.get(spread) or 0.0) / math.sqrt(rows), row["step"]))
+    return points
+
+
+def best_of_n_points(trainer: "PPOTrainer", rows: Sequence[Mapping[str, Any]], name: str, n: int) -> list[Point]:
+    """Return what the best of 1, 2, 4, ... up to `n` completions of the policy gets, chosen by the reward.
+
+    Of `n` completions of each prompt, every subset counts as much, so the estimate is without bias. The best of k is at
+    most log k - (k - 1) / k nats from the policy (Beirami et al., 2024, arXiv:2401.01879). Every rank takes part.
+
+    Args:
+        trainer: whose policy samples, and whose rewards choose.
+        rows: prepared prompts; up to `MOST_PROMPTS` of them are used.
+        name: of the held-out reward.
+        n: completions of each prompt.
+    """
+    several = [row for row in rows[:MOST_PROMPTS] for _ in range(n)]
+    seeds = [row_seed(trainer.args.seed, "frontier", number) for number in range(len(several))]
+    rewards = trainer.rollout_outside(several, seeds).rewards
+    groups = [
+        [
+            (reward.total, held_out)
+            for reward in rewards[start : start + n]
+            if (held_out := reward.parts[name]) is not None
+        ]
+        for start in range(0, len(rewards), n)
+    ]
+    scored = [[(total, held_out) for total, held_out in group if total is not None] for group in groups]
+    whole = [sorted(group) for group in scored if len(group) == n]
+    sizes = [size for power in range(n.bit_length()) if (size := 2**power) <= n]
+    return [_best_of(whole, size, n) for size in sizes] if whole else []
+
+
+def _best_of(groups: Sequence[Sequence[tuple[float, float]]], k: int, n: int) -> Point:
+    """Return the mean over groups of `n`, each in the order of its rewards, of the best of `k` among them."""
+    weights = [math.comb(place, k - 1) / math.comb(n, k) for place in range(n)]
+    reward, held_out = (
+        fmean(sum(weight * pair[column] for weight, pair in zip(weights, group, strict=True)) for group in groups)
+        for column in (0, 1)
+    )
+    return Point(math.log(k) - (k - 1) / k, reward, held_out, n=k)
