@@ -24,7 +24,7 @@ MOST_PROMPTS = 64  # that the best of n is measured on
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """What one policy gets: by the reward that is trained on, and by the held-out one.
+    """Rewards of one policy: the one that is trained on, and the held-out one.
 
     Attributes:
         kl: nats of a completion.
@@ -97,7 +97,7 @@ class Frontier:
 
 def read_evaluations(folder: Path, name: str, rows: int) -> list[Point]:
     """Return the evaluations of the run in `folder`, each on `rows` prompts, by the held-out reward `name`."""
-    held_out, spread = f"eval_rewards/{name}/mean", f"eval_rewards/{name}/std"
+    held_out, spread = (f"eval_{metric}" for metric in (f"rewards/{name}/mean", f"rewards/{name}/std"))
     points = []
     for row in read_json_lines(folder / METRICS_FILE):
         kl, reward, score = (row.get(key) for key in ("eval_kl", "eval_reward", held_out))

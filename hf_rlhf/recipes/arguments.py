@@ -189,8 +189,8 @@ class PPOArguments(DataArguments):
     chat_template_path: str | None = flag(None, "A Jinja file to use as the tokenizer's chat template.")
     held_out_reward: str | None = flag(
         None,
-        "A reward that is measured and not paid, such as a reward model of other preferences: the checkpoint that is best"
-        " by it is kept.",
+        "A reward that is measured and not paid, such as a reward model of other preferences: the checkpoint that is"
+        " best by it is kept.",
     )
     held_out_patience: int | None = flag(
         None, "Stop after so many evaluations in a row that are not better by held_out_reward."

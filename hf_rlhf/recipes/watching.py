@@ -1,4 +1,4 @@
-"""Those who watch a PPO run: the doctor, and a held-out reward that is measured and not paid."""
+"""Watch over a PPO run: the doctor, and a held-out reward that is measured and not paid."""
 
 import copy
 import math
@@ -40,8 +40,8 @@ def with_held_out(script: PPOArguments, training: PPOConfig, rewards: int) -> PP
     if evaluates == "no" or saves != evaluates:
         raise InputError(
             f"held_out_reward is invalid with eval_strategy={evaluates} and save_strategy={saves}: the best"
-            " checkpoint is kept, so evaluations are needed, and a checkpoint for each. Set both to steps, and eval_steps"
-            " and save_steps to the same number."
+            " checkpoint is kept, so evaluations are needed, and a checkpoint for each. Set both to steps, and"
+            " eval_steps and save_steps to the same number."
         )
     if script.frontier_best_of_n is not None and script.frontier_best_of_n < 2:
         raise InputError(f"frontier_best_of_n={script.frontier_best_of_n} is invalid: it must be at least 2.")
@@ -59,7 +59,7 @@ def with_held_out(script: PPOArguments, training: PPOConfig, rewards: int) -> PP
 
 @contextmanager
 def watching(trainer: PPOTrainer, script: PPOArguments) -> Iterator[None]:
-    """Watch the training that the block does, as the flags ask.
+    """Let the doctor and a held-out reward see the training that the block does, as the flags ask.
 
     A held-out reward is the last of the trainer's. The best checkpoint by it is what the trainer holds in the end, and
     over_optimization.json and frontier.png are written.
@@ -71,7 +71,8 @@ def watching(trainer: PPOTrainer, script: PPOArguments) -> Iterator[None]:
         return
     assert trainer.rewards is not None
     name, prompts = trainer.rewards.names[-1], trainer.eval_dataset
-    trainer.args.metric_for_best_model = f"eval_rewards/{name}/mean"
+    measured = f"rewards/{name}/mean"
+    trainer.args.metric_for_best_model = f"eval_{measured}"
     if script.held_out_patience is not None:
         trainer.add_callback(EarlyStopping(script.held_out_patience))
     best_of_n = []
