@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_rlhf.evaluation.metrics import BeforeAfter
-from hf_rlhf.evaluation.page_style import PAGE_STYLE
+from hf_rlhf.evaluation.page import render_page
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,10 +50,8 @@ def write_report(
     bear in mind. Pictures are embedded and there are no scripts or links, so the file can be mailed or opened offline.
     All values are escaped; none is read as HTML or as a template.
     """
-    from jinja2 import Environment, StrictUndefined
-
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    page = environment.from_string(_PAGE).render(
+    page = render_page(
+        _PAGE,
         title=title,
         headline=headline,
         summary_rows=[(row.metric, *row.formatted()) for row in summary_rows],
@@ -62,7 +60,6 @@ def write_report(
         settings=settings,
         load_code=load_code,
         notes=notes,
-        style=PAGE_STYLE,
     )
     path = Path(path_html)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -74,19 +71,7 @@ def _data_uri(path: str | Path) -> str:
     return "data:image/png;base64," + base64.b64encode(Path(path).read_bytes()).decode("ascii")
 
 
-_PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>{{ title }}</title>
-<style>
-{{ style | safe }}
-</style>
-</head>
-<body>
-<main>
+_PAGE = """\
 <h1>{{ title }}</h1>
 <p class="headline">{{ headline }}</p>
 
@@ -158,8 +143,4 @@ _PAGE = """<!doctype html>
 {% endfor %}
 </ul>
 </section>
-{% endif %}
-</main>
-</body>
-</html>
-"""
+{% endif %}"""

@@ -141,9 +141,7 @@ def find_threshold(
 
 
 def _page(report: ThresholdReport) -> str:
-    from jinja2 import Environment, StrictUndefined
-
-    from hf_rlhf.evaluation.page_style import PAGE_STYLE
+    from hf_rlhf.evaluation.page import render_page
     from hf_rlhf.evaluation.report_card.page_template import STYLE
     from hf_rlhf.evaluation.report_card.plots import precision_recall_plot
     from hf_rlhf.evaluation.svg import SVG_STYLE
@@ -158,10 +156,11 @@ def _page(report: ThresholdReport) -> str:
     halves = [("Measured on", at)]
     if report.separate:
         halves.append(("Chosen on", report.chosen_on))
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string(_TEMPLATE).render(
+    return render_page(
+        _TEMPLATE,
+        title="Threshold of a moderation model",
+        style=SVG_STYLE + STYLE,
         report=report,
-        style=PAGE_STYLE + SVG_STYLE + STYLE,
         plot=plot,
         halves=[(name, each.to_dict()) for name, each in halves],
         average=average_precision(report.curve),
@@ -169,18 +168,8 @@ def _page(report: ThresholdReport) -> str:
     )
 
 
-_TEMPLATE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>Threshold of a moderation model</title>
-<style>{{ style | safe }}</style>
-</head>
-<body>
-<main>
-<h1>Threshold of a moderation model</h1>
+_TEMPLATE = """\
+<h1>{{ title }}</h1>
 <p class="headline">{{ report.headline }}</p>
 {% if not report.separate %}
 <p class="card verdict tone-care">The threshold was chosen and measured on the same rows, so these figures are too good. Hold out more rows.</p>
@@ -205,8 +194,4 @@ _TEMPLATE = """<!doctype html>
 <h2>Every other threshold</h2>
 <figure class="card plot">{{ plot | safe }}</figure>
 <p class="note">The dot is the threshold of {{ "%.3g" | format(report.threshold) }}. The dashed line is the precision of flagging at random: {{ "%.0f" | format(100 * share) }}% of the rows should be flagged. Average precision: {{ "%.2f" | format(average) }}.</p>
-</section>
-</main>
-</body>
-</html>
-"""
+</section>"""

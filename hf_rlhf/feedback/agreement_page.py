@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from hf_rlhf.evaluation.page_style import PAGE_STYLE
+from hf_rlhf.evaluation.page import render_page
 from hf_rlhf.records import write_whole
 
 AGREEMENT_PAGE = "agreement.html"
@@ -56,12 +56,15 @@ def write_page(report: Mapping[str, Any], conversion: Mapping[str, Any], folder:
         conversion: the `report` of `convert`.
         folder: made when it is not there.
     """
-    from jinja2 import Environment, StrictUndefined
-
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"judged": judged, "percent": _percent, "number": _number, "interval": _interval}
-    page = environment.from_string(_TEMPLATE).render(
-        report=report, conversion=conversion, headline=headline(report), notes=notes(report), style=PAGE_STYLE + _STYLE
+    page = render_page(
+        _TEMPLATE,
+        title="Agreement of annotators",
+        style=_STYLE,
+        filters={"judged": judged, "percent": _percent, "number": _number, "interval": _interval},
+        report=report,
+        conversion=conversion,
+        headline=headline(report),
+        notes=notes(report),
     )
     folder.mkdir(parents=True, exist_ok=True)
     return write_whole(folder / AGREEMENT_PAGE, page)
@@ -98,18 +101,8 @@ thead th, .number { overflow-wrap: normal; }
 }
 """
 
-_TEMPLATE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>Agreement of annotators</title>
-<style>{{ style | safe }}</style>
-</head>
-<body>
-<main>
-<h1>Agreement of annotators</h1>
+_TEMPLATE = """\
+<h1>{{ title }}</h1>
 <p class="headline">{{ headline }}</p>
 {% for note in notes %}
 <p class="card care">{{ note }}</p>
@@ -186,8 +179,4 @@ _TEMPLATE = """<!doctype html>
 {% endfor %}
 </tbody></table></div>
 <p class="note">{{ conversion.answers }} answers to {{ conversion.tasks_answered }} of {{ conversion.tasks }} tasks are used; {{ conversion.answers_to_gold }} to gold questions, {{ conversion.answers_to_flagged_tasks }} to flagged tasks and {{ conversion.skips }} skips are not.</p>
-</section>
-</main>
-</body>
-</html>
-"""
+</section>"""

@@ -5,7 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from hf_rlhf.evaluation.page_style import PAGE_STYLE
+from hf_rlhf.evaluation.page import render_page
 from hf_rlhf.evaluation.svg import SVG_STYLE
 from hf_rlhf.feedback.rules import FINISHED
 from hf_rlhf.records import read_json_lines, write_whole
@@ -22,18 +22,17 @@ _SHOWN_PROMPTS = 12
 
 def write_report(loop: Loop, results: dict[str, Any]) -> Path:
     """Write report.html of `write_results`. All values are escaped; none is read as HTML or as a template."""
-    from jinja2 import Environment, StrictUndefined
-
     rounds = results["rounds"]
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    page = environment.from_string(TEMPLATE).render(
+    page = render_page(
+        TEMPLATE,
+        title="Rounds of feedback",
+        style=SVG_STYLE + STYLE,
         headline=results["headline"],
         rows=[_table_row(row) for row in rounds],
         plots=plot_rounds(rounds, loop.form.kind),
         samples=_samples(loop, rounds),
         settings=_settings(loop),
         notes=_notes(loop, rounds),
-        style=PAGE_STYLE + SVG_STYLE + STYLE,
     )
     return write_whole(loop.root / REPORT_FILE, page)
 

@@ -16,20 +16,8 @@ STYLE = """
 }
 """
 
-TEMPLATE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>Rounds of feedback</title>
-<style>
-{{ style | safe }}
-</style>
-</head>
-<body>
-<main>
-<h1>Rounds of feedback</h1>
+TEMPLATE = """\
+<h1>{{ title }}</h1>
 <p class="headline">{{ headline }}</p>
 
 <section>
@@ -89,8 +77,4 @@ TEMPLATE = """<!doctype html>
 <li>{{ note }}</li>
 {% endfor %}
 </ul>
-</section>
-</main>
-</body>
-</html>
-"""
+</section>"""

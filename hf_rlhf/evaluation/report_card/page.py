@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from hf_rlhf.evaluation.page_style import PAGE_STYLE
+from hf_rlhf.evaluation.page import render_page
 from hf_rlhf.evaluation.report_card import plots
 from hf_rlhf.evaluation.report_card.agreement import SIMILAR, Agreement
 from hf_rlhf.evaluation.report_card.card import ReportCard
@@ -22,15 +22,14 @@ _COLORS = {GOOD: "good", CARE: "care", REFUSED: "refused"}
 
 def page_of(card: ReportCard) -> str:
     """Return the page as HTML. All texts are escaped; none is read as HTML or as a template."""
-    from jinja2 import Environment, StrictUndefined
-
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"percent": percent, "signed": signed}
-    return environment.from_string(TEMPLATE).render(
+    return render_page(
+        TEMPLATE,
+        title=f"Report card: {card.model}",
+        style=SVG_STYLE + STYLE,
+        filters={"percent": percent, "signed": signed},
         card=card,
         color=_COLORS[card.verdict.word],
         colors=_COLORS,
-        style=PAGE_STYLE + SVG_STYLE + STYLE,
         plots=_plots(card),
         tables=[(*_TABLES[name], name, rows) for name, rows in card.tables.items()],
         similar=SIMILAR,

@@ -38,19 +38,7 @@ table.fixed td, table.fixed th { overflow-wrap: normal; }
 }
 """
 
-TEMPLATE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>Report card: {{ card.model }}</title>
-<style>
-{{ style | safe }}
-</style>
-</head>
-<body>
-<main>
+TEMPLATE = """\
 <h1>Report card of {{ card.model }}, measured on {{ card.dataset }}</h1>
 
 <section class="card verdict tone-{{ color }}">
@@ -194,8 +182,4 @@ TEMPLATE = """<!doctype html>
 {% endfor %}
 </section>
 {% endif %}
-<p class="note">Seed {{ card.seed }}.{% for name, version in card.versions.items() %} {{ name }} {{ version }}{{ "," if not loop.last else "." }}{% endfor %}</p>
-</main>
-</body>
-</html>
-"""
+<p class="note">Seed {{ card.seed }}.{% for name, version in card.versions.items() %} {{ name }} {{ version }}{{ "," if not loop.last else "." }}{% endfor %}</p>"""

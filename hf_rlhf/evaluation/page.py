@@ -1,4 +1,64 @@
-"""The style that every page of this package shares: a light and a dark theme, for wide and narrow windows."""
+"""One HTML file from a template: the frame and the style that every page of this package shares."""
+
+import base64
+import hashlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+
+def render_page(
+    body: str,
+    *,
+    title: str,
+    style: str = "",
+    script: str = "",
+    filters: Mapping[str, Callable[..., Any]] | None = None,
+    **values: Any,
+) -> str:
+    """Return a whole page, in a light and a dark theme, for wide and narrow windows. It loads nothing.
+
+    All values are escaped; none is read as HTML or as a template. The browser runs no other script than `script`.
+
+    Args:
+        body: jinja template of what the page shows.
+        title: of the window; `body` may use it.
+        style: CSS besides `PAGE_STYLE`.
+        script: JavaScript that runs when the page is there.
+        filters: of the template, by name.
+        values: of the template, by name.
+    """
+    from jinja2 import Environment, StrictUndefined
+
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= filters or {}
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    allowed = f"; script-src 'sha256-{digest}'" if script else ""
+    shown = {"title": title, "style": PAGE_STYLE + style, "script": script, "allowed": allowed}
+    return environment.from_string(_FRAME.replace("BODY", body)).render(**shown, **values)
+
+
+_FRAME = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; img-src data:{{ allowed | safe }}">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<title>{{ title }}</title>
+<style>
+{{ style | safe }}
+</style>
+</head>
+<body>
+<main>
+BODY
+</main>
+{% if script %}
+<script>{{ script | safe }}</script>
+{% endif %}
+</body>
+</html>
+"""
 
 PAGE_STYLE = """
 :root { --page: #f6f7f9; --card: #fff; --ink: #1f2630; --muted: #5d6878; --line: #e1e5ea; --accent: #0072b2; --after: #eaf3f9; }
