@@ -16,7 +16,7 @@ from hf_rlhf.credentials import without_secrets
 from hf_rlhf.models.machine import device_name
 from hf_rlhf.types import Reward, Score, Trajectory
 
-METRICS_FILE, SAMPLES_FILE = "metrics.jsonl", "samples.jsonl"
+METRICS_FILE, SAMPLES_FILE, TRAJECTORIES = "metrics.jsonl", "samples.jsonl", "trajectories"
 CONFIG_FILE, VERSIONS_FILE = "config.yaml", "versions.json"
 WALL_CLOCK = ("time/", "step_time", "eps", "runtime", "per_second")
 """A column of metrics.jsonl whose name has one of these parts measures this machine's time; no two runs agree on it."""
@@ -24,7 +24,7 @@ WALL_CLOCK = ("time/", "step_time", "eps", "runtime", "per_second")
 _OF_THE_START = ("resume", "resume_from_checkpoint", "output_dir", "logging_dir", "run_name", "disable_tqdm")
 _OF_A_MODEL = (
     "*.safetensors", "adapter_config.json", "config.json", "tokenizer*.json", "README.md", "curves.png",
-    "evaluation.json", "report_card.*", "merged",
+    "evaluation.json", "report_card.*", "merged", TRAJECTORIES,
 )  # fmt: skip
 
 
@@ -79,11 +79,11 @@ def _write_json_lines(file: Path, rows: Iterable[Mapping[str, Any]], mode: str) 
         lines.writelines(json.dumps(_finite_or_null(row), ensure_ascii=False, default=str) + "\n" for row in rows)
 
 
-def write_whole(file: Path, text: str) -> Path:
-    """Write a text file that a reader finds whole or not at all; return its path."""
+def write_whole(file: Path, content: str | bytes) -> Path:
+    """Write a file that a reader finds whole or not at all; return its path. Text is written as UTF-8."""
     scratch = file.with_name(f".{file.name}.tmp")
-    with scratch.open("w", encoding="utf-8", errors="backslashreplace", newline="\n") as stream:
-        stream.write(text)
+    with scratch.open("wb") as stream:
+        stream.write(content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content)
         stream.flush()
         os.fsync(stream.fileno())
     os.replace(scratch, file)

@@ -89,6 +89,7 @@ class Trajectory:
     mask: list[bool] | None = None  # (T,) True where the policy sampled the token; None: everywhere
     # Of an environment, whose tokens stand among those of the completion:
     messages: list[Message] | None = None  # the dialogue behind the prompt; None: one answer, `text`
+    spans: list[tuple[int, int]] | None = None  # first token and the one past the last of each completion; None: all
     env_rewards: Tensor | None = None  # (T,) float64, what it paid on each token
     truncated: bool = False  # a limit ended the episode, so the value beyond it is V(s) and not 0
     info: Mapping[str, float | str] = field(default_factory=dict)  # of its last turn

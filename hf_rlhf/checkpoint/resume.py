@@ -7,7 +7,7 @@ from hf_rlhf.checkpoint.folders import checkpoints, remove_leftovers, rename_unu
 from hf_rlhf.checkpoint.manifest import DamagedCheckpoint, verified_facts
 from hf_rlhf.distributed import by_first_rank, world_size
 from hf_rlhf.errors import InputError
-from hf_rlhf.records import METRICS_FILE, SAMPLES_FILE, held_by_another_run
+from hf_rlhf.records import METRICS_FILE, SAMPLES_FILE, TRAJECTORIES, held_by_another_run
 
 NEVER, AUTO, LAST = "never", "auto", "last"
 
@@ -113,7 +113,7 @@ def _clear_unfinished(folder: Path) -> None:
     """Rename the logs of a run that was killed before its first checkpoint."""
     if any(folder.glob("*.safetensors")):
         raise InputError(held_by_another_run(folder))
-    for name in (METRICS_FILE, SAMPLES_FILE):
+    for name in (METRICS_FILE, SAMPLES_FILE, TRAJECTORIES):
         if (folder / name).exists():
             logger.warning(
                 "no checkpoint in %s, so the run starts from the beginning. The old %s is renamed", folder, name

@@ -69,6 +69,7 @@ class Episode:
     dialogue: list[Message] = field(default_factory=list)
     ids: list[int] = field(default_factory=list)
     mask: list[bool] = field(default_factory=list)
+    spans: list[tuple[int, int]] = field(default_factory=list)  # of each completion among the ids
     logprobs: list[float] = field(default_factory=list)
     support: list[torch.Tensor] | None = None
     rewards: list[float] = field(default_factory=list)  # of the environment, by token
@@ -151,6 +152,7 @@ def take(episode: Episode, completion: Completion, settings: EpisodeSettings) ->
     count = len(completion.ids)
     if settings.sampling.truncated and completion.support is not None:
         episode.support = [*(episode.support or []), *completion.support]
+    episode.spans.append((len(episode.ids), len(episode.ids) + count))
     episode.ids += completion.ids
     episode.last_ids = completion.ids
     episode.mask += settings.sampling.chosen(count)
@@ -212,6 +214,7 @@ def trajectory_of_episode(episode: Episode) -> Trajectory:
         text=episode.answer,
         mask=[False] * len(episode.ids) if failed else (None if all(episode.mask) else episode.mask),
         messages=list(episode.dialogue),
+        spans=list(episode.spans),
         env_rewards=None if failed else torch.tensor(episode.rewards, dtype=torch.float64),
         truncated=episode.last.truncated,
         info={**episode.last.info, "turns": float(episode.turns), **_failure(episode)},

@@ -243,6 +243,12 @@ class PPOConfig(BatchSizes, TrainingArguments):
         "Every so many iterations, measure the variance of the policy gradient under each advantage estimator; one"
         " or more backward passes for each completion.",
     )
+    log_trajectories: int | None = _flag(
+        None,
+        "Every so many iterations, write completions token by token to trajectories/, with the numbers that the loss"
+        " sees; see hf-rlhf show.",
+    )
+    num_logged_trajectories: int = _flag(16, "Completions written there in such an iteration, over all ranks.")
     num_logged_samples: int = _flag(4, "Completions written to samples.jsonl at each iteration and evaluation.")
 
     def __post_init__(self):

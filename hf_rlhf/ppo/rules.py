@@ -220,8 +220,10 @@ def rules_of_rewards(config: PPOConfig) -> Rules:
 
 
 def rules_of_trainer(config: PPOConfig) -> Rules:
-    """Return the rules of flags of `TrainingArguments` that have one value for PPO."""
+    """Return the rules of records, and of flags of `TrainingArguments` that have one value for PPO."""
     return {
+        "log_trajectories": (config.log_trajectories is None or config.log_trajectories >= 1, "at least 1"),
+        "num_logged_trajectories": (config.num_logged_trajectories >= 1, "at least 1"),
         "logging_nan_inf_filter": (not config.logging_nan_inf_filter, "false: it logs a NaN loss as 0"),
         "remove_unused_columns": (not config.remove_unused_columns, "false: rewards read the columns"),
         "ignore_data_skip": (config.ignore_data_skip, "true: there are no batches to skip when a run resumes"),

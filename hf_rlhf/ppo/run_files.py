@@ -10,17 +10,18 @@ from datasets import IterableDataset
 from torch import Tensor
 
 from hf_rlhf.checkpoint.computation import BASE
-from hf_rlhf.distributed import gather_in_order
+from hf_rlhf.distributed import failing_together, gather_in_order
 from hf_rlhf.errors import InputError
 from hf_rlhf.models.adapters import base_of
 from hf_rlhf.models.policy import PolicyWithValue
 from hf_rlhf.ppo.callbacks import in_words
 from hf_rlhf.ppo.config import PPOConfig
 from hf_rlhf.ppo.estimators import ReturnMean
-from hf_rlhf.ppo.experience import Rollout
+from hf_rlhf.ppo.experience import Experience, Rollout
 from hf_rlhf.ppo.iteration_log import IterationLog
 from hf_rlhf.ppo.kl_control import KLControl
 from hf_rlhf.ppo.scores import ScoreShaper
+from hf_rlhf.ppo.trajectories import remove_trajectories, trajectory_rows, write_trajectories
 from hf_rlhf.records import (
     SAMPLES_FILE,
     append_json_line,
@@ -108,7 +109,31 @@ class RunFiles(DurableTrainer):
             for row in rows:
                 append_json_line(self.folder / SAMPLES_FILE, {**place, **row})
 
+    def write_rollout(self, rollout: Rollout, scores: Sequence[Score | None], experience: Experience) -> None:
+        """Write what an iteration logs of its completions: samples, and where it is their turn, whole trajectories.
+
+        Every rank takes part, and gives its own.
+        """
+        self.write_samples(rollout, scores, "train")
+        every = self.args.log_trajectories
+        if every is None or self.iteration % every:
+            return
+        limit, group = self.args.num_logged_trajectories, self.args.num_generations
+        with failing_together():
+            rows = trajectory_rows(rollout, scores, experience, self.processing_class, limit)
+        rows = gather_in_order(rows, group)[:limit]
+        with failing_together():
+            if self.is_world_process_zero():
+                write_trajectories(self.folder, rows, iteration=self.iteration + 1, step=self.state.global_step)
+
     # Saving and resuming
+
+    def resume_run_state(self) -> None:
+        """Like `DurableTrainer.resume_run_state`, but also remove the trajectories that the run will write again."""
+        resumed = self._resumed_from is not None
+        super().resume_run_state()
+        if resumed and self.is_world_process_zero():
+            remove_trajectories(self.folder, after=self.iteration)
 
     def _save(self, output_dir: str | None = None, state_dict=None) -> None:
         if self.args.should_save:

@@ -252,7 +252,7 @@ class PPOTrainer(Evaluation):
         if isinstance(self.engine, VLLMEngine):
             metrics["sampling/servers"] = float(self.engine.count_answering())
         self.iteration_log.add_rollout(iteration, rollout.trajectories, metrics)
-        self.write_samples(rollout, scores, "train")
+        self.write_rollout(rollout, scores, experience)
         return experience
 
     # Its stages
