@@ -13,6 +13,7 @@ import hf_rlhf
 from hf_rlhf.cli.help import own_groups
 from hf_rlhf.ppo.config import PPOConfig
 from hf_rlhf.ppo.metrics import METRICS
+from hf_rlhf.ppo.trajectories import COLUMNS
 from hf_rlhf.recipes.arguments import DataArguments, ModelArguments, PPOArguments
 from hf_rlhf.recipes.reward_results import RESULTS
 
@@ -37,6 +38,20 @@ def metrics_page() -> str:
         "## Of a reward model\n\n"
         "`hf-rlhf reward` prints them at its end and writes them to `evaluation.json`.\n\n"
         f"| key | meaning |\n|---|---|\n{of_reward_models}\n"
+    )
+
+
+def trajectories_page() -> str:
+    """Return the table of the columns of trajectories as Markdown."""
+    rows = "\n".join(f"| `{name}` | {_cell(meaning)} |" for name, meaning in COLUMNS.items())
+    return (
+        "# Columns of trajectories\n\n"
+        "After this page you can read the files of `log_trajectories`: `trajectories/iteration-<n>.parquet` in the folder of a run.\n"
+        "[See a run token by token](../how-to/trajectories.md) says how to write, show and push them.\n\n"
+        "```bash\nhf-rlhf show runs/ppo     # the last iteration, in the terminal\n```\n\n"
+        "A row is a completion, or an episode of several turns. From `per_token_rewards` on, a column has a number in float32 for each\n"
+        "token behind the prompt, and null where `completion_mask` is false.\n\n"
+        f"| column | meaning |\n|---|---|\n{rows}\n"
     )
 
 
@@ -126,6 +141,7 @@ def pages() -> dict[str, str]:
     return {
         "reference/metrics.md": metrics_page(),
         "reference/flags.md": flags_page(),
+        "reference/trajectories.md": trajectories_page(),
         "reference/api.md": api_page(),
     }
 

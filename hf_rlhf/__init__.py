@@ -27,6 +27,8 @@ _HOMES = {
     "run_rounds": "hf_rlhf.rounds.run",
     "ScoreArguments": "hf_rlhf.recipes.score",
     "score_dataset": "hf_rlhf.recipes.score",
+    "ShowArguments": "hf_rlhf.recipes.show",
+    "show_run": "hf_rlhf.recipes.show",
     "train_ppo": "hf_rlhf.recipes.ppo",
     "train_reward_model": "hf_rlhf.recipes.reward",
     "train_sft": "hf_rlhf.recipes.sft",
@@ -60,6 +62,7 @@ if TYPE_CHECKING:
     from hf_rlhf.recipes.reward import train_reward_model
     from hf_rlhf.recipes.score import ScoreArguments, score_dataset
     from hf_rlhf.recipes.sft import train_sft
+    from hf_rlhf.recipes.show import ShowArguments, show_run
     from hf_rlhf.rounds.arguments import RoundsArguments
     from hf_rlhf.rounds.run import run_rounds
     from hf_rlhf.types import Completion
@@ -81,6 +84,7 @@ __all__ = [
     "RunResult",
     "SFTTrainingArguments",
     "ScoreArguments",
+    "ShowArguments",
     "ValueHead",
     "ValueModel",
     "label",
@@ -89,6 +93,7 @@ __all__ = [
     "load_value_model",
     "run_rounds",
     "score_dataset",
+    "show_run",
     "train_ppo",
     "train_reward_model",
     "train_sft",

@@ -29,6 +29,7 @@ from hf_rlhf.recipes.feedback_arguments import ExportArguments, ImportArguments,
 from hf_rlhf.recipes.label_arguments import LabelArguments
 from hf_rlhf.recipes.plan import PlanArguments
 from hf_rlhf.recipes.report_card import ReportCardArguments
+from hf_rlhf.recipes.show import ShowArguments
 from hf_rlhf.rounds.arguments import RoundsArguments
 
 REPOSITORY = Path(__file__).parents[1]
@@ -49,6 +50,7 @@ FLAGS = {
         RewardTrainingArguments,
         RoundsArguments,
         SFTTrainingArguments,
+        ShowArguments,
         LabelArguments,
         StoreArguments,
     )
@@ -178,7 +180,7 @@ OF_OLD_TRL = {
     "step(queries, responses, scores, response_masks)",
 }  # fmt: skip
 OF_PYTHON_AND_ITS_PACKAGES = {
-    "WANDB_PROJECT", "transformers.TrainingArguments", "async", "accelerate", "torchrun", "null", "optimizers", "README.md",
+    "NO_COLOR", "WANDB_PROJECT", "transformers.TrainingArguments", "async", "accelerate", "torchrun", "null", "optimizers", "README.md",
     "OMP_NUM_THREADS", "HF_HUB_OFFLINE", "STRATEGY", "DistributedDataParallel has no attribute 'policy'", "torch.load(..., weights_only=True)",
 }  # fmt: skip
 OF_LAUNCHERS = {

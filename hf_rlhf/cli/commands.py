@@ -53,6 +53,16 @@ def ppo(argv: Sequence[str]) -> None:
     _print_result(train_ppo(*parse_arguments([PPOArguments, PPOConfig, ModelArguments], argv, "hf-rlhf ppo")))
 
 
+def show(argv: Sequence[str]) -> None:
+    """Show the trajectories of a PPO run token by token, in the terminal or as a page, or push them as a dataset."""
+    from hf_rlhf.cli.parsing import parse_arguments
+    from hf_rlhf.recipes.show import ShowArguments, show_run
+
+    if argv and not argv[0].startswith("-"):
+        argv = ["--run_dir", *argv]
+    show_run(*parse_arguments([ShowArguments], argv, "hf-rlhf show"))
+
+
 def plan(argv: Sequence[str]) -> None:
     """Predict the memory and time of a PPO run before it is started (takes the flags of ppo)."""
     from hf_rlhf.cli.parsing import parse_arguments
@@ -182,6 +192,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "report-card": report_card,
     "ppo": ppo,
     "doctor": doctor,
+    "show": show,
     "plan": plan,
     "data": data,
     "score": score,

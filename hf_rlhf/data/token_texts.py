@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 UNFINISHED = "\N{REPLACEMENT CHARACTER}"
-"""What a tokenizer's text ends with while the bytes of its last character are not all there."""
+"""Character that a tokenizer's text ends with while the bytes of its last character are not all there."""
 
 _LONGEST_CHARACTER = 4  # bytes of UTF-8, and so tokens
 _MOST_WAITING = 16  # tokens that are looked at together

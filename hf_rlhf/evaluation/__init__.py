@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from hf_rlhf.evaluation.report import write_report
     from hf_rlhf.evaluation.report_card.card import ReportCard, make_report_card
     from hf_rlhf.evaluation.reward_model import Pairs, reward_accuracy
+    from hf_rlhf.evaluation.trajectories.page import trajectory_page
+    from hf_rlhf.evaluation.trajectories.reading import read_trajectories
 
 _HOMES = {
     "Pairs": "hf_rlhf.evaluation.reward_model",
@@ -19,7 +21,9 @@ _HOMES = {
     "best_of_n": "hf_rlhf.evaluation.best_completion",
     "make_report_card": "hf_rlhf.evaluation.report_card.card",
     "plot_training": "hf_rlhf.evaluation.plots",
+    "read_trajectories": "hf_rlhf.evaluation.trajectories.reading",
     "reward_accuracy": "hf_rlhf.evaluation.reward_model",
+    "trajectory_page": "hf_rlhf.evaluation.trajectories.page",
     "wilson_interval": "hf_rlhf.evaluation.metrics",
     "win_rate": "hf_rlhf.evaluation.metrics",
     "write_report": "hf_rlhf.evaluation.report",
@@ -32,7 +36,9 @@ __all__ = [
     "best_of_n",
     "make_report_card",
     "plot_training",
+    "read_trajectories",
     "reward_accuracy",
+    "trajectory_page",
     "wilson_interval",
     "win_rate",
     "write_report",

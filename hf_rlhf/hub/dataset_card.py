@@ -1,11 +1,12 @@
-"""The card of a dataset of feedback: metadata that names its files, and a body that says where the rows come from."""
+"""Cards of datasets: metadata that names their files, and a body that says where the rows come from."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hf_rlhf.hub.model_card import render
+from hf_rlhf.hub.model_card import hub_names, render, shown_name
+from hf_rlhf.ppo.trajectories import COLUMNS
 
 _OF_TASKS = {
     "preferences": "reward-model training on pairs",
@@ -53,5 +54,51 @@ def feedback_card(*, dataset_id: str, report: Mapping[str, Any], license: str | 
         conversion=report["conversion"],
         agreement=report["agreement"],
         license=license,
+    )
+    return f"---\n{metadata.to_yaml()}\n---\n\n{body}"
+
+
+def trajectory_card(
+    *,
+    dataset_id: str,
+    rows: Mapping[int, int],
+    rewards: Sequence[str],
+    base_model: str | None = None,
+    dataset: str | None = None,
+    reward_sources: Sequence[str] = (),
+    settings: Mapping[str, Any],
+    versions: Mapping[str, str],
+    license: str | None = None,
+) -> str:
+    """Return the README of the trajectories of a PPO run.
+
+    Args:
+        dataset_id: where it will be loaded from ("owner/name").
+        rows: completions of each iteration that was written.
+        rewards: names in the column `rewards`.
+        base_model, dataset, reward_sources: of the run; a local path is shown by its last part.
+        settings, versions: of the run, as the card shows them.
+        license: of the dataset.
+    """
+    from huggingface_hub import DatasetCardData
+
+    metadata = DatasetCardData(
+        license=license,
+        tags=["hf_rlhf", "rlhf", "ppo", "trajectories"],
+        source_datasets=hub_names(dataset) or None,
+        configs=[{"config_name": "default", "data_files": [{"split": "train", "path": "iteration-*.parquet"}]}],
+    )
+    body = render(
+        "trajectories.md.j2",
+        name=dataset_id.rsplit("/", 1)[-1],
+        dataset_id=dataset_id,
+        rows=rows,
+        rewards=rewards,
+        base_model=None if base_model is None else shown_name(base_model),
+        dataset=None if dataset is None else shown_name(dataset),
+        reward_sources=reward_sources,
+        settings=settings,
+        versions=versions,
+        columns=COLUMNS,
     )
     return f"---\n{metadata.to_yaml()}\n---\n\n{body}"

@@ -9,10 +9,12 @@ from hf_rlhf.credentials import hide_tokens
 from hf_rlhf.errors import InputError, PushError
 
 LEFT_OUT = [
-    *("checkpoint-*", "*/checkpoint-*", "*.set-aside*", "vllm/*", "run.lock", ".*", "*/.*", "*/README.md"),
+    *("checkpoint-*", "*/checkpoint-*", "*.set-aside*", "trajectories/*", "vllm/*", "run.lock"),
+    *(".*", "*/.*", "*/README.md"),
     *(f"*.{suffix}" for suffix in ("pt", "pth", "bin", "pkl", "pickle", "joblib", "ckpt")),
 ]
-"""Checkpoints, adapters for vLLM servers, the lock, hidden files, PEFT's drafts of cards, and kinds of pickles."""
+"""Checkpoints, trajectories (which `hf-rlhf show` pushes), adapters for vLLM servers, the lock, hidden files, PEFT's
+drafts of cards, and kinds of pickles."""
 
 ANSWER_SECONDS = 60.0
 """Most seconds that the Hub may take to be reached, to answer, and to take the next bytes.
@@ -65,7 +67,14 @@ def push_folder(folder: Path, repo_id: str | None, *, private: bool | None = Non
         ) from error
 
 
-def push_dataset(folder: Path, repo_id: str, files: Sequence[str], *, private: bool | None = None) -> str:
+def push_dataset(
+    folder: Path,
+    repo_id: str,
+    files: Sequence[str],
+    *,
+    private: bool | None = None,
+    message: str = "Push feedback with hf_rlhf",
+) -> str:
     """Upload some files of `folder` to the dataset repository `repo_id`, made unless it exists; return its address.
 
     Nothing else that lies there is uploaded.
@@ -83,7 +92,7 @@ def push_dataset(folder: Path, repo_id: str, files: Sequence[str], *, private: b
                     repo_type="dataset",
                     folder_path=str(folder),
                     allow_patterns=list(files),
-                    commit_message="Push feedback with hf_rlhf",
+                    commit_message=message,
                 )
             )
     except PushError as error:
