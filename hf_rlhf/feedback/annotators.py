@@ -1,7 +1,7 @@
 """Annotators that are no people: rules and models answer tasks through the store, as a person does through the page."""
 
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -10,7 +10,10 @@ from hf_rlhf.feedback.forms import PAIRWISE, RANKING, RATING, TIE, Form
 from hf_rlhf.feedback.store import ANSWER, MODEL, SKIP, Event, FeedbackStore, new_uuid
 from hf_rlhf.feedback.tasks import Task, canonical_json, shown_order
 from hf_rlhf.judges.base import Judge
+from hf_rlhf.judges.comparison import Comparison
 
+PART = 16
+"""Tasks about which a judge is asked at once; their answers are stored before the next ones are asked."""
 _ANSWERS = uuid.UUID("5f0d3c1e-8a44-4e0b-9a59-6a1f6f6f4b52")  # the namespace of their uuids
 
 
@@ -91,19 +94,37 @@ def annotate_tasks(
     """Let several annotators answer some tasks of a store in turns, and return how many answers they gave.
 
     Each task gets answers until `overlap` annotators of any kind have it. Each annotator gets a like share of the
-    tasks where `overlap` is smaller than their number, and the same share after a kill.
+    tasks where `overlap` is smaller than their number, and the same share after a kill. A
+    judge is asked about `PART` tasks at once.
     """
     takers, given = takers_of(store), 0
-    for place, task in enumerate(tasks):
-        have, first = takers.setdefault(task.id, set()), place * overlap % len(annotators)
-        for each in (*annotators[first:], *annotators[:first]):
-            if each.name not in have and len(have) < overlap:
-                order = shown_order(task.id, each.name, store.salt, len(task.completions))
-                _append(store, task, each, each.answer(task, order), order)
-                have.add(each.name)
-                given += 1
-                on_answer(1)
+    for start in range(0, len(tasks), PART):
+        asked: list[tuple[Task, Annotator]] = []
+        for place, task in enumerate(tasks[start : start + PART], start):
+            have, first = takers.setdefault(task.id, set()), place * overlap % len(annotators)
+            for each in (*annotators[first:], *annotators[:first]):
+                if each.name not in have and len(have) < overlap:
+                    asked.append((task, each))
+                    have.add(each.name)
+        for task, each, value, order in _answered(store, asked):
+            _append(store, task, each, value, order)
+            given += 1
+            on_answer(1)
     return given
+
+
+def _answered(
+    store: FeedbackStore, asked: Sequence[tuple[Task, Annotator]]
+) -> Iterator[tuple[Task, Annotator, Mapping[str, Any] | None, Sequence[int]]]:
+    """Yield each task with its annotator, the answer and the order in which completions were shown."""
+    judges = {each.name: each for _, each in asked if isinstance(each, JudgeAnnotator)}
+    at_once = {
+        name: iter(judge.answers([task for task, each in asked if each.name == name])) for name, judge in judges.items()
+    }
+    for task, each in asked:
+        order = shown_order(task.id, each.name, store.salt, len(task.completions))
+        value = next(at_once[each.name]) if each.name in at_once else each.answer(task, order)
+        yield task, each, value, order
 
 
 def takers_of(store: FeedbackStore) -> dict[str, set[str]]:
@@ -135,27 +156,51 @@ class JudgeAnnotator:
 
     def answer(self, task: Task, order: Sequence[int]) -> dict[str, Any] | None:
         """Return the judge's answer; see `Annotator.answer`. Raises `InputError` for a form that no judge answers."""
-        require_answered_by_judge(task.form)
-        if task.form.kind == PAIRWISE:
-            return self._preference(task)
-        ratings = self.judge.rate([task.prompt] * len(task.completions), task.completions)
-        numbers = [rating for rating in ratings if rating is not None]
-        if len(numbers) < len(ratings):
-            return None
-        if task.form.kind == RANKING:
-            return {"ranks": ranks_of(numbers)}
-        levels = [1 + round((number - 1) / 4 * (task.form.points - 1)) for number in numbers]
-        return {"ratings": {task.form.criteria[0]: levels}}
+        return self.answers([task])[0]
 
-    def _preference(self, task: Task) -> dict[str, Any] | None:
-        questions = [task.form.question] if task.form.question else None
-        first, second = task.completions
-        comparison = self.judge.compare([task.prompt], [first], [second], questions)[0]
-        if comparison.preference is None:
-            return None
-        if comparison.preference == 0.5:
-            return {"preferred": TIE}
-        return {"preferred": 0 if comparison.preference == 1.0 else 1, "strength": 1}
+    def answers(self, tasks: Sequence[Task]) -> list[dict[str, Any] | None]:
+        """Return the answers to several tasks, about which the judge is asked at once. Raises as `answer` does."""
+        for task in tasks:
+            require_answered_by_judge(task.form)
+        pairs = [task for task in tasks if task.form.kind == PAIRWISE]
+        others = [(task, completion) for task in tasks if task.form.kind != PAIRWISE for completion in task.completions]
+        comparisons: Sequence[Comparison] = ()
+        ratings: Sequence[float | None] = ()
+        if pairs:
+            comparisons = self.judge.compare(
+                [task.prompt for task in pairs],
+                [task.completions[0] for task in pairs],
+                [task.completions[1] for task in pairs],
+                [task.form.question or self.judge.question for task in pairs],
+            )
+        if others:
+            ratings = self.judge.rate([task.prompt for task, _ in others], [completion for _, completion in others])
+        preferred, rated = iter(comparisons), iter(ratings)
+        return [
+            _preference(next(preferred))
+            if task.form.kind == PAIRWISE
+            else _of_ratings(task.form, [next(rated) for _ in task.completions])
+            for task in tasks
+        ]
+
+
+def _preference(comparison: Comparison) -> dict[str, Any] | None:
+    """Return the answer to a pair that a judge has compared."""
+    if comparison.preference is None:
+        return None
+    if comparison.preference == 0.5:
+        return {"preferred": TIE}
+    return {"preferred": 0 if comparison.preference == 1.0 else 1, "strength": 1}
+
+
+def _of_ratings(form: Form, ratings: Sequence[float | None]) -> dict[str, Any] | None:
+    """Return the answer to a ranking or a rating of which a judge has rated the completions from 1 to 5."""
+    numbers = [rating for rating in ratings if rating is not None]
+    if len(numbers) < len(ratings):
+        return None
+    if form.kind == RANKING:
+        return {"ranks": ranks_of(numbers)}
+    return {"ratings": {form.criteria[0]: [1 + round((number - 1) / 4 * (form.points - 1)) for number in numbers]}}
 
 
 def require_answered_by_judge(form: Form) -> None:

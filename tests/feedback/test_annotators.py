@@ -188,14 +188,16 @@ class LongerIsBetter(Judge):
 
     def __init__(self, *, by_place=False):
         super().__init__("longer")
-        self.by_place = by_place
+        self.by_place, self.calls = by_place, []
 
     def _prefer_first(self, questions, on_done):
+        self.calls.append(questions)
         if self.by_place:
             return [0.9] * len(questions)
         return [float(len(a) > len(b)) for a, b in (question.completions for question in questions)]
 
     def _rate(self, questions, on_done):
+        self.calls.append(questions)
         return [min(5.0, 1 + len(question.completions[0]) / 3) for question in questions]
 
 
@@ -211,6 +213,24 @@ def test_a_judge_answers_as_a_model(tmp_path):
         {"ranks": [2, 1]},
         {"ratings": {"quality": [2, 3]}},
     ]
+
+
+def test_a_judge_is_asked_in_parts_and_its_answers_are_those_to_single_tasks(tmp_path):
+    texts = [("x" * (number % 7), "y" * (number % 5)) for number in range(40)]
+    tasks = [
+        Task(Form(("pairwise", "rating")[number % 2], question=f"question {number % 3}"), f"prompt {number}", pair)
+        for number, pair in enumerate(texts)
+    ]
+    judge = LongerIsBetter()
+    with FeedbackStore(tmp_path / "feedback.db") as store:
+        store.add_tasks(tasks)
+        annotate(store, JudgeAnnotator(LongerIsBetter()), limit=3)  # a run that was stopped
+        assert annotate_tasks(store, [JudgeAnnotator(judge)], tasks) == 37
+        found = {event.task: event.value for event in store.current()}
+    assert [len(questions) for questions in judge.calls] == [2 * 6, 2 * 7, 2 * 8, 2 * 8, 2 * 4, 2 * 4]
+    assert found == {task.id: JudgeAnnotator(LongerIsBetter()).answer(task, [0, 1]) for task in tasks}
+    asked = {each.prompt: each.text for each in judge.calls[0]}
+    assert asked[tasks[4].prompt] == "question 1"
 
 
 def test_a_judge_that_prefers_a_place_gives_ties():
