@@ -155,6 +155,7 @@ function showTask(task) {
     button("Skip", skip, { key: "s", class: "quiet" }), button("Flag", flag, { key: "f", class: "quiet" }),
     button("Comment", comment, { key: "c", class: "quiet", id: "comment-button" }));
   markComment();
+  if (page.progress.done === 0 && at("status").textContent === "") say(form.hint ?? "");
   at("bottom").hidden = false;
   useKeys(form.keys, { ...GENERAL, s: skip, f: flag, c: comment });
   scrollTo(0, 0);
@@ -224,6 +225,7 @@ function enter(annotator) {
   page.outbox = new Outbox(annotator, { holding: () => page.queue.map((task) => task.id), saved, refused, state });
   at("top").hidden = false;
   at("change-name").textContent = annotator;
+  at("change-name").hidden = page.session.fixed;
   at("change-name").setAttribute("aria-label", `You answer as ${annotator}. Change the name`);
   at("open-guidelines").hidden = !page.session.guidelines;
   if (page.outbox.events.length) page.outbox.flush();
@@ -267,7 +269,7 @@ async function begin() {
   at("open-guidelines").addEventListener("click", guidelines);
   at("open-help").addEventListener("click", () => dialogs.help(page.help));
   at("open-agreement").addEventListener("click", () => (location.hash = location.hash ? "" : "#agreement"));
-  at("change-name").addEventListener("click", () => !page.session.fixed && askForName());
+  at("change-name").addEventListener("click", askForName);
   addEventListener("hashchange", route);
   document.addEventListener("visibilitychange", keepHold);
   setInterval(keepHold, AGAIN);

@@ -33,14 +33,14 @@ export function thanks({ progress, stops, undo }) {
   return el("section", { class: "notice" },
     el("h1", { tabindex: "-1" }, "Thank you!"),
     el("p", {}, `You have answered ${done === 1 ? "one task" : `${done} tasks`}. All is saved.`),
-    el("p", {}, stops ? "Training goes on in the terminal. You can close this page." : "Nothing is left to ask you. You can close this page, and end the program in the terminal with Ctrl+C: it names the next step."),
+    el("p", {}, stops ? "The program in the terminal goes on by itself. You can close this page." : "Nothing is left to ask you. You can close this page, and end the program in the terminal with Ctrl+C: it names the next step."),
     undo && !stops ? button("Take back the last answer", undo, { key: "u" }) : null);
 }
 
 export function waiting(progress) {
   return el("section", { class: "notice" },
     el("h1", { tabindex: "-1" }, "Nothing to answer right now"),
-    el("p", {}, `Others have the last ${progress.open === 1 ? "task" : `${progress.open} tasks`} in hand. If one is not answered within ten minutes, it appears here by itself.`));
+    el("p", {}, `Others have the last ${progress.open === 1 ? "task in hand. If it" : `${progress.open} tasks in hand. If one`} is not answered within ten minutes, it appears here by itself.`));
 }
 
 export function failed(message) {

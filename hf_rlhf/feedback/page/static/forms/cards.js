@@ -13,7 +13,7 @@ export function replyCards(task, footer = null) {
         several ? el("span", { class: "letter" }, letterOf(place)) : null),
       el("div", { class: "reply-text" }, ...turns(messages)), footer ? footer(place) : null);
   });
-  return el("div", { class: `replies count-${Math.min(cards.length, 3)}` }, ...cards);
+  return el("div", { class: `replies count-${Math.min(cards.length, 5)}` }, ...cards);
 }
 
 // Rows of which one is current: j and k move between them, and digits go to it.

@@ -1,6 +1,7 @@
 // Replies in an order, the best first; equal places are ties.
 import { button, choices, el } from "../dom.js";
 import { letterOf, replyCards, rows } from "./cards.js";
+import { places } from "./places.js";
 
 export function ranking(task, { answer, before }) {
   const count = task.completions.length;
@@ -11,11 +12,11 @@ export function ranking(task, { answer, before }) {
   }));
   const cards = replyCards(task, (place) => groups[place].element);
   const row = rows([...cards.children]);
+  const board = places(count, (place, rank) => set(place, rank, false));
   const summary = el("p", { class: "summary", "aria-live": "polite" });
   const save = button("Save the order", () => submit(), { key: "⏎", class: "save" });
 
   function set(place, rank, move = true) {
-    if (rank > count) return;
     ranks[place] = rank;
     groups[place].select(rank);
     row.go(place, false);
@@ -26,14 +27,15 @@ export function ranking(task, { answer, before }) {
   }
 
   function words() {
-    const places = [...new Set(ranks)].sort((one, other) => one - other);
-    return places.map((rank) => ranks.flatMap((each, place) => (each === rank ? [letterOf(place)] : [])).join(" = ")).join(" > ");
+    const found = [...new Set(ranks)].sort((one, other) => one - other);
+    return found.map((rank) => ranks.flatMap((each, place) => (each === rank ? [letterOf(place)] : [])).join(" = ")).join(" > ");
   }
 
   function update() {
+    board.show(ranks);
     const left = ranks.filter((rank) => rank === null).length;
     save.disabled = left > 0;
-    summary.textContent = left === count ? "Give each reply a place; 1 is the best. Equal places are ties."
+    summary.textContent = left === count ? "Drag each letter to a place, or choose it under the reply. Equal places are ties."
       : left > 0 ? `${left} ${left === 1 ? "reply has" : "replies have"} no place yet` : words();
   }
 
@@ -45,7 +47,7 @@ export function ranking(task, { answer, before }) {
   return {
     question: "Put the replies in order",
     content: [cards],
-    answers: el("div", { class: "line" }, summary, save),
+    answers: el("div", { class: "line" }, board.element, summary, save),
     keys: {
       ...row.keys, Enter: submit,
       ...Object.fromEntries(options.map(({ key, value }) => [key, () => set(row.at, value)])),
