@@ -137,3 +137,26 @@ def test_undo_after_a_lost_reply_takes_back_one_answer(store, labeller):
     ann.press("u")
     ann.page.wait_for_selector("#status:has-text('Taken back')")
     assert [event.kind for event in store.events()][3:] == [ANSWER, "undo"]
+
+
+def test_a_full_disk_is_named_and_the_answer_is_saved_when_there_is_room_again(store, labeller, capfd):
+    store.add_tasks(pairs(4))
+    ann = labeller()
+    ann.press("1")
+    ann.wait_saved()
+    pages = store._database.read("PRAGMA page_count")[0][0]
+    store._database.read(f"PRAGMA max_page_count = {pages}")
+    ann.page.keyboard.press("c")
+    ann.page.fill("dialog textarea", "x" * 9000)  # more than the free space of the last page
+    ann.page.keyboard.press("Control+Enter")
+    ann.press("2")
+    ann.page.wait_for_selector("#status:has-text('its disk is full')")
+    assert "1 answer waits here, and will be sent again" in ann.status
+    assert "cannot be read or written (database or disk is full)" in capfd.readouterr().err
+    assert len(store.events()) == 1
+    ann.page.reload()  # the answer is kept in the browser
+    ann.page.wait_for_selector("#status:has-text('its disk is full')")
+    store._database.read("PRAGMA max_page_count = 1000000")
+    ann.wait_saved()
+    ann.page.wait_for_selector(".reply")
+    assert [event.comment for event in store.events()] == [None, "x" * 9000]

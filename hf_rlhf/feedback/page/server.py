@@ -1,13 +1,14 @@
 """Routes of the page, as a Starlette application: one static page, and JSON about tasks and answers."""
 
 import json
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_rlhf.errors import InputError
+from hf_rlhf.errors import InputError, RunFailed
 from hf_rlhf.feedback.forms import InvalidAnswer
 from hf_rlhf.feedback.page.desk import Desk, Refused
 from hf_rlhf.feedback.page.security import Guard, Rules, cookies_of, token_in_address
@@ -56,7 +57,7 @@ def make_app(desk: Desk, rules: Rules, password: str | None = None) -> Guard:
         Route("/api/undo", routes.undo, methods=["POST"]),
         Route("/api/agreement", routes.agreement, methods=["GET"]),
     ]
-    handlers: dict[Any, Any] = {404: _not_found, 405: _not_found, 500: _broken}
+    handlers: dict[Any, Any] = {404: _not_found, 405: _not_found, 500: _broken, RunFailed: _not_saved}
     app = Starlette(routes=table, exception_handlers=handlers)
     return Guard(app, rules, public=("/", "/api/session") if password is not None else ())
 
@@ -220,6 +221,12 @@ async def _not_found(request: "Request", error: Exception) -> "Response":
     return _error(
         getattr(error, "status_code", 404), "There is nothing here. Open the address that the terminal shows."
     )
+
+
+async def _not_saved(request: "Request", error: Exception) -> "Response":
+    """Answer where the store cannot be written; the page keeps the answer, and sends it again."""
+    print(f"error: {error}", file=sys.stderr, flush=True)
+    return _error(507, "The server cannot save answers: its disk is full, or the file is locked. Tell whoever runs it.")
 
 
 async def _broken(request: "Request", error: Exception) -> "Response":

@@ -54,7 +54,7 @@ export class Outbox {
   async send() {
     while (this.events.length) {
       const event = this.events[0];
-      this.state(this.tries ? "waiting" : "saving", this.events.length);
+      if (!this.tries) this.state("saving", this.events.length);
       try {
         const others = this.events.slice(1).map((each) => each.task);
         const reply = await ask("/api/events", { ...event, holding: [...this.holding(), ...others] });
@@ -65,7 +65,8 @@ export class Outbox {
           this.drop(event);
           this.refused(event, error.message);
         } else {
-          this.state(error instanceof ServerError && error.status === 403 ? "closed" : "waiting", this.events.length);
+          const now = { 403: "closed", 507: "unsaved" }[error.status] ?? "waiting";
+          this.state(now, this.events.length, error.message);
           await this.pause();
         }
       }

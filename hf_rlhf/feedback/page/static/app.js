@@ -109,10 +109,11 @@ function refused(event, message) {
   refresh();
 }
 
-function state(now, count) {
+function state(now, count, message) {
   const answers = count === 1 ? "1 answer waits" : `${count} answers wait`;
   if (now === "waiting") say(`No connection. ${answers} here, and will be sent when it is back.`, true);
   if (now === "closed") say(`The server was started again. Open the new address from the terminal; ${answers} here.`, true);
+  if (now === "unsaved") say(`${message} ${answers} here, and will be sent again.`, true);
   document.body.dataset.state = now;
 }
 
@@ -228,8 +229,10 @@ function enter(annotator) {
   at("change-name").hidden = page.session.fixed;
   at("change-name").setAttribute("aria-label", `You answer as ${annotator}. Change the name`);
   at("open-guidelines").hidden = !page.session.guidelines;
-  if (page.outbox.events.length) page.outbox.flush();
-  else refresh();
+  if (page.outbox.events.length) {
+    show();
+    page.outbox.flush();
+  } else refresh();
   if (page.session.guidelines && firstTime(annotator)) guidelines();
 }
 
