@@ -31,8 +31,8 @@ class Assignments:
         self._gold: list[tuple[float, int, str]] = []
         self._gold_ids: set[str] = set()
         self._done: dict[str, dict[str, Standing]] = {}  # by annotator, by task
-        self._takers: dict[str, Counter[str]] = {}  # by kind of annotator, by task
-        self._starts: dict[tuple[str, str, int], int] = {}  # nothing is left before here
+        self._takers: dict[str | None, Counter[str]] = {}  # by kind of annotator (None: all kinds), by task
+        self._starts: dict[tuple[str, str | None, int], int] = {}  # nothing is left before here
 
     def refresh(self, connection: sqlite3.Connection) -> None:
         """Read the tasks and the events that were added since."""
@@ -61,13 +61,16 @@ class Assignments:
         before = done.pop(task, None)
         if before is not None:
             self._starts.clear()
-            if before.kind in COUNTED:
-                self._takers[before.annotator_kind][task] -= 1
+            self._count(task, before, -1)
         if standing.kind == "undo":
             return
         done[task] = standing
+        self._count(task, standing, 1)
+
+    def _count(self, task: str, standing: Standing, by: int) -> None:
         if standing.kind in COUNTED:
-            self._takers.setdefault(standing.annotator_kind, Counter())[task] += 1
+            for kind in (standing.annotator_kind, None):
+                self._takers.setdefault(kind, Counter())[task] += by
 
     def done(self, annotator: str) -> Mapping[str, Standing]:
         """Return what an annotator has done, by task."""
@@ -79,13 +82,13 @@ class Assignments:
         return next((id for *_, id in self._gold if id not in done and id not in besides), None)
 
     def next_ordinary(
-        self, annotator: str, kind: str, overlap: int, *, besides: Collection[str], held: Mapping[str, int]
+        self, annotator: str, kind: str | None, overlap: int, *, besides: Collection[str], held: Mapping[str, int]
     ) -> str | None:
         """Return the next task that fewer than `overlap` annotators of this kind have, and this one has not.
 
         Args:
             annotator: who is asked.
-            kind: of annotator.
+            kind: of annotators that are counted; None counts all.
             overlap: annotators of this kind for each task.
             besides: tasks that are not to be returned.
             held: how many other annotators have a task in hand.
@@ -103,7 +106,7 @@ class Assignments:
         self._starts[annotator, kind, overlap] = start
         return None
 
-    def open(self, annotator: str, kind: str, overlap: int) -> int:
+    def open(self, annotator: str, kind: str | None, overlap: int) -> int:
         """Count the tasks that an annotator could still be asked."""
         done, takers = self.done(annotator), self._takers.get(kind, Counter())
         full = sum(n >= overlap and id not in done and id not in self._gold_ids for id, n in takers.items())

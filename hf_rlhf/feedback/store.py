@@ -246,7 +246,7 @@ class FeedbackStore:
         self,
         annotator: str,
         *,
-        kind: str = PERSON,
+        kind: str | None = PERSON,
         overlap: int = 1,
         lease_seconds: float = LEASE_SECONDS,
         gold_every: int = 10,
@@ -257,8 +257,8 @@ class FeedbackStore:
         The task that they hold comes first, so that they resume where they left, and its lease begins again. `besides`
         names tasks that they have in hand already: the next one is another.
 
-        A task is asked until `overlap` annotators of this kind have answered or flagged it; each annotator gets it
-        once. One that somebody holds counts as answered until the lease ends. A gold question is asked of everybody,
+        A task is asked until `overlap` annotators of this kind (None: of any kind) have answered or flagged it; each
+        annotator gets it once. One that somebody holds counts as answered until the lease ends. A gold question is asked of everybody,
         about every `gold_every` tasks.
         """
         now = self.clock()
@@ -274,7 +274,7 @@ class FeedbackStore:
             )
             return self.task(id)
 
-    def _task_of(self, annotator: str, kind: str, overlap: int, gold_every: int, besides: set[str]) -> str | None:
+    def _task_of(self, annotator: str, kind: str | None, overlap: int, gold_every: int, besides: set[str]) -> str | None:
         """Return the id of the task that an annotator holds, or is asked next."""
         assignments = self._assignments
         done = assignments.done(annotator)
@@ -289,7 +289,7 @@ class FeedbackStore:
         ordinary = assignments.next_ordinary(annotator, kind, overlap, besides=besides, held=held)
         return gold if ordinary is None else ordinary
 
-    def progress(self, annotator: str, *, kind: str = PERSON, overlap: int = 1) -> Progress:
+    def progress(self, annotator: str, *, kind: str | None = PERSON, overlap: int = 1) -> Progress:
         """Return how far an annotator is."""
         with self._database.transaction(durable=False) as connection:
             self._assignments.refresh(connection)

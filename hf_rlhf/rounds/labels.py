@@ -33,6 +33,7 @@ def open_store(args: RoundsArguments, root: Path) -> FeedbackStore:
         store.set("salt", f"rounds/{args.seed}")
         store.set("rounds_seed", str(args.seed))
     store.set("overlap", str(args.overlap))
+    store.set("overlap_of", "all")  # a question that a rule or a judge has answered waits for nobody else
     if (guidelines := args.read_guidelines()) is not None:
         store.set("guidelines", guidelines)
     return store

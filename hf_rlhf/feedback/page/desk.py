@@ -9,7 +9,7 @@ from typing import Any
 import hf_rlhf
 from hf_rlhf.feedback.forms import LONGEST_TEXT
 from hf_rlhf.feedback.page.views import by_number, by_place, shown_task
-from hf_rlhf.feedback.store import ANSWER, FLAG, PERSON, SKIP, Event, FeedbackStore
+from hf_rlhf.feedback.store import ANSWER, FLAG, PERSON, SKIP, Event, FeedbackStore, Progress
 from hf_rlhf.feedback.tasks import Task, shown_mark, shown_order
 
 IN_HAND = 2
@@ -26,7 +26,8 @@ class Desk:
     """Tasks of a store for the people who answer them, each by a name.
 
     Args:
-        store: of the tasks; its settings `overlap`, `gold_every` and `guidelines` count.
+        store: of the tasks; its settings `overlap`, `gold_every` and `guidelines` count, and with `overlap_of=all`
+            answers of rules and models count for `overlap` as those of people do.
         annotator: the one who answers; None asks each person for a name.
         until: whether enough is answered.
         stop_when_done: whether the desk closes when `until` says so, or when nothing is left to ask.
@@ -46,6 +47,7 @@ class Desk:
         self.stop_when_done = stop_when_done or until is not None
         self.overlap = int(store.setting("overlap") or 1)
         self.gold_every = int(store.setting("gold_every") or 10)
+        self._counted = None if store.setting("overlap_of") == "all" else PERSON
         self._seen: set[str] = set()
         self._lock = threading.Lock()
         self._closed = False
@@ -65,11 +67,13 @@ class Desk:
         tasks: list[Task] = []
         while not finished and len(holding) + len(tasks) < IN_HAND:
             held = (*holding, *(task.id for task in tasks))
-            task = self.store.next_task(annotator, overlap=self.overlap, gold_every=self.gold_every, besides=held)
+            task = self.store.next_task(
+                annotator, kind=self._counted, overlap=self.overlap, gold_every=self.gold_every, besides=held
+            )
             if task is None:
                 break
             tasks.append(task)
-        progress = self.store.progress(annotator, overlap=self.overlap)
+        progress = self._progress(annotator)
         return {
             "tasks": [self._shown(task, annotator) for task in tasks],
             "progress": {
@@ -142,7 +146,10 @@ class Desk:
         if self.until is not None and self.until():
             return True
         names = self._seen if self.annotator is None else {self.annotator}
-        return bool(names) and not any(self.store.progress(name, overlap=self.overlap).open for name in names)
+        return bool(names) and not any(self._progress(name).open for name in names)
+
+    def _progress(self, annotator: str) -> Progress:
+        return self.store.progress(annotator, kind=self._counted, overlap=self.overlap)
 
     def _order(self, task: Task, annotator: str) -> list[int]:
         return shown_order(task.id, annotator, self.store.salt, len(task.completions))

@@ -5,7 +5,7 @@ import pytest
 from hf_rlhf.feedback import FeedbackStore, Form, Task
 from hf_rlhf.feedback.page.desk import Desk, Refused
 from hf_rlhf.feedback.page.views import by_number, by_place, shown_task
-from hf_rlhf.feedback.store import new_uuid
+from hf_rlhf.feedback.store import MODEL, RULE, Event, new_uuid
 from hf_rlhf.feedback.tasks import shown_mark
 
 TEXTS = ("zero", "one", "two", "three")
@@ -45,6 +45,25 @@ def test_the_first_completion_stands_left_half_of_the_time(tmp_path):
         tasks = [Task(Form("pairwise"), f"question {number}", ("GOOD", "BAD")) for number in range(100)]
         left = [desk._order(task, f"ann {person}")[0] == 0 for task in tasks for person in range(20)]
     assert abs(sum(left) / len(left) - 0.5) < 0.03
+
+
+@pytest.mark.parametrize(("settings", "left"), [({}, 3), ({"overlap_of": "all"}, 1)])
+def test_what_a_rule_has_answered_is_asked_of_people_unless_the_store_counts_all_kinds(tmp_path, settings, left):
+    tasks = [Task(Form("pairwise"), f"question {number}", ("a", "b")) for number in range(3)]
+    with FeedbackStore(tmp_path / "feedback.db") as store:
+        store.add_tasks(tasks)
+        for name, value in settings.items():
+            store.set(name, value)
+        for number, kind in enumerate((RULE, MODEL)):
+            value = {"preferred": 0, "strength": 1}
+            store.append(Event(new_uuid(), tasks[number].id, kind, annotator_kind=kind, value=value))
+        desk = Desk(store, stop_when_done=True)
+        reply = desk.tasks("Ann")
+        assert reply["progress"]["open"] == left
+        assert tasks[2].id in {task["id"] for task in reply["tasks"]} or left == 3
+        assert len(reply["tasks"]) == min(left, 2)
+        desk.record("Ann", given_by("Ann", tasks[2], store, {"preferred": 0, "strength": 1}))
+        assert desk.finished("Ann") == (left == 1)
 
 
 def test_a_task_goes_to_one_annotator_until_the_lease_ends(tmp_path):
