@@ -43,9 +43,10 @@ def ask_person(args: QuickstartArguments, root: Path, folder: Path) -> None:
         store.set("guidelines", _GUIDELINES)
         store.add_tasks([task for split in tasks.values() for task in split])
         asked = {task.id for split in tasks.values() for task in split}
-        if asked - {event.task for event in store.current(annotator=ME)}:
-            say(f"     {len(asked)} pairs of replies wait for your judgment. Answers are kept; Ctrl+C stops.")
-            label(store, annotator=ME, stop_when_done=True, port=args.port, open_browser=args.open)
+        left = lambda: asked - {event.task for event in store.current(annotator=ME)}  # noqa: E731
+        if waiting := left():
+            say(f"     {len(waiting)} pairs of replies wait for your judgment. Answers are kept; Ctrl+C stops.")
+            label(store, annotator=ME, until=lambda: not left(), port=args.port, open_browser=args.open)
         rows = convert(store, ConversionRules(margins=None, annotator_kinds=(PERSON,))).preferences
     for split, asked_of in tasks.items():
         prompts = [task.prompt for task in asked_of]

@@ -20,12 +20,12 @@ PROMPTS, START = "prompts", "start"
 CANDIDATES, PREFERENCES, REWARD_MODEL, POLICY, EVALUATION = (
     "candidates", "preferences", "reward_model", "policy", "evaluation"
 )  # fmt: skip
-PEOPLE, CHEERFUL, SIMILARITY, JUDGE = ("me", "people"), "cheerful", "similarity", "judge"
-ANNOTATORS = (*PEOPLE, CHEERFUL, SIMILARITY, JUDGE)
+ME, PEOPLE, CHEERFUL, SIMILARITY, JUDGE = "me", "people", "cheerful", "similarity", "judge"
+ANNOTATORS = (ME, PEOPLE, CHEERFUL, SIMILARITY, JUDGE)
 TO_START, TO_LAST = "start", "last"
 MAY_CHANGE = (
     "rounds", "guidelines", "annotator", "num_annotators", "overlap", "annotator_noise", "annotator_taste",
-    "annotator_position_bias", "annotator_tie_margin", "judge_model", "judge_url", "judge_api_key_env",
+    "annotator_position_bias", "annotator_tie_margin", "judge_model", "judge_url", "judge_api_key_env", "port", "open",
 )  # fmt: skip
 """Flags that may change between two starts: how many rounds there are, and who answers what is not answered yet."""
 
@@ -68,9 +68,11 @@ class RoundsArguments:
 
     annotator: str = flag(
         "me",
-        "Who answers: me or people (through the page), cheerful (simulated), similarity (to the column reference), or"
-        " judge (a model).",
+        "Who answers: me (on a page that opens), people (on the page of hf-rlhf label), cheerful (simulated),"
+        " similarity (to the column reference), or judge (a model).",
     )
+    port: int = flag(0, "With annotator=me: port of the page; 0 takes a free one.")
+    open: bool = flag(True, "With annotator=me: open the page in a browser.")
     overlap: int = flag(1, "Annotators who answer each question.")
     num_annotators: int = flag(1, "Simulated annotators, who answer in turns.")
     annotator_noise: float = flag(0.05, "Temperature of a simulated annotator's choices.")
@@ -114,8 +116,11 @@ class RoundsArguments:
                 f"overlap={self.overlap} is invalid with num_annotators={self.num_annotators}: so many cannot answer a"
                 " question. Raise num_annotators."
             )
-        if self.annotator in (SIMILARITY, JUDGE) and self.overlap > 1:
-            raise InputError(f"overlap={self.overlap} is invalid: annotator={self.annotator} is one. Omit it.")
+        if self.annotator in (ME, SIMILARITY, JUDGE) and self.overlap > 1:
+            raise InputError(
+                f"overlap={self.overlap} is invalid: annotator={self.annotator} is one."
+                f" {f'Set annotator to {PEOPLE}.' if self.annotator == ME else 'Omit it.'}"
+            )
 
     def _require_numbers(self) -> None:
         at_least = {
@@ -139,7 +144,7 @@ class RoundsArguments:
     @property
     def asks_people(self) -> bool:
         """True if people answer, through the page."""
-        return self.annotator in PEOPLE
+        return self.annotator in (ME, PEOPLE)
 
     @property
     def sampling(self) -> Sampling:

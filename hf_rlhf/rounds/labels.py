@@ -15,7 +15,8 @@ from hf_rlhf.feedback.tasks import Task
 from hf_rlhf.judges.endpoint import EndpointJudge
 from hf_rlhf.judges.local import ModelJudge
 from hf_rlhf.progress import progress_of, say
-from hf_rlhf.rounds.arguments import CHEERFUL, JUDGE, SIMILARITY, STORE_FILE, RoundsArguments
+from hf_rlhf.recipes.label import label
+from hf_rlhf.rounds.arguments import CHEERFUL, JUDGE, ME, SIMILARITY, STORE_FILE, RoundsArguments
 
 
 def open_store(args: RoundsArguments, root: Path) -> FeedbackStore:
@@ -72,14 +73,21 @@ def annotators_of(args: RoundsArguments, form: Form) -> list[Annotator]:
 
 
 def ask(store: FeedbackStore, tasks: Sequence[Task], annotators: Sequence[Annotator], args: RoundsArguments) -> bool:
-    """Ask tasks until each has its answers; return False where people have yet to answer.
+    """Ask tasks until each has its answers; return False where people have yet to answer. Serve the page for `me`.
 
     A task that an annotator skipped or flagged is not waited for. One that annotators of another kind answered, before
     `annotator` was changed, is not asked again.
+
+    Raises `RunStopped` after Ctrl+C while the page is served.
     """
     store.add_tasks(tasks)
     left = waiting(store, tasks, args.overlap)
-    if left and not args.asks_people:
+    if left and args.annotator == ME:
+        say(f"     {left} questions wait for your answers. Each is kept at once; Ctrl+C stops.")
+        enough = lambda: not waiting(store, tasks, args.overlap)  # noqa: E731
+        label(store, annotator=ME, until=enough, port=args.port, open_browser=args.open)
+        left = waiting(store, tasks, args.overlap)
+    elif left and not args.asks_people:
         with progress_of(left * args.overlap, "     answers") as advance:
             annotate_tasks(store, annotators, tasks, overlap=args.overlap, on_answer=advance)
         left = waiting(store, tasks, args.overlap)

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from hf_rlhf.checkpoint.lock import locked
 from hf_rlhf.errors import InputError, RunStopped
 from hf_rlhf.feedback.forms import Form
+from hf_rlhf.feedback.page.server import require_extra
 from hf_rlhf.models.adapter_files import adapter_base, adapter_folder
 from hf_rlhf.progress import duration, say
 from hf_rlhf.recipes.arguments import ModelArguments
@@ -24,6 +25,7 @@ from hf_rlhf.rounds.arguments import (
     CANDIDATES,
     EVALUATION,
     MAY_CHANGE,
+    ME,
     POLICY,
     PREFERENCES,
     PROMPTS,
@@ -95,7 +97,8 @@ STEPS = (
 def run_rounds(args: RoundsArguments, model: ModelArguments) -> RunResult:
     """Run all rounds, or resume them where they are, and write rounds.json and report.html.
 
-    Where people answer, the run ends when it waits for them, and says how they answer; the same command resumes.
+    Where people answer, the run ends when it waits for them, and says how they answer; the same command resumes. With
+    annotator=me it serves the page itself, and goes on when all is answered.
 
     Raises `InputError` for anything wrong in the flags or the data, before a model is trained; `RunStopped` after a
     signal during training.
@@ -125,6 +128,8 @@ def _require_sound(args: RoundsArguments, model: ModelArguments, root: Path, for
             f"num_reward_models={args.num_reward_models} is invalid: {name!r} is an adapter, and members start from a"
             " base. Merge it into its base first."
         )
+    if args.annotator == ME:
+        require_extra()
     args.read_guidelines()
     reward_settings(args, 1, root / REWARD_MODEL)
     ppo_settings(args, 1, root / POLICY)

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import threading
+import time
 
 import pytest
 from pages import HOSTILE, Page
@@ -89,7 +91,7 @@ def test_a_finished_run_is_reused_and_says_with_which_flags_a_step_was_made(done
 
 
 def test_people_take_their_time_and_the_same_command_goes_on(tmp_path, capsys):
-    args = arguments(tmp_path, annotator="me", rounds=1, guidelines=tmp_path / "rules.txt")
+    args = arguments(tmp_path, annotator="people", rounds=1, guidelines=tmp_path / "rules.txt")
     (tmp_path / "rules.txt").write_text(HOSTILE, encoding="utf-8")
     person = RuleAnnotator(rate_texts(CheerfulAnnotator().rate), name="ann", kind="person")
     run_rounds(*args)
@@ -117,12 +119,44 @@ def test_people_take_their_time_and_the_same_command_goes_on(tmp_path, capsys):
     assert "ann" in rows(tmp_path, "rounds/round_1/preferences/train.jsonl")[0]["annotators"]
 
 
+def test_with_me_the_page_is_served_and_the_run_goes_on_when_all_is_answered(tmp_path, capsys, monkeypatch):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(rounds_run, "train_policy", stop)
+    person = RuleAnnotator(rate_texts(CheerfulAnnotator().rate), name="me", kind="person")
+    answered = threading.Event()
+
+    def answer():
+        file = tmp_path / "rounds/feedback.db"
+        while not file.exists():
+            time.sleep(0.05)
+        with FeedbackStore(file) as store:
+            while not answered.is_set():
+                annotate(store, person)
+                time.sleep(0.05)
+
+    thread = threading.Thread(target=answer, daemon=True)
+    thread.start()
+    with pytest.raises(KeyboardInterrupt):
+        run_rounds(*arguments(tmp_path, annotator="me", open="false", rounds=1, comparisons=0))
+    answered.set()
+    thread.join(10)
+    said = capsys.readouterr().out
+    count = len(rows(tmp_path, "rounds/round_1/candidates/questions.jsonl"))
+    assert f"{count} questions wait for your answers" in said
+    assert "http://127.0.0.1:" in said
+    assert "hf-rlhf feedback export" not in said
+    assert (tmp_path / "rounds/round_1/reward_model/metrics.jsonl").exists()
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
         ({"annotator": "nobody"}, "annotator=nobody is invalid"),
         ({"choose": "disagreement"}, "choose=disagreement is invalid with 1 reward models"),
         ({"overlap": 2}, "overlap=2 is invalid with num_annotators=1"),
+        ({"annotator": "me", "overlap": 2}, "overlap=2 is invalid: annotator=me is one. Set annotator to people"),
         ({"form": "span"}, "spans have no labels"),
         ({"form": "poem"}, "form poem is invalid|form=poem is invalid"),
         ({"temperature": 0}, "temperature=0.0 is invalid"),
@@ -170,6 +204,13 @@ def test_corrections_train_a_reward_model_and_are_demonstrations(tmp_path, monke
     assert {row["chosen"][0]["content"] for row in rows(folder, "train.jsonl")} <= {
         row["completion"][0]["content"] for row in demonstrations
     }
+    export = ["feedback", "export", str(tmp_path / "rounds/feedback.db"), "--output_dir", str(tmp_path / "exported")]
+    assert main(export) == 0
+    for name, file in (("of_rounds", folder / "demonstrations.jsonl"), ("of_export", tmp_path / "exported/sft.jsonl")):
+        command = ["sft", "--dataset_name", str(file), "--model_name_or_path", str(tmp_path / "base")]
+        flags = ["--output_dir", str(tmp_path / name), "--report_to", "none", "--disable_tqdm", "true"]
+        assert main([*command, *flags, "--lora_target_modules", "q_proj", "--use_cpu", "true"]) == 0
+        assert (tmp_path / name / "adapter_model.safetensors").is_file()
 
 
 def test_a_store_of_something_else_is_left_alone(tmp_path):
@@ -184,7 +225,7 @@ def test_a_store_of_something_else_is_left_alone(tmp_path):
 
 def test_another_annotator_at_a_resume_is_not_asked_what_was_answered(done, tmp_path, capsys):
     shutil.copytree(done.parent, tmp_path / "copy")
-    args, model = arguments(done.parent, **DONE | {"annotator": "me", "num_annotators": 1})
+    args, model = arguments(done.parent, **DONE | {"annotator": "people", "num_annotators": 1})
     args.output_dir = str(tmp_path / "copy/rounds")
     run_rounds(args, model)
     assert "questions wait" not in capsys.readouterr().out
