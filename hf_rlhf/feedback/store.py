@@ -274,7 +274,9 @@ class FeedbackStore:
             )
             return self.task(id)
 
-    def _task_of(self, annotator: str, kind: str | None, overlap: int, gold_every: int, besides: set[str]) -> str | None:
+    def _task_of(
+        self, annotator: str, kind: str | None, overlap: int, gold_every: int, besides: set[str]
+    ) -> str | None:
         """Return the id of the task that an annotator holds, or is asked next."""
         assignments = self._assignments
         done = assignments.done(annotator)

@@ -53,6 +53,17 @@ def store(tmp_path):
         yield opened
 
 
+def test_the_line_that_is_next_is_in_sight_above_the_answers(store, labeller):
+    store.add_tasks([Task(MANY, DIALOGUE, ("first reply", "second reply"))])
+    page = labeller(viewport={"width": 1024, "height": 600}).page
+    page.wait_for_timeout(160)
+    for key in ("1", "2", "3"):
+        page.keyboard.press(key)
+        page.wait_for_timeout(100)
+        line, answers = (page.locator(each).bounding_box() for each in (".choices.current", "#bottom"))
+        assert line["y"] + line["height"] <= answers["y"]
+
+
 def test_twenty_tasks_by_keys_alone_are_stored_byte_for_byte(store, labeller):
     tasks = [
         Task(form, DIALOGUE, tuple(f"👋 reply {each} of\ntask {number}" for each in range(completions)))

@@ -276,6 +276,8 @@ async function begin() {
   addEventListener("hashchange", route);
   document.addEventListener("visibilitychange", keepHold);
   setInterval(keepHold, AGAIN);
+  // What is scrolled into sight must not stop behind the answers at the bottom.
+  new ResizeObserver(() => (document.documentElement.style.scrollPaddingBottom = `${at("bottom").offsetHeight + 12}px`)).observe(at("bottom"));
   try {
     page.session = await ask("/api/session");
     if (page.session.password || !page.session.annotator) askForName();

@@ -47,7 +47,7 @@ export function pairwise(task, { answer, before }) {
   const title = (letter) => [el("span", {}, "Reply"), el("span", { class: "letter" }, letter), el("span", {}, "is")];
   return {
     question: "Which reply is better?",
-    hint: "One click or key is the answer. It is saved at once, and Undo takes it back.",
+    hint: "One click or key is the answer. It is saved at once; Undo takes it back.",
     content: [replyCards(task)],
     answers: el("div", { class: "scale" },
       group(title("A"), "a", a), group([el("span", {}, "Neither is better")], "none", middle), group(title("B"), "b", b)),

@@ -22,7 +22,7 @@ function single(task, options, { answer, before }) {
   }));
   return {
     question: "How good is this reply?",
-    hint: "One click or key is the answer. It is saved at once, and Undo takes it back.",
+    hint: "One click or key is the answer. It is saved at once; Undo takes it back.",
     content: [replyCards(task)],
     answers: el("div", { class: "points", role: "group", "aria-labelledby": id },
       el("p", { id, dir: "auto" }, `${capital(name)}: ${meaning(options.length)}`), el("div", { class: "group-buttons" }, ...buttons)),
