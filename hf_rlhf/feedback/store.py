@@ -258,8 +258,8 @@ class FeedbackStore:
         names tasks that they have in hand already: the next one is another.
 
         A task is asked until `overlap` annotators of this kind (None: of any kind) have answered or flagged it; each
-        annotator gets it once. One that somebody holds counts as answered until the lease ends. A gold question is asked of everybody,
-        about every `gold_every` tasks.
+        annotator gets it once. One that somebody holds counts as answered until the lease ends. A gold question is
+        asked of everybody, about every `gold_every` tasks.
         """
         now = self.clock()
         with self._database.transaction(durable=False) as connection:

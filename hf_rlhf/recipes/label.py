@@ -110,7 +110,7 @@ def label(
         summary = _summary(store, annotator)
         if stopped:
             raise RunStopped(stopped[0], summary)
-    say(summary if until is None else summary.splitlines()[0])  # with until, the caller goes on by itself
+    say(summary if until is None else summary.splitlines()[0])  # with until, the caller continues
 
 
 def _read_guidelines(name: str | None) -> str | None:

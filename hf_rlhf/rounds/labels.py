@@ -34,7 +34,7 @@ def open_store(args: RoundsArguments, root: Path) -> FeedbackStore:
         store.set("salt", f"rounds/{args.seed}")
         store.set("rounds_seed", str(args.seed))
     store.set("overlap", str(args.overlap))
-    store.set("overlap_of", "all")  # a question that a rule or a judge has answered waits for nobody else
+    store.set("overlap_of", "all")  # an answer of a rule or a judge counts as one of a person does
     if (guidelines := args.read_guidelines()) is not None:
         store.set("guidelines", guidelines)
     return store

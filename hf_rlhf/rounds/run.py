@@ -98,7 +98,7 @@ def run_rounds(args: RoundsArguments, model: ModelArguments) -> RunResult:
     """Run all rounds, or resume them where they are, and write rounds.json and report.html.
 
     Where people answer, the run ends when it waits for them, and says how they answer; the same command resumes. With
-    annotator=me it serves the page itself, and goes on when all is answered.
+    annotator=me it serves the page itself, and continues when all is answered.
 
     Raises `InputError` for anything wrong in the flags or the data, before a model is trained; `RunStopped` after a
     signal during training.
