@@ -26,7 +26,7 @@ FEWEST = 8
 """Preferences below which no reward model is trained."""
 _GUIDELINES = """Which reply would you rather get? Go by your own taste: what you prefer is what the model learns.
 
-Equal replies are a tie, and a message that you cannot judge is one to skip. Neither is learned from."""
+Equal replies are a tie. Skip a message that you cannot judge. The model learns nothing from either."""
 
 
 def ask_person(args: QuickstartArguments, root: Path, folder: Path) -> None:
