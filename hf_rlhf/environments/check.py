@@ -18,7 +18,7 @@ def check_env(make_env: EnvFactory, rows: Sequence[Mapping[str, Any]], *, max_tu
 
     Checked are: equal chance gives equal messages and rewards; two objects share no state; messages have a role and a
     content; rewards are finite; a turn ends or says something, and is not both terminated and truncated; the object can
-    be copied to another process.
+    be copied to another process; `at_limit`, where there is one and the episode goes on, ends it.
 
     Args:
         make_env: as `PPOTrainer(environment=...)` takes it.
@@ -54,15 +54,20 @@ def _play(env: Any, row: Mapping[str, Any], seed: int, max_turns: int) -> list[A
         _require_messages(answer.messages, env, "step")
         transcript.append((answer.messages, answer.reward, answer.terminated, answer.truncated))
         if answer.ends:
-            _require_end(env)
+            _require_over(env)
             break
+    else:
+        if hasattr(env, "at_limit"):
+            end = env.at_limit()
+            require_end(end, env)
+            transcript.append((end.reward, end.terminated, end.truncated))
     return transcript
 
 
-def require_turn(turn: Any, env: Any) -> None:
+def require_turn(turn: Any, env: Any, where: str = "step") -> None:
     """Raise `InputError` for what is no valid `Turn`."""
     if not isinstance(turn, Turn):
-        raise _wrong(env, f"step returns {turn!r}, which is no Turn", "Return hf_rlhf.environments.Turn(...)")
+        raise _wrong(env, f"{where} returns {turn!r}, which is no Turn", "Return hf_rlhf.environments.Turn(...)")
     if turn.terminated and turn.truncated:
         raise _wrong(env, "a Turn is terminated and truncated", "It can be one of them")
     if not math.isfinite(turn.reward):
@@ -72,6 +77,13 @@ def require_turn(turn: Any, env: Any) -> None:
             raise _wrong(env, f"a Turn has the info {name}={value!r}", "Give numbers and texts")
     if not turn.ends and not turn.messages:
         raise _wrong(env, "a Turn neither ends the episode nor says anything", "Set terminated, or give messages")
+
+
+def require_end(turn: Any, env: Any) -> None:
+    """Raise `InputError` for what `at_limit` may not return."""
+    require_turn(turn, env, "at_limit")
+    if not turn.ends:
+        raise _wrong(env, "at_limit returns a Turn that does not end the episode", "Set terminated or truncated")
 
 
 def _is_number(value: Any) -> bool:
@@ -90,7 +102,7 @@ def _require_messages(messages: Sequence[Any], env: Any, where: str) -> None:
             raise _wrong(env, f"{where} gives the role {message.get('role')!r}", f"Use one of {', '.join(ROLES)}")
 
 
-def _require_end(env: Any) -> None:
+def _require_over(env: Any) -> None:
     """Raise `InputError` where an episode that ended can be continued, unless the environment takes it in silence."""
     try:
         answer = env.step("once more")

@@ -12,7 +12,7 @@ from hf_rlhf.data.continuations import continuation_ids
 from hf_rlhf.data.tokens import RefusedByTemplate, row_ids
 from hf_rlhf.data.turns import prefill
 from hf_rlhf.environments.base import Env, Turn
-from hf_rlhf.environments.check import require_turn
+from hf_rlhf.environments.check import require_end, require_turn
 from hf_rlhf.environments.tool_calls import tool_schemas
 from hf_rlhf.errors import InputError
 from hf_rlhf.rollout.sampling import Sampling, row_seed
@@ -172,9 +172,9 @@ def follow(episode: Episode, turn: Turn, settings: EpisodeSettings) -> None:
     limits = settings.limits
     require_turn(turn, episode.env)
     episode.pay(float(turn.reward))
-    if not turn.ends and episode.turns >= limits.max_turns:
-        turn = replace(turn, truncated=True)
     episode.last = turn
+    if not turn.ends and episode.turns >= limits.max_turns:
+        turn = end_at_limit(episode)
     if turn.terminated or not turn.messages:
         episode.dialogue += turn.messages
         return
@@ -190,15 +190,36 @@ def follow(episode: Episode, turn: Turn, settings: EpisodeSettings) -> None:
     episode.dialogue += turn.messages
     longest = len(episode.ids) + len(added)
     if limits.max_tokens is not None and longest + settings.sampling.max_completion_length > limits.max_tokens:
-        episode.last = replace(turn, truncated=True)
-    if limits.max_tokens is not None and longest > limits.max_tokens:
-        return
+        if not turn.ends:
+            turn = end_at_limit(episode)
+        if turn.terminated or longest > limits.max_tokens:
+            return
     episode.ids += added  # of a truncated episode too: the value beyond it is that of the state behind them
     episode.mask += [False] * len(added)
     episode.logprobs += [0.0] * len(added)
     episode.rewards += [0.0] * len(added)
     if episode.support is not None:
         episode.support += [torch.tensor([token], dtype=torch.int32) for token in added]
+
+
+def end_at_limit(episode: Episode) -> Turn:
+    """End an episode by a limit of the run, and return its last turn; an environment with `at_limit` pays for it.
+
+    Raises `InputError` where `at_limit` returns no `Turn` that ends the episode. Its exception is the `failure`.
+    """
+    env: Any = episode.env
+    end = Turn(truncated=True)
+    if hasattr(env, "at_limit"):
+        try:
+            end = env.at_limit()
+        except Exception as error:  # an author's code
+            episode.failure = error
+        else:
+            require_end(end, env)
+    episode.pay(float(end.reward))
+    info = {**episode.last.info, **end.info}
+    episode.last = replace(episode.last, terminated=end.terminated, truncated=end.truncated, info=info)
+    return episode.last
 
 
 def trajectory_of_episode(episode: Episode) -> Trajectory:

@@ -12,7 +12,15 @@ import numpy as np
 from hf_rlhf.data.tokens import row_ids
 from hf_rlhf.data.turns import end_of_turn
 from hf_rlhf.environments.base import EnvFactory, SingleTurn
-from hf_rlhf.environments.episode import Episode, EpisodeLimits, EpisodeSettings, begin, take, trajectory_of_episode
+from hf_rlhf.environments.episode import (
+    Episode,
+    EpisodeLimits,
+    EpisodeSettings,
+    begin,
+    end_at_limit,
+    take,
+    trajectory_of_episode,
+)
 from hf_rlhf.environments.episodes import DEFAULT_LIMITS, step
 from hf_rlhf.errors import InputError
 from hf_rlhf.rewards.contract import RewardFunction, Rewards
@@ -111,10 +119,11 @@ class TokenEnv(gymnasium.Env[np.ndarray, int]):
         take(episode, Completion(self._ids, [], stopped), self.settings)
         self._ids = []
         step([episode], self.settings)
+        if episode.live and len(episode.context) >= self.max_tokens:
+            end_at_limit(episode)
         if episode.failure is not None:
             raise episode.failure
-        reward = sum(episode.rewards) - before
-        truncated = episode.last.truncated or (episode.live and len(episode.context) >= self.max_tokens)
+        reward, truncated = sum(episode.rewards) - before, episode.last.truncated
         info: dict[str, Any] = {**episode.last.info, "text": episode.answer}
         if truncated or episode.last.terminated:
             reward += self._score(episode, info)

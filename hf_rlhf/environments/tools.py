@@ -3,6 +3,7 @@
 import json
 import random
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from hf_rlhf.environments.base import Turn
@@ -22,7 +23,7 @@ class ToolUse:
         tools: functions with type hints and a docstring that describes each argument, as
             `transformers.utils.get_json_schema` reads them.
         max_calls: of an episode. Further calls get a message instead of a result, and an episode whose policy calls
-            on after that is truncated.
+            on after that ends by this limit (`at_limit`).
         max_result_length: characters of a result that are shown.
         error_penalty: subtracted from the reward for each call that cannot be read or raises an error.
 
@@ -76,12 +77,28 @@ class ToolUse:
         errors = self._errors
         messages = tuple(self._result(call) for call in calls)
         paid = -self.error_penalty * (self._errors - errors)
-        turn = Turn(messages, reward=paid, truncated=spent, info=self._info())
-        return self._end(turn) if spent else turn
+        if not spent:
+            return Turn(messages, reward=paid, info=self._info())
+        end = self.at_limit()
+        return replace(end, messages=messages, reward=end.reward + paid)
 
     def final_reward(self, completion: str) -> float:
-        """Return the reward of the answer; subclasses pay, and reward functions may do so besides."""
+        """Return the reward of the answer; subclasses pay, and reward functions may do so besides.
+
+        Where a limit ends the episode, the policy has not answered, and `completion` is empty.
+        """
         return 0.0
+
+    def at_limit(self) -> Turn:
+        """End the episode by a limit: truncated, but for a subclass that pays at the end, and has paid then."""
+        if not self.pays_at_end:
+            return self._end(Turn(truncated=True, info=self._info()))
+        return self._end(Turn(reward=self.final_reward(""), terminated=True, info=self._info()))
+
+    @property
+    def pays_at_end(self) -> bool:
+        """True if `final_reward` is not this class's own."""
+        return type(self).final_reward is not ToolUse.final_reward
 
     def _end(self, turn: Turn) -> Turn:
         self._over = True

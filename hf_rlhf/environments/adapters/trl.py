@@ -19,7 +19,8 @@ def from_trl_environment(
     """Return the environment of a class that was written for trl's `environment_factory`.
 
     As in trl, `reset(**row)` returns None or a text that is put behind the user's last message, the other public
-    methods are tools, and `get_reward()` is called once at the end. Without `get_reward`, give reward functions.
+    methods are tools, and `get_reward()` is called once at the end, be it the policy's answer or a limit. Without
+    `get_reward`, give reward functions.
 
     Args:
         factory: the class, or a function that makes an object of it.
@@ -63,6 +64,11 @@ class _TRLEnvironment(ToolUse):
         """Return what the object's `get_reward` gives, 0 where it has none."""
         get_reward = getattr(self.env, "get_reward", None)
         return 0.0 if get_reward is None else float(_result(get_reward()))
+
+    @property
+    def pays_at_end(self) -> bool:
+        """True if the object has `get_reward`."""
+        return hasattr(self.env, "get_reward")
 
 
 def _public_methods(env: Any) -> list[Callable[..., Any]]:

@@ -25,7 +25,7 @@ def verifiers_rows(env: Any) -> list[dict[str, Any]]:
 
 
 def from_verifiers(env: Any) -> EnvFactory:
-    """Return the environment of a verifiers environment, whose rubric scores each episode at its end.
+    """Return the environment of a verifiers environment, whose rubric scores each episode at its end, limits included.
 
     One that verifiers says is truncated is truncated. Any other end is real, since it was scored. A tool's schema
     reaches the chat template.
@@ -74,6 +74,12 @@ class _VerifiersEpisode:
         calls = calls_in(completion) if tool_calls is None and self.tools else tool_calls or ()
         [turn] = run_together([self._take(completion, [call for call in calls if not call.unreadable])])
         self._over = turn.ends
+        return turn
+
+    def at_limit(self) -> Turn:
+        """Score the episode as it is."""
+        self._over = True
+        [turn] = run_together([self._end()])
         return turn
 
     async def _begin(self, given: dict[str, Any]) -> list[Any]:
