@@ -34,12 +34,37 @@ def same_model(one: str, other: str) -> bool:
     return one == other or (os.path.isdir(one) and os.path.isdir(other) and os.path.samefile(one, other))
 
 
-def stands_on(folder: str | os.PathLike, model: Model) -> bool:
+def is_base_of(name_or_path: str, model: Model, **kwargs: Any) -> bool | None:
+    """Return whether `model` has, below its adapters, the weights of a model by path or name, its head included.
+
+    Like `stands_on`, but rows that were added to the vocabulary make no other base, and None is returned where it
+    cannot be told. `kwargs` are for `from_pretrained`.
+    """
+    policy_base = base_of(model)
+    if not same_model(name_or_path, policy_base.config._name_or_path):
+        return False
+    files, ours = _weight_files(name_or_path, kwargs.get("revision")), base_weights(model, whole=True)
+    if getattr(policy_base, "is_quantized", False) or not files or any(w.numel() == 0 for w in ours.values()):
+        return None
+    if not _same_settings(name_or_path, policy_base):
+        return False
+    for name, weight in _stored(files, ""):
+        if name in ours and ours[name].shape[1:] == weight.shape[1:] and not _begins_with(ours.pop(name), weight):
+            return False
+    if not ours:
+        return True
+    loaded = base_weights(load_causal_lm(name_or_path, **{**kwargs, "dtype": policy_base.dtype}), whole=True)
+    return all(name in loaded and _begins_with(weight, loaded[name]) for name, weight in ours.items())
+
+
+def stands_on(folder: str | os.PathLike, model: Model, *, whole: bool = False) -> bool:
     """Return whether the adapter in `folder` was trained on what `model`, a `PeftModel`, has below its adapters.
 
     The name does not say it: a model whose adapter was merged keeps its name, and so does another revision. Every
     tensor that hidden states depend on is compared, after rounding to the dtype in memory, and what the config says of
     their use. False also where it cannot be told: the base is quantized, or its files are not on this machine.
+
+    `whole`: compare the head too, as an adapter of a language model needs.
     """
     policy_base, base = base_of(model), adapter_base(folder)
     if base is None or not same_model(base, policy_base.config._name_or_path):
@@ -47,7 +72,7 @@ def stands_on(folder: str | os.PathLike, model: Model) -> bool:
     files = _weight_files(base, base_revision(folder))
     if getattr(policy_base, "is_quantized", False) or not files or not _same_settings(base, policy_base):
         return False
-    ours, place = base_weights(model), _place_of_backbone(policy_base)
+    ours, place = base_weights(model, whole=whole), "" if whole else _place_of_backbone(policy_base)
     if any(weight.numel() == 0 for weight in ours.values()):  # ZeRO-3 holds them elsewhere
         return False
     own, saved = _saved_weights(folder, place)
@@ -61,16 +86,19 @@ def stands_on(folder: str | os.PathLike, model: Model) -> bool:
     if not ours:
         return True
     # Stored under other names than in memory, or resized.
-    loaded = base_weights(load_base(load_causal_lm, folder, dtype=policy_base.dtype)) | saved
+    loaded = base_weights(load_base(load_causal_lm, folder, dtype=policy_base.dtype), whole=whole) | saved
     return all(name in loaded and _equal(weight, loaded[name]) for name, weight in ours.items())
 
 
-def base_weights(model: Model) -> dict[str, Tensor]:
-    """Return the weights below the head and the adapters of a model, by their names in its backbone."""
+def base_weights(model: Model, *, whole: bool = False) -> dict[str, Tensor]:
+    """Return the weights below the head and the adapters of a model, by their names in its backbone.
+
+    `whole`: those of the head too, by their names in the model.
+    """
     adapters = set(getattr(model, "peft_config", None) or ())
     return {
         _plain(name): parameter.detach()
-        for name, parameter in backbone_of(base_of(model)).named_parameters()
+        for name, parameter in (base_of(model) if whole else backbone_of(base_of(model))).named_parameters()
         if adapters.isdisjoint(name.split("."))
     }
 
@@ -139,3 +167,8 @@ def _settings(config: Any) -> dict[str, Any]:
 
 def _equal(ours: Tensor, theirs: Tensor) -> bool:
     return ours.shape == theirs.shape and torch.equal(ours.cpu(), theirs.cpu().to(ours.dtype))
+
+
+def _begins_with(ours: Tensor, theirs: Tensor) -> bool:
+    """Return whether the first rows are equal, and the others were added."""
+    return len(ours) >= len(theirs) and _equal(ours[: len(theirs)], theirs)

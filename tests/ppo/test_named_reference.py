@@ -72,3 +72,44 @@ def test_training_starts_at_the_kl_to_the_named_reference_and_leaves_that_alone(
 def test_a_named_reference_cannot_follow_the_policy(places):
     with pytest.raises(InputError, match="ref_model stays what it is"):
         trainer_of(places, "base", ref_model_sync_iterations=1)
+
+
+def logits_of(model):
+    with torch.no_grad():
+        return base_of(model).eval()(input_ids=torch.tensor([[5, 8, 11, 2, 7]])).logits
+
+
+def merged(places, **lora):
+    """The base with an adapter merged into it in Python: it keeps the base's name."""
+    base = load_causal_lm(str(places / "base"), dtype=torch.float32)
+    model = perturb(get_peft_model(base, make_lora(**lora)), only="lora", seed=3, scale=0.3).merge_and_unload()
+    assert model.config._name_or_path == str(places / "base")
+    return model
+
+
+@pytest.mark.parametrize("lora", [{}, {"target_modules": ["lm_head"]}], ids=["blocks", "head"])
+@pytest.mark.parametrize("reference", ["base", "first"])
+def test_a_base_that_was_merged_in_python_is_not_taken_for_the_reference_of_its_name(places, lora, reference):
+    expected = load_causal_lm(str(places / "base"), dtype=torch.float32)
+    if reference == "first":
+        expected = PeftModel.from_pretrained(expected, str(places / "first"))
+    trainer = make_trainer(
+        places / "run", model=merged(places, **lora), trainer_kwargs={"ref_model": str(places / reference)}
+    )
+    assert trainer.policy.reference_model is not None
+    with trainer.policy.reference() as model:
+        torch.testing.assert_close(logits_of(model), logits_of(expected))
+    assert (logits_of(trainer.policy.model) - logits_of(expected)).abs().max() > 0.1
+
+
+def test_tokens_that_were_added_to_the_base_make_no_second_base(places):
+    model = load_causal_lm(str(places / "base"), dtype=torch.float32)
+    model.resize_token_embeddings(model.config.vocab_size + 3)
+    trainer = make_trainer(places / "run", model=model, trainer_kwargs={"ref_model": str(places / "base")})
+    assert trainer.policy.reference_model is None
+
+
+def test_where_weights_cannot_be_compared_the_name_is_taken_and_that_is_said(places, monkeypatch, caplog):
+    monkeypatch.setattr("hf_rlhf.models.same_base._weight_files", lambda *args: [])
+    assert trainer_of(places, "base").policy.reference_model is None
+    assert "is taken to be the policy's base by its name" in caplog.text
