@@ -62,6 +62,7 @@ class MemoryModel:
     activations: float  # bytes that the backward pass keeps, a token
     block_activations: float  # the same of one block
     length: int  # tokens of the longest sequence
+    sampled: int  # tokens of it that the policy samples
     reward: float  # bytes of the reward models' weights, bases shared with the policy omitted
     libraries: float  # bytes of a process that has done nothing yet; 0 on a GPU but for its context
     quantized: bool = False
@@ -115,14 +116,29 @@ def _without_data(tensor: torch.Tensor, device: torch.device | str) -> torch.Ten
 
 
 def look_at(
-    config: Any, args: PPOConfig, *, dtype: str, peft_config: Any, reward: float = 0.0, bits: int | None = None
+    config: Any,
+    args: PPOConfig,
+    *,
+    dtype: str,
+    peft_config: Any,
+    reward: float = 0.0,
+    bits: int | None = None,
+    episodes: bool = False,
 ) -> MemoryModel:
     """Collect everything about the models that `plan_memory` needs; read and download nothing.
 
-    `bits`: 4 or 8, of a quantized base.
+    Args:
+        config: of the policy's model.
+        args: of the run.
+        dtype: of the base.
+        peft_config: of the policy's adapter; None where the model is trained as a whole.
+        reward: bytes of the reward models' weights.
+        bits: 4 or 8, of a quantized base.
+        episodes: whether an environment answers, so that sequences are as long as episodes.
     """
     require_no_adapter(args.num_layers_unfrozen, has_adapter=peft_config is not None)
-    length = args.max_prompt_length + args.max_completion_length
+    longest = args.longest_episode if episodes else args.max_completion_length
+    length = args.max_prompt_length + longest
     base_dtype = torch.float32 if peft_config is None else getattr(torch, dtype)
     with FakeTensorMode():
         shape = ModelShape.from_model(model_without_data(config, base_dtype, None))
@@ -143,6 +159,7 @@ def look_at(
         activations=saved / tokens,
         block_activations=saved / tokens / (shape.layers - trunk),
         length=length,
+        sampled=min(longest, args.max_turns * args.max_completion_length) if episodes else longest,
         reward=reward,
         libraries=resident_bytes() + _PROCESS if args.device.type == "cpu" else _CONTEXT,
         quantized=bits is not None,
@@ -261,9 +278,7 @@ def _sample(model: MemoryModel, args: PPOConfig) -> float:
 def _forward_pass(model: MemoryModel, args: PPOConfig) -> float:
     """Return the bytes of a pass without gradients, which holds one block's tensors at a time."""
     batch = passed_at_once(args)
-    return batch * model.length * model.block_activations + _logits(
-        model, batch * args.max_completion_length, args.device
-    )
+    return batch * model.length * model.block_activations + _logits(model, batch * model.sampled, args.device)
 
 
 def passed_at_once(args: PPOConfig) -> int:
@@ -278,7 +293,7 @@ def _update(model: MemoryModel, args: PPOConfig) -> float:
         blocks = model.trained_blocks if args.reuse_trunk else shape.layers
         kept = tokens * (blocks * shape.hidden * model.itemsize + model.block_activations)
     passes = 1 if args.critic == "value_head" else 2
-    return passes * kept + _logits(model, args.per_device_train_batch_size * args.max_completion_length, args.device)
+    return passes * kept + _logits(model, args.per_device_train_batch_size * model.sampled, args.device)
 
 
 def _logits(model: MemoryModel, tokens: int, device: torch.device) -> float:

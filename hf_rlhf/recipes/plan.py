@@ -128,7 +128,7 @@ def plan_run(plan: PlanArguments, script: PPOArguments, training: PPOConfig, mod
         raise InputError(
             f"{model.model_name_or_path} does not fit into {available / 1e9:.1f} GB by any of these changes. Take"
             f"{_more_devices(steps[-1][1] if steps else setup, available)} a smaller model, or a lower"
-            " max_prompt_length or max_completion_length"
+            f" max_prompt_length or {'max_episode_length' if script.environment else 'max_completion_length'}"
         )
     return memory
 
@@ -199,6 +199,7 @@ def memory_model(script: PPOArguments, training: PPOConfig, model: ModelArgument
             if base is None or not model.use_peft
             else PeftConfig.from_pretrained(folder),
             bits=4 if model.load_in_4bit else 8 if model.load_in_8bit else None,
+            episodes=script.environment is not None,
         )
     named = [name for name in (script.reward_model_path, *(script.reward_funcs or ())) if name]
     native = native_dtype(training.device)  # in which reward models are loaded
@@ -322,7 +323,7 @@ def _time(plan: PlanArguments, training: PPOConfig, model: ModelArguments, known
     size = IterationSize(
         training.rank_batch_size,
         plan.prompt_length or training.max_prompt_length / 2,
-        training.max_completion_length,
+        known.sampled,
         training.num_ppo_epochs,
         lora_rank=model.lora_r if known.lora else 0,
         reward_model=known.reward > 0,

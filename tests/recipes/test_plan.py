@@ -232,6 +232,23 @@ def test_a_reward_adapter_has_a_base_of_its_own_beside_a_policy_that_it_cannot_s
     assert one_device.changed({"load_in_4bit": True}).plan.fixed["reward models"] == 11.0
 
 
+def test_episodes_are_planned_at_their_own_length(tmp_path):
+    """Of 20 tokens behind the prompt for each of 3 completions, the policy samples 8."""
+    flags = {"max_prompt_length": 16, "max_completion_length": 8, "max_turns": 3, "max_episode_length": 60}
+    args, config = make_config(tmp_path, **flags), read_config(EMBEDDED_MODEL)
+    whole = {"dtype": "bfloat16", "peft_config": make_lora()}
+    one, several = (look_at(config, args, **whole, episodes=episodes) for episodes in (False, True))
+    assert ((one.length, one.sampled), (several.length, several.sampled)) == ((24, 8), (76, 24))
+    short, long = plan_memory(one, args), plan_memory(several, args)
+    assert short.fixed == pytest.approx(long.fixed)
+    keys_and_values = 2 * one.shape.layers * one.shape.kv_width * one.itemsize * args.rank_batch_size
+    assert long.phases["sample"] - short.phases["sample"] == pytest.approx(1.15 * keys_and_values * (76 - 24))
+    assert long.phases["update"] > 2 * short.phases["update"]
+    script = PPOArguments(environment="frozen_lake")
+    assert memory_model(script, args, ModelArguments().on(args.device)).length == 76
+    assert memory_model(PPOArguments(), args, ModelArguments().on(args.device)).length == 24
+
+
 def test_the_command_says_what_to_change(tmp_path, capsys):
     training = make_config(tmp_path, per_device_train_batch_size=32, max_prompt_length=64, max_completion_length=64)
     known, _ = embedded_plan(tmp_path, per_device_train_batch_size=32)
