@@ -128,8 +128,9 @@ class LoadedRows:
         return replace(self, columns={**self.columns, **columns})
 
     def by_row(self) -> list[dict[str, Any]]:
-        """Return the columns that were read, as one dict for each row."""
-        return [dict(zip(self.columns, values, strict=True)) for values in zip(*self.columns.values(), strict=True)]
+        """Return every row as a dict of all columns; those that `read` has read are not read again."""
+        columns = self.read(self.dataset.column_names).columns
+        return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
     def select(self, rows: Sequence[int]) -> LoadedRows:
         """Return these rows alone."""

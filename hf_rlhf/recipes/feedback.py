@@ -135,8 +135,7 @@ def _records(args: ImportArguments) -> list[Record]:
         rows = read_rows(
             name, split=args.dataset_split, config_name=args.dataset_config, skip_bad_rows=args.skip_bad_rows
         )
-        read = rows.read(rows.dataset.column_names)
-        records = [(read.place(number), row) for number, row in enumerate(read.by_row())]
+        records = [(rows.place(number), row) for number, row in enumerate(rows.by_row())]
     if not records:
         raise InputError(f"dataset_name={name} is invalid: it holds no rows. Check the file.")
     return records

@@ -142,7 +142,7 @@ def _tasks(args: LabelArguments, form: Form) -> list[Task]:
         skip_bad_rows=args.skip_bad_rows,
     )
     return tasks_from_rows(
-        rows.read(rows.dataset.column_names).by_row()[: args.limit],
+        rows.by_row()[: args.limit],
         form,
         preferences_are_gold=args.preferences_are_gold,
         source=rows.source,

@@ -78,6 +78,14 @@ def test_keys_may_differ_between_rows(tmp_path):
     assert load_rows(str(tmp_path / "rows.jsonl")).to_list() == [{"a": 1, "b": None}, {"a": None, "b": "x"}]
 
 
+def test_rows_have_all_columns_whatever_was_read_before(tmp_path):
+    (tmp_path / "rows.jsonl").write_bytes(lines(ROWS))
+    rows = read_rows(str(tmp_path / "rows.jsonl"))
+    assert rows.by_row() == rows.read(["n"]).by_row() == ROWS
+    assert rows.select([1]).by_row() == ROWS[1:]
+    assert list(rows.read(["n"]).columns) == ["n"]
+
+
 def test_saved_folders(tmp_path):
     train, test = datasets.Dataset.from_list(ROWS), datasets.Dataset.from_list(ROWS[:1])
     train.save_to_disk(tmp_path / "one")
