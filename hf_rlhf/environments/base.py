@@ -48,8 +48,8 @@ class Env(Protocol):
     - `step_all(envs, completions) -> list[Turn]`, a class method, answers all live episodes at once, instead of `step`.
       An exception is then the failure of all of them.
     - `tools`, a list of functions or JSON schemas, which the chat template shows to the policy.
-    - `at_limit() -> Turn`, called where a limit of the run ends the episode, for an environment that pays at the end. It
-      ends the episode and pays: terminated if that is all that the episode will ever be paid, truncated otherwise.
+    - `at_limit() -> Turn`, for an environment that pays at the end: called where a limit of the run ends the episode.
+      It ends the episode and pays: terminated if no more would ever be paid, truncated otherwise.
     - a parameter `tool_calls` of `step`: the calls that the tokenizer's own parser read off the completion, None where
       it has none or found none.
     """

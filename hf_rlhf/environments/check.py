@@ -18,7 +18,7 @@ def check_env(make_env: EnvFactory, rows: Sequence[Mapping[str, Any]], *, max_tu
 
     Checked are: equal chance gives equal messages and rewards; two objects share no state; messages have a role and a
     content; rewards are finite; a turn ends or says something, and is not both terminated and truncated; the object can
-    be copied to another process; `at_limit`, where there is one and the episode goes on, ends it.
+    be copied to another process; `at_limit`, where there is one, ends an episode that has not ended.
 
     Args:
         make_env: as `PPOTrainer(environment=...)` takes it.

@@ -50,7 +50,7 @@ class Table:
         return torch.autograd.grad(expected, self.logits, retain_graph=True)[0].flatten()
 
     def experience(self, rows, values):
-        """What an iteration with these episodes would know."""
+        """Return what an iteration with these episodes would know."""
         sequences = Sequences.from_ids([[0]] * len(rows), [[1 + a for a in self.episodes[row]] for row in rows])
         zeros = torch.zeros(len(rows), 2, dtype=torch.float64)
         return Experience(
@@ -108,7 +108,7 @@ def test_the_variance_of_three_gradients_by_hand():
 
 
 def test_the_variance_is_right_on_average_over_all_batches(tmp_path):
-    """Of two completions, the expected value of what is measured is the trace of the covariance of one."""
+    """The expected value of what is measured of two completions is the trace of the covariance of one."""
     table, config = Table(), make_config(tmp_path, num_generations=2, gamma=1.0)
     every = list(range(9))
     advantages = estimate_advantages("monte_carlo", table.experience(every, table.wrong_values), config, ReturnMean())

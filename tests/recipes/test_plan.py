@@ -233,7 +233,7 @@ def test_a_reward_adapter_has_a_base_of_its_own_beside_a_policy_that_it_cannot_s
 
 
 def test_episodes_are_planned_at_their_own_length(tmp_path):
-    """Of 20 tokens behind the prompt for each of 3 completions, the policy samples 8."""
+    """The policy samples 8 of 20 tokens behind the prompt, for each of 3 completions."""
     flags = {"max_prompt_length": 16, "max_completion_length": 8, "max_turns": 3, "max_episode_length": 60}
     args, config = make_config(tmp_path, **flags), read_config(EMBEDDED_MODEL)
     whole = {"dtype": "bfloat16", "peft_config": make_lora()}
