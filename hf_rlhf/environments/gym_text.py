@@ -17,7 +17,8 @@ class GymText:
     """An episode of a Gymnasium environment (`pip install hf-rlhf[gym]`).
 
     The prompt is the row's with the first observation behind it. A column `seed` of the row seeds the environment;
-    without one, the episode's own chance does. `terminated` and `truncated` are those of the environment.
+    without one, the episode's own chance does. `terminated` and `truncated` are those of the environment. The last
+    observation of an episode that terminated is in `Turn.messages`, for rewards and people; the policy reads it no more.
 
     Args:
         env: its id, or a function that makes it, such as one that puts wrappers around it.
@@ -51,10 +52,10 @@ class GymText:
         """Make the environment, and return the row's prompt with the first observation."""
         self._env = self.make()
         seed = row.get("seed")
-        observation, _ = self._env.reset(seed=rng.getrandbits(31) if seed is None else int(seed))
+        self._seen, _ = self._env.reset(seed=rng.getrandbits(31) if seed is None else int(seed))
         self._env.action_space.seed(rng.getrandbits(31))
         self._invalid = 0
-        return with_text(row["prompt"], self.render(observation), self.separator)
+        return with_text(row["prompt"], self.render(self._seen), self.separator)
 
     def step(self, completion: str) -> Turn:
         """Take the action that the policy wrote."""
@@ -65,17 +66,23 @@ class GymText:
         if invalid:
             action = self._env.action_space.sample() if self.fallback is None else self.fallback
         observation, reward, terminated, truncated, _ = self._env.step(action)
+        reward = self.pay(self._seen, observation, float(reward), bool(terminated))
+        self._seen = observation
         self._invalid += invalid
         if terminated or truncated:
             self._env.close()
             self._env = None
         return Turn(
-            () if terminated else ({"role": "user", "content": self.render(observation)},),
-            reward=float(reward) - self.penalty * invalid,
+            ({"role": "user", "content": self.render(observation)},),
+            reward=reward - self.penalty * invalid,
             terminated=bool(terminated),
             truncated=bool(truncated) and not terminated,
             info={"invalid": float(invalid), "invalid_turns": float(self._invalid)},
         )
+
+    def pay(self, before: Any, after: Any, reward: float, terminated: bool) -> float:
+        """Return the reward of a step between two observations; by default, what the environment pays."""
+        return reward
 
 
 class _Maker:
@@ -122,20 +129,29 @@ class FrozenLake(GymText):
     Args:
         is_slippery: whether a step may slip to a side.
         size: fields of a side, 4 or 8.
+        progress: whether each step also pays by how many fields it comes nearer to the last one, and a hole costs
+            `size`. Else the last field alone pays, 1.
         settings: of `GymText`.
     """
 
-    def __init__(self, *, is_slippery: bool = False, size: int = 4, **settings: Any):
+    def __init__(self, *, is_slippery: bool = False, size: int = 4, progress: bool = False, **settings: Any):
         if size not in (4, 8):
             raise InputError(f"size={size} is invalid: Gymnasium has maps of 4 and 8 fields a side. Take one of them.")
         kwargs = {"is_slippery": is_slippery, "map_name": f"{size}x{size}"}
-        self.size = size
+        self.size, self.progress = size, progress
         super().__init__("FrozenLake-v1", self.field, parse_direction, env_kwargs=kwargs, **settings)
 
     def field(self, observation: Any) -> str:
         """Return the row and the column of a field, counted from 1."""
         row, column = divmod(int(observation), self.size)
         return f"row {row + 1} column {column + 1}"
+
+    def pay(self, before: Any, after: Any, reward: float, terminated: bool) -> float:
+        """Like `GymText.pay`, but with `progress` the way to the last field counts."""
+        if not self.progress:
+            return reward
+        nearer = sum(divmod(int(after), self.size)) - sum(divmod(int(before), self.size))
+        return reward + nearer - self.size * (terminated and reward == 0)
 
 
 class CartPole(GymText):

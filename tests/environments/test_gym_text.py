@@ -25,7 +25,8 @@ def test_a_lake_is_crossed_in_words():
     assert [turn.messages[0]["content"] for turn in turns[:-1]] == [
         "row 2 column 1", "row 3 column 1", "row 3 column 2", "row 3 column 3", "row 4 column 3",
     ]  # fmt: skip
-    assert turns[-1] == Turn(reward=1.0, terminated=True, info={"invalid": 0.0, "invalid_turns": 0.0})
+    last = {"role": "user", "content": "row 4 column 4"}
+    assert turns[-1] == Turn((last,), reward=1.0, terminated=True, info={"invalid": 0.0, "invalid_turns": 0.0})
     with pytest.raises(RuntimeError, match="over"):
         env.step("up")
 
@@ -37,6 +38,15 @@ def test_a_hole_terminates_and_the_limit_of_steps_truncates():
     turns = [env.step("up") for _ in range(100)]
     assert [turn.truncated for turn in turns] == [False] * 99 + [True]
     assert not turns[-1].terminated
+
+
+def test_progress_is_paid_and_a_hole_costs():
+    env, _ = begun(FrozenLake(progress=True))
+    assert [env.step(word).reward for word in ("up", "right", "left", *TO_THE_GOAL)] == [0, 1, -1, 1, 1, 1, 1, 1, 2]
+    env, _ = begun(FrozenLake(progress=True, size=8, fallback=1))
+    assert [env.step(word).reward for word in ("down", "wait")] == [1, 0.9]
+    env, _ = begun(FrozenLake(progress=True))
+    assert [env.step(word).reward for word in ("right", "down")] == [1, 1 - 4]
 
 
 def test_text_that_is_no_action_takes_the_fallback_and_costs():
