@@ -12,6 +12,7 @@ import argparse
 import json
 import tempfile
 import time
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,12 +36,12 @@ TUNED: dict[str, Any] = {
 }  # fmt: skip
 
 
-def word_tokenizer() -> Any:
+def word_tokenizer(words: Sequence[str] = WORDS) -> Any:
     """Make a tokenizer of whole words."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    vocabulary = ["<pad>", "<unk>", "<end>", *WORDS]
+    vocabulary = ["<pad>", "<unk>", "<end>", *words]
     inner = Tokenizer(models.WordLevel({word: i for i, word in enumerate(vocabulary)}, unk_token="<unk>"))
     inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="<unk>", pad_token="<pad>", eos_token="<end>")

@@ -27,6 +27,8 @@ _HOMES = {
     "run_rounds": "hf_rlhf.rounds.run",
     "ScoreArguments": "hf_rlhf.recipes.score",
     "score_dataset": "hf_rlhf.recipes.score",
+    "SegmentsArguments": "hf_rlhf.recipes.segments",
+    "ask_about_segments": "hf_rlhf.recipes.segments",
     "ShowArguments": "hf_rlhf.recipes.show",
     "show_run": "hf_rlhf.recipes.show",
     "train_ppo": "hf_rlhf.recipes.ppo",
@@ -61,6 +63,7 @@ if TYPE_CHECKING:
     from hf_rlhf.recipes.ppo import train_ppo
     from hf_rlhf.recipes.reward import train_reward_model
     from hf_rlhf.recipes.score import ScoreArguments, score_dataset
+    from hf_rlhf.recipes.segments import SegmentsArguments, ask_about_segments
     from hf_rlhf.recipes.sft import train_sft
     from hf_rlhf.recipes.show import ShowArguments, show_run
     from hf_rlhf.rounds.arguments import RoundsArguments
@@ -84,9 +87,11 @@ __all__ = [
     "RunResult",
     "SFTTrainingArguments",
     "ScoreArguments",
+    "SegmentsArguments",
     "ShowArguments",
     "ValueHead",
     "ValueModel",
+    "ask_about_segments",
     "label",
     "label_dataset",
     "load_reward_model",

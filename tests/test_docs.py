@@ -29,6 +29,7 @@ from hf_rlhf.recipes.feedback_arguments import ExportArguments, ImportArguments,
 from hf_rlhf.recipes.label_arguments import LabelArguments
 from hf_rlhf.recipes.plan import PlanArguments
 from hf_rlhf.recipes.report_card import ReportCardArguments
+from hf_rlhf.recipes.segments import SegmentsArguments
 from hf_rlhf.recipes.show import ShowArguments
 from hf_rlhf.rounds.arguments import RoundsArguments
 
@@ -49,6 +50,7 @@ FLAGS = {
         RewardArguments,
         RewardTrainingArguments,
         RoundsArguments,
+        SegmentsArguments,
         SFTTrainingArguments,
         ShowArguments,
         LabelArguments,

@@ -170,6 +170,15 @@ def rounds(argv: Sequence[str]) -> None:
     run_rounds(*parse_arguments([RoundsArguments, ModelArguments], argv, "hf-rlhf rounds"))
 
 
+def segments(argv: Sequence[str]) -> None:
+    """Let a policy play a game, and ask which of two segments of its episodes is better."""
+    from hf_rlhf.cli.parsing import parse_arguments
+    from hf_rlhf.recipes.arguments import ModelArguments
+    from hf_rlhf.recipes.segments import SegmentsArguments, ask_about_segments
+
+    _print_result(ask_about_segments(*parse_arguments([SegmentsArguments, ModelArguments], argv, "hf-rlhf segments")))
+
+
 def label(argv: Sequence[str]) -> None:
     """Let people compare, rank, rate, correct and mark completions on a page in the browser."""
     from hf_rlhf.cli.parsing import parse_arguments
@@ -186,6 +195,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "ai-feedback": ai_feedback,
     "feedback": feedback,
     "rounds": rounds,
+    "segments": segments,
     "label": label,
     "sft": sft,
     "reward": reward,

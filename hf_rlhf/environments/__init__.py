@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from hf_rlhf.environments.dialogue import Dialogue
     from hf_rlhf.environments.gym_text import CartPole, FrozenLake, GymText
     from hf_rlhf.environments.named import load_environment
+    from hf_rlhf.environments.segments import Segmented, comparisons, play_segments
     from hf_rlhf.environments.token_env import TokenEnv
     from hf_rlhf.environments.tools import ToolUse
     from hf_rlhf.environments.users import FunctionUser, ModelUser, Scene, ScriptedUser
@@ -25,12 +26,15 @@ _HOMES = {
     "ModelUser": "hf_rlhf.environments.users",
     "Scene": "hf_rlhf.environments.users",
     "ScriptedUser": "hf_rlhf.environments.users",
+    "Segmented": "hf_rlhf.environments.segments",
     "SingleTurn": "hf_rlhf.environments.base",
     "TokenEnv": "hf_rlhf.environments.token_env",
     "ToolUse": "hf_rlhf.environments.tools",
     "Turn": "hf_rlhf.environments.base",
     "check_env": "hf_rlhf.environments.check",
+    "comparisons": "hf_rlhf.environments.segments",
     "load_environment": "hf_rlhf.environments.named",
+    "play_segments": "hf_rlhf.environments.segments",
 }
 __getattr__, __dir__ = lazy_names(__name__, _HOMES)
 __all__ = [
@@ -44,10 +48,13 @@ __all__ = [
     "ModelUser",
     "Scene",
     "ScriptedUser",
+    "Segmented",
     "SingleTurn",
     "TokenEnv",
     "ToolUse",
     "Turn",
     "check_env",
+    "comparisons",
     "load_environment",
+    "play_segments",
 ]

@@ -11,11 +11,14 @@ from typing import Any
 from hf_rlhf.environments.base import EnvFactory
 from hf_rlhf.environments.dialogue import Dialogue
 from hf_rlhf.environments.gym_text import CartPole, FrozenLake, GymText
+from hf_rlhf.environments.segments import Segmented
 from hf_rlhf.environments.tools import ToolUse
 from hf_rlhf.environments.users import FunctionUser, ModelUser, ScriptedUser, User
 from hf_rlhf.errors import InputError
+from hf_rlhf.models.precision import current_device
 from hf_rlhf.rewards.functions import did_you_mean, is_function_name, load_function
-from hf_rlhf.rewards.named import read_named
+from hf_rlhf.rewards.named import loaded_rewards, read_named
+from hf_rlhf.rewards.sources import resolve_rewards
 from hf_rlhf.writers import EndpointWriter, ModelWriter, Writer
 
 ENVIRONMENTS: dict[str, str] = {
@@ -23,6 +26,7 @@ ENVIRONMENTS: dict[str, str] = {
     "dialogue": f"{__name__}:dialogue",
     "frozen_lake": f"{__name__}:frozen_lake",
     "gym": f"{__name__}:gym",
+    "segments": f"{__name__}:segments",
     "tools": f"{__name__}:tools",
     "trl": f"{__name__}:trl",
 }
@@ -179,14 +183,29 @@ def gym(env: str, render: str, parse: str, penalty: float = 0.1) -> EnvFactory:
     return partial(GymText, made, _load(render), _load(parse), penalty=penalty)
 
 
-def frozen_lake(is_slippery: bool = False, size: int = 4, penalty: float = 0.1) -> EnvFactory:
+def frozen_lake(is_slippery: bool = False, size: int = 4, progress: bool = False, penalty: float = 0.1) -> EnvFactory:
     """Return episodes of `FrozenLake`."""
-    return partial(FrozenLake, is_slippery=is_slippery, size=size, penalty=penalty)
+    return partial(FrozenLake, is_slippery=is_slippery, size=size, progress=progress, penalty=penalty)
 
 
 def cart_pole(penalty: float = 0.1) -> EnvFactory:
     """Return episodes of `CartPole`."""
     return partial(CartPole, penalty=penalty)
+
+
+def segments(environment: str, reward: str, turns: int = 4, render: str | None = None) -> EnvFactory:
+    """Return episodes of a game that a reward of segments pays, and not the game.
+
+    Args:
+        environment: of the game, as the flag has it; in quotes where it has arguments.
+        reward: a reward model that was trained on preferences between segments, or another reward.
+        turns: of a segment, as in the preferences.
+        render: makes text of a segment, as `file.py:name`; see `Segmented`.
+    """
+    source = loaded_rewards(reward, None)
+    loaded = resolve_rewards(source, None, policy=None, device=current_device(), weights=None).functions[0]
+    rendered = {} if render is None else {"render": _load(render)}
+    return partial(Segmented, load_environment(environment), turns=turns, reward=loaded, **rendered)
 
 
 def trl(environment: str, max_calls: int = 8, error_penalty: float = 0.0) -> EnvFactory:

@@ -178,6 +178,12 @@ def rate_texts(rate: Callable[[str, bool], float]) -> Rate:
     return by_text
 
 
+def rate_by_column(task: Task, number: int) -> float | None:
+    """Return the rating that the row gave a completion in its column `ratings`, such as a segment's true return."""
+    ratings = task.columns.get("ratings")
+    return None if ratings is None else float(ratings[number])
+
+
 def _level(share: float, low: int, high: int) -> int:
     """Return the whole number of a scale that stands for a share from 0 to 1."""
     return low + round((high - low) * min(max(share, 0.0), 1.0))

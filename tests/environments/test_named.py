@@ -8,7 +8,7 @@ import pytest
 from http_double import HTTPDouble, chat
 
 from hf_rlhf.cli import main
-from hf_rlhf.environments import CartPole, Dialogue, FrozenLake, GymText, ToolUse, Turn, load_environment
+from hf_rlhf.environments import CartPole, Dialogue, FrozenLake, GymText, Segmented, ToolUse, Turn, load_environment
 from hf_rlhf.environments.named import ENVIRONMENTS
 from hf_rlhf.errors import InputError
 
@@ -62,6 +62,14 @@ def add(a: int, b: int) -> int:
     return a + b
 
 
+def paid(prompts, completions):
+    return [float(len(completion[0]["content"])) for completion in completions]
+
+
+def joined(turns, shown, ended):
+    return " ".join([done for _, done in turns])
+
+
 def render(observation):
     return str(observation)
 
@@ -106,6 +114,7 @@ def test_each_name_makes_its_environment(file):
         "frozen_lake": FrozenLake,
         "cart_pole:penalty=0.5": CartPole,
         f"gym:env=FrozenLake-v1,render={file}:render,parse={file}:parse": GymText,
+        f'segments:environment="gym:env=FrozenLake-v1,render={file}:render,parse={file}:parse",reward={file}:paid': Segmented,
         f"trl:environment={file}:ForTRL": ToolUse,
     }
     for text, kind in kinds.items():
@@ -119,6 +128,11 @@ def test_arguments_arrive(file):
     assert dialogue.step("no").messages[0]["content"] == "first"
     assert dialogue.step("yes").reward == 1.0
     assert begun("dialogue:column=lines").step("x").messages[0]["content"] == "a"
+    lake = "environment='frozen_lake:progress=true'"
+    segments = begun(f"segments:{lake},turns=2,reward={file}:paid,render={file}:joined")
+    turns = [segments.step(word) for word in ("down", "down")]
+    assert [turn.reward for turn in turns] == [0.0, len("down down")]
+    assert turns[1].info["true_return"] == 2.0
     assert begun("cart_pole:penalty=0.5").step("wait").reward == 0.5
     assert begun(f"trl:environment={file}:ForTRL").step("done").reward == 1.0
 
@@ -152,6 +166,10 @@ def test_a_model_plays_the_user(model_folder):
         ("dialogue:column=a,max_turns=x", "environment=dialogue:column=a,max_turns=x is invalid: max_turns=x is not a whole number"),
         ("dialogue:colum=a", "it takes no 'colum'. Did you mean 'column'"),
         ("frozen_lake:size=5", "size=5"),
+        ("segments:environment=frozen_lake", "segments needs reward"),
+        ("segments:environment=frozen_lak,reward=FILE:paid", "environment=frozen_lak is invalid"),
+        ("segments:environment=frozen_lake,reward=FILE:paid,turns=0", "turns=0 is invalid"),
+        ("segments:environment=frozen_lake,reward=nowhere", "reward model 'nowhere': there is no such folder"),
         ("tools", "tools needs functions"),
         ("tools:functions=", "it names none"),
         ("FILE:Missing", "there is no 'Missing' in it"),

@@ -16,6 +16,7 @@ from hf_rlhf.recipes.arguments import (
     RewardTrainingArguments,
     SFTTrainingArguments,
 )
+from hf_rlhf.recipes.segments import SegmentsArguments
 from hf_rlhf.rounds.arguments import RoundsArguments
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -24,13 +25,21 @@ DATACLASSES = {
     "ai_feedback": [AIFeedbackArguments],
     "ppo": [PPOArguments, PPOConfig, ModelArguments],
     "rounds": [RoundsArguments, ModelArguments],
+    "segments": [SegmentsArguments, ModelArguments],
     "reward": [RewardArguments, RewardTrainingArguments, ModelArguments],
     "sft": [DataArguments, SFTTrainingArguments, ModelArguments],
 }
 
 
 def test_there_are_configs():
-    assert {file.parent.name for file in CONFIGS} == {"quickstart", "hh_rlhf", "tldr", "moderation", "rounds"}
+    assert {file.parent.name for file in CONFIGS} == {
+        "quickstart",
+        "hh_rlhf",
+        "tldr",
+        "moderation",
+        "rounds",
+        "segments",
+    }
 
 
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda file: f"{file.parent.name}/{file.stem}")
