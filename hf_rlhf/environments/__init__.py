@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from hf_rlhf.environments.dialogue import Dialogue
     from hf_rlhf.environments.gym_text import CartPole, FrozenLake, GymText
     from hf_rlhf.environments.named import load_environment
+    from hf_rlhf.environments.recommendation import Recommendation
     from hf_rlhf.environments.segments import Segmented, comparisons, play_segments
     from hf_rlhf.environments.token_env import TokenEnv
     from hf_rlhf.environments.tools import ToolUse
@@ -24,6 +25,7 @@ _HOMES = {
     "FunctionUser": "hf_rlhf.environments.users",
     "GymText": "hf_rlhf.environments.gym_text",
     "ModelUser": "hf_rlhf.environments.users",
+    "Recommendation": "hf_rlhf.environments.recommendation",
     "Scene": "hf_rlhf.environments.users",
     "ScriptedUser": "hf_rlhf.environments.users",
     "Segmented": "hf_rlhf.environments.segments",
@@ -46,6 +48,7 @@ __all__ = [
     "FunctionUser",
     "GymText",
     "ModelUser",
+    "Recommendation",
     "Scene",
     "ScriptedUser",
     "Segmented",

@@ -11,6 +11,7 @@ from typing import Any
 from hf_rlhf.environments.base import EnvFactory
 from hf_rlhf.environments.dialogue import Dialogue
 from hf_rlhf.environments.gym_text import CartPole, FrozenLake, GymText
+from hf_rlhf.environments.recommendation import Recommendation
 from hf_rlhf.environments.segments import Segmented
 from hf_rlhf.environments.tools import ToolUse
 from hf_rlhf.environments.users import FunctionUser, ModelUser, ScriptedUser, User
@@ -26,6 +27,7 @@ ENVIRONMENTS: dict[str, str] = {
     "dialogue": f"{__name__}:dialogue",
     "frozen_lake": f"{__name__}:frozen_lake",
     "gym": f"{__name__}:gym",
+    "recommendation": f"{__name__}:recommendation",
     "segments": f"{__name__}:segments",
     "tools": f"{__name__}:tools",
     "trl": f"{__name__}:trl",
@@ -191,6 +193,19 @@ def frozen_lake(is_slippery: bool = False, size: int = 4, progress: bool = False
 def cart_pole(penalty: float = 0.1) -> EnvFactory:
     """Return episodes of `CartPole`."""
     return partial(CartPole, penalty=penalty)
+
+
+def recommendation(
+    items: int = 4, history: int = 8, kinds: str | None = None, liked: float = 0.9, other: float = 0.1
+) -> EnvFactory:
+    """Return users who click on one of several items.
+
+    Args:
+        kinds: of items, with spaces between them.
+        items, history, liked, other: see `Recommendation`.
+    """
+    named = {} if kinds is None else {"kinds": tuple(kinds.split())}
+    return partial(Recommendation, items=items, history=history, liked=liked, other=other, **named)
 
 
 def segments(environment: str, reward: str, turns: int = 4, render: str | None = None) -> EnvFactory:

@@ -8,7 +8,17 @@ import pytest
 from http_double import HTTPDouble, chat
 
 from hf_rlhf.cli import main
-from hf_rlhf.environments import CartPole, Dialogue, FrozenLake, GymText, Segmented, ToolUse, Turn, load_environment
+from hf_rlhf.environments import (
+    CartPole,
+    Dialogue,
+    FrozenLake,
+    GymText,
+    Recommendation,
+    Segmented,
+    ToolUse,
+    Turn,
+    load_environment,
+)
 from hf_rlhf.environments.named import ENVIRONMENTS
 from hf_rlhf.errors import InputError
 
@@ -114,6 +124,7 @@ def test_each_name_makes_its_environment(file):
         "frozen_lake": FrozenLake,
         "cart_pole:penalty=0.5": CartPole,
         f"gym:env=FrozenLake-v1,render={file}:render,parse={file}:parse": GymText,
+        "recommendation:items=3": Recommendation,
         f'segments:environment="gym:env=FrozenLake-v1,render={file}:render,parse={file}:parse",reward={file}:paid': Segmented,
         f"trl:environment={file}:ForTRL": ToolUse,
     }

@@ -33,13 +33,8 @@ DATACLASSES = {
 
 def test_there_are_configs():
     assert {file.parent.name for file in CONFIGS} == {
-        "quickstart",
-        "hh_rlhf",
-        "tldr",
-        "moderation",
-        "rounds",
-        "segments",
-    }
+        "quickstart", "hh_rlhf", "tldr", "moderation", "rounds", "segments", "recommendation", "arithmetic",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda file: f"{file.parent.name}/{file.stem}")
