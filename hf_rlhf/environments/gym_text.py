@@ -18,7 +18,7 @@ class GymText:
 
     The prompt is the row's with the first observation behind it. A column `seed` of the row seeds the environment;
     without one, the episode's own chance does. `terminated` and `truncated` are those of the environment. The last
-    observation of an episode that terminated is in `Turn.messages`, for rewards and people; the policy reads it no more.
+    observation of an episode that terminated is in `Turn.messages`, for rewards and people. The policy never reads it.
 
     Args:
         env: its id, or a function that makes it, such as one that puts wrappers around it.

@@ -162,7 +162,7 @@ def play_segments(
     turns: int = 4,
     render: Render = render_segment,
 ) -> list[Segment]:
-    """Play an episode for each row, and return the segments of all; see `collect_episodes` and `Segmented`."""
+    """Let a policy play an episode for each row; return all segments. See `collect_episodes` and `Segmented`."""
     episodes: list[Segmented] = []
 
     def begin() -> Segmented:

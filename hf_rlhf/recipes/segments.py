@@ -78,12 +78,13 @@ class SegmentsArguments:
                 raise InputError(f"{name}={getattr(self, name)} is invalid: it must be at least {least}.")
         if self.max_turns < self.turns:
             raise InputError(
-                f"turns={self.turns} is invalid: an episode of max_turns={self.max_turns} has no such segment. Lower it."
+                f"turns={self.turns} is invalid: an episode of max_turns={self.max_turns} has no such segment. Lower"
+                " it."
             )
 
 
 def ask_about_segments(args: SegmentsArguments, model: ModelArguments) -> RunResult:
-    """Play episodes, and add pairs of their segments to a store as questions; the simulated annotator answers some.
+    """Let a policy play, and add pairs of segments to a store as questions; a simulated annotator answers some.
 
     Raises `InputError` for anything wrong in the flags, the prompts or the game, before the store is made.
     """

@@ -1,4 +1,4 @@
-"""Sums for the recipe of arithmetic, as JSON Lines: `python recipes/configs/arithmetic/problems.py > arithmetic.jsonl`."""
+"""Sums for the recipe of arithmetic: `python recipes/configs/arithmetic/problems.py > arithmetic.jsonl`."""
 
 import argparse
 import json
