@@ -13,6 +13,8 @@ _HOMES = {
     "label_dataset": "hf_rlhf.recipes.label",
     "LabelArguments": "hf_rlhf.recipes.label_arguments",
     "Completion": "hf_rlhf.types",
+    "DoctorArguments": "hf_rlhf.recipes.doctor",
+    "examine_run": "hf_rlhf.recipes.doctor",
     "InputError": "hf_rlhf.errors",
     "PPOConfig": "hf_rlhf.ppo.config",
     "PPOTrainer": "hf_rlhf.ppo.trainer",
@@ -58,6 +60,7 @@ if TYPE_CHECKING:
         SFTTrainingArguments,
     )
     from hf_rlhf.recipes.common import RunResult
+    from hf_rlhf.recipes.doctor import DoctorArguments, examine_run
     from hf_rlhf.recipes.label import label, label_dataset
     from hf_rlhf.recipes.label_arguments import LabelArguments
     from hf_rlhf.recipes.ppo import train_ppo
@@ -75,6 +78,7 @@ __all__ = [
     "AIFeedbackArguments",
     "Completion",
     "DataArguments",
+    "DoctorArguments",
     "InputError",
     "LabelArguments",
     "ModelArguments",
@@ -92,6 +96,7 @@ __all__ = [
     "ValueHead",
     "ValueModel",
     "ask_about_segments",
+    "examine_run",
     "label",
     "label_dataset",
     "load_reward_model",

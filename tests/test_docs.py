@@ -25,6 +25,7 @@ from hf_rlhf.recipes.arguments import (
     RewardTrainingArguments,
     SFTTrainingArguments,
 )
+from hf_rlhf.recipes.doctor import DoctorArguments
 from hf_rlhf.recipes.feedback_arguments import ExportArguments, ImportArguments, PushArguments, StoreArguments
 from hf_rlhf.recipes.label_arguments import LabelArguments
 from hf_rlhf.recipes.plan import PlanArguments
@@ -51,6 +52,7 @@ FLAGS = {
         RewardTrainingArguments,
         RoundsArguments,
         SegmentsArguments,
+        DoctorArguments,
         SFTTrainingArguments,
         ShowArguments,
         LabelArguments,
