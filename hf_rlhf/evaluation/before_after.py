@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from hf_rlhf.data.tokens import ROW_OPTIONS
-from hf_rlhf.evaluation.fluency import fluency
+from hf_rlhf.evaluation.likelihood import completion_kl
 from hf_rlhf.evaluation.metrics import BeforeAfter, WinRate, win_rate
+from hf_rlhf.evaluation.text_measures import TextMeasures, measure_texts
 from hf_rlhf.models.adapters import REFERENCE, use_adapter
 from hf_rlhf.models.policy import PolicyWithValue
 from hf_rlhf.rewards.calls import accepted
@@ -51,19 +52,20 @@ class Comparison:
     def rows(self, judge_name: str = "judge") -> list[BeforeAfter]:
         """Return the table that a person reads."""
         sides = (self.before, self.after)
+        measured = [(side, measure_texts(side.trajectories)) for side in sides]
 
-        def row(name: str, of: Callable[[Side], Sequence[float]], digits: int = 2, percent: bool = False):
-            before, after = (fmean(of(side)) for side in sides)
+        def row(name: str, of: Callable[[Side, TextMeasures], float], digits: int = 2, percent: bool = False):
+            before, after = (of(*each) for each in measured)
             return BeforeAfter(name, before, after, digits, percent)
 
         return [
-            row(f"{judge_name} rating (0 to 1)", lambda side: side.judgements),
-            row("reward by the reward model", lambda side: side.rewards),
-            row("replies finished", lambda side: [t.completion.stopped for t in side.trajectories], 0, True),
-            row("length (tokens)", lambda side: [len(t.completion.ids) for t in side.trajectories], 1),
-            row("distinct word pairs", lambda side: [fluency(t.text) for t in side.trajectories], 0, True),
-            row("surprise to the starting model (nats a token)", lambda side: side.surprise),
-            row("KL to the starting model (nats a reply)", lambda side: side.kl, 1),
+            row(f"{judge_name} rating (0 to 1)", lambda side, _: fmean(side.judgements)),
+            row("reward by the reward model", lambda side, _: fmean(side.rewards)),
+            row("replies finished", lambda _, texts: texts.finished, 0, True),
+            row("length (tokens)", lambda _, texts: texts.tokens, 1),
+            row("distinct word pairs", lambda _, texts: texts.fluency, 0, True),
+            row("surprise to the starting model (nats a token)", lambda side, _: fmean(side.surprise)),
+            row("KL to the starting model (nats a reply)", lambda side, _: fmean(side.kl), 1),
         ]
 
 
@@ -122,5 +124,5 @@ def _side(
         judgements=[judge(trajectory) for trajectory in trajectories],
         rewards=reward(**accepted(reward, arguments)),
         surprise=[total / length for total, length in zip(per_reply(-output.reference_logprobs), lengths, strict=True)],
-        kl=per_reply(output.logprobs - output.reference_logprobs),
+        kl=completion_kl(output.logprobs, output.reference_logprobs, sequences.mask),
     )

@@ -77,16 +77,27 @@ def win_rate(before: Sequence[float], after: Sequence[float], *, tie_margin: flo
     rate = (wins + ties / 2) / n, with the Wilson (1927) score interval. Raises `ValueError` where the ratings are
     empty, of different length or not finite.
     """
+    return preference_rate(preferences_of(before, after, tie_margin=tie_margin))
+
+
+def preferences_of(before: Sequence[float], after: Sequence[float], *, tie_margin: float = 1e-9) -> list[float]:
+    """Return 1.0 where "after" is rated higher, 0.0 where "before" is, and 0.5 for a tie; see `win_rate`."""
     if len(before) != len(after):
         raise ValueError(f"{len(before)} ratings before and {len(after)} after: give one pair per prompt")
     _check(before, "before")
     _check(after, "after")
     gains = [later - earlier for earlier, later in zip(before, after, strict=True)]
-    wins = sum(gain > tie_margin for gain in gains)
-    losses = sum(gain < -tie_margin for gain in gains)
-    ties = len(gains) - wins - losses
-    rate = (wins + ties / 2) / len(gains)
-    low, high = wilson_interval(rate, len(gains))
+    return [0.5 if abs(gain) <= tie_margin else float(gain > 0) for gain in gains]
+
+
+def preference_rate(preferences: Sequence[float]) -> WinRate:
+    """Count preferences: above 0.5 "after" won, below it lost, and 0.5 is a tie. Raises as `win_rate` does."""
+    _check(preferences, "preferences")
+    wins = sum(each > 0.5 for each in preferences)
+    losses = sum(each < 0.5 for each in preferences)
+    ties = len(preferences) - wins - losses
+    rate = (wins + ties / 2) / len(preferences)
+    low, high = wilson_interval(rate, len(preferences))
     return WinRate(rate=rate, low=low, high=high, wins=wins, ties=ties, losses=losses)
 
 
