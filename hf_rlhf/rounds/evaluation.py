@@ -1,23 +1,22 @@
 """The last step of a round: the policy on held-out prompts, and every reward model on all held-out preferences."""
 
-import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from datasets import Dataset
 
 from hf_rlhf.data.prompts import prompt_rows
 from hf_rlhf.evaluation.before_after import measure_side
-from hf_rlhf.evaluation.metrics import WinRate, win_rate
+from hf_rlhf.evaluation.metrics import WinRate, preference_rate
 from hf_rlhf.evaluation.reward_model import Pairs, reward_accuracy
 from hf_rlhf.feedback.annotators import Annotator
-from hf_rlhf.feedback.forms import CORRECTION, PAIRWISE, TIE, Form
+from hf_rlhf.feedback.comparisons import order_of_texts, share_that_prefers
+from hf_rlhf.feedback.forms import CORRECTION, PAIRWISE, Form
 from hf_rlhf.feedback.rules import FINISHED, RuleAnnotator
-from hf_rlhf.feedback.store import ANSWER, FeedbackStore
-from hf_rlhf.feedback.tasks import Task, canonical_json
+from hf_rlhf.feedback.store import FeedbackStore
+from hf_rlhf.feedback.tasks import Task
 from hf_rlhf.models.adapted import load_policy
 from hf_rlhf.models.precision import current_device
 from hf_rlhf.models.references import named_reference
@@ -110,7 +109,7 @@ def comparison_tasks(args: RoundsArguments, root: Path, number: int, form: Form)
     for start, policy in list(zip(before, after, strict=True))[: args.comparisons]:
         sides = [("start", start), (f"round_{number}", policy)]
         if start["completion"] != policy["completion"]:
-            sides.sort(key=lambda side: hashlib.sha256(canonical_json(side[1]["completion"]).encode()).digest())
+            sides = [sides[place] for place in order_of_texts([reply["completion"] for _, reply in sides])]
             row = {
                 "prompt": start["prompt"],
                 "completions": [reply["completion"] for _, reply in sides],
@@ -135,14 +134,11 @@ def wins_over_start(store: FeedbackStore, tasks: Sequence[Task], number: int, as
     """
     shares = []
     for task in tasks:
-        events = [event for event in store.current(task=task.id) if event.kind == ANSWER]
-        policy = int(task.sources[0] == "start")
-        preferred = [(event.value or {}).get("preferred", TIE) for event in events]
-        votes = [0.5 if isinstance(each, str) else float(each == policy) for each in preferred]
-        if votes:
-            shares.append(fmean(votes))
+        share = share_that_prefers(store, task, task.texts[int(task.sources[0] == "start")])
+        if share is not None:
+            shares.append(share)
     shares += [0.5] * (asked - len(tasks))
-    return win_rate([0.5] * len(shares), shares) if shares else None
+    return preference_rate(shares) if shares else None
 
 
 def rating_of(annotators: Sequence[Annotator], replies: Sequence[dict[str, Any]]) -> list[float] | None:
