@@ -174,17 +174,23 @@ def write_settings(folder: Path, *configs: Any) -> None:
     (folder / VERSIONS_FILE).write_text(json.dumps(versions() | dict(devices), indent=2) + "\n", encoding="utf-8")
 
 
+def read_settings(folder: Path) -> dict[str, Any]:
+    """Return the flags of config.yaml in `folder` by the names that they have now; none where there is no file."""
+    import yaml
+
+    if not (folder / CONFIG_FILE).is_file():
+        return {}
+    written = yaml.safe_load((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    named = ((DEPRECATED.get(name, name), value) for name, value in written.items())
+    return {name: value for name, value in named if name is not None}
+
+
 def changed_settings(folder: Path, *configs: Any) -> dict[str, tuple[Any, Any]]:
     """Return the flags of the given dataclasses that differ from config.yaml in `folder`, with both values.
 
     Nothing where there is no such file. How a run is started and where it writes makes no difference.
     """
-    import yaml
-
-    if not (folder / CONFIG_FILE).is_file():
-        return {}
-    written, now = yaml.safe_load((folder / CONFIG_FILE).read_text(encoding="utf-8")), _settings_of(*configs)
-    written = {DEPRECATED.get(name, name): value for name, value in written.items()}
+    written, now = read_settings(folder), _settings_of(*configs)
     common = [name for name in now if name in written and name not in _OF_THE_START]
     return {name: (written[name], now[name]) for name in common if written[name] != now[name]}
 

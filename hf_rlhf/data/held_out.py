@@ -27,8 +27,8 @@ def hold_out(rows: LoadedRows, fraction: float) -> tuple[LoadedRows, LoadedRows]
 
     Raises InputError for pairs of whole texts, whose prompts cannot be told, and where one side would be empty.
     """
-    keys = _prompt_keys(rows)
-    held = [key is not None and _is_below(key, fraction) for key in keys]
+    keys = prompt_keys(rows)
+    held = [key is not None and is_below(key, fraction) for key in keys]
     if all(held) or not any(held):
         prompts = len(set(keys) - {None})
         raise InputError(
@@ -41,15 +41,19 @@ def hold_out(rows: LoadedRows, fraction: float) -> tuple[LoadedRows, LoadedRows]
 
 def is_held_out(prompt: Any, fraction: float) -> bool:
     """Return whether `hold_out` puts the rows of a prompt (text or messages) on the side to evaluate on."""
-    return _is_below(_key(prompt), fraction)
+    return is_below(_key(prompt), fraction)
 
 
-def _is_below(key: bytes, fraction: float) -> bool:
+def is_below(key: bytes, fraction: float) -> bool:
+    """Return whether `hold_out` puts the prompt of a key of `prompt_keys` on the side to evaluate on."""
     return int.from_bytes(key[:8], "big") < fraction * _HASHES
 
 
-def _prompt_keys(rows: LoadedRows) -> list[bytes | None]:
-    """Return a digest of the prompt of each row, None where a row has no prompt that can be told."""
+def prompt_keys(rows: LoadedRows) -> list[bytes | None]:
+    """Return a digest of the prompt of each row, None where a row has no prompt that can be told.
+
+    Text has the digest of the same text as the user's message. Raises `InputError` for pairs of whole texts.
+    """
     layout = layout_of(rows.dataset, source=rows.source)
     if layout.prompts == "public":
         _, made = rows_converted(rows, layout.public, NOTHING)  # whatever the ratings are

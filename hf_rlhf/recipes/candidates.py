@@ -7,7 +7,7 @@ from typing import Any
 from hf_rlhf.progress import progress_of
 from hf_rlhf.records import append_json_lines, keep_whole_parts
 from hf_rlhf.rollout.collect import collect
-from hf_rlhf.rollout.engines import TransformersEngine
+from hf_rlhf.rollout.engines import Engine, TransformersEngine
 from hf_rlhf.rollout.sampling import Sampling
 from hf_rlhf.rollout.stops import stop_at_end_of_turn
 from hf_rlhf.types import Model, Trajectory
@@ -25,6 +25,10 @@ def sample_to_file(
     file: Path,
     as_row: Callable[[Trajectory], dict[str, Any]],
     description: str,
+    *,
+    make_engine: Callable[[Callable[[int], None]], Engine] | None = None,
+    batch_size: int = BATCH_SIZE,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
 ) -> None:
     """Sample one completion for each row and append it to a file of JSON Lines.
 
@@ -38,11 +42,15 @@ def sample_to_file(
         file: is made, or continued.
         as_row: what is written of a completion.
         description: beside the progress.
+        make_engine: makes the engine from the function that counts its tokens; by default a `TransformersEngine`.
+        batch_size: completions that are sampled, and written, together.
+        chat_template_kwargs: those that the prompts were rendered with.
     """
-    stop_at_end_of_turn(model, tokenizer, rows[0], sampling)
-    done = keep_whole_parts(file, BATCH_SIZE, len(rows))
+    stop_at_end_of_turn(model, tokenizer, rows[0], sampling, chat_template_kwargs)
+    done = keep_whole_parts(file, batch_size, len(rows))
     with progress_of((len(rows) - done) * sampling.max_completion_length, description) as advance:
-        engine = TransformersEngine(model, tokenizer, on_tokens=advance)
-        for start in range(done, len(rows), BATCH_SIZE):
-            part = slice(start, start + BATCH_SIZE)
-            append_json_lines(file, map(as_row, collect(engine, rows[part], tokenizer, sampling, seeds[part])))
+        engine = make_engine(advance) if make_engine else TransformersEngine(model, tokenizer, on_tokens=advance)
+        for start in range(done, len(rows), batch_size):
+            part = slice(start, start + batch_size)
+            sampled = collect(engine, rows[part], tokenizer, sampling, seeds[part], chat_template_kwargs)
+            append_json_lines(file, map(as_row, sampled))

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from hf_rlhf.data.files import local_path, read_rows
-from hf_rlhf.data.held_out import hold_out
+from hf_rlhf.data.held_out import hold_out, is_below, prompt_keys
 from hf_rlhf.data.mixtures import Member, mix
 from hf_rlhf.data.prepared import PreparedSet
 from hf_rlhf.data.report import SetReport
@@ -54,6 +54,15 @@ def prepare_datasets(data: DataArguments, training, prepare: Callable[..., Prepa
     held = held or {"": _load_evaluation(data)}
     evaluation, more = _prepared(data, training, held, prepare, EVALUATION, notes)
     return TrainAndEvaluation(train, evaluation, reports + more)
+
+
+def training_prompt_keys(data: DataArguments) -> set[bytes]:
+    """Return a digest, by `prompt_keys`, of each prompt that a run of these flags trains on.
+
+    Raises `InputError` for rows that cannot be read, or whose prompts cannot be told.
+    """
+    keys = {key for each in _named(data).values() for key in prompt_keys(_load(data, each)) if key is not None}
+    return {key for key in keys if data.eval_fraction is None or not is_below(key, data.eval_fraction)}
 
 
 def _named(data: DataArguments) -> Mapping[str, MixtureDataset]:
