@@ -117,6 +117,17 @@ def doctor(argv: Sequence[str]) -> None:
     examine_run(*parse_arguments([DoctorArguments], argv, "hf-rlhf doctor"))
 
 
+def evaluate(argv: Sequence[str]) -> None:
+    """Compare a policy to its start and to other models on held-out prompts: win rates, KL, diversity, lengths."""
+    from hf_rlhf.cli.parsing import parse_arguments
+    from hf_rlhf.recipes.evaluate import evaluate_policy
+    from hf_rlhf.recipes.evaluate_arguments import EvaluateArguments
+
+    if argv and not argv[0].startswith("-"):
+        argv = ["--policy", *argv]
+    _print_result(evaluate_policy(*parse_arguments([EvaluateArguments], argv, "hf-rlhf evaluate")))
+
+
 def quickstart(argv: Sequence[str]) -> None:
     """Let a small model learn from feedback, end to end, on this machine."""
     from hf_rlhf.cli.parsing import parse_arguments
@@ -206,6 +217,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "plan": plan,
     "data": data,
     "score": score,
+    "evaluate": evaluate,
 }
 
 

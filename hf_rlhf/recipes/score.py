@@ -18,6 +18,7 @@ from hf_rlhf.errors import InputError
 from hf_rlhf.ppo.scores import ScoreShaper, ScoreShaping
 from hf_rlhf.progress import progress_of, say
 from hf_rlhf.recipes.arguments import flag
+from hf_rlhf.recipes.evaluate_arguments import EvaluateArguments
 from hf_rlhf.records import write_json_lines
 from hf_rlhf.rewards.cache import RewardCache
 from hf_rlhf.rewards.calls import required_arguments
@@ -97,7 +98,7 @@ def score_dataset(arguments: ScoreArguments) -> dict[str, float]:
         rows = rows.select(range(min(arguments.max_samples, len(rows.dataset))))
     rows, texts = find_texts(rows)
     _require_free_columns(rows, texts)
-    rewards = _load(arguments)
+    rewards = load_rewards(arguments)
     _require_scorable(rewards, rows)
     if cache is not None:
         rewards.use_cache(cache)
@@ -128,7 +129,11 @@ def score_texts(
     return scored, held
 
 
-def _load(arguments: ScoreArguments) -> Rewards:
+def load_rewards(arguments: "ScoreArguments | EvaluateArguments") -> Rewards:
+    """Load the rewards that the flags name.
+
+    Raises `InputError` for wrong ones, and where a server that is asked does not answer.
+    """
     sources = loaded_rewards(arguments.reward_model_path, arguments.reward_funcs)
     if arguments.reward_cache is None:  # which may hold all that a server would be asked
         require_reachable(sources)
