@@ -9,6 +9,8 @@ __version__ = "0.1.0"
 _HOMES = {
     "AIFeedbackArguments": "hf_rlhf.recipes.ai_feedback_arguments",
     "write_ai_feedback": "hf_rlhf.recipes.ai_feedback",
+    "EvaluateArguments": "hf_rlhf.recipes.evaluate_arguments",
+    "evaluate_policy": "hf_rlhf.recipes.evaluate",
     "label": "hf_rlhf.recipes.label",
     "label_dataset": "hf_rlhf.recipes.label",
     "LabelArguments": "hf_rlhf.recipes.label_arguments",
@@ -60,6 +62,8 @@ if TYPE_CHECKING:
         SFTTrainingArguments,
     )
     from hf_rlhf.recipes.common import RunResult
+    from hf_rlhf.recipes.evaluate import evaluate_policy
+    from hf_rlhf.recipes.evaluate_arguments import EvaluateArguments
     from hf_rlhf.recipes.doctor import DoctorArguments, examine_run
     from hf_rlhf.recipes.label import label, label_dataset
     from hf_rlhf.recipes.label_arguments import LabelArguments
@@ -78,6 +82,7 @@ __all__ = [
     "AIFeedbackArguments",
     "Completion",
     "DataArguments",
+    "EvaluateArguments",
     "DoctorArguments",
     "InputError",
     "LabelArguments",
@@ -95,6 +100,7 @@ __all__ = [
     "ShowArguments",
     "ValueHead",
     "ValueModel",
+    "evaluate_policy",
     "ask_about_segments",
     "examine_run",
     "label",

@@ -41,7 +41,7 @@ def hold_out(rows: LoadedRows, fraction: float) -> tuple[LoadedRows, LoadedRows]
 
 def is_held_out(prompt: Any, fraction: float) -> bool:
     """Return whether `hold_out` puts the rows of a prompt (text or messages) on the side to evaluate on."""
-    return is_below(_key(prompt), fraction)
+    return is_below(prompt_key(prompt), fraction)
 
 
 def is_below(key: bytes, fraction: float) -> bool:
@@ -57,7 +57,7 @@ def prompt_keys(rows: LoadedRows) -> list[bytes | None]:
     layout = layout_of(rows.dataset, source=rows.source)
     if layout.prompts == "public":
         _, made = rows_converted(rows, layout.public, NOTHING)  # whatever the ratings are
-        return [None if isinstance(each, BadValue) else _key(each.prompt) for each in made]
+        return [None if isinstance(each, BadValue) else prompt_key(each.prompt) for each in made]
     if layout.pairs == IMPLICIT_TEXT:
         raise InputError(
             f"eval_fraction is invalid: the pairs of {rows.source} are whole texts, so their prompts cannot be told."
@@ -74,10 +74,10 @@ def prompt_keys(rows: LoadedRows) -> list[bytes | None]:
             prompt = None if any(found) else prompt_of(row, prompts=layout.prompts, pairs=layout.pairs)
         except MalformedDialogue:
             prompt = None
-        keys.append(None if prompt is None else _key(prompt))
+        keys.append(None if prompt is None else prompt_key(prompt))
     return keys
 
 
-def _key(prompt: Any) -> bytes:
+def prompt_key(prompt: Any) -> bytes:
     """Return the digest of a prompt, in which text is the same as that text in one message of the user."""
     return fingerprint([{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt)

@@ -26,7 +26,7 @@ def sample_to_file(
     as_row: Callable[[Trajectory], dict[str, Any]],
     description: str,
     *,
-    make_engine: Callable[[Callable[[int], None]], Engine] | None = None,
+    engine: Engine | None = None,
     batch_size: int = BATCH_SIZE,
     chat_template_kwargs: Mapping[str, Any] | None = None,
 ) -> None:
@@ -42,14 +42,14 @@ def sample_to_file(
         file: is made, or continued.
         as_row: what is written of a completion.
         description: beside the progress.
-        make_engine: makes the engine from the function that counts its tokens; by default a `TransformersEngine`.
+        engine: that samples; by default a `TransformersEngine`, which shows progress by the token.
         batch_size: completions that are sampled, and written, together.
         chat_template_kwargs: those that the prompts were rendered with.
     """
     stop_at_end_of_turn(model, tokenizer, rows[0], sampling, chat_template_kwargs)
     done = keep_whole_parts(file, batch_size, len(rows))
     with progress_of((len(rows) - done) * sampling.max_completion_length, description) as advance:
-        engine = make_engine(advance) if make_engine else TransformersEngine(model, tokenizer, on_tokens=advance)
+        engine = engine or TransformersEngine(model, tokenizer, on_tokens=advance)
         for start in range(done, len(rows), batch_size):
             part = slice(start, start + batch_size)
             sampled = collect(engine, rows[part], tokenizer, sampling, seeds[part], chat_template_kwargs)

@@ -13,8 +13,7 @@ import torch
 
 from hf_rlhf.checkpoint.lock import locked
 from hf_rlhf.credentials import without_secrets
-from hf_rlhf.data.files import read_rows
-from hf_rlhf.data.held_out import prompt_keys
+from hf_rlhf.data.held_out import prompt_key
 from hf_rlhf.errors import InputError
 from hf_rlhf.evaluation.likelihood import KL_ESTIMATOR, completion_kl
 from hf_rlhf.evaluation.metrics import summarize
@@ -29,29 +28,28 @@ from hf_rlhf.recipes.arguments import DataArguments
 from hf_rlhf.recipes.common import RunResult
 from hf_rlhf.recipes.datasets import training_prompt_keys
 from hf_rlhf.recipes.evaluate_arguments import EvaluateArguments
-from hf_rlhf.recipes.evaluate_models import (
-    ComparedModel,
-    Prompts,
+from hf_rlhf.recipes.evaluate_completions import (
     Work,
-    compared_models,
-    prompts_of,
     read_completions,
     read_likelihood,
     read_logprobs,
     require_same_settings,
     sample,
-    sampling_of,
     why_no_kl,
 )
+from hf_rlhf.recipes.evaluate_models import ComparedModel, Prompts, compared_models, prompts_of, sampling_of
 from hf_rlhf.recipes.evaluate_opinions import (
     load_judge,
     opinions_by_judge,
     opinions_by_people,
     opinions_by_rewards,
+    require_judge,
     reward_completions,
 )
-from hf_rlhf.recipes.score import load_rewards
+from hf_rlhf.recipes.score import load_rewards, reward_sources
 from hf_rlhf.records import read_settings, versions, write_json_lines, write_settings, write_whole
+from hf_rlhf.rewards.cache import RewardCache
+from hf_rlhf.rewards.contract import Rewards
 from hf_rlhf.rewards.similarity import PACKAGE, Similarity
 from hf_rlhf.types import Reward, Trajectory
 
@@ -71,13 +69,11 @@ def evaluate_policy(args: EvaluateArguments) -> RunResult:
     models = compared_models(args)
     sampling, template = sampling_of(args)
     prompts = prompts_of(args, models, sampling, template)
-    notes = [note for note in (_known_prompts_note(args, len(prompts[0].rows)),) if note]
+    notes = [note for note in (_known_prompts_note(args, prompts[0]),) if note]
     folder = Path(args.output_dir)
     work = Work(args, folder, sampling, template, _read_text(args.perplexity_text))
-    rewards = load_rewards(args) if args.reward_model_path or args.reward_funcs else None
-    judge = load_judge(args, folder) if args.judge_model is not None else None
-    if rewards is not None:
-        rewards.require_columns([name for name in prompts[0].rows[0] if name != "prompt_ids"])
+    require_judge(args, folder)
+    sources = _checked_rewards(args, prompts[0])
     with locked(folder):
         for model, each in zip(models, prompts, strict=True):
             require_same_settings(work, model, each)
@@ -86,7 +82,8 @@ def evaluate_policy(args: EvaluateArguments) -> RunResult:
         for model, each in zip(models, prompts, strict=True):
             sample(work, model, each, prompts[0])
         written = {model.name: read_completions(work, model, each) for model, each in zip(models, prompts, strict=True)}
-        by_model = None if rewards is None else reward_completions(rewards, written, args.batch_size)
+        by_model = None if not sources else reward_completions(_rewards(args, sources), written, args.batch_size)
+        judge = load_judge(args) if args.judge_model is not None else None
         names = [model.name for model in models[1:]]
         found: list[Opinions] = []
         for name in names:
@@ -95,6 +92,21 @@ def evaluate_policy(args: EvaluateArguments) -> RunResult:
         found += opinions_by_people(folder, written, names) if args.annotator is not None else []
         results = _results(work, models, prompts, written, found, notes)
         return _write(work, results, _samples(written, by_model, found))
+
+
+def _checked_rewards(args: EvaluateArguments, prompts: Prompts) -> list[Any]:
+    """Return the rewards that the flags name, before a model is loaded. Raises `InputError` for wrong ones."""
+    sources = reward_sources(args) if args.reward_model_path or args.reward_funcs else []
+    if functions := [source for source in sources if callable(source)]:
+        Rewards(functions).require_columns([name for name in prompts.rows[0] if name != "prompt_ids"])
+    return sources
+
+
+def _rewards(args: EvaluateArguments, sources: list[Any]) -> Rewards:
+    rewards = load_rewards(args, sources)
+    if args.reward_cache is not None:
+        rewards.use_cache(RewardCache(args.reward_cache))
+    return rewards
 
 
 def _read_text(name: str | None) -> str | None:
@@ -110,7 +122,7 @@ def _read_text(name: str | None) -> str | None:
 # --- what a reader has to know ------------------------------------------------------------------------------------
 
 
-def _known_prompts_note(args: EvaluateArguments, count: int) -> str | None:
+def _known_prompts_note(args: EvaluateArguments, prompts: Prompts) -> str | None:
     """Return a note on prompts that the policy was trained on, and warn of them; None where the record names none."""
     recorded = read_settings(Path(adapter_folder(str(args.policy))))
     if not recorded.get("dataset_name") and not recorded.get("datasets"):
@@ -119,18 +131,17 @@ def _known_prompts_note(args: EvaluateArguments, count: int) -> str | None:
         )
     known = {each.name for each in fields(DataArguments)}
     data = DataArguments(**{name: value for name, value in recorded.items() if name in known and name != "resume"})
-    rows = read_rows(
-        str(args.dataset_name), split=args.dataset_split, config_name=args.dataset_config,
-        skip_bad_rows=args.skip_bad_rows,
-    )  # fmt: skip
     try:
         trained = training_prompt_keys(data)
     except InputError as error:
         return f"It was not checked that the prompts are new: those of training cannot be read ({error})."
-    shared = sum(key in trained for key in prompt_keys(rows)[:count])
+    shared = sum(prompt_key(row["prompt"]) in trained for row in prompts.rows)
     if not shared:
         return None
-    note = f"{shared} of {count} prompts are among those that the policy was trained on, so they are not held out."
+    note = (
+        f"{shared} of {len(prompts.rows)} prompts are among those that the policy was trained on, so they are not held"
+        " out."
+    )
     logger.warning("%s The win rates are too high for new prompts. Give others as dataset_name.", note)
     return note
 

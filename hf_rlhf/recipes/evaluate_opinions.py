@@ -17,6 +17,8 @@ from hf_rlhf.judges.base import Judge
 from hf_rlhf.judges.comparison import Comparison, agreement, corrected_for_position
 from hf_rlhf.judges.endpoint import EndpointJudge
 from hf_rlhf.judges.local import ModelJudge
+from hf_rlhf.models.adapter_files import adapter_folder
+from hf_rlhf.models.load import load_tokenizer
 from hf_rlhf.progress import progress_of, say
 from hf_rlhf.recipes.evaluate_arguments import EvaluateArguments
 from hf_rlhf.recipes.evaluate_models import POLICY_NAME
@@ -64,25 +66,37 @@ def opinions_by_rewards(by_model: Mapping[str, Sequence[Reward]], baseline: str)
 # --- a judge ------------------------------------------------------------------------------------------------------
 
 
-def load_judge(args: EvaluateArguments, folder: Path) -> Judge:
-    """Load the judge that the flags name.
+def require_judge(args: EvaluateArguments, folder: Path) -> None:
+    """Raise `InputError` for a judge that cannot be loaded, and `EndpointError` where its server does not answer.
 
-    Raises `EndpointError` where its server does not answer; `folder` may have all answers of an earlier start.
+    A server is not asked where `folder` may have all answers of an earlier start.
     """
+    if args.judge_model is None:
+        return
+    if args.judge_url is None:
+        load_tokenizer(adapter_folder(args.judge_model))
+        return
+    judge = load_judge(args)
+    if isinstance(judge, EndpointJudge) and not (folder / JUDGE_FOLDER).is_dir():
+        judge.chat.endpoint.require_reachable()
+
+
+def load_judge(args: EvaluateArguments) -> Judge:
+    """Load the judge that the flags name, or reach it by its server."""
     assert args.judge_model is not None
     if args.judge_url is None:
-        return ModelJudge.load(args.judge_model, dtype=args.dtype)
+        judge = ModelJudge.load(args.judge_model, dtype=args.dtype)
+        if args.use_cpu:
+            judge.model.to("cpu")
+        return judge
     connection = {"timeout": args.timeout, "retries": args.retries, "concurrency": args.concurrency, "request": args.request}  # fmt: skip
-    judge = EndpointJudge(
+    return EndpointJudge(
         args.judge_model,
         args.judge_url,
         max_tokens=args.judge_max_tokens,
         api_key_env=args.judge_api_key_env,
         **connection,
     )
-    if not (folder / JUDGE_FOLDER).is_dir():
-        judge.chat.endpoint.require_reachable()
-    return judge
 
 
 def opinions_by_judge(

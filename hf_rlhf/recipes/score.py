@@ -98,7 +98,7 @@ def score_dataset(arguments: ScoreArguments) -> dict[str, float]:
         rows = rows.select(range(min(arguments.max_samples, len(rows.dataset))))
     rows, texts = find_texts(rows)
     _require_free_columns(rows, texts)
-    rewards = load_rewards(arguments)
+    rewards = load_rewards(arguments, reward_sources(arguments))
     _require_scorable(rewards, rows)
     if cache is not None:
         rewards.use_cache(cache)
@@ -129,14 +129,20 @@ def score_texts(
     return scored, held
 
 
-def load_rewards(arguments: "ScoreArguments | EvaluateArguments") -> Rewards:
-    """Load the rewards that the flags name.
+def reward_sources(arguments: "ScoreArguments | EvaluateArguments") -> list[Any]:
+    """Return the rewards that the flags name: functions and named rewards as functions, models by their names.
 
     Raises `InputError` for wrong ones, and where a server that is asked does not answer.
     """
+    reward_tokenizers([name for name in (arguments.reward_model_path, *(arguments.reward_funcs or ())) if name])
     sources = loaded_rewards(arguments.reward_model_path, arguments.reward_funcs)
     if arguments.reward_cache is None:  # which may hold all that a server would be asked
         require_reachable(sources)
+    return sources
+
+
+def load_rewards(arguments: "ScoreArguments | EvaluateArguments", sources: list[Any]) -> Rewards:
+    """Load the models among `reward_sources`, and combine all by the flags."""
     device = None if arguments.use_cpu else torch.accelerator.current_accelerator()
     rewards = resolve_rewards(
         sources,

@@ -13,11 +13,12 @@ import yaml
 from compared_models import POSITIONS, held_out_rows, make_happier, make_models, save, write_jsonl
 from http_double import HTTPDouble, chat
 from pages import HOSTILE, Page
-from tiny import make_lora, make_model, make_tokenizer, perturb
+from rollout.vllm.double import VLLMDouble
+from tiny import make_judge_tokenizer, make_lora, make_model, make_tokenizer, perturb
 
 from hf_rlhf.cli import main
 from hf_rlhf.feedback.store import Event, FeedbackStore, new_uuid
-from hf_rlhf.recipes import evaluate_models
+from hf_rlhf.recipes import candidates, evaluate_completions
 from hf_rlhf.records import read_json_lines
 
 HAPPY = ["--reward_funcs", "tiny:happy_reward"]
@@ -88,7 +89,7 @@ def test_completions_do_not_depend_on_the_batch_and_a_rerun_loads_no_model(place
     def refuse(*given):
         raise AssertionError("a model was loaded")
 
-    monkeypatch.setattr(evaluate_models, "_load", refuse)
+    monkeypatch.setattr(evaluate_completions, "_load", refuse)
     assert evaluate(*HAPPY, out=place / "one") == 0
     assert (place / "one" / "evaluation.json").read_text(encoding="utf-8") == first
 
@@ -101,13 +102,13 @@ def test_a_run_that_was_killed_continues_where_it_was(place, monkeypatch):
     (folder / "start.jsonl").write_text(text[: len(text) // 2], encoding="utf-8")
     (folder / "start_of_policy.jsonl").unlink()
     asked = []
-    before = evaluate_models.TransformersEngine.generate
+    before = candidates.TransformersEngine.generate
 
     def counted(self, prompts, *rest):
         asked.append(len(prompts))
         return before(self, prompts, *rest)
 
-    monkeypatch.setattr(evaluate_models.TransformersEngine, "generate", counted)
+    monkeypatch.setattr(candidates.TransformersEngine, "generate", counted)
     assert evaluate(*HAPPY, "--batch_size", "8", out=place / "killed") == 0
     assert 8 <= sum(asked) < 40, "some were there"
     whole, killed = (results_of(place / name) for name in ("whole", "killed"))
@@ -203,6 +204,17 @@ def test_a_judge_without_any_answer_gives_no_win_rate(place, capsys):
     (found,) = results_of(place / "out")["comparisons"]
     assert found["win_rate"] is None or found["win_rate"]["ties"] == found["equal_completions"]
     assert found["unanswered"] == 40 - found["equal_completions"]
+
+
+def test_a_judge_that_is_loaded_here(place):
+    tokenizer = make_judge_tokenizer()
+    judge = save(place / "judge", make_model(tokenizer, max_position_embeddings=512), tokenizer)
+    assert evaluate("--judge_model", judge, "--max_prompts", "6", out=place / "out") == 0
+    (found,) = results_of(place / "out")["comparisons"]
+    assert found["n"] == 6
+    assert found["agreement"]["pairs"] == 6 - found["equal_completions"]
+    (file,) = (place / "out" / "judge").iterdir()
+    assert all(0 < row["shown_first"] < 1 for row in read_json_lines(file))
 
 
 # People
@@ -303,6 +315,25 @@ def test_continuous_batching_samples_too(place):
         evaluate(*HAPPY, "--use_transformers_continuous_batching", "true", "--max_prompts", "6", out=place / "out") == 0
     )
     assert results_of(place / "out")["comparisons"][0]["win_rate"]
+
+
+def test_vllm_samples_adapters_and_their_base(place, made):
+    from peft import get_peft_model
+
+    tokenizer = make_tokenizer()
+    base = make_model(tokenizer, max_position_embeddings=POSITIONS)
+    base.name_or_path = str(made / "start")
+    adapter = save(place / "adapter", perturb(get_peft_model(base, make_lora()), only="lora"), tokenizer)
+    server = VLLMDouble(make_model(tokenizer, max_position_embeddings=POSITIONS), tokenizer).start()
+    try:
+        served = ["--use_vllm", "true", "--vllm_server_base_url", server.url, "--max_prompts", "6"]
+        assert evaluate(*HAPPY, *served, policy=adapter, out=place / "vllm") == 0
+    finally:
+        server.stop()
+    assert evaluate(*HAPPY, "--max_prompts", "6", policy=adapter, out=place / "here") == 0
+    for name in ("policy", "start"):
+        assert completions_of(place / "vllm", name) == completions_of(place / "here", name)
+    assert not list((place / "vllm" / "vllm").glob("policy-*")), "the adapters are removed"
 
 
 def test_perplexity_of_a_text(place):
