@@ -66,14 +66,16 @@ def evaluate_policy(args: EvaluateArguments) -> RunResult:
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise InputError("hf-rlhf evaluate runs in one process. Start it without a launcher.")
+    folder = Path(args.output_dir)
+    sources = reward_sources(args) if args.reward_model_path or args.reward_funcs else []
+    require_judge(args, folder)
     models = compared_models(args)
     sampling, template = sampling_of(args)
     prompts = prompts_of(args, models, sampling, template)
     notes = [note for note in (_known_prompts_note(args, prompts[0]),) if note]
-    folder = Path(args.output_dir)
     work = Work(args, folder, sampling, template, _read_text(args.perplexity_text))
-    require_judge(args, folder)
-    sources = _checked_rewards(args, prompts[0])
+    if functions := [source for source in sources if callable(source)]:
+        Rewards(functions).require_columns([name for name in prompts[0].rows[0] if name != "prompt_ids"])
     with locked(folder):
         for model, each in zip(models, prompts, strict=True):
             require_same_settings(work, model, each)
@@ -92,14 +94,6 @@ def evaluate_policy(args: EvaluateArguments) -> RunResult:
         found += opinions_by_people(folder, written, names) if args.annotator is not None else []
         results = _results(work, models, prompts, written, found, notes)
         return _write(work, results, _samples(written, by_model, found))
-
-
-def _checked_rewards(args: EvaluateArguments, prompts: Prompts) -> list[Any]:
-    """Return the rewards that the flags name, before a model is loaded. Raises `InputError` for wrong ones."""
-    sources = reward_sources(args) if args.reward_model_path or args.reward_funcs else []
-    if functions := [source for source in sources if callable(source)]:
-        Rewards(functions).require_columns([name for name in prompts.rows[0] if name != "prompt_ids"])
-    return sources
 
 
 def _rewards(args: EvaluateArguments, sources: list[Any]) -> Rewards:

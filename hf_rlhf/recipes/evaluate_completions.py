@@ -38,7 +38,7 @@ _FORWARD_BATCH = 16
 
 @dataclass(frozen=True)
 class Work:
-    """What is asked of every model."""
+    """The work that every model does."""
 
     args: EvaluateArguments
     folder: Path

@@ -1,4 +1,4 @@
-"""Those who compare completions in an evaluation: rewards, a judge, and people on the page of `hf-rlhf label`."""
+"""Preferences between completions in an evaluation: by rewards, a judge, and people on the page of `hf-rlhf label`."""
 
 import hashlib
 import json
