@@ -10,7 +10,7 @@ import numpy as np
 
 from hf_rlhf.evaluation.metrics import preference_rate
 from hf_rlhf.evaluation.opinions import JUDGE, PEOPLE, REWARD
-from hf_rlhf.evaluation.page_style import PAGE_STYLE
+from hf_rlhf.evaluation.page import render_page
 from hf_rlhf.evaluation.policy_page_template import STYLE, TEMPLATE
 from hf_rlhf.evaluation.policy_tables import compared_by, comparison_rows, measure_rows
 from hf_rlhf.evaluation.report_card.plots import Row, interval_plot
@@ -24,10 +24,10 @@ _LEAST_IN_A_BIN = 4
 
 def write_policy_page(path: Path, results: Mapping[str, Any], samples: Sequence[Mapping[str, Any]]) -> Path:
     """Write the page and return its path. All values are escaped; none is read as HTML or as a template."""
-    from jinja2 import Environment, StrictUndefined
-
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    page = environment.from_string(TEMPLATE).render(
+    page = render_page(
+        TEMPLATE,
+        title=f"Evaluation of {results['policy']}",
+        style=SVG_STYLE + STYLE,
         results=results,
         comparisons=comparison_rows(results),
         measures=measure_rows(results),
@@ -36,7 +36,6 @@ def write_policy_page(path: Path, results: Mapping[str, Any], samples: Sequence[
         samples=[_sample(each) for each in samples[:SHOWN_SAMPLES]],
         all_samples=len(samples),
         settings=_settings(results),
-        style=PAGE_STYLE + SVG_STYLE + STYLE,
     )
     return write_whole(path, page)
 

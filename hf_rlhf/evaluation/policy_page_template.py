@@ -28,20 +28,8 @@ STYLE = """
 }
 """
 
-TEMPLATE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>Evaluation of {{ results.policy }}</title>
-<style>
-{{ style | safe }}
-</style>
-</head>
-<body>
-<main>
-<h1>Evaluation of {{ results.policy }} on {{ results.prompts }} prompts of {{ results.dataset }}</h1>
+TEMPLATE = """\
+<h1>{{ title }} on {{ results.prompts }} prompts of {{ results.dataset }}</h1>
 <p class="headline">{{ results.headline }}</p>
 
 {% if comparisons %}
@@ -126,8 +114,4 @@ TEMPLATE = """<!doctype html>
 <tr><th scope="row">{{ name }}</th><td>{{ value }}</td></tr>
 {% endfor %}
 </tbody></table></div>
-</section>
-</main>
-</body>
-</html>
-"""
+</section>"""
