@@ -357,7 +357,7 @@ def test_hostile_texts_are_shown_and_not_run(place, made):
     assert not {"script", "a", "link", "img", "b"} & set(page.tags)
     assert f"{HOSTILE} 3" in page.text
     assert not any(name.startswith("on") for name, _ in page.attributes)
-    assert "http" not in html.replace("http://www.w3.org", "")
+    assert "://" not in html, "it loads nothing"
     assert page.tags.count("svg") == 2
     assert page.tags.count("article") == 12
 
