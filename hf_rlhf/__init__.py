@@ -62,9 +62,9 @@ if TYPE_CHECKING:
         SFTTrainingArguments,
     )
     from hf_rlhf.recipes.common import RunResult
+    from hf_rlhf.recipes.doctor import DoctorArguments, examine_run
     from hf_rlhf.recipes.evaluate import evaluate_policy
     from hf_rlhf.recipes.evaluate_arguments import EvaluateArguments
-    from hf_rlhf.recipes.doctor import DoctorArguments, examine_run
     from hf_rlhf.recipes.label import label, label_dataset
     from hf_rlhf.recipes.label_arguments import LabelArguments
     from hf_rlhf.recipes.ppo import train_ppo
@@ -82,8 +82,8 @@ __all__ = [
     "AIFeedbackArguments",
     "Completion",
     "DataArguments",
-    "EvaluateArguments",
     "DoctorArguments",
+    "EvaluateArguments",
     "InputError",
     "LabelArguments",
     "ModelArguments",
@@ -100,8 +100,8 @@ __all__ = [
     "ShowArguments",
     "ValueHead",
     "ValueModel",
-    "evaluate_policy",
     "ask_about_segments",
+    "evaluate_policy",
     "examine_run",
     "label",
     "label_dataset",
