@@ -71,7 +71,7 @@ def test_a_path_that_the_locale_cannot_name_is_refused(flag, tmp_path, write_row
     environment["PYTHONPATH"] = str(Path(__file__).parents[2])
     done = subprocess.run(command, capture_output=True, encoding="ascii", env=environment, cwd=tmp_path)
     assert done.returncode == 2, done.stderr
-    assert done.stderr.startswith("error: ")
+    assert done.stderr.splitlines()[-1].startswith("error: ")  # a slow bfloat16 is said before
     assert r"\xe9" in done.stderr
     assert "PYTHONUTF8=1" in done.stderr
     assert not (tmp_path / "out").exists()
