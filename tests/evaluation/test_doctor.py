@@ -182,7 +182,7 @@ def record(**metrics):
     """Make the record of a run from lists of numbers."""
     count = max(map(len, metrics.values()))
     rows = [{"iteration": n + 1, **{name: values[n] for name, values in metrics.items()}} for n in range(count)]
-    return RunRecord([{key.replace("__", "/"): value for key, value in row.items()} for row in rows])
+    return RunRecord([{key.replace("__", "/"): value for key, value in row.items()} for row in rows], {"max_turns": 4})
 
 
 @pytest.mark.parametrize(
@@ -193,6 +193,7 @@ def record(**metrics):
             "updates_refused",
             {"policy__updates": [1, 4], "policy__skipped_updates": [3, 0], "policy__empty_updates": [0, 0]},
         ),
+        ("episodes_cut", {"episodes__turns": [1.0, 1.5], "episodes__truncated": [1.0, 0.9]}),
         (
             "learned_by_heart",
             {"reward": [0.0] * 4 + [2.0] * 4, "reward_std": [0.5] * 8, "eval_reward": [0.1] + [None] * 6 + [0.0]},

@@ -15,6 +15,7 @@ LARGE_REWARD = 10.0  # size at which values follow too slowly; cliprange_value i
 LONGER, SHORTER = 1.8, 0.4  # times the length at the start
 FEW_WORDS = 3.0  # tokens of a completion below which none is short
 REPEATS = 0.6  # share of the fluency at the start
+CUT = 0.5  # share of episodes
 OVERFIT = 1.5  # standard deviations of the rewards
 CRITIC_LEARNS = 20  # iterations that a fresh critic is given
 FEW_PAIRS = 24  # samples behind a correlation
@@ -155,6 +156,23 @@ def never_stops(run: RunRecord) -> Finding | None:
     )
 
 
+def episodes_cut(run: RunRecord) -> Finding | None:
+    """Find episodes that a limit ends before their turns are over."""
+    turns, cut = run.numbers("episodes/turns")[-LEAST:], run.numbers("episodes/truncated")[-LEAST:]
+    most = run.flag("max_turns")
+    if not turns or not cut or most is None or fmean(cut) < CUT or fmean(turns) > most - 1:
+        return None
+    return run.finding(
+        "episodes_cut",
+        "Episodes end too early",
+        "The limit of their tokens ends most episodes before the environment or max_turns does.",
+        f"episodes/truncated {fmean(cut):.0%} and episodes/turns {fmean(turns):.1f} of {most} over the last {len(cut)}"
+        " iterations",
+        "Raise max_episode_length, which counts the environment's tokens too. By default it is twice max_turns times"
+        " max_completion_length.",
+    )
+
+
 def text_repeats(run: RunRecord) -> Finding | None:
     """Find texts that repeat themselves while the reward rises."""
     texts = [row["completion"] for row in run.samples if row.get("completion")]
@@ -231,5 +249,5 @@ def _correlation_with_length(samples: Sequence[Mapping[str, Any]]) -> float | No
 
 REWARD_SYMPTOMS = (
     no_reward, reward_constant, reward_scale, penalty_too_strong, never_stops, length_drift, length_collapse,
-    text_repeats, learned_by_heart, reward_saturated, critic_under_fit,
+    episodes_cut, text_repeats, learned_by_heart, reward_saturated, critic_under_fit,
 )  # fmt: skip
