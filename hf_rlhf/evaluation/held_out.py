@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import fmean
+from statistics import NormalDist, fmean
 from typing import TYPE_CHECKING, Any
 
 from hf_rlhf.records import METRICS_FILE, read_json_lines, write_whole
@@ -29,7 +29,7 @@ class Point:
     Attributes:
         kl: nats of a completion.
         reward, held_out: means over completions.
-        error: standard error of `held_out`; 0 where it is not known.
+        error: standard error of `held_out`; None where it is not known.
         step: updates made; None for the best of n.
         n: completions that the best was chosen from; 1 for a policy.
     """
@@ -37,7 +37,7 @@ class Point:
     kl: float
     reward: float
     held_out: float
-    error: float = 0.0
+    error: float | None = None
     step: int | None = None
     n: int = 1
 
@@ -49,11 +49,13 @@ class Frontier:
     Attributes:
         name: of the held-out reward.
         evaluations: in the order of the run.
+        saved: that of the checkpoint that was saved: never that of the start, which has none.
         best_of_n: for n = 1, 2, 4, ...; empty where it was not measured.
     """
 
     name: str
     evaluations: Sequence[Point]
+    saved: Point
     best_of_n: Sequence[Point] = ()
 
     @property
@@ -63,23 +65,32 @@ class Frontier:
 
     @property
     def turned(self) -> bool:
-        """True where the held-out reward ended below its peak by more than noise, and the other did not."""
+        """True where the held-out reward ended below its peak by more than noise, and the other did not.
+
+        The peak is the best of many evaluations, so the noise is that of the best: at 5 % for all of them together.
+        """
         last, peak = self.evaluations[-1], self.peak
-        noise = 2 * math.hypot(last.error, peak.error)
+        if last.error is None or peak.error is None or last is peak:
+            return False
+        errors = NormalDist().inv_cdf(1 - 0.025 / (len(self.evaluations) - 1))
+        noise = errors * math.hypot(last.error, peak.error)
         return peak.held_out - last.held_out > noise and last.reward >= peak.reward
 
     def in_words(self) -> str:
         """Return the result in a sentence or two."""
-        first, last, peak = self.evaluations[0], self.evaluations[-1], self.peak
+        first, last, peak, saved = self.evaluations[0], self.evaluations[-1], self.peak, self.saved
         reward = f"the reward went from {first.reward:.3g} to {last.reward:.3g}"
+        kept = f"The policy of update {saved.step} is saved, with {saved.held_out:.3g}."
+        if saved.held_out < peak.held_out:
+            kept += f" It is worse by this reward than the start, with {peak.held_out:.3g}."
         if self.turned:
             return (
                 f"over-optimized: {reward}, while the held-out reward {self.name} peaked after update {peak.step} at"
-                f" {peak.held_out:.3g} and ended at {last.held_out:.3g}. The policy of update {peak.step} is saved."
+                f" {peak.held_out:.3g} and ended at {last.held_out:.3g}. {kept}"
             )
         return (
             f"no over-optimization seen: {reward}, and the held-out reward {self.name} from {first.held_out:.3g} to"
-            f" {last.held_out:.3g}. Its best is {peak.held_out:.3g} after update {peak.step}, whose policy is saved."
+            f" {last.held_out:.3g}. {kept}"
         )
 
     def write(self, folder: Path) -> Path:
@@ -89,6 +100,7 @@ class Frontier:
             "verdict": self.in_words(),
             "over_optimized": self.turned,
             "peak": asdict(self.peak),
+            "saved": asdict(self.saved),
             "evaluations": [asdict(point) for point in self.evaluations],
             "best_of_n": [asdict(point) for point in self.best_of_n],
         }
@@ -102,7 +114,9 @@ def read_evaluations(folder: Path, name: str, rows: int) -> list[Point]:
     for row in read_json_lines(folder / METRICS_FILE):
         kl, reward, score = (row.get(key) for key in ("eval_kl", "eval_reward", held_out))
         if kl is not None and reward is not None and score is not None:
-            points.append(Point(kl, reward, score, (row.get(spread) or 0.0) / math.sqrt(rows), row["step"]))
+            std = row.get(spread)
+            error = None if std is None or rows < 2 else std / math.sqrt(rows - 1)
+            points.append(Point(kl, reward, score, error, row["step"]))
     return points
 
 
@@ -130,9 +144,17 @@ def best_of_n_points(trainer: "PPOTrainer", rows: Sequence[Mapping[str, Any]], n
         for start in range(0, len(rewards), n)
     ]
     scored = [[(total, held_out) for total, held_out in group if total is not None] for group in groups]
-    whole = [sorted(group) for group in scored if len(group) == n]
+    whole = [_in_order(group) for group in scored if len(group) == n]
     sizes = [size for power in range(n.bit_length()) if (size := 2**power) <= n]
     return [_best_of(whole, size, n) for size in sizes] if whole else []
+
+
+def _in_order(group: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Return the completions of a prompt in the order of their rewards; equal ones share their held-out reward."""
+    found: dict[float, list[float]] = {}
+    for reward, held_out in group:
+        found.setdefault(reward, []).append(held_out)
+    return [(reward, fmean(found[reward])) for reward in sorted(found) for _ in found[reward]]
 
 
 def _best_of(groups: Sequence[Sequence[tuple[float, float]]], k: int, n: int) -> Point:

@@ -57,7 +57,7 @@ def plot_frontier(frontier: Frontier, path_png: str | Path) -> Path:
         _style(ax, title, "mean of a reply")
         points = frontier.evaluations
         x, y = [max(point.kl, 0.0) ** 0.5 for point in points], [getattr(point, field) for point in points]
-        errors = [point.error for point in points] if field == "held_out" else None
+        errors = [point.error or 0.0 for point in points] if field == "held_out" else None
         ax.errorbar(x, y, errors, color=color, marker="o", markersize=4, linewidth=1.6, elinewidth=0.9, label="policy")
         if frontier.best_of_n:
             best = frontier.best_of_n
@@ -66,8 +66,8 @@ def plot_frontier(frontier: Frontier, path_png: str | Path) -> Path:
                 *line, color=MUTED, marker="s", markersize=3.5, linestyle=(0, (5, 2)), label="best of n of the start"
             )
         if field == "held_out":
-            peak = frontier.peak
-            place = (max(peak.kl, 0.0) ** 0.5, peak.held_out)
+            saved = frontier.saved
+            place = (max(saved.kl, 0.0) ** 0.5, saved.held_out)
             ax.plot(
                 *place,
                 marker="*",
@@ -75,7 +75,7 @@ def plot_frontier(frontier: Frontier, path_png: str | Path) -> Path:
                 color=GREEN,
                 linestyle="",
                 zorder=5,
-                label=f"saved: update {peak.step}",
+                label=f"saved: update {saved.step}",
             )
         ax.set_xlabel("square root of the KL to the reference (nats)", color=MUTED, fontsize=9.5)
         _legend(ax)

@@ -47,7 +47,8 @@ class Evaluation(ManualLoop):
         A short sequence is passed alone and beside a longer one, made of the prompts of two rows, of which it is the
         first tokens. It is 0 but for rounding. Every rank takes part.
         """
-        first, second = (list(row["prompt_ids"])[:PADDING_TOKENS] for row in rows)
+        room = (self.args.max_prompt_length + self.args.max_completion_length) // 3  # of three parts, within positions
+        first, second = (list(row["prompt_ids"])[: max(min(PADDING_TOKENS, room), 1)] for row in rows)
         alone, beside = ([first], [first, first + second])
         found = []
         with (

@@ -275,9 +275,9 @@ class PPOTrainer(Evaluation):
                 return with_environment(None, trajectories)
             raise InputError("no reward: give reward_funcs, or write a loop with generate() and step()")
         with self.iteration_log.timed("reward"), self.kept_states.share(trajectories):
-            rewards, metrics, cached = self.rewards.compute(trajectories, self.state)
+            made, metrics, cached = self.rewards.compute(trajectories, self.state)
             self.iteration_log.add_reward_metrics(metrics, cached)
-            return rewards if self.environment is None else with_environment(rewards, trajectories)
+            return made if self.environment is None else with_environment(made, trajectories, self.rewards.weights)
 
     @torch.no_grad()
     def forward_pass(self, trajectories: Sequence[Trajectory], *, kl_only: bool = False) -> list[ForwardPass]:

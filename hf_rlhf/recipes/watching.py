@@ -1,7 +1,9 @@
 """Watch over a PPO run: the doctor, and a held-out reward that is measured and not paid."""
 
 import copy
+import logging
 import math
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -16,6 +18,8 @@ from hf_rlhf.recipes.arguments import PPOArguments
 from hf_rlhf.training.best import settle_best_metric
 from hf_rlhf.training.early_stopping import EarlyStopping
 
+logger = logging.getLogger(__name__)
+
 
 def with_held_out(script: PPOArguments, training: PPOConfig, rewards: int) -> PPOConfig:
     """Return the settings of a run with a held-out reward behind `rewards` others: its weight is 0.
@@ -27,7 +31,13 @@ def with_held_out(script: PPOArguments, training: PPOConfig, rewards: int) -> PP
             if getattr(script, name) is not None:
                 raise InputError(f"{name} is invalid without held_out_reward. Set that too, or omit it.")
         return training
-    if script.held_out_reward in (script.reward_model_path, *(script.reward_funcs or ())):
+    if training.metric_for_best_model is not None:
+        raise InputError(
+            "metric_for_best_model and load_best_model_at_end are invalid with held_out_reward, which sets both. Omit"
+            " them."
+        )
+    paid = [os.path.realpath(name) for name in (script.reward_model_path, *(script.reward_funcs or ())) if name]
+    if os.path.realpath(script.held_out_reward) in paid:
         raise InputError(
             f"held_out_reward={script.held_out_reward!r} is trained on. Give a reward model of another seed"
             " and other preferences."
@@ -50,8 +60,6 @@ def with_held_out(script: PPOArguments, training: PPOConfig, rewards: int) -> PP
     settle_best_metric(training, EVALUATED)
     for name, neutral in (("reward_weights", 0.0), ("reward_clips", math.inf), ("reward_normalize", "false")):
         given = getattr(training, name)
-        if given is None and name == "reward_weights":
-            given = [1.0] * rewards
         if given is not None and len(given) == rewards:
             setattr(training, name, [*given, neutral])
     return training
@@ -71,18 +79,28 @@ def watching(trainer: PPOTrainer, script: PPOArguments) -> Iterator[None]:
         return
     assert trainer.rewards is not None
     name, prompts = trainer.rewards.names[-1], trainer.eval_dataset
+    trainer.rewards.measure_only(name)
+    trainer.shaper.parts[name] = trainer.rewards.shapings[name]
     measured = f"rewards/{name}/mean"
     trainer.args.metric_for_best_model = f"eval_{measured}"
-    if script.held_out_patience is not None:
+    if script.held_out_patience is not None:  # of the training alone: what is evaluated behind it stops nothing
         trainer.add_callback(EarlyStopping(script.held_out_patience))
     best_of_n = []
     if script.frontier_best_of_n is not None:
         say(f"measuring the best of {script.frontier_best_of_n} completions of the start, by the reward")
         best_of_n = best_of_n_points(trainer, list(prompts), name, script.frontier_best_of_n)
     yield
+    trainer.remove_callback(EarlyStopping)
+    if not trainer.is_world_process_zero():
+        return
     evaluations = read_evaluations(trainer.folder, name, len(prompts))
-    if trainer.is_world_process_zero() and evaluations:
-        frontier = Frontier(name, evaluations, best_of_n)
+    saved = [point for point in evaluations if point.step == trainer.state.best_global_step]
+    if not saved:
+        logger.warning(
+            "the held-out reward %s gave no evaluation a number: nothing is known of over-optimization", name
+        )
+    else:
+        frontier = Frontier(name, evaluations, saved[-1], best_of_n)
         say(frontier.in_words())
         frontier.write(trainer.folder)
         plot_frontier(frontier, trainer.folder / FRONTIER_FILE)

@@ -19,6 +19,7 @@ completions that the cache does not hold.
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -77,6 +78,11 @@ class Rewards:
         self.shapings = dict(zip(self.names, shapings, strict=True))
         self.cache: RewardCache | None = None
         self.identities: dict[str, str] = {}
+
+    def measure_only(self, name: str) -> None:
+        """Let a reward be measured and not paid."""
+        self.weights[self.names.index(name)] = 0.0
+        self.shapings[name] = replace(self.shapings[name], weight=0.0)
 
     def use_cache(self, cache: RewardCache) -> None:
         """Keep the values of all functions that have an identity in `cache`, and take from it those that it holds.

@@ -182,7 +182,8 @@ def record(**metrics):
     """Make the record of a run from lists of numbers."""
     count = max(map(len, metrics.values()))
     rows = [{"iteration": n + 1, **{name: values[n] for name, values in metrics.items()}} for n in range(count)]
-    return RunRecord([{key.replace("__", "/"): value for key, value in row.items()} for row in rows], {"max_turns": 4})
+    rows = [{key.replace("__", "/"): value for key, value in row.items()} for row in rows]
+    return RunRecord(rows, {"max_turns": 4}, evaluations=[row for row in rows if row.get("eval_reward") is not None])
 
 
 @pytest.mark.parametrize(

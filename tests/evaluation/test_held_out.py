@@ -8,7 +8,7 @@ from statistics import fmean
 import pytest
 from tiny import make_prompts, make_trainer
 
-from hf_rlhf.evaluation.held_out import Frontier, Point, _best_of, best_of_n_points, read_evaluations
+from hf_rlhf.evaluation.held_out import Frontier, Point, _best_of, _in_order, best_of_n_points, read_evaluations
 
 
 def points(*held_out, reward=(0.0, 1.0, 2.0), error=0.1):
@@ -28,10 +28,31 @@ def points(*held_out, reward=(0.0, 1.0, 2.0), error=0.1):
     ],
 )
 def test_the_reward_that_turns_is_told_from_noise(held_out, reward, turned):
-    frontier = Frontier("held", points(*held_out, reward=reward))
+    evaluations = points(*held_out, reward=reward)
+    frontier = Frontier("held", evaluations, evaluations[1])
     assert frontier.turned is turned
     assert frontier.peak.held_out == max(held_out)
     assert frontier.in_words().startswith("over-optimized" if turned else "no over-optimization")
+    assert "The policy of update 1 is saved" in frontier.in_words()
+    assert not Frontier("held", points(*held_out, reward=reward, error=None), evaluations[1]).turned
+
+
+def test_a_start_that_is_better_than_what_was_saved_is_named():
+    evaluations = points(1.0, 0.2, 0.1)
+    words = Frontier("held", evaluations, evaluations[1]).in_words()
+    assert "The policy of update 1 is saved, with 0.2. It is worse by this reward than the start, with 1." in words
+
+
+def test_the_noise_that_is_allowed_grows_with_the_number_of_evaluations():
+    flat = [Point(1.0, step / 100, 0.29 if step == 3 else 0.0, 0.1, step) for step in range(40)]
+    assert not Frontier("held", flat, flat[3]).turned
+    assert Frontier("held", [flat[0], flat[3], flat[-1]], flat[3]).turned is False
+    assert Frontier("held", [flat[3], flat[-1]], flat[3]).turned
+
+
+def test_the_best_of_k_of_equal_rewards_is_the_mean():
+    group = _in_order([(1.0, 5.0), (1.0, 1.0), (1.0, 3.0), (1.0, -2.0)])
+    assert [_best_of([group], k, 4).held_out for k in (1, 2, 4)] == pytest.approx([1.75] * 3)
 
 
 def test_the_best_of_k_is_the_mean_over_all_subsets():
@@ -79,4 +100,4 @@ def test_evaluations_are_read_with_their_errors(tmp_path):
         {"step": 4, "eval_kl": 1.0, "eval_reward": None, "eval_rewards/held/mean": 2.0},
     ]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert read_evaluations(tmp_path, "held", 9) == [Point(0.0, 1.0, 2.0, 1.0, 0)]
+    assert read_evaluations(tmp_path, "held", 10) == [Point(0.0, 1.0, 2.0, 1.0, 0)]

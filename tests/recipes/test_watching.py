@@ -14,6 +14,21 @@ def long_replies(prompts, completion_ids, **columns):
 
 def short_replies(prompts, completion_ids, **columns):
     return [-float(len(ids)) for ids in completion_ids]
+
+
+def silent(prompts, completions, **columns):
+    return [None] * len(completions)
+"""
+GAME = """
+from hf_rlhf.environments import Turn
+
+
+class Game:
+    def reset(self, row, rng):
+        return row["prompt"]
+
+    def step(self, completion):
+        return Turn(reward=2.0, terminated=True)
 """
 
 
@@ -41,12 +56,36 @@ def test_the_policy_of_the_peak_is_saved_and_the_run_may_stop(argv, tmp_path, ca
     assert found["evaluations"][0]["step"] == 0
     assert found["evaluations"][0]["kl"] == 0
     assert found["peak"]["held_out"] == max(scores)
+    assert found["saved"]["held_out"] == max(scores[1:])
     assert [point["n"] for point in found["best_of_n"]] == [1, 2, 4]
     assert [point["reward"] for point in found["evaluations"]] == pytest.approx([-score for score in scores])
     assert (tmp_path / "out" / "frontier.png").read_bytes().startswith(b"\x89PNG")
     assert "held-out reward short_replies" in capsys.readouterr().out
     last = json.loads((tmp_path / "out" / "metrics.jsonl").read_text().splitlines()[-1])
-    assert last["eval_rewards/short_replies/mean"] == pytest.approx(max(scores))  # the evaluation of what was saved
+    assert last["eval_rewards/short_replies/mean"] == pytest.approx(max(scores[1:]))  # the evaluation of what was saved
+
+
+def test_an_environment_pays_beside_a_reward_that_is_only_measured(argv, tmp_path):
+    (tmp_path / "game.py").write_text(GAME)
+    held_out = ["--held_out_reward", f"{tmp_path}/held.py:short_replies", "--environment", f"{tmp_path}/game.py:Game"]
+    own = argv[: argv.index("--reward_funcs")] + argv[argv.index("--kl_coef") :]
+    assert main([*own, *held_out, "--max_steps", "2"]) == 0
+    rows = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["reward"] for row in rows if "iteration" in row] == [2.0, 2.0]
+
+
+def test_a_named_reward_keeps_its_weight_beside_a_held_out_one(argv, tmp_path):
+    at = argv.index("--reward_funcs") + 1
+    named = [*argv[:at], "regex:pattern=happy,weight=0.5", *argv[at + 1 :]]
+    assert main([*named, "--held_out_reward", f"{tmp_path}/held.py:short_replies", "--max_steps", "1"]) == 0
+    row = json.loads((tmp_path / "out" / "metrics.jsonl").read_text().splitlines()[1])
+    assert row["reward"] == pytest.approx(0.5 * row["rewards/regex/mean"])
+
+
+def test_a_held_out_reward_without_numbers_is_said(argv, tmp_path, caplog):
+    assert main([*argv, "--held_out_reward", f"{tmp_path}/held.py:silent", "--max_steps", "1"]) == 0
+    assert any("gave no evaluation a number" in message for message in caplog.messages)
+    assert not (tmp_path / "out" / "over_optimization.json").exists()
 
 
 def test_what_contradicts_a_held_out_reward_is_refused(argv, tmp_path, failing):

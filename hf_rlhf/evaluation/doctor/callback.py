@@ -11,7 +11,7 @@ from transformers import TrainerCallback
 
 from hf_rlhf.distributed import by_first_rank
 from hf_rlhf.evaluation.doctor.diagnosis import diagnose, write_diagnosis
-from hf_rlhf.evaluation.doctor.record import Finding, RunRecord
+from hf_rlhf.evaluation.doctor.record import Finding, RunRecord, evaluation_rows
 from hf_rlhf.models.adapters import base_of
 from hf_rlhf.records import METRICS_FILE, SAMPLES_FILE, iteration_rows, read_json_lines_from
 from hf_rlhf.rollout.stops import unknown_end_of_turn
@@ -39,6 +39,7 @@ class Doctor(TrainerCallback):
         self.found: dict[str, Finding] = {}  # all that were seen, by name
         self.at_start: list[Finding] = []
         self.rows: list[dict[str, Any]] = []
+        self.evaluations: list[dict[str, Any]] = []
         self._first_samples: list[dict[str, Any]] = []
         self._last_samples: list[dict[str, Any]] = []
         self._samples_read = 0  # bytes
@@ -46,15 +47,19 @@ class Doctor(TrainerCallback):
     def on_train_begin(self, args, state, control, **kwargs):
         """Read what a resumed run has logged, and look at the model before it is trained."""
         if state.is_world_process_zero and state.global_step and (self._folder / METRICS_FILE).is_file():
-            self.rows = iteration_rows(self._folder)
+            self.rows, self.evaluations = iteration_rows(self._folder), evaluation_rows(self._folder)
         self.at_start = findings_at_start(self.trainer)
         self._warn(self.at_start)
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         """Look at the iteration that ended; every rank takes part."""
+        if logs is not None and "eval_reward" in logs:
+            self.evaluations.append(dict(logs))
         if logs is None or "iteration" not in logs:
             return control
         self.rows.append(dict(logs))
+        if len(self.rows) % (1 + len(self.rows) // 500):  # a long run is read less often, since all of it is read
+            return control
         findings = by_first_rank(lambda: diagnose(self._record()))
         self._warn(findings)
         if stopping := sorted(self.stop_on & {finding.name for finding in (*self.at_start, *findings)}):
@@ -83,7 +88,7 @@ class Doctor(TrainerCallback):
         settings: dict[str, Any] = {}
         for flags in self.trainer.settings or (self.trainer.args,):
             settings |= vars(flags)
-        return RunRecord(self.rows, settings, [*self._first_samples, *self._last_samples])
+        return RunRecord(self.rows, settings, [*self._first_samples, *self._last_samples], self.evaluations)
 
     def _warn(self, findings: Sequence[Finding]) -> None:
         for finding in findings:
@@ -99,11 +104,12 @@ def findings_at_start(trainer: "PPOTrainer") -> list[Finding]:
     if prompts is None or isinstance(prompts, IterableDataset) or len(prompts) < 2 or "images" in prompts.column_names:
         return []
     rows = [prompts[0], prompts[1]]
-    return [finding for finding in (_padding(trainer, rows), _end_of_turn(trainer, rows[0])) if finding is not None]
-
-
-def _padding(trainer: "PPOTrainer", rows: Sequence[Any]) -> Finding | None:
     error = trainer.padding_error(rows)
+    found = by_first_rank(lambda: [_padding(trainer, error), _end_of_turn(trainer, rows[0])])
+    return [finding for finding in found if finding is not None]
+
+
+def _padding(trainer: "PPOTrainer", error: float) -> Finding | None:
     limit = PADDING_ERROR.get(base_of(trainer.policy.model).dtype, ROUNDED_PADDING_ERROR)
     if error <= limit:
         return None

@@ -89,7 +89,7 @@ def kl_negative(run: RunRecord) -> Finding | None:
 def kl_grows(run: RunRecord) -> Finding | None:
     """Find a policy that leaves its reference farther and farther behind."""
     kls = run.kl_per_token()
-    if len(kls) < LEAST:
+    if len(kls) < LEAST or run.of_a_game_alone:
         return None
     window = max(len(kls) // 4, 2)
     middle = fmean(kls[len(kls) // 2 - window // 2 :][:window])
@@ -176,7 +176,7 @@ def policy_does_not_move(run: RunRecord) -> Finding | None:
         "policy_does_not_move",
         "The clip fraction is 0",
         "The updates do not change the policy.",
-        f"policy/approxkl_avg stays below {max(*moved, 1e-12):.1g} and objective/kl below {max(map(abs, kls)):.1g}"
+        f"policy/approxkl_avg stays below {max([*moved, 1e-12]):.1g} and objective/kl below {max(map(abs, kls)):.1g}"
         f" nats a token, with learning_rate {run.flag('learning_rate', '?')} and grad_norm"
         f" {fmean(learning.numbers('grad_norm') or [0.0]):.2g}",
         "Raise learning_rate; LoRA takes about ten times that of full fine-tuning. Lower warmup_steps.",
@@ -186,7 +186,7 @@ def policy_does_not_move(run: RunRecord) -> Finding | None:
 def entropy_collapse(run: RunRecord) -> Finding | None:
     """Find a policy that has hardly a choice left."""
     ends = run.both("policy/entropy_avg")
-    if ends is None or ends[1] > ENTROPY_LOW or ends[1] > ENTROPY_LEFT * ends[0]:
+    if ends is None or run.of_a_game_alone or ends[1] > ENTROPY_LOW or ends[1] > ENTROPY_LEFT * ends[0]:
         return None
     return run.finding(
         "entropy_collapse",

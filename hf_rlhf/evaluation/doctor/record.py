@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -14,6 +14,11 @@ LEAST = 6
 """Iterations before anything is said of a trend."""
 LONGEST_WINDOW = 10
 DOCTOR_FILE = "doctor.json"
+
+
+def evaluation_rows(folder: Path) -> list[dict[str, Any]]:
+    """Return the evaluations of the run in `folder`."""
+    return [row for row in read_json_lines(folder / METRICS_FILE) if "eval_reward" in row]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,11 +53,13 @@ class RunRecord:
         rows: of metrics.jsonl, one for each iteration.
         settings: the flags of the run; those that are missing are unknown.
         samples: of samples.jsonl, those of training.
+        evaluations: of metrics.jsonl, those of evaluations.
     """
 
     rows: Sequence[Mapping[str, Any]]
     settings: Mapping[str, Any] = field(default_factory=dict)
     samples: Sequence[Mapping[str, Any]] = ()
+    evaluations: Sequence[Mapping[str, Any]] = ()
 
     @classmethod
     def read(cls, folder: Path) -> "RunRecord":
@@ -61,13 +68,20 @@ class RunRecord:
 
         if not (folder / METRICS_FILE).is_file():
             raise InputError(f"{folder}: no {METRICS_FILE}; it is not the folder of a run. Name its output_dir.")
-        rows = iteration_rows(folder)
+        config, samples = folder / CONFIG_FILE, folder / SAMPLES_FILE
+        try:
+            rows, evaluations = iteration_rows(folder), evaluation_rows(folder)
+            settings = (yaml.safe_load(config.read_text(encoding="utf-8")) if config.is_file() else None) or {}
+            logged = read_json_lines(samples) if samples.is_file() else []
+        except (ValueError, AttributeError, TypeError, yaml.YAMLError) as error:
+            raise InputError(
+                f"{folder}: a file is not what a run writes ({error}). Name the folder of a run."
+            ) from error
         if not rows:
             raise InputError(f"{folder / METRICS_FILE}: no PPO iteration is logged; the doctor reads runs of PPO alone")
-        config, samples = folder / CONFIG_FILE, folder / SAMPLES_FILE
-        settings = yaml.safe_load(config.read_text(encoding="utf-8")) if config.is_file() else {}
-        logged = read_json_lines(samples) if samples.is_file() else []
-        return cls(rows, settings or {}, [row for row in logged if row.get("split") == "train"])
+        if not isinstance(settings, dict):
+            raise InputError(f"{config} is not what a run writes: it holds no flags. Name the folder of a run.")
+        return cls(rows, settings, [row for row in logged if row.get("split") == "train"], evaluations)
 
     @property
     def iteration(self) -> int:
@@ -78,7 +92,19 @@ class RunRecord:
     def learning(self) -> "RunRecord":
         """The record of the iterations in which the policy learned, and not the critic alone."""
         warmup = self.settings.get("critic_warmup_iterations") or 0
-        return RunRecord([row for row in self.rows if row["iteration"] > warmup], self.settings, self.samples)
+        return replace(self, rows=[row for row in self.rows if row["iteration"] > warmup])
+
+    @property
+    def of_a_game_alone(self) -> bool:
+        """True where an environment pays and no penalty holds the policy back: it may become whatever wins."""
+        return self.flag("environment") is not None and not self.flag("kl_coef", 0.05)
+
+    @property
+    def shapes_parts(self) -> bool:
+        """True where a reward is clipped or normalized by itself, so that the scores have another scale."""
+        named = " ".join(map(str, self.flag("reward_funcs", None) or ()))
+        normalized = any(str(each).lower() == "true" for each in self.flag("reward_normalize", None) or ())
+        return normalized or bool(self.flag("reward_clips")) or "normalize=" in named or "clip=" in named
 
     def flag(self, name: str, default: Any = None) -> Any:
         """Return the value of a flag."""
@@ -86,8 +112,8 @@ class RunRecord:
         return default if value is None else value
 
     def numbers(self, name: str) -> list[float]:
-        """Return the numbers of a metric in the iterations that have one."""
-        values = (row.get(name) for row in self.rows)
+        """Return the numbers of a metric in the iterations, or the evaluations, that have one."""
+        values = (row.get(name) for row in (self.evaluations if name.startswith("eval_") else self.rows))
         return [float(value) for value in values if value is not None and math.isfinite(value)]
 
     def window(self, name: str) -> int:

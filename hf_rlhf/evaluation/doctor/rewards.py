@@ -17,6 +17,7 @@ FEW_WORDS = 3.0  # tokens of a completion below which none is short
 REPEATS = 0.6  # share of the fluency at the start
 CUT = 0.5  # share of episodes
 OVERFIT = 1.5  # standard deviations of the rewards
+LONG_WINDOW = 50  # iterations behind what is said of the critic
 CRITIC_LEARNS = 20  # iterations that a fresh critic is given
 FEW_PAIRS = 24  # samples behind a correlation
 
@@ -54,12 +55,12 @@ def reward_saturated(run: RunRecord) -> Finding | None:
     spread, reward = run.both("reward_std"), run.both("reward")
     if spread is None or reward is None or spread[0] == 0 or reward[1] <= reward[0]:
         return None
-    if spread[1] > SATURATED * spread[0]:
+    if spread[1] > SATURATED * spread[0] or reward[1] - reward[0] < spread[0]:
         return None
     return run.finding(
         "reward_saturated",
         "The reward does not move",
-        "Nearly all completions get the best reward there is, so nothing is left to learn, and what the policy still"
+        "Nearly all completions get the same high reward, so nothing is left to learn, and what the policy still"
         " changes is noise.",
         f"reward rose from {reward[0]:.3g} to {reward[1]:.3g}, and reward_std fell from {spread[0]:.2g} to"
         f" {spread[1]:.2g}",
@@ -74,7 +75,7 @@ def penalty_too_strong(run: RunRecord) -> Finding | None:
     s^2 / (2 beta^2) nats away.
     """
     coef, spread = run.numbers("objective/kl_coef"), run.early("reward_std")
-    if not coef or not coef[-1] or spread is None or run.flag("whiten_rewards", False):
+    if not coef or not coef[-1] or spread is None or run.flag("whiten_rewards", False) or run.shapes_parts:
         return None
     if run.flag("use_score_scaling", False):
         spread = 1.0
@@ -93,7 +94,7 @@ def penalty_too_strong(run: RunRecord) -> Finding | None:
 
 def reward_scale(run: RunRecord) -> Finding | None:
     """Find rewards so large that the critic cannot follow."""
-    if run.flag("use_score_scaling", False):
+    if run.flag("use_score_scaling", False) or run.shapes_parts:
         return None
     sizes = [max(abs(mean), std) for mean, std in zip(run.numbers("reward"), run.numbers("reward_std"), strict=False)]
     if len(sizes) < 2 or fmean(sizes) <= LARGE_REWARD:
@@ -112,7 +113,7 @@ def reward_scale(run: RunRecord) -> Finding | None:
 def length_drift(run: RunRecord) -> Finding | None:
     """Find completions that become much longer."""
     ends = run.both("completions/mean_length")
-    if ends is None or ends[1] < LONGER * ends[0]:
+    if ends is None or ends[1] < LONGER * ends[0] or run.flag("environment") is not None:
         return None
     follows = _correlation_with_length(run.samples)
     return run.finding(
@@ -128,7 +129,7 @@ def length_drift(run: RunRecord) -> Finding | None:
 def length_collapse(run: RunRecord) -> Finding | None:
     """Find completions that become very short."""
     ends = run.both("completions/mean_length")
-    if ends is None or ends[0] < FEW_WORDS or ends[1] > SHORTER * ends[0]:
+    if ends is None or ends[0] < FEW_WORDS or ends[1] > SHORTER * ends[0] or run.flag("environment") is not None:
         return None
     return run.finding(
         "length_collapse",
@@ -141,7 +142,7 @@ def length_collapse(run: RunRecord) -> Finding | None:
 
 def never_stops(run: RunRecord) -> Finding | None:
     """Find that no completion comes to its end."""
-    if run.flag("environment") is not None:
+    if run.flag("environment") is not None or run.flag("max_completion_length") == 1:
         return None
     shares = run.numbers("completions/clipped_ratio")
     if len(shares) < 3 or min(shares) < 1:
@@ -217,8 +218,8 @@ def critic_under_fit(run: RunRecord) -> Finding | None:
     fits = run.learning.numbers("val/explained_variance")
     if len(fits) < CRITIC_LEARNS:
         return None
-    late = fits[-len(fits) // 2 :]
-    if fmean(late) > 0.0 or max(late) > 0.1:
+    late = fits[-min(len(fits) // 2, LONG_WINDOW) :]
+    if fmean(late) > 0.0 or sorted(late)[-len(late) // 10 - 1] > 0.1:  # nine of ten below
         return None
     return run.finding(
         "critic_under_fit",
