@@ -11,7 +11,7 @@ from tiny import make_prompts, make_trainer
 from hf_rlhf.evaluation.held_out import Frontier, Point, _best_of, _in_order, best_of_n_points, read_evaluations
 
 
-def points(*held_out, reward=(0.0, 1.0, 2.0), error=0.1):
+def points(*held_out, reward=(0.0, 1.0, 2.0), error: float | None = 0.1):
     return [
         Point(kl, paid, score, error, step)
         for step, (kl, paid, score) in enumerate(zip((0.0, 2.0, 5.0), reward, held_out, strict=True))
