@@ -37,6 +37,11 @@ class Recommendation:
         liked: float = 0.9,
         other: float = 0.1,
     ):
+        wrong = [kind for kind in kinds if not re.fullmatch(r"[^\W\d]\w*", str(kind))]
+        if wrong or len({str(kind).lower() for kind in kinds}) < len(kinds):
+            raise InputError(
+                f"kinds={list(kinds)} is invalid: each is one word that is no number, and no two are equal. Change it."
+            )
         if not 2 <= items <= len(kinds):
             raise InputError(
                 f"items={items} is invalid: there are {len(kinds)} kinds, and a list has at least 2. Change it."

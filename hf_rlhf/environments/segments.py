@@ -58,7 +58,8 @@ class Segmented:
     """An episode of another environment in segments. What that environment pays is hidden from the training.
 
     Its sum is `true_return` in `info`, which is logged. With a `reward`, each segment is paid what the reward gives it,
-    on the turn that it ends with. The turns behind the last cut of an episode that a limit ends are paid nothing.
+    on the turn that it ends with. The turns behind the last cut of an episode that a limit ends are paid nothing, unless
+    the game has `at_limit`, which ends the last segment.
 
     Args:
         make_env: of the game. It has no tools.
@@ -89,6 +90,8 @@ class Segmented:
         self.segments: list[Segment] = []
         self._open: list[tuple[str, str]] = []  # turns of the segment that has not ended
         self._paid: list[float] = []  # by the game, for each of them
+        if hasattr(self.game, "at_limit"):
+            self.at_limit = self._end_at_limit
 
     def reset(self, row: Mapping[str, Any], rng: random.Random) -> Prompt:
         """Begin the game."""
@@ -121,11 +124,28 @@ class Segmented:
         self._shown = "\n".join(message["content"] for message in turn.messages)
         if len(self._open) < self.turns and not turn.ends:
             return False
-        prompt, text = self.row["prompt"], self.render(self._open, self._shown, turn.terminated)
+        self._end_segment(ended=turn.terminated)
+        return True
+
+    def _end_segment(self, *, ended: bool) -> None:
+        prompt, text = self.row["prompt"], self.render(self._open, self._shown, ended)
         text = "\n" + text if isinstance(prompt, str) else text
         self.segments.append(Segment(prompt, text, math.fsum(self._paid)))
         self._open, self._paid = [], []
-        return True
+
+    def _end_at_limit(self) -> Turn:
+        """End the game, and the segment that is open, where a limit of the run ends the episode."""
+        turn = getattr(self.game, "at_limit")()  # noqa: B009
+        self.true_return += turn.reward
+        paid = 0.0
+        if self._open:
+            self._paid[-1] += turn.reward
+            self._shown = "\n".join([self._shown, *(message["content"] for message in turn.messages)]).strip()
+            self._end_segment(ended=True)
+            (paid,) = _pay([self])
+        elif self.segments:
+            self.segments[-1] = replace(self.segments[-1], true_return=self.segments[-1].true_return + turn.reward)
+        return replace(turn, reward=paid, info={**turn.info, TRUE_RETURN: self.true_return})
 
 
 def _answers(games: Sequence[Any], completions: Sequence[str]) -> Sequence[Turn]:

@@ -28,7 +28,10 @@ _RESAMPLES, _STEPS = 1000, 60
 
 @dataclass(frozen=True, slots=True)
 class LengthControlled:
-    """Win rate at equal length. `low` and `high` bound it at 95% by a bootstrap over prompts.
+    """Win rate at equal length. `low` and `high` bound it at 95%.
+
+    They are the wider of a bootstrap over prompts and of a normal approximation of `t` (Laplace's). Where one side wins
+    nearly always, a bootstrap sees no variation, and its interval would be that of certainty.
 
     The three are None where it cannot be told: one side is longer in nearly all pairs. `reason` says so then.
     """
@@ -65,6 +68,8 @@ def length_controlled_win_rate(
         reason = (
             f"the policy's completion is {side} in {max(longer, 1 - longer):.0%} of {len(y)} pairs, which do not tell"
             " what would be preferred at equal length"
+            if len(y) >= 2 * LEAST_PAIRS
+            else f"there are {len(y)} pairs, too few to tell what would be preferred at equal length"
         )
         return LengthControlled(None, None, None, None, longer, reason)
     x = np.tanh(difference / (difference.std() or 1.0))
@@ -72,7 +77,17 @@ def length_controlled_win_rate(
     level, slope = _fit(x, y, np.concatenate([np.ones((1, len(y))), draws]))
     rates = 1 / (1 + np.exp(-level))
     low, high = np.quantile(rates[1:], [0.025, 0.975])
+    away = 1.96 * _standard_error(x, level[0], slope[0])
+    low, high = min(low, 1 / (1 + np.exp(away - level[0]))), max(high, 1 / (1 + np.exp(-away - level[0])))
     return LengthControlled(float(rates[0]), float(low), float(high), float(slope[0]), longer)
+
+
+def _standard_error(x: np.ndarray, level: float, slope: float) -> float:
+    """Return the standard deviation of `t` in the normal approximation at its maximum."""
+    predicted = 1 / (1 + np.exp(-(level + slope * x)))
+    curvature, decay = predicted * (1 - predicted), 1 / PRIOR_STD**2
+    both, mixed, alone = curvature.sum() + decay, (curvature * x).sum(), (curvature * x * x).sum() + decay
+    return float(np.sqrt(alone / (both * alone - mixed**2)))
 
 
 def _fit(x: np.ndarray, y: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

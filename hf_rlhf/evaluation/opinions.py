@@ -84,7 +84,9 @@ def in_words(result: Mapping[str, Any]) -> str:
     wins = WinRate(**result["win_rate"])
     who = {REWARD: f"the reward {result['name']}", JUDGE: f"the judge {result['name']}"}.get(result["by"], "people")
     verb = "prefer" if result["by"] == PEOPLE else "prefers"
+    equal = result.get("equal_completions")
+    ties = f" ({equal} with equal completions, which count half)" if equal else ""
     return (
-        f"On {wins.n} held-out prompts, {who} {verb} the policy's completion to that of {result['baseline']}"
+        f"On {wins.n} held-out prompts{ties}, {who} {verb} the policy's completion to that of {result['baseline']}"
         f" {wins.rate:.0%} of the time (95% interval {wins.low:.0%} to {wins.high:.0%})."
     )

@@ -47,7 +47,7 @@ from hf_rlhf.recipes.evaluate_opinions import (
     reward_completions,
 )
 from hf_rlhf.recipes.score import load_rewards, reward_sources
-from hf_rlhf.records import read_settings, versions, write_json_lines, write_settings, write_whole
+from hf_rlhf.records import METRICS_FILE, read_settings, versions, write_json_lines, write_settings, write_whole
 from hf_rlhf.rewards.cache import RewardCache
 from hf_rlhf.rewards.contract import Rewards
 from hf_rlhf.rewards.similarity import PACKAGE, Similarity
@@ -70,6 +70,7 @@ def evaluate_policy(args: EvaluateArguments) -> RunResult:
     sources = reward_sources(args) if args.reward_model_path or args.reward_funcs else []
     require_judge(args, folder)
     models = compared_models(args)
+    _require_own_folder(folder, models)
     sampling, template = sampling_of(args)
     prompts = prompts_of(args, models, sampling, template)
     notes = [note for note in (_known_prompts_note(args, prompts[0]),) if note]
@@ -94,6 +95,18 @@ def evaluate_policy(args: EvaluateArguments) -> RunResult:
         found += opinions_by_people(folder, written, names) if args.annotator is not None else []
         results = _results(work, models, prompts, written, found, notes)
         return _write(work, results, _samples(written, by_model, found))
+
+
+def _require_own_folder(folder: Path, models: Sequence[ComparedModel]) -> None:
+    """Raise `InputError` for a folder that holds a model or a run, whose files the results would take the place of."""
+    same = [
+        model.path for model in models if folder.is_dir() and os.path.isdir(model.path) and folder.samefile(model.path)
+    ]
+    if same or (folder / METRICS_FILE).exists() or any(folder.glob("*.safetensors")):
+        raise InputError(
+            f"output_dir={str(folder)!r} is invalid: it holds a model or a run, whose files would be overwritten. Choose"
+            " another folder."
+        )
 
 
 def _rewards(args: EvaluateArguments, sources: list[Any]) -> Rewards:

@@ -67,11 +67,11 @@ def require_same_settings(work: Work, model: ComparedModel, prompts: Prompts) ->
     """Write what the completions of a model depend on, or raise `InputError` where it was something else before."""
     args, file = work.args, work.file(model, ".json")
     folder = Path(adapter_folder(model.path))
-    digests = {each.name: file_digest(each) for each in sorted(folder.glob("*.safetensors"))} if folder.is_dir() else {}
+    base = adapter_base(folder)
     engine = "vllm" if args.use_vllm else "transformers"
     now = {
         "model": str(folder.resolve()) if folder.is_dir() else model.path,
-        "weights": digests,
+        "weights": _weights_digest(folder) | ({} if base is None else {"base": _weights_digest(Path(base))}),
         "prompts": prompts.digest,
         **asdict(work.sampling),
         "chat_template_kwargs": dict(work.template),
@@ -82,7 +82,7 @@ def require_same_settings(work: Work, model: ComparedModel, prompts: Prompts) ->
     if args.use_transformers_continuous_batching:  # a completion depends on the others of its batch
         now |= {"engine": "continuous batching", "batch_size": args.batch_size}
     now = json.loads(json.dumps(now))
-    if not file.is_file():
+    if not file.is_file() or not work.file(model, ".jsonl").is_file():
         file.parent.mkdir(parents=True, exist_ok=True)
         write_whole(file, json.dumps(now, indent=2, ensure_ascii=False) + "\n")
         return
@@ -95,6 +95,15 @@ def require_same_settings(work: Work, model: ComparedModel, prompts: Prompts) ->
             f"output_dir={str(work.folder)!r} is invalid: it holds completions of {model.name} with {what}. Choose"
             " another folder, or remove this one."
         )
+
+
+def _weights_digest(folder: Path) -> dict[str, Any]:
+    """Return the digest of each file of weights in a folder; nothing for a name."""
+    if not folder.is_dir():
+        return {}
+    return {
+        each.name: file_digest(each) for ending in ("safetensors", "bin") for each in sorted(folder.glob(f"*.{ending}"))
+    }
 
 
 def sample(work: Work, model: ComparedModel, prompts: Prompts, policy: Prompts) -> None:

@@ -52,7 +52,8 @@ def compared_models(args: EvaluateArguments) -> list[ComparedModel]:
     """Return the policy and then its baselines. Raises `InputError` where no baseline is given and none is recorded."""
     policy = str(args.policy)
     start = recorded_start(policy)
-    paths = list(args.baseline or ()) or ([start] if start else [])
+    base = start or adapter_base(adapter_folder(policy))  # which need not be where training began
+    paths = list(args.baseline or ()) or ([base] if base else [])
     if not paths:
         raise InputError(
             f"baseline is missing: {policy!r} has no record of its start (it is no adapter, and no config.yaml lies"
@@ -69,9 +70,8 @@ def compared_models(args: EvaluateArguments) -> list[ComparedModel]:
 
 
 def recorded_start(policy: str) -> str | None:
-    """Return the model that a policy was trained from: by its run's config.yaml, else by its adapter's config."""
-    folder = adapter_folder(policy)
-    return read_settings(Path(folder)).get("model_name_or_path") or adapter_base(folder)
+    """Return the model that a policy was trained from, by its run's config.yaml; None where there is none."""
+    return read_settings(Path(adapter_folder(policy))).get("model_name_or_path")
 
 
 def _same(one: str, other: str) -> bool:

@@ -145,7 +145,9 @@ def _answers(file: Path) -> dict[int, Comparison]:
 def _digest(args: EvaluateArguments, judge: Judge, policy: Sequence[Trajectory], other: Sequence[Trajectory]) -> str:
     """Return a name made of all that the answers depend on; a server may move."""
     texts = [[each.text for each in side] for side in (policy, other)]
-    asked = judge.cache_key if args.judge_url is None else [judge.name, judge.question, args.request]
+    asked = (
+        judge.cache_key if args.judge_url is None else [judge.name, judge.question, args.request, args.judge_max_tokens]
+    )
     content = json.dumps([asked, [each.prompt for each in policy], texts])
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 
@@ -158,7 +160,7 @@ def opinions_by_people(
 ) -> list[Opinions]:
     """Put the pairs into feedback.db, and return the preferences that its answers have by now.
 
-    Equal completions are a tie, about which people are not asked. The share of several annotators counts as won above
+    Equal completions are a tie, about which people are not asked; they count once all others are answered. The share of several annotators counts as won above
     one half. `details` has their agreement over the whole store.
     """
     found, left = [], 0
@@ -174,10 +176,12 @@ def opinions_by_people(
             ]
             equal, waiting = of_baseline.count(None), preferences.count(None)
             left += waiting
-            if waiting and waiting == len(preferences) - equal:
-                preferences = [None] * len(preferences)  # without an answer, equal completions alone say nothing
+            if waiting:  # equal completions would outnumber those that were compared
+                preferences = [
+                    None if task is None else each for task, each in zip(of_baseline, preferences, strict=True)
+                ]
             details = {
-                "equal_completions": equal,
+                "equal_completions": 0 if waiting else equal,
                 "answers": report["answers"],
                 "annotators": len(report["annotators"]),
                 "agreement": report["agreement"],

@@ -58,3 +58,9 @@ def test_it_keeps_the_contract_and_has_a_name():
 def test_what_is_no_user_is_refused(settings, reason):
     with pytest.raises(InputError, match=reason):
         Recommendation(**settings)
+
+
+@pytest.mark.parametrize("kinds", [("hip-hop", "soup", "jazz", "news"), ("1", "2", "3", "4"), ("a", "a", "b", "c")])
+def test_kinds_that_no_completion_could_name_are_refused(kinds):
+    with pytest.raises(InputError, match="one word that is no number, and no two are equal"):
+        Recommendation(kinds=kinds)

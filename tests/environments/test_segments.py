@@ -13,6 +13,7 @@ from hf_rlhf.environments import (
     FrozenLake,
     Segmented,
     ToolUse,
+    Turn,
     check_env,
     comparisons,
     play_segments,
@@ -145,3 +146,27 @@ def test_pairs_are_of_one_prompt_all_different_and_the_same_for_a_seed():
     assert rows == comparisons(segments, 6, seed=1) != comparisons(segments, 6, seed=2)
     with pytest.raises(InputError, match="comparisons=7 is invalid: the 8 segments that were played have 6 different"):
         comparisons(segments, 7)
+
+
+class PaysAtTheLimit(TwoTurns):
+    def at_limit(self):
+        return Turn(reward=5.0, terminated=True)
+
+
+@pytest.mark.parametrize(("played", "own"), [(1, [5.0]), (2, [6.0])])
+def test_a_game_that_pays_at_a_limit_pays_into_its_last_segment(played, own):
+    env = begun(make_env=PaysAtTheLimit, turns=2, reward=lengths)
+    lengths.calls = []
+    for _ in range(played - 1):
+        env.step("on")
+    env._open.append(("here", "on"))  # a turn that has not ended its segment
+    env._paid.append(0.0)
+    end = env.at_limit()
+    assert end.terminated
+    assert end.info[TRUE_RETURN] == env.true_return == own[0]
+    assert [env.segments[-1].true_return] == own
+    assert end.reward == float(len(env.segments[-1].text))
+
+
+def test_a_game_without_a_payment_at_a_limit_has_none_in_segments():
+    assert not hasattr(begun(make_env=TwoTurns), "at_limit")

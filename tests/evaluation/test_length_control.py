@@ -73,3 +73,17 @@ def test_lengths_that_do_not_overlap_tell_nothing_and_the_reason_is_said():
     assert equal.longer == 0.5
     with pytest.raises(ValueError, match="nothing was compared"):
         length_controlled_win_rate([], [], [])
+
+
+@pytest.mark.parametrize("n", [10, 20])
+def test_one_side_that_always_wins_is_no_certainty(n):
+    found = length_controlled_win_rate([1.0] * n, [10, 12] * (n // 2), [12, 10] * (n // 2))
+    assert found.rate > 0.9
+    assert found.high > 0.99
+    assert found.low < (0.75 if n == 10 else 0.9)  # Wilson says 0.72 and 0.84
+
+
+def test_too_few_pairs_are_named_as_such():
+    found = length_controlled_win_rate([1.0] * 6, [10, 12] * 3, [12, 10] * 3)
+    assert found.rate is None
+    assert found.reason.startswith("there are 6 pairs, too few")
