@@ -33,7 +33,8 @@ def examine_run(args: DoctorArguments) -> list[Finding]:
 
 def in_words(run: RunRecord, findings: list[Finding]) -> str:
     """Return a diagnosis as lines for a terminal."""
-    head = f"{run.iteration} iterations, {len(SYMPTOMS)} symptoms looked for, {len(findings)} found"
+    iterations = "1 iteration" if run.iteration == 1 else f"{run.iteration} iterations"
+    head = f"{iterations}, {len(SYMPTOMS)} symptoms looked for, {len(findings)} found"
     lines = [head]
     for finding in findings:
         lines += [

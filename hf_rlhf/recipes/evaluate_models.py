@@ -20,7 +20,7 @@ from hf_rlhf.recipes.evaluate_arguments import EvaluateArguments
 from hf_rlhf.records import read_settings
 from hf_rlhf.rollout.sampling import Sampling
 
-POLICY_NAME, START_NAME = "policy", "start"
+POLICY_NAME, START_NAME, BASE_NAME = "policy", "start", "base"
 
 
 class ComparedModel(NamedTuple):
@@ -62,8 +62,9 @@ def compared_models(args: EvaluateArguments) -> list[ComparedModel]:
     found = [ComparedModel(POLICY_NAME, policy)]
     for path in paths:
         is_start = start is not None and _same(path, start)
-        name = START_NAME if is_start else shown_name(public_name(path))
-        name = path if name == START_NAME and not is_start else name
+        is_base = start is None and path == base
+        name = START_NAME if is_start else BASE_NAME if is_base else shown_name(public_name(path))
+        name = path if name in (START_NAME, BASE_NAME) and not is_start and not is_base else name
         again = sum(re.sub(r" \(\d+\)$", "", each.name) == name for each in found)
         found.append(ComparedModel(f"{name} ({again + 1})" if again else name, path))
     return found

@@ -39,10 +39,11 @@ class StopSignals:
     def _take(self, number: int, frame: FrameType | None) -> None:
         name = signal.Signals(number).name
         if self.received:
-            os.write(2, f"\n{name} again: the run ends now. Its last checkpoint is whole.\n".encode())
+            os.write(2, f"\n{name} again: the run ends now. A checkpoint that it has is whole.\n".encode())
             os._exit(128 + number)
         self.received = number
         os.write(
             2,
-            f"\n{name}: the run saves a checkpoint and stops. Send it again to end the run now.\n".encode(),
+            f"\n{name}: the run stops as soon as it can save a checkpoint (PPO: at the end of the iteration). Send it again"
+            " to end the run now, and lose what was done since the last checkpoint.\n".encode(),
         )

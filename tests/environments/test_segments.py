@@ -2,6 +2,7 @@
 
 import random
 from functools import partial
+from typing import Any
 
 import pytest
 from environments.games import GuessNumber, TwoTurns
@@ -28,7 +29,7 @@ TO_THE_GOAL = ["down", "down", "right", "right", "down", "right"]
 MESSAGES = [{"role": "system", "content": "be brave"}, {"role": "user", "content": "walk"}]
 
 
-def begun(prompt="walk", make_env=LAKE, **settings):
+def begun(prompt: Any = "walk", make_env: Any = LAKE, **settings):
     env = Segmented(make_env, **settings)
     env.reset({"prompt": prompt}, random.Random(0))
     return env

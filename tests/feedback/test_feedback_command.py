@@ -112,7 +112,8 @@ def test_a_push_sends_the_rows_with_a_card_and_no_names(file, tmp_path):
         (["export", "f.db", "--eval_fraction", "1"], "eval_fraction=1.0 is invalid"),
         (["export", "f.db", "--to", "argilla", "--anonymous", "true"], "anonymous is invalid with to=argilla"),
         (["push", "f.db"], "hub_dataset_id is missing"),
-        (["frobnicate"], "the action is missing"),
+        (["reprot"], "unknown action 'reprot'. Did you mean report?"),
+        ([], "the action is missing"),
     ],
 )
 def test_what_is_wrong_is_one_message_and_exit_status_two(file, monkeypatch, capsys, flags, message):

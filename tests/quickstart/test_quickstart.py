@@ -22,7 +22,7 @@ def test_replies_before_and_after_end_with_the_turn_whatever_the_models_end_toke
     tokenizer.save_pretrained(base)
     get_peft_model(make_model(tokenizer), make_lora()).save_pretrained(tmp_path / "policy")
 
-    def candidates(engine, rows, tokenizer, sampling, seeds):
+    def candidates(engine, rows, tokenizer, sampling, seeds, chat_template_kwargs):
         ends.append(stop_token_ids(engine.model, tokenizer, sampling))
         return []
 

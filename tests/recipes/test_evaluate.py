@@ -288,8 +288,8 @@ def test_an_adapter_is_compared_to_its_base(place, made):
     adapter = save(place / "adapter", perturb(get_peft_model(base, make_lora()), only="lora"), tokenizer)
     assert evaluate(*HAPPY, policy=adapter, out=place / "out") == 0
     results = results_of(place / "out")
-    assert list(results["models"]) == ["policy", "start"]
-    assert results["kl"]["start"]["per_completion"]["mean"] != 0.0
+    assert list(results["models"]) == ["policy", "base"]
+    assert results["kl"]["base"]["per_completion"]["mean"] != 0.0
 
 
 def test_a_model_with_another_template_is_compared_without_a_kl(place):
@@ -331,7 +331,7 @@ def test_vllm_samples_adapters_and_their_base(place, made):
     finally:
         server.stop()
     assert evaluate(*HAPPY, "--max_prompts", "6", policy=adapter, out=place / "here") == 0
-    for name in ("policy", "start"):
+    for name in ("policy", "base"):
         assert completions_of(place / "vllm", name) == completions_of(place / "here", name)
     assert not list((place / "vllm" / "vllm").glob("policy-*")), "the adapters are removed"
 
@@ -341,8 +341,8 @@ def test_perplexity_of_a_text(place):
     text.write_text("the cat sat on the mat . a dog ran . " * 3, encoding="utf-8")
     assert evaluate("--perplexity_text", str(text), out=place / "out") == 0
     found = results_of(place / "out")["perplexity"]
-    assert found["policy"]["tokens"] == found["start"]["tokens"] == 32
-    assert found["policy"]["perplexity"] != found["start"]["perplexity"]
+    assert found["policy"]["tokens"] == found["base"]["tokens"] == 32
+    assert found["policy"]["perplexity"] != found["base"]["perplexity"]
 
 
 # The page

@@ -59,7 +59,7 @@ def run_with(kind, folder, update, act, status):
 def test_a_signal_saves_stops_and_the_run_goes_on_to_the_same_bits(tmp_path, kind, number):
     update = 3
     text = run_with(kind, tmp_path / "run", update, lambda: signal.raise_signal(number), 128 + number)
-    assert f"{number.name}: the run saves a checkpoint" in text
+    assert f"{number.name}: the run stops as soon as it can save a checkpoint" in text
     stopped_at = 4  # PPO's next end of an iteration, and the update after the one whose ranks had agreed
     assert f"checkpoint-{stopped_at}. --resume auto" in text
     assert max(int(path.name[11:]) for path in (tmp_path / "run").glob("checkpoint-*")) == stopped_at
