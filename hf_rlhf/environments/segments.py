@@ -58,8 +58,8 @@ class Segmented:
     """An episode of another environment in segments. What that environment pays is hidden from the training.
 
     Its sum is `true_return` in `info`, which is logged. With a `reward`, each segment is paid what the reward gives it,
-    on the turn that it ends with. The turns behind the last cut of an episode that a limit ends are paid nothing, unless
-    the game has `at_limit`, which ends the last segment.
+    on the turn that it ends with. The turns behind the last cut of an episode that a limit ends are paid nothing,
+    unless the game has `at_limit`, which ends the last segment.
 
     Args:
         make_env: of the game. It has no tools.

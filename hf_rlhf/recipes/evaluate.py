@@ -104,8 +104,8 @@ def _require_own_folder(folder: Path, models: Sequence[ComparedModel]) -> None:
     ]
     if same or (folder / METRICS_FILE).exists() or any(folder.glob("*.safetensors")):
         raise InputError(
-            f"output_dir={str(folder)!r} is invalid: it holds a model or a run, whose files would be overwritten. Choose"
-            " another folder."
+            f"output_dir={str(folder)!r} is invalid: it holds a model or a run, whose files would be overwritten."
+            " Choose another folder."
         )
 
 

@@ -160,8 +160,8 @@ def opinions_by_people(
 ) -> list[Opinions]:
     """Put the pairs into feedback.db, and return the preferences that its answers have by now.
 
-    Equal completions are a tie, about which people are not asked; they count once all others are answered. The share of several annotators counts as won above
-    one half. `details` has their agreement over the whole store.
+    Equal completions are a tie, about which people are not asked; they count once all others are answered. The
+    share of several annotators counts as won above one half. `details` has their agreement over the whole store.
     """
     found, left = [], 0
     with FeedbackStore(folder / STORE_FILE) as store:

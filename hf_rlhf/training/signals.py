@@ -44,6 +44,6 @@ class StopSignals:
         self.received = number
         os.write(
             2,
-            f"\n{name}: the run stops as soon as it can save a checkpoint (PPO: at the end of the iteration). Send it again"
-            " to end the run now, and lose what was done since the last checkpoint.\n".encode(),
+            f"\n{name}: the run stops as soon as it can save a checkpoint (PPO: at the end of the iteration). Send it"
+            " again to end the run now, and lose what was done since the last checkpoint.\n".encode(),
         )

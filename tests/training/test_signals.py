@@ -151,8 +151,8 @@ def test_a_signal_to_one_of_two_ranks_saves_the_same_update_on_both(tmp_path):
     codes, outputs, _ = ended(ranks, tmp_path, "term")
     assert codes == [143, 143], outputs
     assert all("stopped by a signal after update 4" in output for output in outputs), outputs
-    assert "SIGTERM: the run saves" not in outputs[0]
-    assert "SIGTERM: the run saves" in outputs[1]
+    assert "SIGTERM: the run stops" not in outputs[0]
+    assert "SIGTERM: the run stops" in outputs[1]
     manifest = json.loads((tmp_path / "run" / "checkpoint-4" / "manifest.json").read_text(encoding="utf-8"))
     assert (manifest["step"], manifest["world_size"]) == (4, 2)
 
