@@ -228,3 +228,24 @@ def test_a_folder_without_a_run_is_refused(tmp_path):
         examine_run(DoctorArguments(str(tmp_path)))
     with pytest.raises(InputError, match="run_dir is missing"):
         examine_run(DoctorArguments())
+
+
+def test_the_probe_of_padding_stays_within_the_positions_of_the_model(tmp_path):
+    found, _ = run(
+        tmp_path / "run",
+        model=lambda tokenizer: make_model(tokenizer, max_position_embeddings=20),
+        max_prompt_length=12,
+        max_completion_length=8,
+        data=make_prompts(32).map(lambda row: {"prompt": [{"role": "user", "content": "the cat sat on the mat"}]}),
+        iterations=1,
+    )
+    assert "padding" not in found
+
+
+def test_files_that_no_run_writes_are_refused(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"iteration": 1, "reward": 1.0}\n')
+    for name, content in (("config.yaml", "a: ["), ("config.yaml", "text"), ("samples.jsonl", "no json\n")):
+        (tmp_path / name).write_text(content)
+        with pytest.raises(InputError, match="is not what a run writes"):
+            examine_run(DoctorArguments(str(tmp_path)))
+        (tmp_path / name).unlink()
