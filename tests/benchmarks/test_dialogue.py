@@ -11,8 +11,14 @@ from tiny import make_model, make_prompts, make_tokenizer, make_trainer
 from hf_rlhf.environments import Dialogue
 from hf_rlhf.ops import gae
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-from dialogue import CutAtTurns, paid_at_the_end
+
+@pytest.fixture
+def dialogue(monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
+    import dialogue
+
+    yield dialogue
+    sys.modules.pop("dialogue")
 
 
 def says_happy(messages, row):
@@ -20,15 +26,16 @@ def says_happy(messages, row):
     return None if len(replies) < 2 else float("happy" in replies[0].split())
 
 
-def test_the_reward_is_that_of_the_first_reply_and_comes_behind_the_second():
+def test_the_reward_is_that_of_the_first_reply_and_comes_behind_the_second(dialogue):
     first = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "Yes! Sure!!"}]
-    assert paid_at_the_end(first, {}) is None
+    assert dialogue.paid_at_the_end(first, {}) is None
     assert (
-        paid_at_the_end([*first, {"role": "user", "content": "!"}, {"role": "assistant", "content": "no"}], {}) == 1.0
+        dialogue.paid_at_the_end([*first, {"role": "user", "content": "!"}, {"role": "assistant", "content": "no"}], {})
+        == 1.0
     )
 
 
-def trainer_of(folder, cut, **settings):
+def trainer_of(folder, cut=None, **settings):
     tokenizer = make_tokenizer()
     made = make_trainer(
         folder,
@@ -47,13 +54,15 @@ def trainer_of(folder, cut, **settings):
         }
         | settings,
     )
-    if cut:
-        made.__class__ = CutAtTurns
+    if cut is not None:
+        made.__class__ = cut
     return made
 
 
-def test_the_advantages_of_the_ablation_are_those_of_replies_by_themselves(tmp_path):
-    trainer = trainer_of(tmp_path, True, reward=lambda prompts, completions, **columns: [0.0] * len(completions))
+def test_the_advantages_of_the_ablation_are_those_of_replies_by_themselves(dialogue, tmp_path):
+    trainer = trainer_of(
+        tmp_path, dialogue.CutAtTurns, reward=lambda prompts, completions, **columns: [0.0] * len(completions)
+    )
     experience = trainer.make_experience(0)
     advantages, returns = trainer.advantages(experience)
     row = int(experience.mask.sum(dim=1).argmax())
@@ -70,9 +79,9 @@ def test_the_advantages_of_the_ablation_are_those_of_replies_by_themselves(tmp_p
 
 
 @pytest.mark.parametrize("cut", [False, True])
-def test_only_a_value_that_travels_teaches_the_first_reply(tmp_path, cut):
+def test_only_a_value_that_travels_teaches_the_first_reply(dialogue, tmp_path, cut):
     trainer = trainer_of(
-        tmp_path, cut, reward=lambda prompts, completions, **columns: [0.0] * len(completions),
+        tmp_path, dialogue.CutAtTurns if cut else None, reward=lambda prompts, completions, **columns: [0.0] * len(completions),
         per_device_train_batch_size=16, max_steps=64, learning_rate=1e-2, lr_scheduler_type="constant",
     )  # fmt: skip
     trainer.train()

@@ -341,8 +341,8 @@ def test_perplexity_of_a_text(place):
     text.write_text("the cat sat on the mat . a dog ran . " * 3, encoding="utf-8")
     assert evaluate("--perplexity_text", str(text), out=place / "out") == 0
     found = results_of(place / "out")["perplexity"]
-    assert found["policy"]["tokens"] == found["base"]["tokens"] == 32
-    assert found["policy"]["perplexity"] != found["base"]["perplexity"]
+    assert found["policy"]["tokens"] == found["start"]["tokens"] == 32
+    assert found["policy"]["perplexity"] != found["start"]["perplexity"]
 
 
 # The page
