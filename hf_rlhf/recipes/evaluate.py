@@ -160,8 +160,8 @@ def _notes(work: Work, results: Mapping[str, Any], notes: Sequence[str]) -> list
     used = [args.reward_model_path, *(args.reward_funcs or ())]
     said = [
         "Every model got the same prompts and, where it samples by transformers, the same random numbers. A tie counts"
-        " half. The intervals of win rates are Wilson's, and those at equal length the wider of a bootstrap over prompts"
-        " and a normal approximation, all of 95%. They do not cover the choice of the prompts or of the judge.",
+        " half. The intervals of win rates are Wilson's, and those at equal length the wider of a bootstrap over"
+        " prompts and a normal approximation, all of 95%. They do not cover the choice of the prompts or of the judge.",
         "At equal length: a logistic regression of the preference on the length difference in characters, at 0 (after"
         " Dubois et al. 2024, arXiv:2404.04475, without its term for the difficulty of an instruction).",
         *notes,
