@@ -1,12 +1,13 @@
 """The errors that users meet."""
 
+import difflib
 import json
 import linecache
 import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from types import FrameType
@@ -22,6 +23,12 @@ class InputError(ValueError):
     The command line prints the message alone and exits with status 2. It is a `ValueError`, so library users can
     catch it as one.
     """
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return a sentence with the closest name of `known`, for an error; nothing where none is close."""
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f"Did you mean {close[0]!r}? " if close else ""
 
 
 class PushError(RuntimeError):

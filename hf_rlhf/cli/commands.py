@@ -4,13 +4,12 @@ Exit status: 0 done, 1 a run that failed (NaN losses, a full disk), 2 wrong inpu
 the Hub, 130 or 143 stopped by SIGINT or SIGTERM.
 """
 
-import difflib
 import io
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 from hf_rlhf.credentials import printable_lines
-from hf_rlhf.errors import InputError, PushError, RunFailed, RunStopped
+from hf_rlhf.errors import InputError, PushError, RunFailed, RunStopped, did_you_mean
 
 
 def sft(argv: Sequence[str]) -> None:
@@ -158,8 +157,8 @@ def feedback(argv: Sequence[str]) -> None:
         print(f"usage: hf-rlhf feedback <{' | '.join(of.ACTIONS)}> [STORE] and the flags of that action")
         return
     if action not in of.ACTIONS:
-        what = f"unknown action {action!r}.{_did_you_mean(action, of.ACTIONS)}" if action else "the action is missing."
-        raise InputError(f"{what} Name it, as in `hf-rlhf feedback {' | '.join(of.ACTIONS)}`, then give its flags")
+        what = f"unknown action {action!r}. {did_you_mean(action, of.ACTIONS)}" if action else "the action is missing. "
+        raise InputError(f"{what}Name it, as in `hf-rlhf feedback {' | '.join(of.ACTIONS)}`, then give its flags")
     if flags and not flags[0].startswith("-"):
         flags = ["--store", *flags]
     run, kind = {
@@ -231,8 +230,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     try:
         if argv[0] not in COMMANDS:
-            meant = _did_you_mean(argv[0], COMMANDS)
-            raise InputError(f"unknown command {argv[0]!r}.{meant} The commands are {', '.join(COMMANDS)}")
+            meant = did_you_mean(argv[0], COMMANDS)
+            raise InputError(f"unknown command {argv[0]!r}. {meant}The commands are {', '.join(COMMANDS)}")
         if "-h" not in argv and "--help" not in argv:
             from hf_rlhf.progress import quiet_libraries
 
@@ -256,11 +255,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("interrupted", file=sys.stderr)
         return 130
     return 0
-
-
-def _did_you_mean(name: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1)
-    return f" Did you mean {close[0]}?" if close else ""
 
 
 def _complain(what: str, error: Exception) -> None:

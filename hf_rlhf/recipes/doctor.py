@@ -1,10 +1,9 @@
 """The doctor from the command line: what is wrong with the PPO run in a folder, and what to change."""
 
-import difflib
 from dataclasses import dataclass
 from pathlib import Path
 
-from hf_rlhf.errors import InputError
+from hf_rlhf.errors import InputError, did_you_mean
 from hf_rlhf.evaluation.doctor.diagnosis import FINDINGS, SYMPTOMS, diagnose
 from hf_rlhf.evaluation.doctor.record import Finding, RunRecord
 from hf_rlhf.progress import say
@@ -53,8 +52,8 @@ def require_findings(script: PPOArguments) -> None:
     """Raise `InputError` where `doctor_stop` names what the doctor does not find."""
     for name in script.doctor_stop or ():
         if name not in FINDINGS:
-            close = difflib.get_close_matches(name, FINDINGS, n=1)
-            meant = f" Did you mean {close[0]}?" if close else ""
-            raise InputError(f"doctor_stop={name} is invalid: it must be of {', '.join(FINDINGS)}.{meant}")
+            raise InputError(
+                f"doctor_stop={name} is invalid. {did_you_mean(name, FINDINGS)}It must be of {', '.join(FINDINGS)}."
+            )
     if script.doctor_stop and not script.doctor:
         raise InputError("doctor_stop is invalid with doctor=False. Omit one of them.")

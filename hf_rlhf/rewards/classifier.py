@@ -7,10 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_rlhf.errors import InputError
+from hf_rlhf.errors import InputError, did_you_mean
 from hf_rlhf.models.fingerprints import identity, model_fingerprint
 from hf_rlhf.rewards.encoders import Encoder
-from hf_rlhf.rewards.functions import did_you_mean
 from hf_rlhf.rewards.texts import completion_text
 
 

@@ -26,11 +26,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from hf_rlhf.errors import InputError
+from hf_rlhf.errors import InputError, did_you_mean
 from hf_rlhf.rewards.cache import RewardCache
 from hf_rlhf.rewards.cached_calls import PendingCall, known_identities
 from hf_rlhf.rewards.calls import call_all, required_arguments
-from hf_rlhf.rewards.functions import did_you_mean
 from hf_rlhf.rewards.parts import part_shapings
 from hf_rlhf.rewards.values import Value, finite_number
 from hf_rlhf.types import Reward, Trajectory

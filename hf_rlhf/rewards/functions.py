@@ -8,12 +8,11 @@ function.
 """
 
 import builtins
-import difflib
 import importlib
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
@@ -23,7 +22,7 @@ from types import ModuleType
 from typing import Any
 from urllib.parse import quote, unquote
 
-from hf_rlhf.errors import InputError, require_path_name
+from hf_rlhf.errors import InputError, did_you_mean, require_path_name
 
 __path__: list[str] = []  # so that the import system takes this module for the parent of those that `_Finder` finds
 _folders: set[Path] = set()  # that hold reward files
@@ -249,12 +248,6 @@ def _no_module(module: str, name: str) -> InputError:
     file = f"{module}.py"
     meant = f"Did you mean {file}:{name.rpartition(':')[2]}? " if Path(file).is_file() else ""
     return _invalid(name, f"there is no module {module!r}", meant + _ADVICE)
-
-
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return a sentence with the closest name of `known`, or nothing."""
-    close = difflib.get_close_matches(name, list(known), n=1)
-    return f"Did you mean {close[0]!r}? " if close else ""
 
 
 def _own_error(name: str, error: BaseException) -> InputError:

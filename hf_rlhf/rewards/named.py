@@ -28,8 +28,8 @@ from importlib import import_module
 from types import MappingProxyType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
-from hf_rlhf.errors import InputError
-from hf_rlhf.rewards.functions import did_you_mean, is_function_name, load_function
+from hf_rlhf.errors import InputError, did_you_mean
+from hf_rlhf.rewards.functions import is_function_name, load_function
 from hf_rlhf.rewards.parts import PART_ARGUMENTS, PartShaping
 
 REWARDS: dict[str, str] = {

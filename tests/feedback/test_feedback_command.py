@@ -112,7 +112,7 @@ def test_a_push_sends_the_rows_with_a_card_and_no_names(file, tmp_path):
         (["export", "f.db", "--eval_fraction", "1"], "eval_fraction=1.0 is invalid"),
         (["export", "f.db", "--to", "argilla", "--anonymous", "true"], "anonymous is invalid with to=argilla"),
         (["push", "f.db"], "hub_dataset_id is missing"),
-        (["reprot"], "unknown action 'reprot'. Did you mean report?"),
+        (["reprot"], "unknown action 'reprot'. Did you mean 'report'?"),
         ([], "the action is missing"),
     ],
 )
