@@ -46,7 +46,7 @@ from hf_rlhf.recipes.evaluate_opinions import (
     require_judge,
     reward_completions,
 )
-from hf_rlhf.recipes.score import load_rewards, reward_sources
+from hf_rlhf.recipes.reward_flags import load_rewards, reward_sources
 from hf_rlhf.records import METRICS_FILE, read_settings, versions, write_json_lines, write_settings, write_whole
 from hf_rlhf.rewards.cache import RewardCache
 from hf_rlhf.rewards.contract import Rewards
@@ -67,7 +67,7 @@ def evaluate_policy(args: EvaluateArguments) -> RunResult:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise InputError("hf-rlhf evaluate runs in one process. Start it without a launcher.")
     folder = Path(args.output_dir)
-    sources = reward_sources(args) if args.reward_model_path or args.reward_funcs else []
+    sources = reward_sources(args)
     require_judge(args, folder)
     models = compared_models(args)
     _require_own_folder(folder, models)
@@ -157,7 +157,6 @@ def _notes(work: Work, results: Mapping[str, Any], notes: Sequence[str]) -> list
     args = work.args
     recorded = read_settings(Path(adapter_folder(str(args.policy))))
     trained = [recorded.get("reward_model_path"), *(recorded.get("reward_funcs") or ())]
-    used = [args.reward_model_path, *(args.reward_funcs or ())]
     said = [
         "Every model got the same prompts and, where it samples by transformers, the same random numbers. A tie counts"
         " half. The intervals of win rates are Wilson's, and those at equal length the wider of a bootstrap over"
@@ -166,7 +165,7 @@ def _notes(work: Work, results: Mapping[str, Any], notes: Sequence[str]) -> list
         " Dubois et al. 2024, arXiv:2404.04475, without its term for the difficulty of an instruction).",
         *notes,
     ]
-    if shared := [shown_name(each) for each in used if each and each in trained]:
+    if shared := [shown_name(each) for each in args.reward_names if each in trained]:
         said.append(
             f"PPO trained against {', '.join(shared)}: a win rate by it shows that the training worked, and not that"
             " the policy is better."

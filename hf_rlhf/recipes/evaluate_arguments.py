@@ -5,12 +5,13 @@ from dataclasses import dataclass
 from hf_rlhf.errors import InputError
 from hf_rlhf.models.precision import NATIVE
 from hf_rlhf.recipes.arguments import flag
+from hf_rlhf.recipes.reward_flags import RewardFlags
 
 PEOPLE = "people"
 
 
 @dataclass
-class EvaluateArguments:
+class EvaluateArguments(RewardFlags):
     """The models, the held-out prompts, who compares the completions, and how they are sampled."""
 
     policy: str | None = flag(None, "Trained model or adapter: folder or Hub name.")
@@ -23,13 +24,6 @@ class EvaluateArguments:
     dataset_split: str = flag("test", "Split to take prompts from; a file has train alone.")
     max_prompts: int | None = flag(None, "Use only the first prompts.")
     skip_bad_rows: int = flag(0, "Skip up to this many unusable rows; one more is an error.")
-    reward_model_path: str | None = flag(None, "Folder or Hub name of a trained reward model.")
-    reward_funcs: list[str] | None = flag(None, "Rewards: models, functions, or named rewards, as for ppo.")
-    reward_weights: list[float] | None = flag(None, "A weight for each reward; 1 each by default.")
-    reward_clips: list[float] | None = flag(None, "A largest size for each reward, before its weight; inf for none.")
-    ensemble_reward: str | None = flag(None, "Reward of an ensemble, as for ppo: mean, min or mean_minus_std.")
-    ensemble_std_coef: float | None = flag(None, "Lambda of mean_minus_std, instead of the ensemble's own.")
-    reward_cache: str | None = flag(None, "Folder of a cache of rewards, as for ppo.")
     judge_model: str | None = flag(
         None, "Model that compares in both orders: folder, adapter, Hub name, or a server's name."
     )
@@ -67,7 +61,6 @@ class EvaluateArguments:
     batch_size: int = flag(64, "Completions sampled, and written, together.")
     dtype: str = flag(NATIVE, "Dtype of the models; native is what the device multiplies in hardware.")
     seed: int = flag(0, "Seed of the completions; a prompt has the same random numbers for every model.")
-    use_cpu: bool = flag(False, "Leave an accelerator unused.")
 
     def __post_init__(self):
         for name in ("policy", "dataset_name"):

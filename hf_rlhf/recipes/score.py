@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-
 from hf_rlhf.data.files import read_rows
 from hf_rlhf.data.rows import LoadedRows
 from hf_rlhf.data.scored_texts import COMPLETIONS, ScoredText, find_texts
@@ -18,13 +16,11 @@ from hf_rlhf.errors import InputError
 from hf_rlhf.ppo.scores import ScoreShaper, ScoreShaping
 from hf_rlhf.progress import progress_of, say
 from hf_rlhf.recipes.arguments import flag
-from hf_rlhf.recipes.evaluate_arguments import EvaluateArguments
+from hf_rlhf.recipes.reward_flags import RewardFlags, load_rewards, reward_sources
 from hf_rlhf.records import write_json_lines
 from hf_rlhf.rewards.cache import RewardCache
 from hf_rlhf.rewards.calls import required_arguments
 from hf_rlhf.rewards.contract import Rewards
-from hf_rlhf.rewards.named import loaded_rewards
-from hf_rlhf.rewards.sources import require_reachable, resolve_rewards, reward_tokenizers
 from hf_rlhf.types import Completion, Trajectory
 
 logger = logging.getLogger(__name__)
@@ -33,7 +29,7 @@ _OF_THE_CALL = ("prompts", "completions", "completion_ids", "trainer_state", "lo
 
 
 @dataclass
-class ScoreArguments:
+class ScoreArguments(RewardFlags):
     """The set, the rewards, and what becomes of both."""
 
     dataset_name: str | None = flag(None, "Hub name, folder, or .jsonl, .json, .csv, .parquet file (also .gz).")
@@ -41,18 +37,10 @@ class ScoreArguments:
     dataset_split: str = flag("train", "Split to score.")
     max_samples: int | None = flag(None, "Score only the first rows.")
     skip_bad_rows: int = flag(0, "Skip up to this many unusable rows; one more is an error.")
-    reward_model_path: str | None = flag(None, "Folder or Hub name of a trained reward model.")
-    reward_funcs: list[str] | None = flag(None, "Rewards: models, functions, or named rewards, as for ppo.")
-    reward_weights: list[float] | None = flag(None, "A weight for each reward; 1 each by default.")
-    reward_clips: list[float] | None = flag(None, "A largest size for each reward, before its weight; inf for none.")
-    ensemble_reward: str | None = flag(None, "Reward of an ensemble, as for ppo: mean, min or mean_minus_std.")
-    ensemble_std_coef: float | None = flag(None, "Lambda of mean_minus_std, instead of the ensemble's own.")
-    reward_cache: str | None = flag(None, "Folder of the cache of rewards that is filled, as for ppo.")
     output: str | None = flag(None, "File (.jsonl) for the rows with their scores.")
     min_score: float | None = flag(None, "Write only rows whose completions all have at least this score.")
     max_score: float | None = flag(None, "Write only rows whose completions all have at most this score.")
     batch_size: int = flag(64, "Completions scored, and kept in the cache, at a time.")
-    use_cpu: bool = flag(False, "Leave an accelerator unused.")
 
     def __post_init__(self):
         if not self.dataset_name:
@@ -83,10 +71,9 @@ def score_dataset(arguments: ScoreArguments) -> dict[str, float]:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise InputError("hf-rlhf score runs in one process. Start it without a launcher")
     output = _free_output(arguments.output)
-    names = [name for name in (arguments.reward_model_path, *(arguments.reward_funcs or ())) if name]
-    if not names:
+    if not arguments.reward_names:
         raise InputError("no reward: give reward_model_path, or reward_funcs")
-    reward_tokenizers(names)  # refuses what is wrong before the rows are read
+    sources = reward_sources(arguments)  # before the rows are read
     cache = None if arguments.reward_cache is None else RewardCache(arguments.reward_cache)
     rows = read_rows(
         str(arguments.dataset_name),
@@ -98,7 +85,7 @@ def score_dataset(arguments: ScoreArguments) -> dict[str, float]:
         rows = rows.select(range(min(arguments.max_samples, len(rows.dataset))))
     rows, texts = find_texts(rows)
     _require_free_columns(rows, texts)
-    rewards = load_rewards(arguments, reward_sources(arguments))
+    rewards = load_rewards(arguments, sources)
     _require_scorable(rewards, rows)
     if cache is not None:
         rewards.use_cache(cache)
@@ -127,38 +114,6 @@ def score_texts(
                 held.setdefault(name, []).extend(hits)
             advance(len(batch))
     return scored, held
-
-
-def reward_sources(arguments: "ScoreArguments | EvaluateArguments") -> list[Any]:
-    """Return the rewards that the flags name: functions and named rewards as functions, models by their names.
-
-    Raises `InputError` for wrong ones, and where a server that is asked does not answer.
-    """
-    reward_tokenizers([name for name in (arguments.reward_model_path, *(arguments.reward_funcs or ())) if name])
-    sources = loaded_rewards(arguments.reward_model_path, arguments.reward_funcs)
-    if arguments.reward_cache is None:  # which may hold all that a server would be asked
-        require_reachable(sources)
-    return sources
-
-
-def load_rewards(arguments: "ScoreArguments | EvaluateArguments", sources: list[Any]) -> Rewards:
-    """Load the models among `reward_sources`, and combine all by the flags."""
-    device = None if arguments.use_cpu else torch.accelerator.current_accelerator()
-    rewards = resolve_rewards(
-        sources,
-        None,
-        policy=None,
-        device=device or torch.device("cpu"),
-        weights=arguments.reward_weights,
-        clips=arguments.reward_clips,
-        ensemble_reward=arguments.ensemble_reward,
-        ensemble_std_coef=arguments.ensemble_std_coef,
-    )
-    if normalized := [name for name, shaping in rewards.shapings.items() if shaping.normalize]:
-        raise InputError(
-            f"normalize=true of {', '.join(normalized)} is for runs: here a score would depend on other rows. Omit it"
-        )
-    return rewards
 
 
 def _require_scorable(rewards: Rewards, rows: LoadedRows) -> None:
