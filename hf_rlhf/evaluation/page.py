@@ -20,7 +20,8 @@ def render_page(
     All values are escaped; none is read as HTML or as a template. The browser runs no other script than `script`.
 
     Args:
-        body: jinja template of what the page shows.
+        body: jinja template of what the page shows. It has the macros `table_of` (settings), `list_of` (notes) and
+            `reply` (who wrote a text, the text, and a mark of it).
         title: of the window; `body` may use it.
         style: CSS besides `PAGE_STYLE`.
         script: JavaScript that runs when the page is there.
@@ -34,8 +35,30 @@ def render_page(
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     allowed = f"; script-src 'sha256-{digest}'" if script else ""
     shown = {"title": title, "style": PAGE_STYLE + style, "script": script, "allowed": allowed}
-    return environment.from_string(_FRAME.replace("BODY", body)).render(**shown, **values)
+    return environment.from_string(_PARTS.lstrip() + _FRAME.replace("BODY", body)).render(**shown, **values)
 
+
+_PARTS = """
+{% macro table_of(settings) %}
+<div class="card"><table class="settings"><tbody>
+{% for name, value in settings.items() %}
+<tr><th scope="row">{{ name }}</th><td>{{ value }}</td></tr>
+{% endfor %}
+</tbody></table></div>
+{% endmacro %}
+{% macro list_of(notes) %}
+<ul class="notes">
+{% for note in notes %}
+<li>{{ note }}</li>
+{% endfor %}
+</ul>
+{% endmacro %}
+{% macro reply(name, text, mark) %}
+<div class="reply"><header><span>{{ name }}</span>{% if mark %}<span>{{ mark }}</span>{% endif %}</header>
+{% if text.strip() %}<p>{{ text }}</p>{% else %}<p class="empty">(empty reply)</p>{% endif %}
+</div>
+{% endmacro %}
+"""
 
 _FRAME = """<!doctype html>
 <html lang="en">

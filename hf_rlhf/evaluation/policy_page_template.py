@@ -82,11 +82,7 @@ TEMPLATE = """\
 
 <section>
 <h2>Read with care</h2>
-<ul class="notes">
-{% for note in results.notes %}
-<li>{{ note }}</li>
-{% endfor %}
-</ul>
+{{ list_of(results.notes) }}
 </section>
 
 <section>
@@ -97,9 +93,7 @@ TEMPLATE = """\
 <p class="prompt">{{ sample.prompt }}</p>
 <div class="replies all">
 {% for name, text, rewards in sample.completions %}
-<div class="reply"><header><span>{{ name }}</span>{% if rewards %}<span>{{ rewards }}</span>{% endif %}</header>
-{% if text.strip() %}<p>{{ text }}</p>{% else %}<p class="empty">(empty)</p>{% endif %}
-</div>
+{{ reply(name, text, rewards) }}
 {% endfor %}
 </div>
 {% if sample.verdicts %}<p class="verdicts">Preferred: {{ sample.verdicts | join(" \N{MIDDLE DOT} ") }}</p>{% endif %}
@@ -109,9 +103,5 @@ TEMPLATE = """\
 
 <section>
 <h2>Settings</h2>
-<div class="card"><table class="settings"><tbody>
-{% for name, value in settings.items() %}
-<tr><th scope="row">{{ name }}</th><td>{{ value }}</td></tr>
-{% endfor %}
-</tbody></table></div>
+{{ table_of(settings) }}
 </section>"""

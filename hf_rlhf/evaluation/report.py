@@ -106,9 +106,7 @@ _PAGE = """\
 <p class="prompt">{{ sample.prompt }}</p>
 <div class="replies">
 {% for name, text, rating in (("Before", sample.before, sample.rating_before), ("After", sample.after, sample.rating_after)) %}
-<div class="reply"><header><span>{{ name }}</span>{% if rating is not none %}<span>rating {{ "%.2f" | format(rating) }}</span>{% endif %}</header>
-{% if text.strip() %}<p>{{ text }}</p>{% else %}<p class="empty">(empty reply)</p>{% endif %}
-</div>
+{{ reply(name, text, "" if rating is none else "rating %.2f" | format(rating)) }}
 {% endfor %}
 </div>
 </article>
@@ -126,21 +124,13 @@ _PAGE = """\
 {% if settings %}
 <section>
 <h2>Settings</h2>
-<div class="card"><table class="settings"><tbody>
-{% for name, value in settings.items() %}
-<tr><th scope="row">{{ name }}</th><td>{{ value }}</td></tr>
-{% endfor %}
-</tbody></table></div>
+{{ table_of(settings) }}
 </section>
 {% endif %}
 
 {% if notes %}
 <section>
 <h2>Read with care</h2>
-<ul>
-{% for note in notes %}
-<li>{{ note }}</li>
-{% endfor %}
-</ul>
+{{ list_of(notes) }}
 </section>
 {% endif %}"""

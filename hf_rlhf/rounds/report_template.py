@@ -52,9 +52,7 @@ TEMPLATE = """\
 <p class="prompt">{{ sample.prompt }}</p>
 <div class="replies all">
 {% for name, text, rating in sample.replies %}
-<div class="reply"><header><span>{{ name }}</span>{% if rating is not none %}<span>rating {{ "%.2f" | format(rating) }}</span>{% endif %}</header>
-{% if text.strip() %}<p>{{ text }}</p>{% else %}<p class="empty">(empty reply)</p>{% endif %}
-</div>
+{{ reply(name, text, "" if rating is none else "rating %.2f" | format(rating)) }}
 {% endfor %}
 </div>
 </article>
@@ -63,18 +61,10 @@ TEMPLATE = """\
 
 <section>
 <h2>Settings</h2>
-<div class="card"><table class="settings"><tbody>
-{% for name, value in settings.items() %}
-<tr><th scope="row">{{ name }}</th><td>{{ value }}</td></tr>
-{% endfor %}
-</tbody></table></div>
+{{ table_of(settings) }}
 </section>
 
 <section>
 <h2>Read with care</h2>
-<ul>
-{% for note in notes %}
-<li>{{ note }}</li>
-{% endfor %}
-</ul>
+{{ list_of(notes) }}
 </section>"""
