@@ -6,14 +6,15 @@
     OMP_NUM_THREADS=1 python benchmarks/bandit.py --length 4            # a reward for each of four tokens
 
 A tiny random Llama is to say one of its 29 words, which pays 2; any other word pays 1. It starts at a probability of
-about 1 / 29. An iteration has 32 completions, four of each of eight prompts, and makes one update on advantages that are
-not whitened. `ppo` is PPO as people run it: GAE, whitened advantages, two epochs of two minibatches. A run ends when the
-policy says the word with a probability of 95 %, which is computed exactly over all prompts, and not estimated.
+about 1 / 29. An iteration has 32 completions, four of each of eight prompts, and makes one update on advantages that
+are not whitened. `ppo` is PPO as people run it: GAE, whitened advantages, two epochs of two minibatches. A run ends
+when the policy says the word with a probability of 95 %, which is computed exactly over all prompts, and not
+estimated.
 
-Every iteration also measures the variance of the policy gradient under all estimators on the same completions. Where a
-completion is one token, the script computes beside it what that measurement gives on average, by enumeration of all
-tokens, and the noise: that variance by the squared norm of the mean gradient. Gradients of different scale, such as those
-of `group` and `leave_one_out`, or of different mean, as that of `dae`, compare by their noise alone.
+Every iteration also measures the variance of the policy gradient under all estimators on the same completions. Where
+a completion is one token, the script computes beside it what that measurement gives on average, by enumeration of all
+tokens, and the noise: that variance by the squared norm of the mean gradient. Gradients of different scale, such as
+those of `group` and `leave_one_out`, or of different mean, as that of `dae`, compare by their noise alone.
 """
 
 import argparse
@@ -177,7 +178,8 @@ def trainer_of(estimator: str, seed: int, folder: str, *, length: int = 1, any_t
     plain = {"num_ppo_epochs": 1, "num_mini_batches": 1, "per_device_train_batch_size": 32, "whiten_advantages": False}
     tokenizer = make_tokenizer()
     settings = {
-        "advantage_estimator": "gae" if estimator == PPO else estimator, "num_generations": 4, "seed": seed, "kl_coef": 0.0,
+        "advantage_estimator": "gae" if estimator == PPO else estimator, "num_generations": 4, "seed": seed,
+        "kl_coef": 0.0,
         "vf_coef": 1.0, "max_completion_length": length, "learning_rate": RATE, "lr_scheduler_type": "constant",
         "max_steps": LONGEST, "num_logged_samples": 0,
     }  # fmt: skip

@@ -123,7 +123,8 @@ def cross(seed: int, minutes: float, folder: str, **flags: Any) -> dict[str, Any
     trainer.train()
     seconds, cpu_seconds = time.perf_counter() - trainer.begun, time.process_time() - trainer.cpu_begun
     return {
-        "seed": seed, "seconds": seconds, "cpu_seconds": cpu_seconds, "iterations": len(trainer.curve), "success": measured(trainer, 200, 1.0),
+        "seed": seed, "seconds": seconds, "cpu_seconds": cpu_seconds,
+        "iterations": len(trainer.curve), "success": measured(trainer, 200, 1.0),
         "greedy": measured(trainer, 1, 0.0), "curve": trainer.curve,
     }  # fmt: skip
 
@@ -151,7 +152,8 @@ def main() -> None:
             runs.append(cross(seed, options.minutes, folder))
         run = runs[-1]
         print(
-            f"seed {seed}: {run['success']:.1%} of 200 episodes, greedy {run['greedy']:.0%}, after {run['seconds']:.0f} s"
+            f"seed {seed}: {run['success']:.1%} of 200 episodes, greedy {run['greedy']:.0%}, after"
+            f" {run['seconds']:.0f} s"
             f" ({run['cpu_seconds']:.0f} of the processor) and {run['iterations']} iterations",
             flush=True,
         )

@@ -4,9 +4,10 @@
     python benchmarks/segments.py --seeds 0 1 2 --output benchmarks/segments.json
 
 The game is FrozenLake 4x4 in words, as in frozen_lake.py. Its true reward is known to the annotator alone: fields
-gained on the way to the last one, 1 for that, -4 for a hole; a word that is no direction is a random step. A policy with
-random weights plays; 500 pairs of segments of 4 turns become questions of a store; a simulated annotator answers, partly at
-random; the export of the store trains a sequence classifier; PPO is paid by it at the end of each segment.
+gained on the way to the last one, 1 for that, -4 for a hole; a word that is no direction is a random step. A policy
+with random weights plays; 500 pairs of segments of 4 turns become questions of a store; a simulated annotator
+answers, partly at random; the export of the store trains a sequence classifier; PPO is paid by it at the end of each
+segment.
 
 Held out are the segments of other episodes of the same policy. `random answers` is all of this with an annotator who
 does not look.
@@ -97,7 +98,8 @@ def judge(reward: LearnedReward, folder: Path, seed: int) -> dict[str, float]:
     seeds = [row_seed("held out", seed, number) for number in range(HELD_OUT_EPISODES)]
     engine = start_engine(folder)
     segments = play_segments(engine, rows, TOKENIZER, Sampling(1), seeds, GAME, LIMITS, turns=TURNS)
-    rewards = dict(zip([s.text for s in segments], reward([PROMPT] * len(segments), [s.text for s in segments]), strict=True))  # fmt: skip
+    texts = [segment.text for segment in segments]
+    rewards = dict(zip(texts, reward([PROMPT] * len(texts), texts), strict=True))
     asked = [row for row in comparisons(segments, 2000, seed=seed) if row["ratings"][0] != row["ratings"][1]]
     unseen = [row for row in asked if not known & set(row["completions"])]
     return {
@@ -173,7 +175,7 @@ def _texts(line: str) -> list[str]:
 
 
 def _accuracy(rows: Sequence[dict[str, Any]], rewards: dict[str, float]) -> float:
-    """Return the share of pairs in which the higher true return has the higher reward; half of one for equal rewards."""
+    """Return the share of pairs in which the higher true return has the higher reward; equal rewards count half."""
     right = 0.0
     for row in rows:
         first, second = (rewards[text] for text in row["completions"])
@@ -207,7 +209,8 @@ def in_words(result: dict[str, Any]) -> str:
         f"seed {result['seed']}: the annotator prefers the higher true return in {result['annotator_accuracy']:.1%},"
         f" {result['ties']} ties\n  held-out pairs {result['pair_accuracy']:.1%} of {result['pairs']}, of unseen texts"
         f" {result['unseen_pair_accuracy']:.1%} of {result['unseen_pairs']}; Spearman {result['spearman']:.3f} over"
-        f" {result['held_out_segments']} segments\n  true return {before['return']:.2f} -> {after['return']:.2f}, success"
+        f" {result['held_out_segments']} segments\n  true return {before['return']:.2f} -> {after['return']:.2f},"
+        " success"
         f" {before['success']:.1%} -> {after['success']:.1%} of {MEASURED_EPISODES} episodes, greedy"
         f" {after['greedy_success']:.0%}; {result['cpu_seconds']:.0f} s of the processor"
     )

@@ -5,10 +5,10 @@
     OMP_NUM_THREADS=1 python benchmarks/several_completions.py --dtype float64 --rounds 1   # all are equal
     OMP_NUM_THREADS=1 python benchmarks/several_completions.py --temperature 0              # greedy
 
-Both ways take turns, and the median of the rounds counts. They give the same completions but for rounding: matrices of
-another shape are summed in another order, so the cumulative probabilities of a token differ in the last digits, and a draw
-that falls between the two takes the next token of the vocabulary. For completions that part, the script prints how near
-the draw was to the edge between two tokens, and how far the two ways lay apart there.
+Both ways take turns, and the median of the rounds counts. They give the same completions but for rounding: matrices
+of another shape are summed in another order, so the cumulative probabilities of a token differ in the last digits,
+and a draw that falls between the two takes the next token of the vocabulary. For completions that part, the script
+prints how near the draw was to the edge between two tokens, and how far the two ways lay apart there.
 
 The prompts are random tokens, or with `--texts` sentences; behind random tokens a model is unsure, so edges are dense.
 """

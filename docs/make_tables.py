@@ -32,7 +32,8 @@ def metrics_page() -> str:
         "- A number that could not be computed is `null`, never 0.\n"
         "- Numbers of an evaluation have the prefix `eval_`.\n"
         "- Rows of `samples.jsonl` have the same `iteration`.\n"
-        "- Trainer adds `step` (optimizer updates), `epoch` and `learning_rate`. The last row has the times of the whole run.\n"
+        "- Trainer adds `step` (optimizer updates), `epoch` and `learning_rate`. The last row has the times of the"
+        " whole run.\n"
         "- Reward functions add their own numbers by `log_metric`, under the names that they give.\n\n"
         f"| key | meaning |\n|---|---|\n{rows}\n\n"
         "## Of a reward model\n\n"
@@ -46,10 +47,12 @@ def trajectories_page() -> str:
     rows = "\n".join(f"| `{name}` | {_cell(meaning)} |" for name, meaning in COLUMNS.items())
     return (
         "# Columns of trajectories\n\n"
-        "After this page you can read the files of `log_trajectories`: `trajectories/iteration-<n>.parquet` in the folder of a run.\n"
+        "After this page you can read the files of `log_trajectories`: `trajectories/iteration-<n>.parquet` in the"
+        " folder of a run.\n"
         "[See a run token by token](../how-to/trajectories.md) says how to write, show and push them.\n\n"
         "```bash\nhf-rlhf show runs/ppo     # the last iteration, in the terminal\n```\n\n"
-        "A row is a completion, or an episode of several turns. From `per_token_rewards` on, a column has a number in float32 for each\n"
+        "A row is a completion, or an episode of several turns. From `per_token_rewards` on, a column has a number in"
+        " float32 for each\n"
         "token behind the prompt, and null where `completion_mask` is false.\n\n"
         f"| column | meaning |\n|---|---|\n{rows}\n"
     )
@@ -73,8 +76,10 @@ def flags_page() -> str:
     )
     return (
         "# Flags of PPO\n\n"
-        "After this page you know every flag of a PPO run that is not a flag of `transformers.TrainingArguments`, or that has\n"
-        "another default there. Each is an option of the command line, a key of a YAML file, and an argument of `PPOConfig`:\n\n"
+        "After this page you know every flag of a PPO run that is not a flag of `transformers.TrainingArguments`, or"
+        " that has\n"
+        "another default there. Each is an option of the command line, a key of a YAML file, and an argument of"
+        " `PPOConfig`:\n\n"
         "```bash\nhf-rlhf ppo --config ppo.yaml --kl_coef 0.1\n```\n\n"
         "[The sizes of an iteration](../batch_algebra.md) explains how the sizes belong together.\n"
         + "\n".join(tables)

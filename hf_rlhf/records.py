@@ -13,6 +13,7 @@ from typing import Any
 
 from hf_rlhf.compat.names import DEPRECATED, RENAMED_METRICS
 from hf_rlhf.credentials import without_secrets
+from hf_rlhf.errors import InputError
 from hf_rlhf.models.machine import device_name
 from hf_rlhf.types import Reward, Score, Trajectory
 
@@ -123,6 +124,11 @@ def iteration_rows(folder: Path) -> list[dict[str, Any]]:
     return [{RENAMED_METRICS.get(name, name): value for name, value in row.items()} for row in rows]
 
 
+def evaluation_rows(folder: Path) -> list[dict[str, Any]]:
+    """Return the metrics of each evaluation of the PPO run in `folder`."""
+    return [row for row in read_json_lines(folder / METRICS_FILE) if "eval_reward" in row]
+
+
 def log_sizes(folder: Path) -> dict[str, int]:
     """Flush the run's logs to the disk and return the bytes of each."""
     sizes = {}
@@ -175,12 +181,21 @@ def write_settings(folder: Path, *configs: Any) -> None:
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
-    """Return the flags of config.yaml in `folder` by the names that they have now; none where there is no file."""
+    """Return the flags of config.yaml in `folder` by the names that they have now; none where there is no file.
+
+    Raises `InputError` for a file that holds no flags.
+    """
     import yaml
 
-    if not (folder / CONFIG_FILE).is_file():
+    file = folder / CONFIG_FILE
+    if not file.is_file():
         return {}
-    written = yaml.safe_load((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    try:
+        written = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"{file} cannot be read ({error}). Mend it, or move it away.") from error
+    if not isinstance(written, dict):
+        raise InputError(f"{file} is not what a run writes: it holds no flags. Mend it, or move it away.")
     named = ((DEPRECATED.get(name, name), value) for name, value in written.items())
     return {name: value for name, value in named if name is not None}
 

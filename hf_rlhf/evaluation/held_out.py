@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import NormalDist, fmean
 from typing import TYPE_CHECKING, Any
 
-from hf_rlhf.records import METRICS_FILE, read_json_lines, write_whole
+from hf_rlhf.records import evaluation_rows, write_whole
 from hf_rlhf.rollout.sampling import row_seed
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ def read_evaluations(folder: Path, name: str, rows: int) -> list[Point]:
     """Return the evaluations of the run in `folder`, each on `rows` prompts, by the held-out reward `name`."""
     held_out, spread = (f"eval_{metric}" for metric in (f"rewards/{name}/mean", f"rewards/{name}/std"))
     points = []
-    for row in read_json_lines(folder / METRICS_FILE):
+    for row in evaluation_rows(folder):
         kl, reward, score = (row.get(key) for key in ("eval_kl", "eval_reward", held_out))
         if kl is not None and reward is not None and score is not None:
             std = row.get(spread)
@@ -135,16 +135,12 @@ def best_of_n_points(trainer: "PPOTrainer", rows: Sequence[Mapping[str, Any]], n
     several = [row for row in rows[:MOST_PROMPTS] for _ in range(n)]
     seeds = [row_seed(trainer.args.seed, "frontier", number) for number in range(len(several))]
     rewards = trainer.rollout_outside(several, seeds).rewards
-    groups = [
-        [
-            (reward.total, held_out)
-            for reward in rewards[start : start + n]
-            if (held_out := reward.parts[name]) is not None
-        ]
-        for start in range(0, len(rewards), n)
-    ]
-    scored = [[(total, held_out) for total, held_out in group if total is not None] for group in groups]
-    whole = [_in_order(group) for group in scored if len(group) == n]
+    whole = []
+    for start in range(0, len(rewards), n):
+        pairs = [(reward.total, reward.parts[name]) for reward in rewards[start : start + n]]
+        scored = [(total, held_out) for total, held_out in pairs if total is not None and held_out is not None]
+        if len(scored) == n:
+            whole.append(_in_order(scored))
     sizes = [size for power in range(n.bit_length()) if (size := 2**power) <= n]
     return [_best_of(whole, size, n) for size in sizes] if whole else []
 

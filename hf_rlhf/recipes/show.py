@@ -17,7 +17,7 @@ from hf_rlhf.hub.push import push_dataset
 from hf_rlhf.models.load import public_name
 from hf_rlhf.progress import say
 from hf_rlhf.recipes.arguments import flag
-from hf_rlhf.records import CONFIG_FILE, TRAJECTORIES, VERSIONS_FILE, write_whole
+from hf_rlhf.records import TRAJECTORIES, VERSIONS_FILE, read_settings, write_whole
 from hf_rlhf.rewards.named import shown_reward
 
 _FIRST_ROWS = 4  # that a terminal shows
@@ -109,16 +109,12 @@ def _push(run: Path, name: str, args: ShowArguments) -> None:
 
 def _provenance(run: Path) -> dict[str, Any]:
     """Return what the run's own files say of its start, without paths of this machine."""
-    import yaml
-
-    settings, versions = {}, {}
+    settings, versions = read_settings(run), {}
     try:
-        if (run / CONFIG_FILE).is_file():
-            settings = yaml.safe_load((run / CONFIG_FILE).read_text(encoding="utf-8")) or {}
         if (run / VERSIONS_FILE).is_file():
             versions = json.loads((run / VERSIONS_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise InputError(f"{run} holds a {CONFIG_FILE} or {VERSIONS_FILE} that cannot be read: {error}.") from error
+    except (OSError, ValueError) as error:
+        raise InputError(f"{run / VERSIONS_FILE} cannot be read ({error}). Mend it, or move it away.") from error
     model, dataset = settings.get("model_name_or_path"), settings.get("dataset_name")
     rewards = [settings.get("reward_model_path"), *(settings.get("reward_funcs") or ())]
     return {

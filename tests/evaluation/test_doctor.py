@@ -205,6 +205,20 @@ def test_counts_and_evaluations_are_read(name, metrics):
     assert [finding.name for finding in diagnose(record(**metrics))] == [name]
 
 
+def test_evaluations_are_seen_during_a_run_and_read_after_it(tmp_path):
+    _, trainer = run(
+        tmp_path / "run",
+        iterations=2,
+        eval_strategy="steps",
+        eval_steps=4,
+        trainer_kwargs={"eval_dataset": make_prompts(8)},
+    )
+    (doctor,) = (each for each in trainer.callback_handler.callbacks if isinstance(each, Doctor))
+    seen = [row["eval_reward"] for row in doctor.evaluations]
+    assert len(seen) == 2
+    assert RunRecord.read(tmp_path / "run").numbers("eval_reward") == seen
+
+
 def test_numbers_that_are_missing_or_null_are_no_finding():
     assert diagnose(record(reward=[None] * 30)) == []
     assert diagnose(RunRecord([{"iteration": 7, "reward": 1.0}])) == []
@@ -246,6 +260,6 @@ def test_files_that_no_run_writes_are_refused(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"iteration": 1, "reward": 1.0}\n')
     for name, content in (("config.yaml", "a: ["), ("config.yaml", "text"), ("samples.jsonl", "no json\n")):
         (tmp_path / name).write_text(content)
-        with pytest.raises(InputError, match="is not what a run writes"):
+        with pytest.raises(InputError, match=r"is not what a run writes|cannot be read"):
             examine_run(DoctorArguments(str(tmp_path)))
         (tmp_path / name).unlink()

@@ -82,6 +82,20 @@ def test_a_named_reward_keeps_its_weight_beside_a_held_out_one(argv, tmp_path):
     assert row["reward"] == pytest.approx(0.5 * row["rewards/regex/mean"])
 
 
+def test_a_normalized_reward_is_paid_without_the_held_out_one(argv, tmp_path):
+    held_out = ["--held_out_reward", f"{tmp_path}/held.py:short_replies", "--reward_normalize", "true"]
+    assert main([*argv, *held_out, "--max_steps", "1"]) == 0
+    rows = [json.loads(line) for line in (tmp_path / "out" / "samples.jsonl").read_text().splitlines()]
+    scores = [row["score"] for row in rows if "score" in row]
+    assert max(scores) > 0  # around 0; with the held-out reward, which is minus the length, all are below it
+
+
+def test_the_evaluation_behind_the_training_stops_nothing(argv, tmp_path, capsys):
+    held_out = ["--held_out_reward", f"{tmp_path}/held.py:short_replies", "--held_out_patience", "1"]
+    assert main([*argv, *held_out, "--max_steps", "1"]) == 0
+    assert "stopping early" not in capsys.readouterr().out
+
+
 def test_a_held_out_reward_without_numbers_is_said(argv, tmp_path, caplog):
     assert main([*argv, "--held_out_reward", f"{tmp_path}/held.py:silent", "--max_steps", "1"]) == 0
     assert any("gave no evaluation a number" in message for message in caplog.messages)

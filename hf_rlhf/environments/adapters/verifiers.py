@@ -98,7 +98,8 @@ class _VerifiersEpisode:
         ]
         answer = AssistantMessage(content=completion, tool_calls=theirs or None)
         fields: Any = {
-            "prompt": self._prompt, "completion": [answer], "response": None, "tokens": None, "reward": None, "advantage": None,
+            "prompt": self._prompt, "completion": [answer], "response": None, "tokens": None,
+            "reward": None, "advantage": None,
             "is_truncated": False, "trajectory_id": state["trajectory_id"], "extras": {},
         }  # fmt: skip
         await self.env.add_trajectory_step(state, TrajectoryStep(**fields))

@@ -11,9 +11,9 @@ from transformers import TrainerCallback
 
 from hf_rlhf.distributed import by_first_rank
 from hf_rlhf.evaluation.doctor.diagnosis import diagnose, write_diagnosis
-from hf_rlhf.evaluation.doctor.record import Finding, RunRecord, evaluation_rows
+from hf_rlhf.evaluation.doctor.record import Finding, RunRecord
 from hf_rlhf.models.adapters import base_of
-from hf_rlhf.records import METRICS_FILE, SAMPLES_FILE, iteration_rows, read_json_lines_from
+from hf_rlhf.records import METRICS_FILE, SAMPLES_FILE, evaluation_rows, iteration_rows, read_json_lines_from
 from hf_rlhf.rollout.stops import unknown_end_of_turn
 
 if TYPE_CHECKING:

@@ -8,17 +8,12 @@ from statistics import fmean
 from typing import Any
 
 from hf_rlhf.errors import InputError
-from hf_rlhf.records import CONFIG_FILE, METRICS_FILE, SAMPLES_FILE, iteration_rows, read_json_lines
+from hf_rlhf.records import METRICS_FILE, SAMPLES_FILE, evaluation_rows, iteration_rows, read_json_lines, read_settings
 
 LEAST = 6
 """Iterations before anything is said of a trend."""
 LONGEST_WINDOW = 10
 DOCTOR_FILE = "doctor.json"
-
-
-def evaluation_rows(folder: Path) -> list[dict[str, Any]]:
-    """Return the evaluations of the run in `folder`."""
-    return [row for row in read_json_lines(folder / METRICS_FILE) if "eval_reward" in row]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,24 +59,20 @@ class RunRecord:
     @classmethod
     def read(cls, folder: Path) -> "RunRecord":
         """Read the files of a PPO run. Raises `InputError` where there is no such run."""
-        import yaml
-
         if not (folder / METRICS_FILE).is_file():
             raise InputError(f"{folder}: no {METRICS_FILE}; it is not the folder of a run. Name its output_dir.")
-        config, samples = folder / CONFIG_FILE, folder / SAMPLES_FILE
+        samples = folder / SAMPLES_FILE
         try:
             rows, evaluations = iteration_rows(folder), evaluation_rows(folder)
-            settings = (yaml.safe_load(config.read_text(encoding="utf-8")) if config.is_file() else None) or {}
             logged = read_json_lines(samples) if samples.is_file() else []
-        except (ValueError, AttributeError, TypeError, yaml.YAMLError) as error:
+            logged = [row for row in logged if row.get("split") == "train"]
+        except (ValueError, AttributeError, TypeError) as error:
             raise InputError(
                 f"{folder}: a file is not what a run writes ({error}). Name the folder of a run."
             ) from error
         if not rows:
             raise InputError(f"{folder / METRICS_FILE}: no PPO iteration is logged; the doctor reads runs of PPO alone")
-        if not isinstance(settings, dict):
-            raise InputError(f"{config} is not what a run writes: it holds no flags. Name the folder of a run.")
-        return cls(rows, settings, [row for row in logged if row.get("split") == "train"], evaluations)
+        return cls(rows, read_settings(folder), logged, evaluations)
 
     @property
     def iteration(self) -> int:
